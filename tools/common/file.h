@@ -1,0 +1,69 @@
+// Files as command-line tools use them: mapped input, output that appears whole or not at all.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace kvcast::tools {
+
+// A failure to be shown to the user as one sentence; `what()` names the file.
+class Error : public std::runtime_error {
+  public:
+    using std::runtime_error::runtime_error;
+};
+
+// Read-only mapping of a whole file. "-" reads standard input to its end into memory instead (at most
+// `stdin_limit` bytes). Move-only.
+class MappedFile {
+  public:
+    static constexpr std::size_t kStdinLimit = std::size_t{1} << 34;
+
+    explicit MappedFile(const std::string& path, std::size_t stdin_limit = kStdinLimit);
+    ~MappedFile();
+    MappedFile(MappedFile&& other) noexcept;
+    MappedFile& operator=(MappedFile&& other) noexcept;
+    MappedFile(const MappedFile&) = delete;
+    MappedFile& operator=(const MappedFile&) = delete;
+
+    std::span<const std::byte> bytes() const { return bytes_; }
+
+    // Tells the kernel that a range will not be read again, so that resident memory stays bounded on long inputs.
+    void drop(std::size_t offset, std::size_t length) const;
+
+  private:
+    std::span<const std::byte> bytes_;
+    void* mapping_ = nullptr;
+    std::vector<std::byte> owned_;
+};
+
+// Output under a temporary name beside the target, renamed by commit(). Destroyed uncommitted, it removes the
+// temporary file and leaves whatever was under the final name untouched. "-" writes to standard output: append()
+// only. Devices and pipes (/dev/null, a FIFO) are written in place. Every method throws Error (full disk, no permission).
+class OutputFile {
+  public:
+    explicit OutputFile(const std::string& path);
+    ~OutputFile();
+    OutputFile(OutputFile&& other) noexcept;
+    OutputFile& operator=(OutputFile&&) = delete;
+    OutputFile(const OutputFile&) = delete;
+    OutputFile& operator=(const OutputFile&) = delete;
+
+    void append(std::span<const std::byte> bytes);
+    void write_at(std::uint64_t offset, std::span<const std::byte> bytes);
+    // Reserves `bytes` on disk, so that a full disk is found before the work is done.
+    void reserve(std::uint64_t bytes);
+    void commit();
+    const std::string& path() const { return path_; }
+
+  private:
+    std::string path_;
+    std::string temporary_;
+    int fd_ = -1;
+    std::uint64_t appended_ = 0;
+};
+
+}  // namespace kvcast::tools
