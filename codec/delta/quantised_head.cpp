@@ -1,0 +1,207 @@
+#include "codec/delta/quantised_head.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace kvcast {
+namespace {
+
+// Means are in units of a quarter step.
+constexpr unsigned kMeanFraction = 2;
+constexpr std::int32_t kMeanLimit = 16000;
+constexpr std::int32_t kSymbolLimit = 30000;
+constexpr float kStateLimit = 32000.0f;
+constexpr unsigned kMostGuardBits = 8;
+
+unsigned least_guard_bits(const DeltaParams& delta) {
+    return delta.predictor == Predictor::kAnchor ? std::max(3u, delta.anchor_shift) : 3u;
+}
+
+// The unit mantissa * 2^exponent nearest to `unit`; false where the exponent is out of range.
+bool express_unit(double unit, kernels::Scale& scale) {
+    int exponent = 0;
+    const double fraction = std::frexp(unit, &exponent);  // [0.5, 1)
+    scale.mantissa = static_cast<std::int32_t>(std::floor(fraction * 256 + 0.5));
+    scale.exponent = exponent - 8;
+    if (scale.mantissa == 256) scale = {128, exponent - 7};
+    return scale.exponent >= kernels::kMinExponent && scale.exponent <= kernels::kMaxExponent;
+}
+
+float unit_of(const kernels::Scale& scale) { return kernels::value_of(1, scale); }
+
+// How the tokens of a body are split: anchors first, then the rest, each in order of time.
+class Anchors {
+  public:
+    Anchors(const DeltaParams& delta, std::size_t tokens)
+        : group_(delta.anchor_group), tokens_(tokens), count_((tokens + group_ - 1) / group_) {}
+
+    std::size_t count() const { return count_; }
+
+    template <typename T>
+    void split(const T* row, T* anchors_then_rest) const {
+        T* rest = anchors_then_rest + count_;
+        for (std::size_t t = 0; t < tokens_; ++t) (t % group_ == 0 ? *anchors_then_rest++ : *rest++) = row[t];
+    }
+
+    template <typename T>
+    void join(const T* anchors_then_rest, T* row) const {
+        const T* rest = anchors_then_rest + count_;
+        for (std::size_t t = 0; t < tokens_; ++t) row[t] = t % group_ == 0 ? *anchors_then_rest++ : *rest++;
+    }
+
+    // What the tokens that are no anchors are predicted from: their anchor's state.
+    void spread(const std::int16_t* anchors, std::int16_t* rest) const {
+        for (std::size_t t = 0; t < tokens_; ++t) {
+            if (t % group_ != 0) *rest++ = anchors[t / group_];
+        }
+    }
+
+  private:
+    std::size_t group_;
+    std::size_t tokens_;
+    std::size_t count_;
+};
+
+std::int16_t mean_state(std::int16_t mean, const PlaneParams& plane) {
+    return kernels::saturate16(mean * (1 << (plane.guard_bits - kMeanFraction)));
+}
+
+// The mean of a channel in quarter steps.
+std::int16_t quantised_mean(const kernels::Ops& ops, const float* row, std::size_t count, float inverse_unit,
+                            unsigned guard_bits) {
+    const kernels::Moments m = ops.moments(row, count, inverse_unit);
+    const double mean = static_cast<double>(m.sum) / static_cast<double>(count) / (1 << (guard_bits - kMeanFraction));
+    return static_cast<std::int16_t>(std::clamp<double>(std::nearbyint(mean), -kMeanLimit, kMeanLimit));
+}
+
+struct HeadWriter {
+    const kernels::Ops& ops;
+    const DeltaParams& delta;
+    const PlaneParams& plane;
+    QuantisedScratch& scratch;
+    float inverse_unit;
+
+    void predict_mean(std::size_t channel, std::size_t count) const {
+        std::fill_n(scratch.prediction.data(), count, mean_state(scratch.means[channel], plane));
+    }
+
+    std::int16_t quantise(const float* row, std::size_t count, unsigned shift, std::int16_t* symbols) const {
+        const std::uint64_t sum =
+            ops.quantise(row, scratch.prediction.data(), count, inverse_unit, shift, kSymbolLimit, symbols);
+        return static_cast<std::int16_t>(entropy::class_for(sum, count));
+    }
+
+    void quantise_by_mean(std::size_t c, const float* row, TileShape shape, std::int16_t* symbols) const {
+        scratch.means[c] = quantised_mean(ops, row, shape.tokens, inverse_unit, plane.guard_bits);
+        predict_mean(c, shape.tokens);
+        scratch.classes[c] = quantise(row, shape.tokens, plane.guard_bits, symbols);
+    }
+
+    void quantise_by_anchor(std::size_t c, const float* row, TileShape shape, std::int16_t* symbols) const {
+        const Anchors anchors(delta, shape.tokens);
+        const std::size_t rest = shape.tokens - anchors.count();
+        const unsigned fine = plane.guard_bits - delta.anchor_shift;
+        float* gathered = scratch.gathered.data();
+        anchors.split(row, gathered);
+        scratch.means[c] = quantised_mean(ops, gathered, anchors.count(), inverse_unit, plane.guard_bits);
+        predict_mean(c, anchors.count());
+        scratch.classes[c] = quantise(gathered, anchors.count(), fine, symbols);
+        ops.reconstruct(symbols, scratch.prediction.data(), anchors.count(), fine, scratch.states.data());
+        anchors.spread(scratch.states.data(), scratch.prediction.data());
+        scratch.delta_classes[c] =
+            rest == 0 ? std::int16_t{0}
+                      : quantise(gathered + anchors.count(), rest, plane.guard_bits, symbols + anchors.count());
+    }
+};
+
+void resize(QuantisedScratch& s, TileShape shape) {
+    for (auto* v : {&s.classes, &s.delta_classes, &s.means}) v->resize(shape.channels);
+    s.prediction.resize(shape.tokens);
+    s.states.resize(shape.tokens);
+    s.joined.resize(shape.tokens);
+    s.gathered.resize(shape.tokens);
+}
+
+unsigned as_class(std::int16_t spread_class) { return static_cast<unsigned>(spread_class); }
+
+}  // namespace
+
+PlaneParams choose_params(double step, float max_magnitude, const DeltaParams& delta) {
+    if (max_magnitude == 0) return {PlaneMode::kQuantised, least_guard_bits(delta), {128, 0}};
+    if (!std::isfinite(max_magnitude) || !(step > 0)) return {};
+    for (unsigned guard = kMostGuardBits; guard >= least_guard_bits(delta); --guard) {
+        PlaneParams p = {PlaneMode::kQuantised, guard, {}};
+        if (!express_unit(std::ldexp(step, -static_cast<int>(guard)), p.scale)) continue;
+        if (max_magnitude <= kStateLimit * unit_of(p.scale)) return p;
+    }
+    return {};
+}
+
+void write_quantised_head(entropy::BlockWriter& out, const kernels::Ops& ops, const DeltaParams& delta,
+                          const PlaneParams& plane, const float* tile, TileShape shape, std::int16_t* symbols,
+                          QuantisedScratch& scratch) {
+    resize(scratch, shape);
+    const HeadWriter head = {ops, delta, plane, scratch, 1.0f / unit_of(plane.scale)};
+    const bool anchored = delta.predictor == Predictor::kAnchor;
+    for (std::size_t c = 0; c < shape.channels; ++c) {
+        const float* row = tile + c * shape.stride;
+        std::int16_t* q = symbols + c * shape.stride;
+        anchored ? head.quantise_by_anchor(c, row, shape, q) : head.quantise_by_mean(c, row, shape, q);
+    }
+    out.vector(scratch.classes);
+    if (anchored) out.vector(scratch.delta_classes);
+    out.vector(scratch.means);
+    const std::size_t first = anchored ? Anchors(delta, shape.tokens).count() : shape.tokens;
+    for (std::size_t c = 0; c < shape.channels; ++c) {
+        const std::int16_t* q = symbols + c * shape.stride;
+        out.strip(as_class(scratch.classes[c]), {q, first});
+        if (anchored) out.strip(as_class(scratch.delta_classes[c]), {q + first, shape.tokens - first});
+    }
+}
+
+namespace {
+
+void read_by_mean(entropy::BlockReader& in, const kernels::Ops& ops, const PlaneParams& plane, std::size_t c,
+                  std::int16_t* row, TileShape shape, QuantisedScratch& s) {
+    in.strip(as_class(s.classes[c]), shape.tokens, s.states.data());
+    std::fill_n(s.prediction.data(), shape.tokens, mean_state(s.means[c], plane));
+    ops.reconstruct(s.states.data(), s.prediction.data(), shape.tokens, plane.guard_bits, row);
+}
+
+void read_by_anchor(entropy::BlockReader& in, const kernels::Ops& ops, const DeltaParams& delta,
+                    const PlaneParams& plane, std::size_t c, std::int16_t* row, TileShape shape, QuantisedScratch& s) {
+    const Anchors anchors(delta, shape.tokens);
+    const std::size_t first = anchors.count();
+    const std::size_t rest = shape.tokens - first;
+    std::int16_t* q = s.states.data();
+    in.strip(as_class(s.classes[c]), first, q);
+    in.strip(as_class(s.delta_classes[c]), rest, q + first);
+    std::fill_n(s.prediction.data(), first, mean_state(s.means[c], plane));
+    ops.reconstruct(q, s.prediction.data(), first, plane.guard_bits - delta.anchor_shift, s.joined.data());
+    anchors.spread(s.joined.data(), s.prediction.data());
+    ops.reconstruct(q + first, s.prediction.data(), rest, plane.guard_bits, s.joined.data() + first);
+    anchors.join(s.joined.data(), row);
+}
+
+}  // namespace
+
+bool read_quantised_head(entropy::BlockReader& in, const kernels::Ops& ops, const DeltaParams& delta,
+                         const PlaneParams& plane, std::int16_t* tile, TileShape shape, QuantisedScratch& scratch) {
+    resize(scratch, shape);
+    const bool anchored = delta.predictor == Predictor::kAnchor;
+    constexpr std::int32_t last_class = entropy::kClasses - 1;
+    bool fits = in.vector(scratch.classes, 0, last_class);
+    if (anchored) fits = in.vector(scratch.delta_classes, 0, last_class) && fits;
+    fits = in.vector(scratch.means, -kMeanLimit, kMeanLimit) && fits;
+    for (std::size_t c = 0; c < shape.channels; ++c) {
+        std::int16_t* row = tile + c * shape.stride;
+        if (anchored) {
+            read_by_anchor(in, ops, delta, plane, c, row, shape, scratch);
+        } else {
+            read_by_mean(in, ops, plane, c, row, shape, scratch);
+        }
+    }
+    return fits;
+}
+
+}  // namespace kvcast

@@ -1,0 +1,40 @@
+// Reads one block: the coder states, then words, vectors and strips in the order that the profile asks for them.
+// FORMAT.md, section 5. Never reads outside the block: what is missing reads as zero and close() reports it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "codec/entropy/model.h"
+#include "codec/format/error.h"
+#include "kernels/ops.h"
+
+namespace kvcast::entropy {
+
+class BlockReader {
+  public:
+    // `block` holds at least the 128 bytes of coder states and outlives the reader.
+    BlockReader(const kernels::Ops& ops, std::span<const std::uint8_t> block);
+
+    std::uint16_t word();
+
+    // A side vector: small integers around a reference, with a class of its own. False where a value is outside
+    // [low, high]; values are then clamped into it.
+    bool vector(std::span<std::int16_t> values, std::int32_t low, std::int32_t high);
+
+    // `count` values of one spread class (class 0: zeros).
+    void strip(unsigned spread_class, std::size_t count, std::int16_t* values);
+
+    // `count` floating-point elements under one exponent model.
+    void floats(ExponentModel model, kernels::Dtype dtype, std::size_t count, std::uint32_t* bits);
+
+    // kCorruptBlock unless every byte was used, none was missing, and the coder ended as it began.
+    Status close() const;
+
+  private:
+    const kernels::Ops& ops_;
+    kernels::RansDecoder decoder_;
+};
+
+}  // namespace kvcast::entropy

@@ -1,0 +1,63 @@
+// Writes one block. rANS encodes backwards, so that the writer first takes down what is to be coded, in the decoder's
+// order, and codes it in finish(). Values are referred to, not copied: they must stay until then. Not thread-safe;
+// reuse one object for many blocks and it stops allocating.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "codec/entropy/model.h"
+#include "kernels/ops.h"
+
+namespace kvcast::entropy {
+
+// Ideal code length under the symbol model, in bits.
+struct BlockCost {
+    double payload = 0;  // strips and floats: the values themselves
+    double side = 0;     // words and vectors
+};
+
+class BlockWriter {
+  public:
+    explicit BlockWriter(const kernels::Ops& ops) : ops_(ops) {}
+
+    void word(std::uint16_t value);
+
+    // See BlockReader::vector. The values are copied. Every value is in [-16384, 16383].
+    void vector(std::span<const std::int16_t> values);
+
+    // |value| <= 30000; a class-0 strip must be all zero and is not coded.
+    void strip(unsigned spread_class, std::span<const std::int16_t> values);
+
+    void floats(ExponentModel model, kernels::Dtype dtype, std::span<const std::uint32_t> bits);
+
+    // Appends the block to `out` and starts a new one. Where `ideal` is given, what the block should have cost is added
+    // to it, which takes longer than the encoding.
+    void finish(std::vector<std::uint8_t>& out, BlockCost* ideal = nullptr);
+
+  private:
+    enum class Kind : std::uint8_t { kWord, kVector, kStrip, kFloats };
+    struct Item {
+        Kind kind;
+        std::uint8_t spread_class;   // strips and vectors
+        kernels::Dtype dtype;        // floats
+        ExponentModel model;         // floats
+        std::uint32_t word;          // words
+        std::size_t count;
+        const void* values;          // strips and floats
+        std::size_t offset;          // vectors: where in vectors_
+    };
+
+    std::size_t greatest_size() const;
+    void add_cost(const Item& item, BlockCost& cost) const;
+    void encode(const Item& item, kernels::RansEncoder& encoder) const;
+
+    const kernels::Ops& ops_;
+    std::vector<Item> items_;
+    std::vector<std::int16_t> vectors_;
+    std::vector<std::uint8_t> scratch_;
+};
+
+}  // namespace kvcast::entropy

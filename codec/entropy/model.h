@@ -1,0 +1,58 @@
+// The symbol model: frequency tables, spread classes and what a value costs. FORMAT.md, section 5.
+//
+// 25 tables of 16 symbols over 2^14 slots. Tables 0..8 are generalised Gaussians (shape 1.5) whose spread grows by half
+// octaves from 1/8 to 2; tables 9..24 are distributions of binary exponents. A spread class is a table and a number of
+// raw low bits, so that 31 classes cover spreads from 1/8 to 4096. All tables are constants: nothing is shipped with
+// the data. Everything here is immutable and thread-safe.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "kernels/ops.h"
+
+namespace kvcast::entropy {
+
+inline constexpr std::size_t kTables = 25;
+inline constexpr std::size_t kFirstExponentTable = 9;
+inline constexpr std::size_t kExponentTables = 16;
+inline constexpr unsigned kClasses = 32;  // 0: every value is zero and nothing is coded
+
+struct ClassCoding {
+    unsigned table;
+    unsigned shift;
+};
+
+// Table and raw bits of class 1..31.
+constexpr ClassCoding class_coding(unsigned spread_class) {
+    if (spread_class <= 9) return {spread_class - 1, 0};
+    return {7 + (spread_class & 1u), (spread_class - 8) / 2};
+}
+
+const kernels::AliasTable& alias_table(std::size_t table);
+const kernels::EncodeTable& encode_table(std::size_t table);
+
+// Code length in 1/256 bit: of a symbol, and of a value in a class (raw bits and escape included).
+std::uint32_t symbol_cost(std::size_t table, unsigned symbol);
+std::uint64_t value_cost(unsigned spread_class, std::int32_t value);
+
+// The class for `count` values whose magnitudes sum to `sum_of_magnitudes`; 0 where the sum is.
+unsigned class_for(std::uint64_t sum_of_magnitudes, std::size_t count);
+
+// The cheapest class for values that are coded as differences to `reference`.
+unsigned cheapest_class(std::span<const std::int16_t> values, std::int32_t reference);
+
+// How the exponents of a run of floating-point elements are distributed.
+struct ExponentModel {
+    std::uint32_t center;
+    std::uint32_t table;  // 0..15, counted from kFirstExponentTable
+};
+
+// Code length of an element in 1/256 bit, sign and mantissa included.
+std::uint64_t element_cost(ExponentModel model, kernels::Dtype dtype, std::uint32_t bits);
+
+// The cheapest model for elements of which counts[e] have exponent e; `counts` has one entry per exponent value.
+ExponentModel cheapest_exponent_model(std::span<const std::uint32_t> counts);
+
+}  // namespace kvcast::entropy

@@ -1,0 +1,53 @@
+#include "codec/executor.h"
+
+#include <algorithm>
+
+namespace kvcast {
+
+ThreadPool::ThreadPool(std::size_t workers) {
+    for (std::size_t w = 1; w < workers; ++w) threads_.emplace_back([this, w] { serve(w); });
+}
+
+ThreadPool::~ThreadPool() {
+    {
+        const std::lock_guard lock(mutex_);
+        stop_ = true;
+    }
+    wake_.notify_all();
+    for (std::thread& t : threads_) t.join();
+}
+
+void ThreadPool::run(std::size_t count, const std::function<void(std::size_t, std::size_t)>& task) {
+    std::unique_lock lock(mutex_);
+    task_ = &task;
+    next_ = 0;
+    count_ = count;
+    wake_.notify_all();
+    work(0, lock);
+    done_.wait(lock, [this] { return running_ == 0; });
+    task_ = nullptr;
+}
+
+void ThreadPool::serve(std::size_t worker) {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+        wake_.wait(lock, [this] { return stop_ || (task_ != nullptr && next_ < count_); });
+        if (stop_) return;
+        work(worker, lock);
+    }
+}
+
+// Takes tasks until none is left; the lock is released while one runs.
+void ThreadPool::work(std::size_t worker, std::unique_lock<std::mutex>& lock) {
+    while (next_ < count_) {
+        const std::size_t i = next_++;
+        ++running_;
+        const auto* task = task_;
+        lock.unlock();
+        (*task)(i, worker);
+        lock.lock();
+        if (--running_ == 0) done_.notify_one();
+    }
+}
+
+}  // namespace kvcast

@@ -1,0 +1,29 @@
+#include "codec/rope/rope_table.h"
+
+namespace kvcast {
+
+RopeTable::RopeTable(const Rope& rope, std::uint64_t first, std::uint64_t stride, std::size_t tokens) {
+    if (rope.pairing == RopePairing::kNone) return;
+    const bool half = rope.pairing == RopePairing::kHalf;
+    pairs_ = rope.dim / 2;
+    first_ = rope.offset;
+    pair_step_ = half ? 1 : 2;
+    partner_ = half ? pairs_ : 1;
+    tokens_ = tokens;
+    cos_.resize(pairs_ * tokens);
+    sin_.resize(pairs_ * tokens);
+    for (std::size_t p = 0; p < pairs_; ++p) {
+        for (std::size_t t = 0; t < tokens; ++t) {
+            const kernels::SinCos v = kernels::sin_cos((first + t * stride) * rope.frequencies[p]);
+            cos_[p * tokens + t] = v.cos;
+            sin_[p * tokens + t] = v.sin;
+        }
+    }
+}
+
+kernels::Rotation RopeTable::rotation(std::size_t token) const {
+    if (pairs_ == 0) return {};
+    return {pairs_, first_, pair_step_, partner_, cos_.data() + token, sin_.data() + token, tokens_};
+}
+
+}  // namespace kvcast

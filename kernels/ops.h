@@ -1,0 +1,159 @@
+// The inner loops of the codec, one table of functions per backend.
+//
+// A backend fills an Ops; scalar's is complete, the others start from a copy of it and overlay what they do faster.
+// Every backend gives the same bytes as scalar for every input, hostile ones included. codec/FORMAT.md is the
+// specification of what they compute; kernels/math.h is its arithmetic.
+//
+// Common contract, unless a slot says otherwise: pointers need the alignment of their element type only; arrays do
+// not overlap; a count may be any number, 0 included; nothing is read or written outside the arrays given (no slop);
+// no allocation, no locks, no exceptions; every slot may run in any thread on distinct data.
+//
+// Tiles are channel-major: row c holds channel c of one head for all tokens of the chunk, `tile_stride` elements
+// apart from row c + 1. Rows of tensors are token-major, as engines store them, `row_bytes` apart.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/math.h"
+
+namespace kvcast::kernels {
+
+// Decoding table of 16 symbols by the alias method (Walker 1977; with rANS: Giesen, arXiv 1402.3392, section 3.2).
+// Slot x of 2^14 is in bucket x / 1024; entry[2 b] serves the bucket's first divider[b] slots, entry[2 b + 1] the rest.
+struct alignas(64) AliasTable {
+    std::uint32_t divider[kSymbols];
+    std::uint32_t entry[2 * kSymbols];  // pack_entry()
+};
+
+// Encoding table: the slot of rank r of symbol s is slot[start[s] + r].
+struct alignas(64) EncodeTable {
+    std::uint32_t frequency[kSymbols];
+    std::uint32_t start[kSymbols];
+    std::uint16_t slot[kProbabilityTotal];
+};
+
+// 32 lanes reading one forward stream of little-endian 16-bit words, at any byte alignment. Past the end, words
+// read as zero and `overrun` is set; it is never cleared by a slot.
+struct alignas(64) RansDecoder {
+    std::uint32_t state[kLanes];
+    const std::uint8_t* next;
+    const std::uint8_t* end;
+    std::uint32_t overrun;
+};
+
+// 32 lanes writing words downward from `next`. The caller guarantees room: at most 4 bytes per value
+// plus 2 bytes per started 16 values and raw bit.
+struct alignas(64) RansEncoder {
+    std::uint32_t state[kLanes];
+    std::uint8_t* next;
+};
+
+// Which channels of a head RoPE turns, and by what: pair p is channels first + p * pair_step and that plus partner.
+// cos and sin are tables [pairs][table_stride] of one column per token. pairs = 0: nothing is turned.
+struct Rotation {
+    std::size_t pairs;
+    std::size_t first;
+    std::size_t pair_step;
+    std::size_t partner;
+    const std::int16_t* cos;
+    const std::int16_t* sin;
+    std::size_t table_stride;
+};
+
+// One head of one plane on its way from rows to a tile of floats.
+struct HeadLoad {
+    const void* rows;  // element [token 0][channel 0] of this head
+    std::size_t row_bytes;
+    Dtype dtype;
+    std::size_t tokens;
+    std::size_t channels;
+    Rotation rotation;  // turned backwards
+    float* tile;
+    std::size_t tile_stride;
+};
+
+// One head of one plane on its way from int16 states to rows.
+struct HeadStore {
+    const std::int16_t* tile;
+    std::size_t tile_stride;
+    std::size_t tokens;
+    std::size_t channels;
+    Rotation rotation;  // turned forwards
+    Scale scale;
+    Dtype dtype;
+    void* rows;
+    std::size_t row_bytes;
+};
+
+// The same from stored bits (one element in the low bits of each uint32) of type `source`. With pairs = 0 and
+// dtype == source the bits pass through unchanged.
+struct ExactStore {
+    const std::uint32_t* tile;
+    std::size_t tile_stride;
+    std::size_t tokens;
+    std::size_t channels;
+    Rotation rotation;
+    Dtype source;
+    Dtype dtype;
+    void* rows;
+    std::size_t row_bytes;
+};
+
+struct Moments {
+    std::int64_t sum;
+    std::uint64_t sum_of_squares;
+};
+
+struct Ops {
+    const char* name;
+
+    // `count` values of one table and shift, in groups of 32: value = (symbol - 7) * 2^shift + raw - 2^(shift - 1),
+    // in wrapping 16-bit arithmetic. shift <= 11.
+    void (*decode_strip)(RansDecoder& decoder, const AliasTable& table, unsigned shift, std::size_t count,
+                         std::int16_t* values);
+
+    // The inverse; strips are given in reverse order. |value| must not exceed 32767 - 2^shift.
+    void (*encode_strip)(RansEncoder& encoder, const EncodeTable& table, unsigned shift, std::size_t count,
+                         const std::int16_t* values);
+
+    // `count` floating-point elements of type `dtype`: exponent = center - (symbol - 7), modulo the exponent's range,
+    // sign and mantissa raw. Bits are left in the low bits of each uint32.
+    void (*decode_floats)(RansDecoder& decoder, const AliasTable& table, std::uint32_t center, Dtype dtype,
+                          std::size_t count, std::uint32_t* bits);
+    void (*encode_floats)(RansEncoder& encoder, const EncodeTable& table, std::uint32_t center, Dtype dtype,
+                          std::size_t count, const std::uint32_t* bits);
+
+    // Rows to a tile of floats, un-rotated. One multiply-add per output in binary32, products first, not fused.
+    void (*load_head)(const HeadLoad& head);
+
+    // Rows to a tile of stored bits.
+    void (*load_bits)(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens, std::size_t channels,
+                      std::uint32_t* tile, std::size_t tile_stride);
+
+    // Largest magnitude; +infinity where any value is infinite or NaN.
+    float (*max_magnitude)(const float* values, std::size_t count);
+
+    // Sum and sum of squares of round-to-nearest-even(values * scale), which the caller keeps below 2^22.
+    Moments (*moments)(const float* values, std::size_t count, float scale);
+
+    // q = nearest integer (ties to even) to (values * inverse_unit - prediction) / 2^shift, clamped to +-limit.
+    // Returns the sum of |q|. |values * inverse_unit| is below 2^22.
+    std::uint64_t (*quantise)(const float* values, const std::int16_t* prediction, std::size_t count, float inverse_unit,
+                              unsigned shift, std::int32_t limit, std::int16_t* q);
+
+    // states = saturate16(prediction + q * 2^shift).
+    void (*reconstruct)(const std::int16_t* q, const std::int16_t* prediction, std::size_t count, unsigned shift,
+                        std::int16_t* states);
+
+    void (*store_head)(const HeadStore& head);
+    void (*store_exact)(const ExactStore& head);
+};
+
+// The complete, portable backend.
+const Ops& scalar_ops();
+
+// The fastest backend that this machine can run.
+const Ops& best_ops();
+
+}  // namespace kvcast::kernels

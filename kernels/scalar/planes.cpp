@@ -1,0 +1,184 @@
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <limits>
+
+#include "kernels/scalar/slots.h"
+
+namespace kvcast::kernels::scalar {
+namespace {
+
+std::uint32_t element(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t token, std::size_t channel) {
+    const auto* row = static_cast<const std::uint8_t*>(rows) + token * row_bytes;
+    if (dtype == Dtype::kF32) {
+        std::uint32_t bits;
+        std::memcpy(&bits, row + channel * 4, 4);
+        return bits;
+    }
+    std::uint16_t bits;
+    std::memcpy(&bits, row + channel * 2, 2);
+    return bits;
+}
+
+void put_element(void* rows, std::size_t row_bytes, Dtype dtype, std::size_t token, std::size_t channel,
+                 std::uint32_t bits) {
+    auto* row = static_cast<std::uint8_t*>(rows) + token * row_bytes;
+    if (dtype == Dtype::kF32) {
+        std::memcpy(row + channel * 4, &bits, 4);
+        return;
+    }
+    const auto half = static_cast<std::uint16_t>(bits);
+    std::memcpy(row + channel * 2, &half, 2);
+}
+
+// a, b: the two channels of a pair for all tokens, turned back by each token's angle.
+void unrotate(float* a, float* b, const std::int16_t* cos, const std::int16_t* sin, std::size_t tokens) {
+    constexpr float unit = 1.0f / (1 << kTrigBits);
+    for (std::size_t t = 0; t < tokens; ++t) {
+        const auto c = static_cast<float>(cos[t]);
+        const auto s = static_cast<float>(sin[t]);
+        const float x = a[t];
+        const float y = b[t];
+        a[t] = (x * c + y * s) * unit;
+        b[t] = (y * c - x * s) * unit;
+    }
+}
+
+template <Dtype D>
+void store_channel(const HeadStore& h, std::size_t channel) {
+    const std::int16_t* state = h.tile + channel * h.tile_stride;
+    for (std::size_t t = 0; t < h.tokens; ++t) {
+        put_element(h.rows, h.row_bytes, D, t, channel, to_bits(D, value_of(state[t], h.scale)));
+    }
+}
+
+template <Dtype D>
+void store_pair(const HeadStore& h, std::size_t pair) {
+    const Rotation& r = h.rotation;
+    const std::size_t first = r.first + pair * r.pair_step;
+    const std::size_t second = first + r.partner;
+    const std::int16_t* a = h.tile + first * h.tile_stride;
+    const std::int16_t* b = h.tile + second * h.tile_stride;
+    const std::int16_t* cos = r.cos + pair * r.table_stride;
+    const std::int16_t* sin = r.sin + pair * r.table_stride;
+    for (std::size_t t = 0; t < h.tokens; ++t) {
+        const Rotated v = rotate(a[t], b[t], {cos[t], sin[t]});
+        put_element(h.rows, h.row_bytes, D, t, first, to_bits(D, value_of(v.a, h.scale)));
+        put_element(h.rows, h.row_bytes, D, t, second, to_bits(D, value_of(v.b, h.scale)));
+    }
+}
+
+template <Dtype D>
+void store_head_as(const HeadStore& h) {
+    const Rotation& r = h.rotation;
+    for (std::size_t p = 0; p < r.pairs; ++p) store_pair<D>(h, p);
+    for (std::size_t c = 0; c < h.channels; ++c) {
+        const bool turned = c >= r.first && c < r.first + 2 * r.pairs;
+        if (!turned) store_channel<D>(h, c);
+    }
+}
+
+void store_exact_pair(const ExactStore& h, std::size_t pair) {
+    const Rotation& r = h.rotation;
+    const std::size_t first = r.first + pair * r.pair_step;
+    const std::size_t second = first + r.partner;
+    const std::uint32_t* a = h.tile + first * h.tile_stride;
+    const std::uint32_t* b = h.tile + second * h.tile_stride;
+    for (std::size_t t = 0; t < h.tokens; ++t) {
+        const std::int32_t cos = r.cos[pair * r.table_stride + t];
+        const std::int32_t sin = r.sin[pair * r.table_stride + t];
+        const float x = from_bits(h.source, a[t]);
+        const float y = from_bits(h.source, b[t]);
+        put_element(h.rows, h.row_bytes, h.dtype, t, first, to_bits(h.dtype, rotate_exact(x, cos, y, -sin)));
+        put_element(h.rows, h.row_bytes, h.dtype, t, second, to_bits(h.dtype, rotate_exact(y, cos, x, sin)));
+    }
+}
+
+void store_exact_channel(const ExactStore& h, std::size_t channel) {
+    const std::uint32_t* bits = h.tile + channel * h.tile_stride;
+    const bool same = h.source == h.dtype;
+    for (std::size_t t = 0; t < h.tokens; ++t) {
+        const std::uint32_t out = same ? bits[t] : to_bits(h.dtype, from_bits(h.source, bits[t]));
+        put_element(h.rows, h.row_bytes, h.dtype, t, channel, out);
+    }
+}
+
+}  // namespace
+
+void load_bits(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens, std::size_t channels,
+               std::uint32_t* tile, std::size_t tile_stride) {
+    for (std::size_t t = 0; t < tokens; ++t) {
+        for (std::size_t c = 0; c < channels; ++c) tile[c * tile_stride + t] = element(rows, row_bytes, dtype, t, c);
+    }
+}
+
+void load_head(const HeadLoad& h) {
+    for (std::size_t c = 0; c < h.channels; ++c) {
+        float* row = h.tile + c * h.tile_stride;
+        for (std::size_t t = 0; t < h.tokens; ++t) {
+            row[t] = from_bits(h.dtype, element(h.rows, h.row_bytes, h.dtype, t, c));
+        }
+    }
+    const Rotation& r = h.rotation;
+    for (std::size_t p = 0; p < r.pairs; ++p) {
+        float* a = h.tile + (r.first + p * r.pair_step) * h.tile_stride;
+        unrotate(a, a + r.partner * h.tile_stride, r.cos + p * r.table_stride, r.sin + p * r.table_stride, h.tokens);
+    }
+}
+
+float max_magnitude(const float* values, std::size_t count) {
+    std::uint32_t largest = 0;  // magnitudes order like their bits, and NaN above infinity
+    for (std::size_t i = 0; i < count; ++i) {
+        largest = std::max(largest, std::bit_cast<std::uint32_t>(values[i]) & 0x7fffffffu);
+    }
+    return largest >= 0x7f800000u ? std::numeric_limits<float>::infinity() : std::bit_cast<float>(largest);
+}
+
+Moments moments(const float* values, std::size_t count, float scale) {
+    Moments m = {0, 0};
+    for (std::size_t i = 0; i < count; ++i) {
+        const auto v = static_cast<std::int64_t>(round_even(values[i] * scale));
+        m.sum += v;
+        m.sum_of_squares += static_cast<std::uint64_t>(v * v);
+    }
+    return m;
+}
+
+std::uint64_t quantise(const float* values, const std::int16_t* prediction, std::size_t count, float inverse_unit,
+                       unsigned shift, std::int32_t limit, std::int16_t* q) {
+    const float step = power_of_two(-static_cast<int>(shift));
+    const auto bound = static_cast<float>(limit);
+    std::uint64_t sum = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+        const float residual = (values[i] * inverse_unit - static_cast<float>(prediction[i])) * step;
+        const float rounded = round_even(std::min(bound, std::max(-bound, residual)));
+        const auto v = static_cast<std::int16_t>(rounded);
+        sum += static_cast<std::uint64_t>(v < 0 ? -v : v);
+        q[i] = v;
+    }
+    return sum;
+}
+
+void reconstruct(const std::int16_t* q, const std::int16_t* prediction, std::size_t count, unsigned shift,
+                 std::int16_t* states) {
+    for (std::size_t i = 0; i < count; ++i) states[i] = saturate16(prediction[i] + q[i] * (1 << shift));
+}
+
+void store_head(const HeadStore& head) {
+    switch (head.dtype) {
+        case Dtype::kBf16: return store_head_as<Dtype::kBf16>(head);
+        case Dtype::kF16: return store_head_as<Dtype::kF16>(head);
+        default: return store_head_as<Dtype::kF32>(head);
+    }
+}
+
+void store_exact(const ExactStore& head) {
+    const Rotation& r = head.rotation;
+    for (std::size_t p = 0; p < r.pairs; ++p) store_exact_pair(head, p);
+    for (std::size_t c = 0; c < head.channels; ++c) {
+        const bool turned = c >= r.first && c < r.first + 2 * r.pairs;
+        if (!turned) store_exact_channel(head, c);
+    }
+}
+
+}  // namespace kvcast::kernels::scalar

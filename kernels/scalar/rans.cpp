@@ -1,0 +1,208 @@
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/scalar/slots.h"
+
+namespace kvcast::kernels::scalar {
+namespace {
+
+std::uint32_t load_word(const std::uint8_t* p) {
+    std::uint16_t w;
+    std::memcpy(&w, p, 2);
+    return w;
+}
+
+void store_word(std::uint8_t* p, std::uint32_t word) {
+    const auto w = static_cast<std::uint16_t>(word);
+    std::memcpy(p, &w, 2);
+}
+
+std::uint32_t take_word(RansDecoder& d) {
+    if (d.end - d.next < 2) {
+        d.overrun = 1;
+        return 0;
+    }
+    const std::uint32_t w = load_word(d.next);
+    d.next += 2;
+    return w;
+}
+
+void put_word(RansEncoder& e, std::uint32_t word) {
+    e.next -= 2;
+    store_word(e.next, word);
+}
+
+// Takes one symbol out of each of the first `lanes` states.
+void step(RansDecoder& d, const AliasTable& table, unsigned lanes, std::uint8_t* symbols) {
+    for (unsigned i = 0; i < lanes; ++i) {
+        const std::uint32_t slot = d.state[i] & kProbabilityMask;
+        const std::uint32_t bucket = slot >> kBucketBits;
+        const std::uint32_t second = (slot & (kBucketSlots - 1)) >= table.divider[bucket];
+        const std::uint32_t entry = table.entry[2 * bucket + second];
+        symbols[i] = static_cast<std::uint8_t>(entry_symbol(entry));
+        d.state[i] = state_after(d.state[i], entry);
+    }
+}
+
+// Refill in ascending lane order. Where 32 words are surely there, one select per lane and no branch.
+void refill(RansDecoder& d, unsigned lanes) {
+    if (d.end - d.next >= 2 * static_cast<std::ptrdiff_t>(kLanes)) {
+        const std::uint8_t* next = d.next;
+        for (unsigned i = 0; i < lanes; ++i) {
+            const std::uint32_t x = d.state[i];
+            const bool low = x < kStateLow;
+            d.state[i] = low ? x << 16 | load_word(next) : x;
+            next += low ? 2 : 0;
+        }
+        d.next = next;
+        return;
+    }
+    for (unsigned i = 0; i < lanes; ++i) {
+        if (d.state[i] < kStateLow) d.state[i] = d.state[i] << 16 | take_word(d);
+    }
+}
+
+// Adds raw bit planes, lowest first: bit i of a plane belongs to lane i.
+void take_raw(RansDecoder& d, unsigned planes, unsigned lanes, std::uint32_t* raw) {
+    std::fill_n(raw, lanes, 0u);
+    for (unsigned plane = 0; plane < planes; ++plane) {
+        for (unsigned i = 0; i < lanes; i += 16) {
+            const std::uint32_t word = take_word(d);
+            const unsigned stop = std::min(lanes, i + 16);
+            for (unsigned j = i; j < stop; ++j) raw[j] |= (word >> (j - i) & 1u) << plane;
+        }
+    }
+}
+
+void put_raw(RansEncoder& e, unsigned planes, unsigned lanes, const std::uint32_t* raw) {
+    for (unsigned plane = planes; plane-- > 0;) {
+        for (unsigned first = (lanes - 1) / 16 * 16 + 16; first > 0; first -= 16) {
+            std::uint32_t word = 0;
+            const unsigned begin = first - 16;
+            const unsigned stop = std::min(lanes, first);
+            for (unsigned j = begin; j < stop; ++j) word |= (raw[j] >> plane & 1u) << (j - begin);
+            put_word(e, word);
+        }
+    }
+}
+
+// One group: fills `high` with the signed symbol values (escapes included) and `raw` with the low bits.
+void decode_group(RansDecoder& d, const AliasTable& table, unsigned planes, unsigned lanes, std::int32_t* high,
+                  std::uint32_t* raw) {
+    std::uint8_t symbols[kLanes];
+    step(d, table, lanes, symbols);
+    refill(d, lanes);
+    if (planes != 0) take_raw(d, planes, lanes, raw);
+    unsigned escapes = 0;
+    for (unsigned i = 0; i < lanes; ++i) {
+        high[i] = static_cast<std::int32_t>(symbols[i]) - kSymbolZero;
+        escapes += symbols[i] == kEscape;
+    }
+    if (escapes == 0) return;
+    for (unsigned i = 0; i < lanes; ++i) {
+        if (symbols[i] == kEscape) high[i] = static_cast<std::int16_t>(take_word(d));
+    }
+}
+
+std::uint32_t symbol_of(std::int32_t high) {
+    const bool inside = high >= -kSymbolZero && high <= kSymbolZero;
+    return inside ? static_cast<std::uint32_t>(high + kSymbolZero) : kEscape;
+}
+
+// decode_group backwards: what is read last is written first.
+void encode_group(RansEncoder& e, const EncodeTable& table, unsigned planes, unsigned lanes, const std::int32_t* high,
+                  const std::uint32_t* raw) {
+    for (unsigned i = lanes; i-- > 0;) {
+        if (symbol_of(high[i]) == kEscape) put_word(e, static_cast<std::uint32_t>(high[i]) & 0xffffu);
+    }
+    if (planes != 0) put_raw(e, planes, lanes, raw);
+    for (unsigned i = lanes; i-- > 0;) {
+        const std::uint32_t symbol = symbol_of(high[i]);
+        const std::uint32_t frequency = table.frequency[symbol];
+        std::uint32_t x = e.state[i];
+        if (x >= state_limit(frequency)) {
+            put_word(e, x & 0xffffu);
+            x >>= 16;
+        }
+        const std::uint32_t quotient = x / frequency;
+        const std::uint32_t rank = x - quotient * frequency;
+        e.state[i] = quotient << kProbabilityBits | table.slot[table.start[symbol] + rank];
+    }
+}
+
+}  // namespace
+
+void decode_strip(RansDecoder& decoder, const AliasTable& table, unsigned shift, std::size_t count,
+                  std::int16_t* values) {
+    std::int32_t high[kLanes];
+    std::uint32_t raw[kLanes] = {};
+    const std::int32_t half = shift == 0 ? 0 : 1 << (shift - 1);
+    for (std::size_t at = 0; at < count; at += kLanes) {
+        const auto lanes = static_cast<unsigned>(std::min<std::size_t>(kLanes, count - at));
+        decode_group(decoder, table, shift, lanes, high, raw);
+        for (unsigned i = 0; i < lanes; ++i) {
+            const std::int32_t value = high[i] * (1 << shift) + static_cast<std::int32_t>(raw[i]) - half;
+            values[at + i] = static_cast<std::int16_t>(value);
+        }
+    }
+}
+
+void encode_strip(RansEncoder& encoder, const EncodeTable& table, unsigned shift, std::size_t count,
+                  const std::int16_t* values) {
+    std::int32_t high[kLanes];
+    std::uint32_t raw[kLanes];
+    const std::int32_t half = shift == 0 ? 0 : 1 << (shift - 1);
+    const auto mask = (1u << shift) - 1;
+    for (std::size_t end = count; end > 0;) {
+        const std::size_t at = (end - 1) / kLanes * kLanes;
+        const auto lanes = static_cast<unsigned>(end - at);
+        for (unsigned i = 0; i < lanes; ++i) {
+            const std::int32_t shifted = values[at + i] + half;
+            high[i] = shifted >> shift;
+            raw[i] = static_cast<std::uint32_t>(shifted) & mask;
+        }
+        encode_group(encoder, table, shift, lanes, high, raw);
+        end = at;
+    }
+}
+
+void decode_floats(RansDecoder& decoder, const AliasTable& table, std::uint32_t center, Dtype dtype, std::size_t count,
+                   std::uint32_t* bits) {
+    const unsigned mantissa = mantissa_bits(dtype);
+    const std::uint32_t range = exponent_mask(dtype);
+    const std::uint32_t mantissa_mask = (1u << mantissa) - 1;
+    const unsigned sign_shift = dtype == Dtype::kF32 ? 31 : 15;
+    std::int32_t high[kLanes];
+    std::uint32_t raw[kLanes];
+    for (std::size_t at = 0; at < count; at += kLanes) {
+        const auto lanes = static_cast<unsigned>(std::min<std::size_t>(kLanes, count - at));
+        decode_group(decoder, table, mantissa + 1, lanes, high, raw);
+        for (unsigned i = 0; i < lanes; ++i) {
+            const std::uint32_t exponent = (center - static_cast<std::uint32_t>(high[i])) & range;
+            bits[at + i] = raw[i] >> mantissa << sign_shift | exponent << mantissa | (raw[i] & mantissa_mask);
+        }
+    }
+}
+
+void encode_floats(RansEncoder& encoder, const EncodeTable& table, std::uint32_t center, Dtype dtype, std::size_t count,
+                   const std::uint32_t* bits) {
+    const unsigned mantissa = mantissa_bits(dtype);
+    const std::uint32_t range = exponent_mask(dtype);
+    const std::uint32_t mantissa_mask = (1u << mantissa) - 1;
+    const unsigned sign_shift = dtype == Dtype::kF32 ? 31 : 15;
+    std::int32_t high[kLanes];
+    std::uint32_t raw[kLanes];
+    for (std::size_t end = count; end > 0;) {
+        const std::size_t at = (end - 1) / kLanes * kLanes;
+        const auto lanes = static_cast<unsigned>(end - at);
+        for (unsigned i = 0; i < lanes; ++i) {
+            const std::uint32_t b = bits[at + i];
+            high[i] = static_cast<std::int32_t>(center) - static_cast<std::int32_t>(b >> mantissa & range);
+            raw[i] = (b >> sign_shift & 1u) << mantissa | (b & mantissa_mask);
+        }
+        encode_group(encoder, table, mantissa + 1, lanes, high, raw);
+        end = at;
+    }
+}
+
+}  // namespace kvcast::kernels::scalar

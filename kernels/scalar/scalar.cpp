@@ -1,0 +1,24 @@
+#include "kernels/scalar/slots.h"
+
+namespace kvcast::kernels {
+
+const Ops& scalar_ops() {
+    static constexpr Ops table = {
+        .name = "scalar",
+        .decode_strip = scalar::decode_strip,
+        .encode_strip = scalar::encode_strip,
+        .decode_floats = scalar::decode_floats,
+        .encode_floats = scalar::encode_floats,
+        .load_head = scalar::load_head,
+        .load_bits = scalar::load_bits,
+        .max_magnitude = scalar::max_magnitude,
+        .moments = scalar::moments,
+        .quantise = scalar::quantise,
+        .reconstruct = scalar::reconstruct,
+        .store_head = scalar::store_head,
+        .store_exact = scalar::store_exact,
+    };
+    return table;
+}
+
+}  // namespace kvcast::kernels
