@@ -16,13 +16,14 @@ class Error : public std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-// Read-only mapping of a whole file. "-" reads standard input to its end into memory instead (at most
-// `stdin_limit` bytes). Move-only.
+// Read-only mapping of a whole file. "-" (standard input), pipes and devices are read to their end into
+// memory instead, at most `memory_limit` bytes. Throws Error. Move-only. A mapped file must not shrink while
+// it is read.
 class MappedFile {
   public:
-    static constexpr std::size_t kStdinLimit = std::size_t{1} << 34;
+    static constexpr std::size_t kMemoryLimit = std::size_t{1} << 34;
 
-    explicit MappedFile(const std::string& path, std::size_t stdin_limit = kStdinLimit);
+    explicit MappedFile(const std::string& path, std::size_t memory_limit = kMemoryLimit);
     ~MappedFile();
     MappedFile(MappedFile&& other) noexcept;
     MappedFile& operator=(MappedFile&& other) noexcept;
@@ -31,7 +32,8 @@ class MappedFile {
 
     std::span<const std::byte> bytes() const { return bytes_; }
 
-    // Tells the kernel that a range will not be read again, so that resident memory stays bounded on long inputs.
+    // Tells the kernel that a range will not be read again, so that resident memory stays bounded on long
+    // inputs.
     void drop(std::size_t offset, std::size_t length) const;
 
   private:
@@ -41,8 +43,10 @@ class MappedFile {
 };
 
 // Output under a temporary name beside the target, renamed by commit(). Destroyed uncommitted, it removes the
-// temporary file and leaves whatever was under the final name untouched. "-" writes to standard output: append()
-// only. Devices and pipes (/dev/null, a FIFO) are written in place. Every method throws Error (full disk, no permission).
+// temporary file and leaves whatever was under the final name untouched. "-" writes to standard output:
+// append() only. Devices and pipes (/dev/null, a FIFO) are written in place. A symbolic link keeps pointing
+// where it did; the file behind it is replaced. Every method throws Error (full disk, no permission).
+// Move-only; concurrent write_at() calls to disjoint ranges are safe.
 class OutputFile {
   public:
     explicit OutputFile(const std::string& path);
@@ -54,16 +58,21 @@ class OutputFile {
 
     void append(std::span<const std::byte> bytes);
     void write_at(std::uint64_t offset, std::span<const std::byte> bytes);
-    // Reserves `bytes` on disk, so that a full disk is found before the work is done.
+    // Reserves `bytes` on disk, so that a full disk is found before the work is done. The file becomes at
+    // least that long, with zeros where nothing is written. Does nothing for standard output and files
+    // written in place.
     void reserve(std::uint64_t bytes);
+    // Once, after the last write. Where it throws, the file under the final name is untouched.
     void commit();
+    // The path as given, or "standard output": a name for messages.
     const std::string& path() const { return path_; }
 
   private:
     std::string path_;
-    std::string temporary_;
+    std::string target_;     // path_ without symbolic links: what commit() replaces
+    std::string temporary_;  // empty where the output is written in place
+    bool standard_output_ = false;
     int fd_ = -1;
-    std::uint64_t appended_ = 0;
 };
 
 }  // namespace kvcast::tools

@@ -7,7 +7,8 @@
 
 namespace kvcast::tools {
 
-// Redraws at most ten times a second; the destructor clears the line. Not thread-safe.
+// Redraws at most ten times a second; the destructor clears the line. The unit follows a decimal prefix ("B",
+// "tokens"); a total of 0 is unknown. Not thread-safe.
 class Progress {
   public:
     Progress(std::string label, std::uint64_t total_units, std::string unit);

@@ -2,8 +2,8 @@
 //
 // Format: https://github.com/huggingface/safetensors (8-byte little-endian header length, JSON header, data).
 // Both classes report failure by throwing tools::Error, whose message names the file, what was expected and
-// what was found. Neither is thread-safe for writing; concurrent reads of a reader and concurrent write() calls
-// to disjoint ranges of a writer are safe.
+// what was found. Neither is thread-safe for writing; concurrent reads of a reader and concurrent write()
+// calls to disjoint ranges of a writer are safe.
 #pragma once
 
 #include <cstddef>
@@ -39,8 +39,8 @@ struct TensorView {
 // A mapped safetensors file. Views stay valid as long as the object lives.
 class SafetensorsReader {
   public:
-    // Maps and checks the whole header: lengths, types, shapes, non-overlapping offsets inside the file.
-    // Throws Error.
+    // Maps and checks the whole header: lengths, types, shapes, non-overlapping offsets inside the file. No
+    // product of a tensor's dimensions overflows, whichever of them are multiplied. Throws Error.
     explicit SafetensorsReader(const std::string& path);
 
     // The same over bytes in memory, which must outlive the reader; `name` is used in messages.
@@ -52,6 +52,7 @@ class SafetensorsReader {
     // The tensor; throws Error naming the tensors that the file does have.
     const TensorView& at(std::string_view name) const;
 
+    // In the order of the header.
     const std::vector<TensorView>& tensors() const { return tensors_; }
     const std::map<std::string, std::string>& metadata() const { return metadata_; }
     const std::string& name() const { return name_; }
@@ -62,6 +63,7 @@ class SafetensorsReader {
     std::string name_;
     std::unique_ptr<MappedFile> file_;
     std::vector<TensorView> tensors_;
+    std::vector<std::size_t> by_name_;  // indices into tensors_, sorted by name
     std::map<std::string, std::string> metadata_;
 };
 
@@ -71,16 +73,19 @@ struct TensorSpec {
     std::vector<std::size_t> shape;
 };
 
-// Writes a safetensors file of known shapes piece by piece, in any order, straight to the output (memory does not
-// grow with the file). Tensors lie in the order given, each aligned to its element size. Nothing appears under the
-// final name until commit(); a writer destroyed before leaves no trace.
+// Writes a safetensors file of known shapes piece by piece, in any order, straight to the output (memory does
+// not grow with the file). The header lists the tensors in the order given. Their data lies by falling
+// element size, and in the order given within one size: so each is aligned to its element size without the
+// holes that the format forbids. What was not written reads as zeros. Nothing appears under the final name
+// until commit(); a writer destroyed before leaves no trace.
 class SafetensorsWriter {
   public:
+    // Reserves the whole file on disk. Throws Error, also for names that repeat and shapes that overflow.
     SafetensorsWriter(const std::string& path, std::vector<TensorSpec> tensors,
-                      std::map<std::string, std::string> metadata);
+                      const std::map<std::string, std::string>& metadata);
 
-    // Writes bytes at a byte offset inside tensor `index`. Throws Error where the range leaves the tensor or the
-    // disk is full.
+    // Writes bytes at a byte offset inside tensor `index`. Throws Error where the range leaves the tensor or
+    // the disk is full.
     void write(std::size_t index, std::size_t byte_offset, std::span<const std::byte> bytes);
 
     // Makes the file visible under its name. Throws Error; the previous file is then untouched.

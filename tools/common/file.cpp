@@ -1,0 +1,253 @@
+#include "tools/common/file.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <memory>
+#include <new>
+#include <random>
+#include <system_error>
+#include <utility>
+
+namespace kvcast::tools {
+namespace {
+
+constexpr std::size_t kReadStep = std::size_t{1} << 20;
+constexpr int kNameAttempts = 64;
+// The kernel's file offsets are signed.
+constexpr std::uint64_t kMaxOffset = std::numeric_limits<off_t>::max();
+
+[[noreturn]] void fail(const char* action, const std::string& name, int error) {
+    const std::string reason = std::generic_category().message(error);
+    throw Error(fmt::format("cannot {} {}: {}", action, name.empty() ? "''" : name, reason));
+}
+
+template <typename Call>
+auto retry_interrupted(Call call) {
+    auto result = call();
+    while (result == -1 && errno == EINTR) result = call();
+    return result;
+}
+
+class Descriptor {
+  public:
+    Descriptor(int fd, bool owned) : fd_(fd), owned_(owned && fd >= 0) {}
+    ~Descriptor() {
+        if (owned_) ::close(fd_);
+    }
+    Descriptor(const Descriptor&) = delete;
+    Descriptor& operator=(const Descriptor&) = delete;
+
+    int get() const { return fd_; }
+
+  private:
+    int fd_;
+    bool owned_;
+};
+
+int open_existing(const std::string& path, int access) {
+    const int fd = retry_interrupted([&] { return ::open(path.c_str(), access | O_CLOEXEC | O_NOCTTY); });
+    if (fd < 0) fail("open", path, errno);
+    return fd;
+}
+
+struct stat status_of(int fd, const std::string& name) {
+    struct stat status = {};
+    if (::fstat(fd, &status) != 0) fail("open", name, errno);
+    if (S_ISDIR(status.st_mode)) fail("open", name, EISDIR);
+    return status;
+}
+
+// One byte more than the limit is asked for, to tell an input of exactly the limit from a longer one.
+std::vector<std::byte> read_to_end(int fd, const std::string& name, std::size_t limit) {
+    std::vector<std::byte> bytes;
+    std::vector<std::byte> step(kReadStep);
+    for (;;) {
+        const std::size_t room = limit - bytes.size();
+        const std::size_t wanted = room < step.size() ? room + 1 : step.size();
+        const ssize_t got = retry_interrupted([&] { return ::read(fd, step.data(), wanted); });
+        if (got < 0) fail("read", name, errno);
+        if (got == 0) return bytes;
+        if (static_cast<std::size_t>(got) > room) {
+            throw Error(fmt::format("{} is longer than the {} bytes that are read into memory", name, limit));
+        }
+        bytes.insert(bytes.end(), step.begin(), step.begin() + got);
+    }
+}
+
+std::vector<std::byte> read_into_memory(int fd, const std::string& name, std::size_t limit) {
+    try {
+        return read_to_end(fd, name, limit);
+    } catch (const std::bad_alloc&) {
+        fail("read", name, ENOMEM);
+    }
+}
+
+// write(2) and pwrite(2) may take less than they are given; `call` writes the rest from where they stopped.
+template <typename Call>
+void write_all(const std::string& name, std::span<const std::byte> bytes, Call call) {
+    while (!bytes.empty()) {
+        const ssize_t wrote = retry_interrupted([&] { return call(bytes); });
+        if (wrote < 0) fail("write", name, errno);
+        if (wrote == 0) fail("write", name, EIO);
+        bytes = bytes.subspan(static_cast<std::size_t>(wrote));
+    }
+}
+
+// The file behind a symbolic link, so that replacing it leaves the link in place.
+std::string resolved(const std::string& path) {
+    const std::unique_ptr<char, decltype(&std::free)> real(::realpath(path.c_str(), nullptr), &std::free);
+    return real ? std::string(real.get()) : path;
+}
+
+// The name does not grow with the target's, which may already be as long as the file system allows.
+std::string temporary_beside(const std::string& target) {
+    std::random_device random;
+    const std::size_t slash = target.rfind('/');
+    const std::string directory = slash == std::string::npos ? "" : target.substr(0, slash + 1);
+    return fmt::format("{}.kvcast-{:08x}{:08x}.tmp", directory, random(), random());
+}
+
+// mkostemp() would create the file for its owner alone; open() applies the umask and any default ACL.
+int create_temporary(const std::string& path, const std::string& target, std::string& temporary) {
+    for (int attempt = 0; attempt < kNameAttempts; ++attempt) {
+        temporary = temporary_beside(target);
+        const int fd = retry_interrupted(
+            [&] { return ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666); });
+        if (fd >= 0) return fd;
+        if (errno != EEXIST) break;
+    }
+    fail("create", path, errno);
+}
+
+}  // namespace
+
+MappedFile::MappedFile(const std::string& path, std::size_t memory_limit) {
+    const bool standard = path == "-";
+    const std::string name = standard ? "standard input" : path;
+    const Descriptor file(standard ? STDIN_FILENO : open_existing(path, O_RDONLY), !standard);
+    const struct stat status = status_of(file.get(), name);
+    // Files under /proc say that they are empty and are not; reading finds out.
+    if (standard || !S_ISREG(status.st_mode) || status.st_size == 0) {
+        owned_ = read_into_memory(file.get(), name, memory_limit);
+        bytes_ = owned_;
+        return;
+    }
+    const std::size_t size = static_cast<std::size_t>(status.st_size);
+    void* const mapping = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.get(), 0);
+    if (mapping == MAP_FAILED) fail("map", name, errno);
+    mapping_ = mapping;
+    bytes_ = {static_cast<const std::byte*>(mapping), size};
+}
+
+MappedFile::~MappedFile() {
+    if (mapping_ != nullptr) ::munmap(mapping_, bytes_.size());
+}
+
+MappedFile::MappedFile(MappedFile&& other) noexcept
+    : bytes_(std::exchange(other.bytes_, {})),
+      mapping_(std::exchange(other.mapping_, nullptr)),
+      owned_(std::move(other.owned_)) {}
+
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+    MappedFile taken(std::move(other));
+    std::swap(bytes_, taken.bytes_);
+    std::swap(mapping_, taken.mapping_);
+    std::swap(owned_, taken.owned_);
+    return *this;
+}
+
+// Both ends are rounded down: a page shared with the next range stays until that one is dropped. Reading a
+// dropped range again is only slower, so the advice may fail.
+void MappedFile::drop(std::size_t offset, std::size_t length) const {
+    if (mapping_ == nullptr || offset >= bytes_.size()) return;
+    const std::size_t page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+    const bool to_end = length >= bytes_.size() - offset;
+    const std::size_t begin = offset - offset % page;
+    const std::size_t end = to_end ? bytes_.size() : (offset + length) - (offset + length) % page;
+    if (begin < end) ::madvise(static_cast<std::byte*>(mapping_) + begin, end - begin, MADV_DONTNEED);
+}
+
+OutputFile::OutputFile(const std::string& path)
+    : path_(path == "-" ? "standard output" : path), standard_output_(path == "-") {
+    if (standard_output_) {
+        fd_ = STDOUT_FILENO;
+        return;
+    }
+    struct stat status = {};
+    const bool exists = ::stat(path.c_str(), &status) == 0;
+    if (!exists && (errno != ENOENT || path.empty())) fail("create", path, errno);
+    if (exists && S_ISDIR(status.st_mode)) fail("create", path, EISDIR);
+    if (exists && !S_ISREG(status.st_mode)) {
+        fd_ = open_existing(path, O_WRONLY);
+        return;
+    }
+    target_ = exists ? resolved(path) : path;
+    fd_ = create_temporary(path, target_, temporary_);
+}
+
+OutputFile::~OutputFile() {
+    if (fd_ >= 0 && !standard_output_) ::close(fd_);
+    if (!temporary_.empty()) ::unlink(temporary_.c_str());
+}
+
+OutputFile::OutputFile(OutputFile&& other) noexcept
+    : path_(std::move(other.path_)),
+      target_(std::move(other.target_)),
+      temporary_(std::exchange(other.temporary_, {})),
+      standard_output_(other.standard_output_),
+      fd_(std::exchange(other.fd_, -1)) {}
+
+void OutputFile::append(std::span<const std::byte> bytes) {
+    write_all(path_, bytes, [&](auto rest) { return ::write(fd_, rest.data(), rest.size()); });
+}
+
+void OutputFile::write_at(std::uint64_t offset, std::span<const std::byte> bytes) {
+    if (standard_output_) fail("write at an offset of", path_, ESPIPE);
+    if (offset > kMaxOffset || bytes.size() > kMaxOffset - offset) fail("write", path_, EFBIG);
+    off_t position = static_cast<off_t>(offset);
+    write_all(path_, bytes, [&](auto rest) {
+        const ssize_t wrote = ::pwrite(fd_, rest.data(), rest.size(), position);
+        if (wrote > 0) position += wrote;
+        return wrote;
+    });
+}
+
+// fallocate() rather than posix_fallocate(), which writes to every block where the file system has no such
+// call.
+void OutputFile::reserve(std::uint64_t bytes) {
+    if (temporary_.empty() || bytes == 0) return;
+    if (bytes > kMaxOffset) fail("reserve space for", path_, EFBIG);
+    const off_t size = static_cast<off_t>(bytes);
+    if (retry_interrupted([&] { return ::fallocate(fd_, 0, 0, size); }) == 0) return;
+    if (errno != EOPNOTSUPP && errno != ENOSYS) fail("reserve space for", path_, errno);
+    struct stat status = {};
+    if (::fstat(fd_, &status) != 0) fail("reserve space for", path_, errno);
+    if (status.st_size >= size) return;
+    if (retry_interrupted([&] { return ::ftruncate(fd_, size); }) != 0) {
+        fail("reserve space for", path_, errno);
+    }
+}
+
+// The data reaches the disk before the name does, or a crash could leave an empty file under it.
+void OutputFile::commit() {
+    if (fd_ < 0) fail("commit", path_, EBADF);
+    if (!temporary_.empty() && retry_interrupted([&] { return ::fdatasync(fd_); }) != 0) {
+        fail("write", path_, errno);
+    }
+    // A descriptor is closed even where close() reports an error, so it is never closed twice.
+    const int fd = std::exchange(fd_, -1);
+    if (!standard_output_ && ::close(fd) != 0 && errno != EINTR) fail("write", path_, errno);
+    if (temporary_.empty()) return;
+    if (std::rename(temporary_.c_str(), target_.c_str()) != 0) fail("create", path_, errno);
+    temporary_.clear();
+}
+
+}  // namespace kvcast::tools
