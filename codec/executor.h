@@ -1,5 +1,5 @@
-// How the codec runs independent pieces of work. The library owns no threads: the caller passes an Executor, its own
-// or one of these.
+// How the codec runs independent pieces of work. The library owns no threads: the caller passes an Executor,
+// its own or one of these.
 #pragma once
 
 #include <condition_variable>
@@ -18,9 +18,11 @@ class Executor {
     // How many tasks may run at once; `worker` below is less than this.
     virtual std::size_t workers() const = 0;
 
-    // Calls task(i, worker) for every i < count, each once, in any order and thread, and returns when all are done. No
-    // two calls with the same worker overlap. Tasks do not throw. Not re-entrant, and one run at a time.
-    virtual void run(std::size_t count, const std::function<void(std::size_t i, std::size_t worker)>& task) = 0;
+    // Calls task(i, worker) for every i < count, each once, in any order and thread, and returns when all are
+    // done. No two calls with the same worker overlap. Tasks do not throw. Not re-entrant, and one run at a
+    // time.
+    virtual void run(std::size_t count,
+                     const std::function<void(std::size_t i, std::size_t worker)>& task) = 0;
 };
 
 // Everything in the calling thread.

@@ -2,6 +2,8 @@
 
 namespace kvcast::kernels {
 
-const Ops& best_ops() { return scalar_ops(); }
+const Ops& best_ops() {
+    return scalar_ops();
+}
 
 }  // namespace kvcast::kernels

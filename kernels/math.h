@@ -1,8 +1,8 @@
 // The arithmetic that every backend must agree on, once, for host and device.
 //
-// Everything here is exact integer arithmetic or IEEE-754 arithmetic whose result does not depend on contraction
-// (products that are exact, one rounding). codec/FORMAT.md states the same in prose: sections 5 (rANS), 6 (RoPE)
-// and 7 (reconstruction). No function fails; every input is defined.
+// Everything here is exact integer arithmetic or IEEE-754 arithmetic whose result does not depend on
+// contraction (products that are exact, one rounding). codec/FORMAT.md states the same in prose: sections 5
+// (rANS), 6 (RoPE) and 7 (reconstruction). No function fails; every input is defined.
 #pragma once
 
 #include <bit>
@@ -18,7 +18,8 @@
 
 namespace kvcast::kernels {
 
-// ---- rANS: 32 lanes, u32 states, 16-bit words (Duda, arXiv 1311.2540; interleaving: Giesen, arXiv 1402.3392) ----
+// ---- rANS: 32 lanes, u32 states, 16-bit words (Duda, arXiv 1311.2540; interleaving: Giesen, arXiv
+// 1402.3392) ----
 
 inline constexpr unsigned kLanes = 32;
 inline constexpr unsigned kProbabilityBits = 14;
@@ -31,17 +32,26 @@ inline constexpr int kSymbolZero = 7;  // symbol s stands for the value s - 7
 inline constexpr unsigned kBucketBits = kProbabilityBits - 4;
 inline constexpr std::uint32_t kBucketSlots = 1u << kBucketBits;
 
-// One entry of an alias table: symbol | frequency | what to add to a slot to get its rank among the symbol's slots.
-KVCAST_HD constexpr std::uint32_t pack_entry(std::uint32_t symbol, std::uint32_t frequency, std::uint32_t adjust) {
+// One entry of an alias table: symbol | frequency | what to add to a slot to get its rank among the symbol's
+// slots.
+KVCAST_HD constexpr std::uint32_t pack_entry(std::uint32_t symbol, std::uint32_t frequency,
+                                             std::uint32_t adjust) {
     return symbol | frequency << 4 | (adjust & kProbabilityMask) << 18;
 }
-KVCAST_HD constexpr std::uint32_t entry_symbol(std::uint32_t entry) { return entry & 15; }
-KVCAST_HD constexpr std::uint32_t entry_frequency(std::uint32_t entry) { return entry >> 4 & kProbabilityMask; }
-KVCAST_HD constexpr std::uint32_t entry_adjust(std::uint32_t entry) { return entry >> 18; }
+KVCAST_HD constexpr std::uint32_t entry_symbol(std::uint32_t entry) {
+    return entry & 15;
+}
+KVCAST_HD constexpr std::uint32_t entry_frequency(std::uint32_t entry) {
+    return entry >> 4 & kProbabilityMask;
+}
+KVCAST_HD constexpr std::uint32_t entry_adjust(std::uint32_t entry) {
+    return entry >> 18;
+}
 
 // The state after a symbol is taken out of it, before refill.
 KVCAST_HD constexpr std::uint32_t state_after(std::uint32_t state, std::uint32_t entry) {
-    return entry_frequency(entry) * (state >> kProbabilityBits) + ((state + entry_adjust(entry)) & kProbabilityMask);
+    return entry_frequency(entry) * (state >> kProbabilityBits) +
+           ((state + entry_adjust(entry)) & kProbabilityMask);
 }
 
 // A state this large, or larger, gives a word away before a symbol of that frequency is put into it.
@@ -49,7 +59,8 @@ KVCAST_HD constexpr std::uint32_t state_limit(std::uint32_t frequency) {
     return frequency << (32 - kProbabilityBits);
 }
 
-// ---- RoPE in integers ------------------------------------------------------------------------------------------
+// ---- RoPE in integers
+// ------------------------------------------------------------------------------------------
 
 inline constexpr unsigned kTrigBits = 14;  // cosines and sines are in units of 2^-14
 
@@ -58,8 +69,8 @@ struct SinCos {
     std::int16_t sin;
 };
 
-// Cosine and sine of a phase in units of 2^-64 turn: quarter-turn reduction, Taylor polynomials in Q30 over an eighth
-// of a turn (truncation below 2^-17), one rounding to 2^-14.
+// Cosine and sine of a phase in units of 2^-64 turn: quarter-turn reduction, Taylor polynomials in Q30 over
+// an eighth of a turn (truncation below 2^-17), one rounding to 2^-14.
 KVCAST_HD constexpr SinCos sin_cos(std::uint64_t phase) {
     const auto turn = static_cast<std::uint32_t>(phase >> 32);
     const std::uint32_t quarter = (turn + (1u << 29)) >> 30;
@@ -76,10 +87,14 @@ KVCAST_HD constexpr SinCos sin_cos(std::uint64_t phase) {
     const auto sine = static_cast<std::int16_t>((s + (1 << 15)) >> 16);
     const auto cosine = static_cast<std::int16_t>((c + (1 << 15)) >> 16);
     switch (quarter & 3) {
-        case 0: return {cosine, sine};
-        case 1: return {static_cast<std::int16_t>(-sine), cosine};
-        case 2: return {static_cast<std::int16_t>(-cosine), static_cast<std::int16_t>(-sine)};
-        default: return {sine, static_cast<std::int16_t>(-cosine)};
+        case 0:
+            return {cosine, sine};
+        case 1:
+            return {static_cast<std::int16_t>(-sine), cosine};
+        case 2:
+            return {static_cast<std::int16_t>(-cosine), static_cast<std::int16_t>(-sine)};
+        default:
+            return {sine, static_cast<std::int16_t>(-cosine)};
     }
 }
 
@@ -94,15 +109,16 @@ KVCAST_HD constexpr Rotated rotate(std::int32_t a, std::int32_t b, SinCos t) {
     return {(a * t.cos - b * t.sin + half) >> kTrigBits, (b * t.cos + a * t.sin + half) >> kTrigBits};
 }
 
-// ---- states and values -----------------------------------------------------------------------------------------
+// ---- states and values
+// -----------------------------------------------------------------------------------------
 
 KVCAST_HD constexpr std::int16_t saturate16(std::int32_t v) {
     return static_cast<std::int16_t>(v < -32768 ? -32768 : v > 32767 ? 32767 : v);
 }
 
 // The scale of a plane: a state s stands for s * mantissa * 2^exponent. With mantissa < 2^8, exponent in
-// [kMinExponent, kMaxExponent] and |s| <= 46342 the value is exact in binary32, so that the only rounding of a decoder
-// is the one to the output type.
+// [kMinExponent, kMaxExponent] and |s| <= 46342 the value is exact in binary32, so that the only rounding of
+// a decoder is the one to the output type.
 inline constexpr int kMinExponent = -126;
 inline constexpr int kMaxExponent = 103;
 
@@ -124,16 +140,23 @@ KVCAST_HD constexpr float round_even(float x) {
     return (x + shifter) - shifter;
 }
 
-// ---- element types ---------------------------------------------------------------------------------------------
+// ---- element types
+// ---------------------------------------------------------------------------------------------
 
 enum class Dtype : std::uint8_t { kBf16 = 0, kF16 = 1, kF32 = 2 };
 
-KVCAST_HD constexpr std::size_t dtype_bytes(Dtype d) { return d == Dtype::kF32 ? 4 : 2; }
-KVCAST_HD constexpr unsigned mantissa_bits(Dtype d) { return d == Dtype::kBf16 ? 7 : d == Dtype::kF16 ? 10 : 23; }
-KVCAST_HD constexpr std::uint32_t exponent_mask(Dtype d) { return d == Dtype::kF16 ? 31 : 255; }
+KVCAST_HD constexpr std::size_t dtype_bytes(Dtype d) {
+    return d == Dtype::kF32 ? 4 : 2;
+}
+KVCAST_HD constexpr unsigned mantissa_bits(Dtype d) {
+    return d == Dtype::kBf16 ? 7 : d == Dtype::kF16 ? 10 : 23;
+}
+KVCAST_HD constexpr std::uint32_t exponent_mask(Dtype d) {
+    return d == Dtype::kF16 ? 31 : 255;
+}
 
-// binary32 to bfloat16, nearest even; finite values beyond the range become the largest finite one; every NaN becomes
-// 0x7fc0.
+// binary32 to bfloat16, nearest even; finite values beyond the range become the largest finite one; every NaN
+// becomes 0x7fc0.
 KVCAST_HD constexpr std::uint16_t to_bf16(float f) {
     const auto u = std::bit_cast<std::uint32_t>(f);
     const std::uint32_t magnitude = u & 0x7fffffffu;
@@ -152,7 +175,7 @@ KVCAST_HD constexpr std::uint16_t to_f16(float f) {
     if (magnitude > 0x7f800000u) return 0x7e00;
     if (magnitude == 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7c00u);
     if (magnitude >= 0x477ff000u) return static_cast<std::uint16_t>(sign | 0x7bffu);  // rounds beyond 65504
-    if (magnitude < 0x33000000u) return sign;                                        // below half of 2^-24
+    if (magnitude < 0x33000000u) return sign;                                         // below half of 2^-24
     const std::uint32_t exponent = magnitude >> 23;
     const bool subnormal = exponent < 113;
     const std::uint32_t significand = (magnitude & 0x7fffffu) | 0x800000u;
@@ -165,7 +188,9 @@ KVCAST_HD constexpr std::uint16_t to_f16(float f) {
     return static_cast<std::uint16_t>(sign | (base + kept + up));
 }
 
-KVCAST_HD constexpr float from_bf16(std::uint16_t h) { return std::bit_cast<float>(std::uint32_t{h} << 16); }
+KVCAST_HD constexpr float from_bf16(std::uint16_t h) {
+    return std::bit_cast<float>(std::uint32_t{h} << 16);
+}
 
 KVCAST_HD constexpr float from_f16(std::uint16_t h) {
     const std::uint32_t sign = std::uint32_t{h & 0x8000u} << 16;
@@ -180,22 +205,28 @@ KVCAST_HD constexpr float from_f16(std::uint16_t h) {
 // The stored bits of an element as a value, and back (see to_bf16 for rounding, range and NaN).
 KVCAST_HD constexpr float from_bits(Dtype d, std::uint32_t bits) {
     switch (d) {
-        case Dtype::kBf16: return from_bf16(static_cast<std::uint16_t>(bits));
-        case Dtype::kF16: return from_f16(static_cast<std::uint16_t>(bits));
-        default: return std::bit_cast<float>(bits);
+        case Dtype::kBf16:
+            return from_bf16(static_cast<std::uint16_t>(bits));
+        case Dtype::kF16:
+            return from_f16(static_cast<std::uint16_t>(bits));
+        default:
+            return std::bit_cast<float>(bits);
     }
 }
 KVCAST_HD constexpr std::uint32_t to_bits(Dtype d, float f) {
     switch (d) {
-        case Dtype::kBf16: return to_bf16(f);
-        case Dtype::kF16: return to_f16(f);
-        default: return f != f ? 0x7fc00000u : std::bit_cast<std::uint32_t>(f);
+        case Dtype::kBf16:
+            return to_bf16(f);
+        case Dtype::kF16:
+            return to_f16(f);
+        default:
+            return f != f ? 0x7fc00000u : std::bit_cast<std::uint32_t>(f);
     }
 }
 
-// An exact element turned by an angle. Products of a binary32 and a 15-bit integer are exact in binary64, so that the
-// sum is rounded once, the scaling is exact, and the conversion to binary32 rounds once more; contraction to a fused
-// multiply-add changes nothing.
+// An exact element turned by an angle. Products of a binary32 and a 15-bit integer are exact in binary64, so
+// that the sum is rounded once, the scaling is exact, and the conversion to binary32 rounds once more;
+// contraction to a fused multiply-add changes nothing.
 KVCAST_HD constexpr float rotate_exact(float x, std::int32_t cos, float y, std::int32_t sin) {
     const double sum = static_cast<double>(x) * cos + static_cast<double>(y) * sin;
     return static_cast<float>(sum * (1.0 / (1 << kTrigBits)));

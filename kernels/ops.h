@@ -1,15 +1,15 @@
 // The inner loops of the codec, one table of functions per backend.
 //
-// A backend fills an Ops; scalar's is complete, the others start from a copy of it and overlay what they do faster.
-// Every backend gives the same bytes as scalar for every input, hostile ones included. codec/FORMAT.md is the
-// specification of what they compute; kernels/math.h is its arithmetic.
+// A backend fills an Ops; scalar's is complete, the others start from a copy of it and overlay what they do
+// faster. Every backend gives the same bytes as scalar for every input, hostile ones included.
+// codec/FORMAT.md is the specification of what they compute; kernels/math.h is its arithmetic.
 //
-// Common contract, unless a slot says otherwise: pointers need the alignment of their element type only; arrays do
-// not overlap; a count may be any number, 0 included; nothing is read or written outside the arrays given (no slop);
-// no allocation, no locks, no exceptions; every slot may run in any thread on distinct data.
+// Common contract, unless a slot says otherwise: pointers need the alignment of their element type only;
+// arrays do not overlap; a count may be any number, 0 included; nothing is read or written outside the arrays
+// given (no slop); no allocation, no locks, no exceptions; every slot may run in any thread on distinct data.
 //
-// Tiles are channel-major: row c holds channel c of one head for all tokens of the chunk, `tile_stride` elements
-// apart from row c + 1. Rows of tensors are token-major, as engines store them, `row_bytes` apart.
+// Tiles are channel-major: row c holds channel c of one head for all tokens of the chunk, `tile_stride`
+// elements apart from row c + 1. Rows of tensors are token-major, as engines store them, `row_bytes` apart.
 #pragma once
 
 #include <cstddef>
@@ -19,8 +19,9 @@
 
 namespace kvcast::kernels {
 
-// Decoding table of 16 symbols by the alias method (Walker 1977; with rANS: Giesen, arXiv 1402.3392, section 3.2).
-// Slot x of 2^14 is in bucket x / 1024; entry[2 b] serves the bucket's first divider[b] slots, entry[2 b + 1] the rest.
+// Decoding table of 16 symbols by the alias method (Walker 1977; with rANS: Giesen, arXiv 1402.3392,
+// section 3.2). Slot x of 2^14 is in bucket x / 1024; entry[2 b] serves the bucket's first divider[b] slots,
+// entry[2 b + 1] the rest.
 struct alignas(64) AliasTable {
     std::uint32_t divider[kSymbols];
     std::uint32_t entry[2 * kSymbols];  // pack_entry()
@@ -33,8 +34,8 @@ struct alignas(64) EncodeTable {
     std::uint16_t slot[kProbabilityTotal];
 };
 
-// 32 lanes reading one forward stream of little-endian 16-bit words, at any byte alignment. Past the end, words
-// read as zero and `overrun` is set; it is never cleared by a slot.
+// 32 lanes reading one forward stream of little-endian 16-bit words, at any byte alignment. Past the end,
+// words read as zero and `overrun` is set; it is never cleared by a slot.
 struct alignas(64) RansDecoder {
     std::uint32_t state[kLanes];
     const std::uint8_t* next;
@@ -49,8 +50,9 @@ struct alignas(64) RansEncoder {
     std::uint8_t* next;
 };
 
-// Which channels of a head RoPE turns, and by what: pair p is channels first + p * pair_step and that plus partner.
-// cos and sin are tables [pairs][table_stride] of one column per token. pairs = 0: nothing is turned.
+// Which channels of a head RoPE turns, and by what: pair p is channels first + p * pair_step and that plus
+// partner. cos and sin are tables [pairs][table_stride] of one column per token. pairs = 0: nothing is
+// turned.
 struct Rotation {
     std::size_t pairs;
     std::size_t first;
@@ -108,8 +110,8 @@ struct Moments {
 struct Ops {
     const char* name;
 
-    // `count` values of one table and shift, in groups of 32: value = (symbol - 7) * 2^shift + raw - 2^(shift - 1),
-    // in wrapping 16-bit arithmetic. shift <= 11.
+    // `count` values of one table and shift, in groups of 32: value = (symbol - 7) * 2^shift + raw - 2^(shift
+    // - 1), in wrapping 16-bit arithmetic. shift <= 11.
     void (*decode_strip)(RansDecoder& decoder, const AliasTable& table, unsigned shift, std::size_t count,
                          std::int16_t* values);
 
@@ -117,19 +119,20 @@ struct Ops {
     void (*encode_strip)(RansEncoder& encoder, const EncodeTable& table, unsigned shift, std::size_t count,
                          const std::int16_t* values);
 
-    // `count` floating-point elements of type `dtype`: exponent = center - (symbol - 7), modulo the exponent's range,
-    // sign and mantissa raw. Bits are left in the low bits of each uint32.
+    // `count` floating-point elements of type `dtype`: exponent = center - (symbol - 7), modulo the
+    // exponent's range, sign and mantissa raw. Bits are left in the low bits of each uint32.
     void (*decode_floats)(RansDecoder& decoder, const AliasTable& table, std::uint32_t center, Dtype dtype,
                           std::size_t count, std::uint32_t* bits);
     void (*encode_floats)(RansEncoder& encoder, const EncodeTable& table, std::uint32_t center, Dtype dtype,
                           std::size_t count, const std::uint32_t* bits);
 
-    // Rows to a tile of floats, un-rotated. One multiply-add per output in binary32, products first, not fused.
+    // Rows to a tile of floats, un-rotated. One multiply-add per output in binary32, products first, not
+    // fused.
     void (*load_head)(const HeadLoad& head);
 
     // Rows to a tile of stored bits.
-    void (*load_bits)(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens, std::size_t channels,
-                      std::uint32_t* tile, std::size_t tile_stride);
+    void (*load_bits)(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens,
+                      std::size_t channels, std::uint32_t* tile, std::size_t tile_stride);
 
     // Largest magnitude; +infinity where any value is infinite or NaN.
     float (*max_magnitude)(const float* values, std::size_t count);
@@ -137,14 +140,14 @@ struct Ops {
     // Sum and sum of squares of round-to-nearest-even(values * scale), which the caller keeps below 2^22.
     Moments (*moments)(const float* values, std::size_t count, float scale);
 
-    // q = nearest integer (ties to even) to (values * inverse_unit - prediction) / 2^shift, clamped to +-limit.
-    // Returns the sum of |q|. |values * inverse_unit| is below 2^22.
-    std::uint64_t (*quantise)(const float* values, const std::int16_t* prediction, std::size_t count, float inverse_unit,
-                              unsigned shift, std::int32_t limit, std::int16_t* q);
+    // q = nearest integer (ties to even) to (values * inverse_unit - prediction) / 2^shift, clamped to
+    // +-limit. Returns the sum of |q|. |values * inverse_unit| is below 2^22.
+    std::uint64_t (*quantise)(const float* values, const std::int16_t* prediction, std::size_t count,
+                              float inverse_unit, unsigned shift, std::int32_t limit, std::int16_t* q);
 
     // states = saturate16(prediction + q * 2^shift).
-    void (*reconstruct)(const std::int16_t* q, const std::int16_t* prediction, std::size_t count, unsigned shift,
-                        std::int16_t* states);
+    void (*reconstruct)(const std::int16_t* q, const std::int16_t* prediction, std::size_t count,
+                        unsigned shift, std::int16_t* states);
 
     void (*store_head)(const HeadStore& head);
     void (*store_exact)(const ExactStore& head);

@@ -22,7 +22,8 @@ LayerSteps thirds(std::size_t layers, std::size_t planes) {
 Status check_layer_steps(const LayerSteps& steps, const Layout& layout) {
     const std::size_t wanted = layout.layers * layout.planes.size();
     if (steps.size() != wanted) {
-        return {ErrorCode::kBadArgument, fmt::format("{} step multipliers, the layout has {} planes", steps.size(), wanted)};
+        return {ErrorCode::kBadArgument,
+                fmt::format("{} step multipliers, the layout has {} planes", steps.size(), wanted)};
     }
     for (const double s : steps) {
         if (!(s >= 1.0 / 64 && s <= 64)) {

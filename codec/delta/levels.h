@@ -1,5 +1,5 @@
-// Quality levels of the delta profile, and layer-aware quantisation steps (CacheGen, arXiv 2310.07240, section 5.2).
-// Encoder policy, not format: a decoder reads the steps that result.
+// Quality levels of the delta profile, and layer-aware quantisation steps (CacheGen, arXiv 2310.07240,
+// section 5.2). Encoder policy, not format: a decoder reads the steps that result.
 #pragma once
 
 #include <cstddef>
@@ -11,8 +11,8 @@
 
 namespace kvcast {
 
-// Level n quantises with step kDeltaSteps[n - 1], in units of each plane's standard deviation within the chunk: from
-// hardly visible to the coarsest that keeps text coherent.
+// Level n quantises with step kDeltaSteps[n - 1], in units of each plane's standard deviation within the
+// chunk: from hardly visible to the coarsest that keeps text coherent.
 inline constexpr double kDeltaSteps[] = {0.2, 0.4, 0.6, 0.8, 1.0, 1.4, 2.0};
 inline constexpr unsigned kDeltaLevels = std::size(kDeltaSteps);
 

@@ -27,7 +27,9 @@ bool express_unit(double unit, kernels::Scale& scale) {
     return scale.exponent >= kernels::kMinExponent && scale.exponent <= kernels::kMaxExponent;
 }
 
-float unit_of(const kernels::Scale& scale) { return kernels::value_of(1, scale); }
+float unit_of(const kernels::Scale& scale) {
+    return kernels::value_of(1, scale);
+}
 
 // How the tokens of a body are split: anchors first, then the rest, each in order of time.
 class Anchors {
@@ -70,7 +72,8 @@ std::int16_t mean_state(std::int16_t mean, const PlaneParams& plane) {
 std::int16_t quantised_mean(const kernels::Ops& ops, const float* row, std::size_t count, float inverse_unit,
                             unsigned guard_bits) {
     const kernels::Moments m = ops.moments(row, count, inverse_unit);
-    const double mean = static_cast<double>(m.sum) / static_cast<double>(count) / (1 << (guard_bits - kMeanFraction));
+    const double mean =
+        static_cast<double>(m.sum) / static_cast<double>(count) / (1 << (guard_bits - kMeanFraction));
     return static_cast<std::int16_t>(std::clamp<double>(std::nearbyint(mean), -kMeanLimit, kMeanLimit));
 }
 
@@ -108,9 +111,9 @@ struct HeadWriter {
         scratch.classes[c] = quantise(gathered, anchors.count(), fine, symbols);
         ops.reconstruct(symbols, scratch.prediction.data(), anchors.count(), fine, scratch.states.data());
         anchors.spread(scratch.states.data(), scratch.prediction.data());
-        scratch.delta_classes[c] =
-            rest == 0 ? std::int16_t{0}
-                      : quantise(gathered + anchors.count(), rest, plane.guard_bits, symbols + anchors.count());
+        scratch.delta_classes[c] = rest == 0 ? std::int16_t{0}
+                                             : quantise(gathered + anchors.count(), rest, plane.guard_bits,
+                                                        symbols + anchors.count());
     }
 };
 
@@ -122,7 +125,9 @@ void resize(QuantisedScratch& s, TileShape shape) {
     s.gathered.resize(shape.tokens);
 }
 
-unsigned as_class(std::int16_t spread_class) { return static_cast<unsigned>(spread_class); }
+unsigned as_class(std::int16_t spread_class) {
+    return static_cast<unsigned>(spread_class);
+}
 
 }  // namespace
 
@@ -169,7 +174,8 @@ void read_by_mean(entropy::BlockReader& in, const kernels::Ops& ops, const Plane
 }
 
 void read_by_anchor(entropy::BlockReader& in, const kernels::Ops& ops, const DeltaParams& delta,
-                    const PlaneParams& plane, std::size_t c, std::int16_t* row, TileShape shape, QuantisedScratch& s) {
+                    const PlaneParams& plane, std::size_t c, std::int16_t* row, TileShape shape,
+                    QuantisedScratch& s) {
     const Anchors anchors(delta, shape.tokens);
     const std::size_t first = anchors.count();
     const std::size_t rest = shape.tokens - first;
@@ -186,7 +192,8 @@ void read_by_anchor(entropy::BlockReader& in, const kernels::Ops& ops, const Del
 }  // namespace
 
 bool read_quantised_head(entropy::BlockReader& in, const kernels::Ops& ops, const DeltaParams& delta,
-                         const PlaneParams& plane, std::int16_t* tile, TileShape shape, QuantisedScratch& scratch) {
+                         const PlaneParams& plane, std::int16_t* tile, TileShape shape,
+                         QuantisedScratch& scratch) {
     resize(scratch, shape);
     const bool anchored = delta.predictor == Predictor::kAnchor;
     constexpr std::int32_t last_class = entropy::kClasses - 1;

@@ -1,6 +1,6 @@
-// One head of a plane in the delta profile: a spread class and a mean per channel, then the channel's quantised
-// residuals as strips. FORMAT.md, section 7.2. Token-wise deltas to an anchor follow CacheGen (arXiv 2310.07240,
-// section 5.1); prediction from the chunk's own mean needs no anchor.
+// One head of a plane in the delta profile: a spread class and a mean per channel, then the channel's
+// quantised residuals as strips. FORMAT.md, section 7.2. Token-wise deltas to an anchor follow CacheGen
+// (arXiv 2310.07240, section 5.1); prediction from the chunk's own mean needs no anchor.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +14,8 @@
 
 namespace kvcast {
 
-// Buffers of one head; reused. Symbols must live until the block is finished, everything else only for the call.
+// Buffers of one head; reused. Symbols must live until the block is finished, everything else only for the
+// call.
 struct QuantisedScratch {
     std::vector<std::int16_t> classes;
     std::vector<std::int16_t> delta_classes;
@@ -32,8 +33,9 @@ struct TileShape {
     std::size_t stride = 0;
 };
 
-// Mode, guard bits and scale of a plane from its statistics: the step nearest to `step` that the format can express.
-// Falls back to the exact mode where states of 16 bits cannot hold both the step and the largest magnitude.
+// Mode, guard bits and scale of a plane from its statistics: the step nearest to `step` that the format can
+// express. Falls back to the exact mode where states of 16 bits cannot hold both the step and the largest
+// magnitude.
 PlaneParams choose_params(double step, float max_magnitude, const DeltaParams& delta);
 
 // Quantises a tile of floats into `symbols` (same shape and stride) and takes them down in the writer.
@@ -43,6 +45,7 @@ void write_quantised_head(entropy::BlockWriter& out, const kernels::Ops& ops, co
 
 // Reads a head into states. False where side information is out of range (the tile is filled all the same).
 bool read_quantised_head(entropy::BlockReader& in, const kernels::Ops& ops, const DeltaParams& delta,
-                         const PlaneParams& plane, std::int16_t* tile, TileShape shape, QuantisedScratch& scratch);
+                         const PlaneParams& plane, std::int16_t* tile, TileShape shape,
+                         QuantisedScratch& scratch);
 
 }  // namespace kvcast

@@ -51,13 +51,15 @@ void BlockReader::strip(unsigned spread_class, std::size_t count, std::int16_t* 
 }
 
 void BlockReader::floats(ExponentModel model, kernels::Dtype dtype, std::size_t count, std::uint32_t* bits) {
-    ops_.decode_floats(decoder_, alias_table(kFirstExponentTable + model.table), model.center, dtype, count, bits);
+    ops_.decode_floats(decoder_, alias_table(kFirstExponentTable + model.table), model.center, dtype, count,
+                       bits);
 }
 
 Status BlockReader::close() const {
     if (decoder_.overrun != 0) return {ErrorCode::kCorruptBlock, "its data ends before its values do"};
     if (decoder_.next != decoder_.end) {
-        return {ErrorCode::kCorruptBlock, fmt::format("{} bytes are left over", decoder_.end - decoder_.next)};
+        return {ErrorCode::kCorruptBlock,
+                fmt::format("{} bytes are left over", decoder_.end - decoder_.next)};
     }
     const bool closed = std::all_of(std::begin(decoder_.state), std::end(decoder_.state),
                                     [](std::uint32_t x) { return x == kernels::kStateLow; });

@@ -1,5 +1,6 @@
-// Reads one block: the coder states, then words, vectors and strips in the order that the profile asks for them.
-// FORMAT.md, section 5. Never reads outside the block: what is missing reads as zero and close() reports it.
+// Reads one block: the coder states, then words, vectors and strips in the order that the profile asks for
+// them. FORMAT.md, section 5. Never reads outside the block: what is missing reads as zero and close()
+// reports it.
 #pragma once
 
 #include <cstddef>
@@ -19,8 +20,8 @@ class BlockReader {
 
     std::uint16_t word();
 
-    // A side vector: small integers around a reference, with a class of its own. False where a value is outside
-    // [low, high]; values are then clamped into it.
+    // A side vector: small integers around a reference, with a class of its own. False where a value is
+    // outside [low, high]; values are then clamped into it.
     bool vector(std::span<std::int16_t> values, std::int32_t low, std::int32_t high);
 
     // `count` values of one spread class (class 0: zeros).

@@ -18,7 +18,9 @@ std::int32_t reference_of(std::span<const std::int16_t> values) {
 
 }  // namespace
 
-void BlockWriter::word(std::uint16_t value) { items_.push_back({.kind = Kind::kWord, .word = value}); }
+void BlockWriter::word(std::uint16_t value) {
+    items_.push_back({.kind = Kind::kWord, .word = value});
+}
 
 void BlockWriter::vector(std::span<const std::int16_t> values) {
     const std::int32_t reference = reference_of(values);
@@ -60,8 +62,8 @@ void BlockWriter::encode(const Item& item, kernels::RansEncoder& encoder) const 
         return;
     }
     if (item.kind == Kind::kFloats) {
-        ops_.encode_floats(encoder, encode_table(kFirstExponentTable + item.model.table), item.model.center, item.dtype,
-                           item.count, static_cast<const std::uint32_t*>(item.values));
+        ops_.encode_floats(encoder, encode_table(kFirstExponentTable + item.model.table), item.model.center,
+                           item.dtype, item.count, static_cast<const std::uint32_t*>(item.values));
         return;
     }
     const bool own = item.kind == Kind::kVector;

@@ -1,6 +1,6 @@
-// Writes one block. rANS encodes backwards, so that the writer first takes down what is to be coded, in the decoder's
-// order, and codes it in finish(). Values are referred to, not copied: they must stay until then. Not thread-safe;
-// reuse one object for many blocks and it stops allocating.
+// Writes one block. rANS encodes backwards, so that the writer first takes down what is to be coded, in the
+// decoder's order, and codes it in finish(). Values are referred to, not copied: they must stay until then.
+// Not thread-safe; reuse one object for many blocks and it stops allocating.
 #pragma once
 
 #include <cstddef>
@@ -33,21 +33,21 @@ class BlockWriter {
 
     void floats(ExponentModel model, kernels::Dtype dtype, std::span<const std::uint32_t> bits);
 
-    // Appends the block to `out` and starts a new one. Where `ideal` is given, what the block should have cost is added
-    // to it, which takes longer than the encoding.
+    // Appends the block to `out` and starts a new one. Where `ideal` is given, what the block should have
+    // cost is added to it, which takes longer than the encoding.
     void finish(std::vector<std::uint8_t>& out, BlockCost* ideal = nullptr);
 
   private:
     enum class Kind : std::uint8_t { kWord, kVector, kStrip, kFloats };
     struct Item {
-        Kind kind;
-        std::uint8_t spread_class;   // strips and vectors
-        kernels::Dtype dtype;        // floats
-        ExponentModel model;         // floats
-        std::uint32_t word;          // words
-        std::size_t count;
-        const void* values;          // strips and floats
-        std::size_t offset;          // vectors: where in vectors_
+        Kind kind = Kind::kWord;
+        std::uint8_t spread_class = 0;                 // strips and vectors
+        kernels::Dtype dtype = kernels::Dtype::kBf16;  // floats
+        ExponentModel model = {0, 0};                  // floats
+        std::uint32_t word = 0;                        // words
+        std::size_t count = 0;
+        const void* values = nullptr;  // strips and floats
+        std::size_t offset = 0;        // vectors: where in vectors_
     };
 
     std::size_t greatest_size() const;

@@ -16,7 +16,8 @@ using kernels::EncodeTable;
 using kernels::kBucketSlots;
 using kernels::kSymbols;
 
-// Which symbol fills the front of each bucket is fixed (its own); who fills the rest, FORMAT.md section 5.2 says.
+// Which symbol fills the front of each bucket is fixed (its own); who fills the rest, FORMAT.md section 5.2
+// says.
 struct Buckets {
     std::uint32_t divider[kSymbols];
     std::uint32_t other[kSymbols];
@@ -65,7 +66,8 @@ void build(const std::uint16_t (&frequency)[kSymbols], AliasTable& alias, Encode
             const std::uint32_t slot = bucket * kBucketSlots + edges[part];
             alias.entry[2 * bucket + part] = kernels::pack_entry(s, frequency[s], rank[s] - slot);
             for (std::uint32_t i = edges[part]; i < edges[part + 1]; ++i) {
-                encode.slot[encode.start[s] + rank[s]++] = static_cast<std::uint16_t>(bucket * kBucketSlots + i);
+                encode.slot[encode.start[s] + rank[s]++] =
+                    static_cast<std::uint16_t>(bucket * kBucketSlots + i);
             }
         }
     }
@@ -92,7 +94,8 @@ std::uint64_t histogram_cost(std::size_t table, const std::array<std::uint32_t, 
     return cost;
 }
 
-std::array<std::uint32_t, kSymbols> symbols_around(std::span<const std::uint32_t> counts, std::int32_t center) {
+std::array<std::uint32_t, kSymbols> symbols_around(std::span<const std::uint32_t> counts,
+                                                   std::int32_t center) {
     std::array<std::uint32_t, kSymbols> out = {};
     for (std::size_t e = 0; e < counts.size(); ++e) {
         const std::int32_t d = center - static_cast<std::int32_t>(e) + kernels::kSymbolZero;
@@ -103,10 +106,16 @@ std::array<std::uint32_t, kSymbols> symbols_around(std::span<const std::uint32_t
 
 }  // namespace
 
-const AliasTable& alias_table(std::size_t table) { return all_tables().alias[table]; }
-const EncodeTable& encode_table(std::size_t table) { return all_tables().encode[table]; }
+const AliasTable& alias_table(std::size_t table) {
+    return all_tables().alias[table];
+}
+const EncodeTable& encode_table(std::size_t table) {
+    return all_tables().encode[table];
+}
 
-std::uint32_t symbol_cost(std::size_t table, unsigned symbol) { return kCosts[table][symbol]; }
+std::uint32_t symbol_cost(std::size_t table, unsigned symbol) {
+    return kCosts[table][symbol];
+}
 
 std::uint64_t value_cost(unsigned spread_class, std::int32_t value) {
     const ClassCoding c = class_coding(spread_class);
@@ -134,7 +143,8 @@ unsigned class_for(std::uint64_t sum_of_magnitudes, std::size_t count) {
 }
 
 unsigned cheapest_class(std::span<const std::int16_t> values, std::int32_t reference) {
-    const bool all_equal = std::all_of(values.begin(), values.end(), [&](std::int16_t v) { return v == reference; });
+    const bool all_equal =
+        std::all_of(values.begin(), values.end(), [&](std::int16_t v) { return v == reference; });
     if (all_equal) return 0;
     unsigned best = 1;
     std::uint64_t least = std::numeric_limits<std::uint64_t>::max();
@@ -150,7 +160,8 @@ unsigned cheapest_class(std::span<const std::int16_t> values, std::int32_t refer
 }
 
 ExponentModel cheapest_exponent_model(std::span<const std::uint32_t> counts) {
-    const auto mode = static_cast<std::int32_t>(std::max_element(counts.begin(), counts.end()) - counts.begin());
+    const auto mode =
+        static_cast<std::int32_t>(std::max_element(counts.begin(), counts.end()) - counts.begin());
     ExponentModel best = {static_cast<std::uint32_t>(mode), 0};
     std::uint64_t least = std::numeric_limits<std::uint64_t>::max();
     for (std::int32_t center = mode - 1; center <= mode + 1; ++center) {

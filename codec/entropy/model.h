@@ -1,9 +1,9 @@
 // The symbol model: frequency tables, spread classes and what a value costs. FORMAT.md, section 5.
 //
-// 25 tables of 16 symbols over 2^14 slots. Tables 0..8 are generalised Gaussians (shape 1.5) whose spread grows by half
-// octaves from 1/8 to 2; tables 9..24 are distributions of binary exponents. A spread class is a table and a number of
-// raw low bits, so that 31 classes cover spreads from 1/8 to 4096. All tables are constants: nothing is shipped with
-// the data. Everything here is immutable and thread-safe.
+// 25 tables of 16 symbols over 2^14 slots. Tables 0..8 are generalised Gaussians (shape 1.5) whose spread
+// grows by half octaves from 1/8 to 2; tables 9..24 are distributions of binary exponents. A spread class is
+// a table and a number of raw low bits, so that 31 classes cover spreads from 1/8 to 4096. All tables are
+// constants: nothing is shipped with the data. Everything here is immutable and thread-safe.
 #pragma once
 
 #include <cstddef>
@@ -52,7 +52,8 @@ struct ExponentModel {
 // Code length of an element in 1/256 bit, sign and mantissa included.
 std::uint64_t element_cost(ExponentModel model, kernels::Dtype dtype, std::uint32_t bits);
 
-// The cheapest model for elements of which counts[e] have exponent e; `counts` has one entry per exponent value.
+// The cheapest model for elements of which counts[e] have exponent e; `counts` has one entry per exponent
+// value.
 ExponentModel cheapest_exponent_model(std::span<const std::uint32_t> counts);
 
 }  // namespace kvcast::entropy

@@ -1,5 +1,5 @@
-// The one place where header bytes are read. It cannot run off the end: a read past it yields zero and marks the
-// reader as failed, so that a parser reads a run of fields and checks once.
+// The one place where header bytes are read. It cannot run off the end: a read past it yields zero and marks
+// the reader as failed, so that a parser reads a run of fields and checks once.
 #pragma once
 
 #include <bit>
@@ -10,7 +10,8 @@
 
 namespace kvcast {
 
-static_assert(std::endian::native == std::endian::little, "the format is little-endian, and so is this reader");
+static_assert(std::endian::native == std::endian::little,
+              "the format is little-endian, and so is this reader");
 
 class ByteReader {
   public:

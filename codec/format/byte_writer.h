@@ -1,6 +1,7 @@
 // The inverse of ByteReader: appends header fields to a vector.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -15,13 +16,14 @@ class ByteWriter {
 
     template <typename T>
     void fixed(T value) {
-        const std::size_t at = out_.size();
-        out_.resize(at + sizeof(T));
-        std::memcpy(out_.data() + at, &value, sizeof(T));
+        std::array<std::uint8_t, sizeof(T)> raw;
+        std::memcpy(raw.data(), &value, sizeof(T));
+        bytes(raw);
     }
 
     void u24(std::uint32_t value) {
-        for (unsigned shift = 0; shift < 24; shift += 8) out_.push_back(static_cast<std::uint8_t>(value >> shift));
+        for (unsigned shift = 0; shift < 24; shift += 8)
+            out_.push_back(static_cast<std::uint8_t>(value >> shift));
     }
 
     void varint(std::uint64_t value) {
@@ -29,7 +31,9 @@ class ByteWriter {
         out_.push_back(static_cast<std::uint8_t>(value));
     }
 
-    void bytes(std::span<const std::uint8_t> data) { out_.insert(out_.end(), data.begin(), data.end()); }
+    void bytes(std::span<const std::uint8_t> data) {
+        for (const std::uint8_t b : data) out_.push_back(b);
+    }
 
   private:
     std::vector<std::uint8_t>& out_;

@@ -2,8 +2,8 @@
 //
 //   chain = SHA-256(parent | salt | layout hash | model id | token ids)
 //
-// Chunks of contexts that share a prefix share its identities (prefix caching), equal content has one name (dedupe),
-// and a secret salt keeps tenants apart. FORMAT.md, section 4. Thread-safe.
+// Chunks of contexts that share a prefix share its identities (prefix caching), equal content has one name
+// (dedupe), and a secret salt keeps tenants apart. FORMAT.md, section 4. Thread-safe.
 #pragma once
 
 #include <cstdint>

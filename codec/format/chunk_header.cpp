@@ -16,13 +16,16 @@ constexpr unsigned kMaxGuardBits = 12;
 constexpr std::uint64_t kFlagUnrotated = 1;
 constexpr std::size_t kCrcBytes = 4;
 
-Status bad(std::string message) { return {ErrorCode::kBadHeader, std::move(message)}; }
+Status bad(std::string message) {
+    return {ErrorCode::kBadHeader, std::move(message)};
+}
 
 // ---- fields, in the order of FORMAT.md ----
 
 std::uint32_t pack_plane(const PlaneParams& p) {
     if (p.mode == PlaneMode::kExact) return 0;
-    return static_cast<std::uint32_t>(p.mode) | p.guard_bits << 3 | static_cast<std::uint32_t>(p.scale.mantissa) << 7 |
+    return static_cast<std::uint32_t>(p.mode) | p.guard_bits << 3 |
+           static_cast<std::uint32_t>(p.scale.mantissa) << 7 |
            static_cast<std::uint32_t>(p.scale.exponent + kExponentBias) << 15;
 }
 
@@ -84,10 +87,13 @@ void write_params(const ChunkHeader& h, ByteWriter& out) {
 
 Status check_delta(const ChunkHeader& h) {
     const DeltaParams& d = h.delta;
-    if (d.predictor > Predictor::kAnchor) return bad(fmt::format("predictor {} is not defined", int(d.predictor)));
-    if (d.anchor_group < 2 || d.anchor_group > 256) return bad(fmt::format("anchor group of {}, 2 to 256 allowed", d.anchor_group));
+    if (d.predictor > Predictor::kAnchor)
+        return bad(fmt::format("predictor {} is not defined", int(d.predictor)));
+    if (d.anchor_group < 2 || d.anchor_group > 256)
+        return bad(fmt::format("anchor group of {}, 2 to 256 allowed", d.anchor_group));
     if (d.anchor_shift > 7) return bad(fmt::format("anchor shift of {}, at most 7 allowed", d.anchor_shift));
-    if (d.exact_rows > h.tokens) return bad(fmt::format("{} exact rows in a chunk of {} tokens", d.exact_rows, h.tokens));
+    if (d.exact_rows > h.tokens)
+        return bad(fmt::format("{} exact rows in a chunk of {} tokens", d.exact_rows, h.tokens));
     return {};
 }
 
@@ -120,7 +126,8 @@ Status check_plane_params(const ChunkHeader& h, const PlaneParams& p) {
     if (p.mode == PlaneMode::kExact) return {};
     if (h.profile == Profile::kLossless) return bad("a lossless chunk has a quantised plane");
     if (h.delta.predictor == Predictor::kAnchor && p.guard_bits < h.delta.anchor_shift) {
-        return bad(fmt::format("{} guard bits do not carry anchors of step / 2^{}", p.guard_bits, h.delta.anchor_shift));
+        return bad(fmt::format("{} guard bits do not carry anchors of step / 2^{}", p.guard_bits,
+                               h.delta.anchor_shift));
     }
     return {};
 }
@@ -130,11 +137,14 @@ Status read_index(ByteReader& in, ChunkHeader& h) {
     const std::size_t planes = h.layout.planes.size();
     const std::size_t blocks = h.blocks_per_layer();
     const std::size_t least = layers * (3 * planes + blocks + 4);
-    if (in.left() < least) return bad(fmt::format("an index of {} layers needs {} bytes, {} are there", layers, least, in.left()));
+    if (in.left() < least)
+        return bad(
+            fmt::format("an index of {} layers needs {} bytes, {} are there", layers, least, in.left()));
     for (std::size_t l = 0; l < layers; ++l) {
         for (std::size_t p = 0; p < planes; ++p) {
             PlaneParams params;
-            if (!unpack_plane(in.u24(), params)) return bad(fmt::format("plane word {} of layer {} is not valid", p, l));
+            if (!unpack_plane(in.u24(), params))
+                return bad(fmt::format("plane word {} of layer {} is not valid", p, l));
             if (Status s = check_plane_params(h, params); !s.ok()) return s;
             h.planes.push_back(params);
         }
@@ -142,8 +152,8 @@ Status read_index(ByteReader& in, ChunkHeader& h) {
             const std::uint64_t half = in.varint();
             const std::size_t most = max_block_bytes(h, b);
             if (half > most / 2 || half * 2 < kBlockStateBytes) {
-                return bad(fmt::format("block {} of layer {} claims {} bytes, {} to {} are possible", b, l, half * 2,
-                                       kBlockStateBytes, most));
+                return bad(fmt::format("block {} of layer {} claims {} bytes, {} to {} are possible", b, l,
+                                       half * 2, kBlockStateBytes, most));
             }
             h.block_bytes.push_back(static_cast<std::uint32_t>(half * 2));
         }
@@ -152,7 +162,9 @@ Status read_index(ByteReader& in, ChunkHeader& h) {
     return in.ok() ? Status() : bad("the block index is cut short");
 }
 
-void write_hash(const Hash& hash, ByteWriter& out) { out.bytes(hash); }
+void write_hash(const Hash& hash, ByteWriter& out) {
+    out.bytes(hash);
+}
 
 void read_hash(ByteReader& in, Hash& hash) {
     const auto bytes = in.take(hash.size());
@@ -170,7 +182,8 @@ Status read_identity(ByteReader& in, ChunkHeader& h) {
     if (calibration_bytes != 0) read_hash(in, h.calibration.emplace());
     if (!in.ok()) return bad("the header is cut short");
     if (profile > static_cast<std::uint8_t>(Profile::kDelta)) {
-        return {ErrorCode::kUnsupportedProfile, fmt::format("profile {} is not one of lossless (0) and delta (1)", profile)};
+        return {ErrorCode::kUnsupportedProfile,
+                fmt::format("profile {} is not one of lossless (0) and delta (1)", profile)};
     }
     h.profile = static_cast<Profile>(profile);
     if (flags > kFlagUnrotated) return bad(fmt::format("flags {:#x} are not defined", flags));
@@ -189,8 +202,8 @@ Status read_range(ByteReader& in, ChunkHeader& h) {
     if (h.tokens == 0) return bad("a chunk needs at least one token");
     if (h.tokens > ChunkLimits::kTokens || h.first_token > ChunkLimits::kPosition ||
         h.base_position > ChunkLimits::kPosition) {
-        return {ErrorCode::kLimitExceeded, fmt::format("{} tokens from {} at position {} exceed the limits", h.tokens,
-                                                       h.first_token, h.base_position)};
+        return {ErrorCode::kLimitExceeded, fmt::format("{} tokens from {} at position {} exceed the limits",
+                                                       h.tokens, h.first_token, h.base_position)};
     }
     return read_ids(in, h.tokens, h.token_ids) ? Status() : bad("the token ids are not valid");
 }
@@ -200,7 +213,8 @@ Status check_header(const ChunkHeader& h) {
     if ((h.profile == Profile::kLossless) != (h.level == 0)) {
         return bad(fmt::format("level {} is not one of profile {}", h.level, profile_name(h.profile)));
     }
-    if (h.unrotated && h.layout.rope.pairing == RopePairing::kNone) return bad("un-rotated, but the layout has no RoPE");
+    if (h.unrotated && h.layout.rope.pairing == RopePairing::kNone)
+        return bad("un-rotated, but the layout has no RoPE");
     if (h.unrotated && h.profile == Profile::kLossless) return bad("a lossless chunk is never un-rotated");
     const std::size_t heads = h.layout.heads_per_layer();
     if (h.block_heads == 0 || h.block_heads > heads) {
@@ -210,8 +224,8 @@ Status check_header(const ChunkHeader& h) {
     for (const PlaneShape& p : h.layout.planes) widest = std::max(widest, p.head_dim);
     if (h.block_heads * widest * h.tokens > ChunkLimits::kBlockValues) {
         return {ErrorCode::kLimitExceeded,
-                fmt::format("blocks of {} heads x {} channels x {} tokens exceed {} values", h.block_heads, widest, h.tokens,
-                            ChunkLimits::kBlockValues)};
+                fmt::format("blocks of {} heads x {} channels x {} tokens exceed {} values", h.block_heads,
+                            widest, h.tokens, ChunkLimits::kBlockValues)};
     }
     return {};
 }
@@ -219,11 +233,14 @@ Status check_header(const ChunkHeader& h) {
 Status check_for_writing(const ChunkHeader& h) {
     if (Status s = check_layout(h.layout); !s.ok()) return s;
     const std::size_t layers = h.layout.layers;
-    const bool sizes_fit = h.token_ids.size() == h.tokens && h.planes.size() == layers * h.layout.planes.size() &&
-                           h.block_bytes.size() == layers * h.blocks_per_layer() && h.layer_crc.size() == layers;
-    if (!sizes_fit) return {ErrorCode::kBadArgument, "the header's arrays do not fit its layout and token count"};
+    const bool sizes_fit =
+        h.token_ids.size() == h.tokens && h.planes.size() == layers * h.layout.planes.size() &&
+        h.block_bytes.size() == layers * h.blocks_per_layer() && h.layer_crc.size() == layers;
+    if (!sizes_fit)
+        return {ErrorCode::kBadArgument, "the header's arrays do not fit its layout and token count"};
     if (h.model.size() > ChunkLimits::kModelBytes) {
-        return {ErrorCode::kBadArgument, fmt::format("a model id of {} bytes, at most {} allowed", h.model.size(), ChunkLimits::kModelBytes)};
+        return {ErrorCode::kBadArgument, fmt::format("a model id of {} bytes, at most {} allowed",
+                                                     h.model.size(), ChunkLimits::kModelBytes)};
     }
     return check_header(h);
 }
@@ -232,9 +249,12 @@ Status check_for_writing(const ChunkHeader& h) {
 
 const char* profile_name(Profile profile) {
     switch (profile) {
-        case Profile::kLossless: return "lossless";
-        case Profile::kDelta: return "delta";
-        case Profile::kKlt: return "klt";
+        case Profile::kLossless:
+            return "lossless";
+        case Profile::kDelta:
+            return "delta";
+        case Profile::kKlt:
+            return "klt";
     }
     return "unknown";
 }
@@ -257,12 +277,13 @@ std::uint64_t ChunkHeader::layer_payload_bytes(std::size_t layer) const {
 }
 
 std::size_t max_block_bytes(const ChunkHeader& h, std::size_t block) {
-    // A value costs at most a refill word, an escape word and 24 raw bits; side vectors cost at most six values a
-    // channel; 64 bytes a head cover words of their own and the rounding of raw planes.
+    // A value costs at most a refill word, an escape word and 24 raw bits; side vectors cost at most six
+    // values a channel; 64 bytes a head cover words of their own and the rounding of raw planes.
     std::size_t bytes = kBlockStateBytes;
     const std::size_t first = block * h.block_heads;
     const std::size_t k_heads = h.layout.planes[0].heads;
-    for (std::size_t head = first; head < std::min(first + h.block_heads, h.layout.heads_per_layer()); ++head) {
+    for (std::size_t head = first; head < std::min(first + h.block_heads, h.layout.heads_per_layer());
+         ++head) {
         const std::size_t dim = h.layout.planes[head < k_heads ? 0 : 1].head_dim;
         bytes += (h.tokens + 64) * dim * 8 + h.tokens * 8 + 64;
     }
@@ -273,19 +294,28 @@ Result<std::size_t> header_length(std::span<const std::uint8_t> prefix) {
     ByteReader in(prefix);
     const auto magic = in.take(kMagic.size());
     if (!in.ok() || !std::equal(magic.begin(), magic.end(), kMagic.begin())) {
-        const bool cut = prefix.size() < kMagic.size() && std::equal(prefix.begin(), prefix.end(), kMagic.begin());
-        if (cut) return Status(ErrorCode::kTruncated, fmt::format("a chunk needs {} bytes or more, {} are there", ChunkLimits::kPrefixBytes, prefix.size()));
+        const bool cut =
+            prefix.size() < kMagic.size() && std::equal(prefix.begin(), prefix.end(), kMagic.begin());
+        if (cut)
+            return Status(ErrorCode::kTruncated, fmt::format("a chunk needs {} bytes or more, {} are there",
+                                                             ChunkLimits::kPrefixBytes, prefix.size()));
         return Status(ErrorCode::kBadMagic, "not a kvcast chunk: it does not start with 89 4b 56 43");
     }
     const auto version = in.fixed<std::uint16_t>();
     const auto reserved = in.fixed<std::uint16_t>();
     const auto length = in.fixed<std::uint32_t>();
-    if (!in.ok()) return Status(ErrorCode::kTruncated, fmt::format("a chunk needs {} bytes or more, {} are there", ChunkLimits::kPrefixBytes, prefix.size()));
+    if (!in.ok())
+        return Status(ErrorCode::kTruncated, fmt::format("a chunk needs {} bytes or more, {} are there",
+                                                         ChunkLimits::kPrefixBytes, prefix.size()));
     if (version != kFormatVersion || reserved != 0) {
-        return Status(ErrorCode::kUnsupportedVersion, fmt::format("format version {}.{}, this reader knows version {}.0", version, reserved, kFormatVersion));
+        return Status(ErrorCode::kUnsupportedVersion,
+                      fmt::format("format version {}.{}, this reader knows version {}.0", version, reserved,
+                                  kFormatVersion));
     }
     if (length < ChunkLimits::kPrefixBytes + kCrcBytes || length > ChunkLimits::kHeaderBytes) {
-        return Status(ErrorCode::kLimitExceeded, fmt::format("a header of {} bytes, {} to {} are possible", length, ChunkLimits::kPrefixBytes + kCrcBytes, ChunkLimits::kHeaderBytes));
+        return Status(ErrorCode::kLimitExceeded,
+                      fmt::format("a header of {} bytes, {} to {} are possible", length,
+                                  ChunkLimits::kPrefixBytes + kCrcBytes, ChunkLimits::kHeaderBytes));
     }
     return std::size_t{length};
 }
@@ -294,7 +324,8 @@ Result<ChunkHeader> read_header(std::span<const std::uint8_t> bytes) {
     const Result<std::size_t> length = header_length(bytes);
     if (!length.ok()) return length.status();
     if (bytes.size() < length.value()) {
-        return Status(ErrorCode::kTruncated, fmt::format("a header of {} bytes, {} are there", length.value(), bytes.size()));
+        return Status(ErrorCode::kTruncated,
+                      fmt::format("a header of {} bytes, {} are there", length.value(), bytes.size()));
     }
     const auto body = bytes.first(length.value() - kCrcBytes);
     ByteReader trailer(bytes.subspan(body.size(), kCrcBytes));
@@ -343,12 +374,15 @@ Result<std::vector<std::uint8_t>> write_header(const ChunkHeader& h) {
     out.varint(h.block_heads);
     write_index(h, out);
     const auto length = static_cast<std::uint32_t>(bytes.size() + kCrcBytes);
-    if (length > ChunkLimits::kHeaderBytes) return Status(ErrorCode::kLimitExceeded, "the header grows past 16 MiB");
+    if (length > ChunkLimits::kHeaderBytes)
+        return Status(ErrorCode::kLimitExceeded, "the header grows past 16 MiB");
     std::memcpy(bytes.data() + 8, &length, sizeof(length));
     out.fixed(crc32(bytes));
     return bytes;
 }
 
-std::uint32_t crc32(std::span<const std::uint8_t> bytes) { return libdeflate_crc32(0, bytes.data(), bytes.size()); }
+std::uint32_t crc32(std::span<const std::uint8_t> bytes) {
+    return libdeflate_crc32(0, bytes.data(), bytes.size());
+}
 
 }  // namespace kvcast

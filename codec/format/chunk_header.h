@@ -1,7 +1,8 @@
 // The header and block index of a chunk object. FORMAT.md, section 3.
 //
-// A chunk object is header | blocks, blocks in layer order. The header alone says how long the object is, so that a
-// file of several chunks is read front to back without a seek, and a single layer with one range request.
+// A chunk object is header | blocks, blocks in layer order. The header alone says how long the object is, so
+// that a file of several chunks is read front to back without a seek, and a single layer with one range
+// request.
 #pragma once
 
 #include <array>
@@ -99,7 +100,8 @@ std::size_t max_block_bytes(const ChunkHeader& header, std::size_t block);
 // kUnsupportedVersion, kLimitExceeded).
 Result<std::size_t> header_length(std::span<const std::uint8_t> prefix);
 
-// Parses and checks a whole header, checksum first. `bytes` starts at the object; what follows the header is ignored.
+// Parses and checks a whole header, checksum first. `bytes` starts at the object; what follows the header is
+// ignored.
 Result<ChunkHeader> read_header(std::span<const std::uint8_t> bytes);
 
 // Serialises; header.header_bytes is not read. kBadArgument where the header contradicts itself.

@@ -4,22 +4,38 @@ namespace kvcast {
 
 const char* error_name(ErrorCode code) {
     switch (code) {
-        case ErrorCode::kOk: return "ok";
-        case ErrorCode::kTruncated: return "truncated";
-        case ErrorCode::kBadMagic: return "bad-magic";
-        case ErrorCode::kUnsupportedVersion: return "unsupported-version";
-        case ErrorCode::kUnsupportedProfile: return "unsupported-profile";
-        case ErrorCode::kHeaderChecksum: return "header-checksum";
-        case ErrorCode::kBadHeader: return "bad-header";
-        case ErrorCode::kLimitExceeded: return "limit-exceeded";
-        case ErrorCode::kBlockChecksum: return "block-checksum";
-        case ErrorCode::kCorruptBlock: return "corrupt-block";
-        case ErrorCode::kMissingCalibration: return "missing-calibration";
-        case ErrorCode::kWrongCalibration: return "wrong-calibration";
-        case ErrorCode::kNotConsecutive: return "not-consecutive";
-        case ErrorCode::kBrokenChain: return "broken-chain";
-        case ErrorCode::kBadArgument: return "bad-argument";
-        case ErrorCode::kBufferTooSmall: return "buffer-too-small";
+        case ErrorCode::kOk:
+            return "ok";
+        case ErrorCode::kTruncated:
+            return "truncated";
+        case ErrorCode::kBadMagic:
+            return "bad-magic";
+        case ErrorCode::kUnsupportedVersion:
+            return "unsupported-version";
+        case ErrorCode::kUnsupportedProfile:
+            return "unsupported-profile";
+        case ErrorCode::kHeaderChecksum:
+            return "header-checksum";
+        case ErrorCode::kBadHeader:
+            return "bad-header";
+        case ErrorCode::kLimitExceeded:
+            return "limit-exceeded";
+        case ErrorCode::kBlockChecksum:
+            return "block-checksum";
+        case ErrorCode::kCorruptBlock:
+            return "corrupt-block";
+        case ErrorCode::kMissingCalibration:
+            return "missing-calibration";
+        case ErrorCode::kWrongCalibration:
+            return "wrong-calibration";
+        case ErrorCode::kNotConsecutive:
+            return "not-consecutive";
+        case ErrorCode::kBrokenChain:
+            return "broken-chain";
+        case ErrorCode::kBadArgument:
+            return "bad-argument";
+        case ErrorCode::kBufferTooSmall:
+            return "buffer-too-small";
     }
     return "unknown";
 }

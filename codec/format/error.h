@@ -1,6 +1,7 @@
 // Errors of the codec: a pinned code, and one sentence that says what was expected and what was found.
 //
-// Codes are part of the interface: a number, once published, keeps its meaning. Gaps leave room for neighbours.
+// Codes are part of the interface: a number, once published, keeps its meaning. Gaps leave room for
+// neighbours.
 #pragma once
 
 #include <cstdint>
@@ -57,8 +58,8 @@ class [[nodiscard]] Status {
 template <typename T>
 class [[nodiscard]] Result {
   public:
-    Result(T value) : content_(std::move(value)) {}              // NOLINT: a value is a result
-    Result(Status status) : content_(std::move(status)) {}      // NOLINT: so is a failure
+    Result(T value) : content_(std::move(value)) {}         // NOLINT: a value is a result
+    Result(Status status) : content_(std::move(status)) {}  // NOLINT: so is a failure
 
     bool ok() const { return content_.index() == 0; }
     T& value() { return std::get<0>(content_); }

@@ -12,9 +12,11 @@ constexpr std::uint64_t kRadian = 2935890503282001226u;
 
 enum class FrequencyCoding : std::uint8_t { kGeometric = 0, kExplicit = 1 };
 
+__extension__ using Wide = unsigned __int128;
+
 std::uint64_t next_term(std::uint64_t term, std::uint64_t ratio) {
-    const auto product = static_cast<unsigned __int128>(term) * ratio;
-    return static_cast<std::uint64_t>((product + (static_cast<unsigned __int128>(1) << 63)) >> 64);
+    const Wide product = static_cast<Wide>(term) * ratio;
+    return static_cast<std::uint64_t>((product + (static_cast<Wide>(1) << 63)) >> 64);
 }
 
 std::vector<std::uint64_t> series(std::uint64_t first, std::uint64_t ratio, std::size_t count) {
@@ -27,7 +29,8 @@ std::vector<std::uint64_t> series(std::uint64_t first, std::uint64_t ratio, std:
 }
 
 std::uint64_t ratio_of(double theta, std::size_t dim) {
-    const long double ratio = std::pow(static_cast<long double>(theta), -2.0L / static_cast<long double>(dim));
+    const long double ratio =
+        std::pow(static_cast<long double>(theta), -2.0L / static_cast<long double>(dim));
     return ratio >= 1.0L ? ~std::uint64_t{0} : static_cast<std::uint64_t>(std::floor(ratio * 0x1p64L + 0.5L));
 }
 
@@ -38,11 +41,15 @@ std::uint64_t series_ratio(const std::vector<std::uint64_t>& frequencies) {
     return theta > 0 ? ratio_of(theta, 2 * frequencies.size()) : 0;
 }
 
-Status bad(ErrorCode code, std::string message) { return {code, std::move(message)}; }
+Status bad(ErrorCode code, std::string message) {
+    return {code, std::move(message)};
+}
 
 Status check_plane(const PlaneShape& p) {
-    if (p.heads == 0 || p.head_dim == 0) return bad(ErrorCode::kBadHeader, "a plane has no heads or no channels");
-    if (p.heads > LayoutLimits::kHeads || p.head_dim > LayoutLimits::kHeadDim || p.width() > LayoutLimits::kWidth) {
+    if (p.heads == 0 || p.head_dim == 0)
+        return bad(ErrorCode::kBadHeader, "a plane has no heads or no channels");
+    if (p.heads > LayoutLimits::kHeads || p.head_dim > LayoutLimits::kHeadDim ||
+        p.width() > LayoutLimits::kWidth) {
         return bad(ErrorCode::kLimitExceeded,
                    fmt::format("a plane of {} heads x {} channels is wider than {}", p.heads, p.head_dim,
                                LayoutLimits::kWidth));
@@ -58,12 +65,12 @@ Status check_rope(const Layout& layout) {
     }
     const std::size_t head_dim = layout.planes[0].head_dim;
     if (r.dim == 0 || r.dim % 2 != 0 || r.dim > head_dim || r.offset > head_dim - r.dim) {
-        return bad(ErrorCode::kBadHeader, fmt::format("RoPE over channels {} to {} does not fit a head of {}", r.offset,
-                                                      r.offset + r.dim, head_dim));
+        return bad(ErrorCode::kBadHeader, fmt::format("RoPE over channels {} to {} does not fit a head of {}",
+                                                      r.offset, r.offset + r.dim, head_dim));
     }
     if (r.frequencies.size() != r.dim / 2) {
-        return bad(ErrorCode::kBadHeader, fmt::format("RoPE over {} channels needs {} frequencies, {} given", r.dim,
-                                                      r.dim / 2, r.frequencies.size()));
+        return bad(ErrorCode::kBadHeader, fmt::format("RoPE over {} channels needs {} frequencies, {} given",
+                                                      r.dim, r.dim / 2, r.frequencies.size()));
     }
     return {};
 }
@@ -97,7 +104,8 @@ bool read_rope(ByteReader& in, Rope& rope) {
         rope.frequencies = series(first, in.fixed<std::uint64_t>(), rope.dim / 2);
         return in.ok();
     }
-    if (coding != static_cast<std::uint8_t>(FrequencyCoding::kExplicit) || rope.dim / 2 * 8 > in.left()) return false;
+    if (coding != static_cast<std::uint8_t>(FrequencyCoding::kExplicit) || rope.dim / 2 * 8 > in.left())
+        return false;
     rope.frequencies.resize(rope.dim / 2);
     for (std::uint64_t& f : rope.frequencies) f = in.fixed<std::uint64_t>();
     return in.ok();
@@ -124,7 +132,8 @@ Status check_layout(const Layout& layout) {
                    fmt::format("{} layers, at most {} are supported", layout.layers, LayoutLimits::kLayers));
     }
     if (layout.planes.empty() || layout.planes.size() > LayoutLimits::kPlanes) {
-        return bad(ErrorCode::kBadHeader, fmt::format("{} planes per layer, 1 or 2 are defined", layout.planes.size()));
+        return bad(ErrorCode::kBadHeader,
+                   fmt::format("{} planes per layer, 1 or 2 are defined", layout.planes.size()));
     }
     for (const PlaneShape& p : layout.planes) {
         if (Status s = check_plane(p); !s.ok()) return s;
@@ -140,7 +149,8 @@ std::uint64_t frequency_from_radians(double radians_per_token) {
 }
 
 double radians_from_frequency(std::uint64_t frequency) {
-    return static_cast<double>(static_cast<long double>(frequency) * 6.283185307179586476925286766559L / 0x1p64L);
+    return static_cast<double>(static_cast<long double>(frequency) * 6.283185307179586476925286766559L /
+                               0x1p64L);
 }
 
 std::vector<std::uint64_t> geometric_frequencies(double theta, std::size_t dim) {
@@ -150,7 +160,8 @@ std::vector<std::uint64_t> geometric_frequencies(double theta, std::size_t dim) 
 double geometric_theta(const std::vector<std::uint64_t>& frequencies) {
     const std::size_t n = frequencies.size();
     if (n < 2 || frequencies[0] != kRadian || frequencies[n - 1] == 0) return 0;
-    const long double span = static_cast<long double>(frequencies[0]) / static_cast<long double>(frequencies[n - 1]);
+    const long double span =
+        static_cast<long double>(frequencies[0]) / static_cast<long double>(frequencies[n - 1]);
     const long double guess = std::pow(span, static_cast<long double>(n) / static_cast<long double>(n - 1));
     const double theta = std::strtod(fmt::format("{:.11e}", static_cast<double>(guess)).c_str(), nullptr);
     const double rounder = std::strtod(fmt::format("{:.7e}", static_cast<double>(guess)).c_str(), nullptr);
@@ -193,7 +204,8 @@ Result<Layout> read_layout(ByteReader& in) {
         }
         layout.planes.push_back(p);
     }
-    if (!read_rope(in, layout.rope) || !in.ok()) return bad(ErrorCode::kBadHeader, "the RoPE description is not valid");
+    if (!read_rope(in, layout.rope) || !in.ok())
+        return bad(ErrorCode::kBadHeader, "the RoPE description is not valid");
     if (Status s = check_layout(layout); !s.ok()) return s;
     return layout;
 }

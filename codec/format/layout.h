@@ -66,8 +66,8 @@ struct LayoutLimits {
 // kOk, or kBadHeader / kLimitExceeded with the field that is wrong.
 Status check_layout(const Layout& layout);
 
-// Frequencies theta^(-2 i / dim) / 2 pi, the unscaled RoPE of Su et al. (arXiv 2104.09864): a geometric series that the
-// format stores as its first term and its ratio.
+// Frequencies theta^(-2 i / dim) / 2 pi, the unscaled RoPE of Su et al. (arXiv 2104.09864): a geometric
+// series that the format stores as its first term and its ratio.
 std::vector<std::uint64_t> geometric_frequencies(double theta, std::size_t dim);
 
 // The base of a geometric series, or 0 where the frequencies are not exactly the series of any base in use

@@ -33,8 +33,9 @@ bool read_exact_row(entropy::BlockReader& in, Dtype dtype, std::span<std::uint32
     return word < 4096 && model.center <= kernels::exponent_mask(dtype);
 }
 
-void write_exact_body(entropy::BlockWriter& out, Dtype dtype, const std::uint32_t* tile, std::size_t tile_stride,
-                      std::size_t channels, std::size_t tokens, ExactModels& models) {
+void write_exact_body(entropy::BlockWriter& out, Dtype dtype, const std::uint32_t* tile,
+                      std::size_t tile_stride, std::size_t channels, std::size_t tokens,
+                      ExactModels& models) {
     models.centers.resize(channels);
     models.tables.resize(channels);
     for (std::size_t c = 0; c < channels; ++c) {

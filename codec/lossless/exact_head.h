@@ -1,6 +1,6 @@
-// Exact coding of floating-point elements, bit for bit: sign and mantissa raw, exponents by rANS under a model per run.
-// FORMAT.md, section 7.1. A run is one channel of a head over all tokens (bodies), or one token over all channels of a
-// head (the exact rows at the start of a chunk).
+// Exact coding of floating-point elements, bit for bit: sign and mantissa raw, exponents by rANS under a
+// model per run. FORMAT.md, section 7.1. A run is one channel of a head over all tokens (bodies), or one
+// token over all channels of a head (the exact rows at the start of a chunk).
 #pragma once
 
 #include <cstddef>
@@ -23,13 +23,13 @@ struct ExactModels {
     std::vector<std::int16_t> tables;
 };
 
-// A channel-major tile [channels][tile_stride] of which the first `tokens` of each row are coded. The tile must stay
-// until the writer finishes.
+// A channel-major tile [channels][tile_stride] of which the first `tokens` of each row are coded. The tile
+// must stay until the writer finishes.
 void write_exact_body(entropy::BlockWriter& out, kernels::Dtype dtype, const std::uint32_t* tile,
                       std::size_t tile_stride, std::size_t channels, std::size_t tokens, ExactModels& models);
 
 // False where a model is out of range (the tile is filled all the same).
-bool read_exact_body(entropy::BlockReader& in, kernels::Dtype dtype, std::uint32_t* tile, std::size_t tile_stride,
-                     std::size_t channels, std::size_t tokens, ExactModels& models);
+bool read_exact_body(entropy::BlockReader& in, kernels::Dtype dtype, std::uint32_t* tile,
+                     std::size_t tile_stride, std::size_t channels, std::size_t tokens, ExactModels& models);
 
 }  // namespace kvcast

@@ -1,5 +1,5 @@
-// Integer RoPE: cosines and sines of every (pair, token), computed once per chunk and shared by all layers and heads.
-// FORMAT.md, section 6: phase = position * frequency modulo 2^64.
+// Integer RoPE: cosines and sines of every (pair, token), computed once per chunk and shared by all layers
+// and heads. FORMAT.md, section 6: phase = position * frequency modulo 2^64.
 #pragma once
 
 #include <cstddef>

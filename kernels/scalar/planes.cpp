@@ -8,7 +8,8 @@
 namespace kvcast::kernels::scalar {
 namespace {
 
-std::uint32_t element(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t token, std::size_t channel) {
+std::uint32_t element(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t token,
+                      std::size_t channel) {
     const auto* row = static_cast<const std::uint8_t*>(rows) + token * row_bytes;
     if (dtype == Dtype::kF32) {
         std::uint32_t bits;
@@ -108,7 +109,8 @@ void store_exact_channel(const ExactStore& h, std::size_t channel) {
 void load_bits(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens, std::size_t channels,
                std::uint32_t* tile, std::size_t tile_stride) {
     for (std::size_t t = 0; t < tokens; ++t) {
-        for (std::size_t c = 0; c < channels; ++c) tile[c * tile_stride + t] = element(rows, row_bytes, dtype, t, c);
+        for (std::size_t c = 0; c < channels; ++c)
+            tile[c * tile_stride + t] = element(rows, row_bytes, dtype, t, c);
     }
 }
 
@@ -122,7 +124,8 @@ void load_head(const HeadLoad& h) {
     const Rotation& r = h.rotation;
     for (std::size_t p = 0; p < r.pairs; ++p) {
         float* a = h.tile + (r.first + p * r.pair_step) * h.tile_stride;
-        unrotate(a, a + r.partner * h.tile_stride, r.cos + p * r.table_stride, r.sin + p * r.table_stride, h.tokens);
+        unrotate(a, a + r.partner * h.tile_stride, r.cos + p * r.table_stride, r.sin + p * r.table_stride,
+                 h.tokens);
     }
 }
 
@@ -144,8 +147,8 @@ Moments moments(const float* values, std::size_t count, float scale) {
     return m;
 }
 
-std::uint64_t quantise(const float* values, const std::int16_t* prediction, std::size_t count, float inverse_unit,
-                       unsigned shift, std::int32_t limit, std::int16_t* q) {
+std::uint64_t quantise(const float* values, const std::int16_t* prediction, std::size_t count,
+                       float inverse_unit, unsigned shift, std::int32_t limit, std::int16_t* q) {
     const float step = power_of_two(-static_cast<int>(shift));
     const auto bound = static_cast<float>(limit);
     std::uint64_t sum = 0;
@@ -166,9 +169,12 @@ void reconstruct(const std::int16_t* q, const std::int16_t* prediction, std::siz
 
 void store_head(const HeadStore& head) {
     switch (head.dtype) {
-        case Dtype::kBf16: return store_head_as<Dtype::kBf16>(head);
-        case Dtype::kF16: return store_head_as<Dtype::kF16>(head);
-        default: return store_head_as<Dtype::kF32>(head);
+        case Dtype::kBf16:
+            return store_head_as<Dtype::kBf16>(head);
+        case Dtype::kF16:
+            return store_head_as<Dtype::kF16>(head);
+        default:
+            return store_head_as<Dtype::kF32>(head);
     }
 }
 

@@ -87,8 +87,8 @@ void put_raw(RansEncoder& e, unsigned planes, unsigned lanes, const std::uint32_
 }
 
 // One group: fills `high` with the signed symbol values (escapes included) and `raw` with the low bits.
-void decode_group(RansDecoder& d, const AliasTable& table, unsigned planes, unsigned lanes, std::int32_t* high,
-                  std::uint32_t* raw) {
+void decode_group(RansDecoder& d, const AliasTable& table, unsigned planes, unsigned lanes,
+                  std::int32_t* high, std::uint32_t* raw) {
     std::uint8_t symbols[kLanes];
     step(d, table, lanes, symbols);
     refill(d, lanes);
@@ -110,8 +110,8 @@ std::uint32_t symbol_of(std::int32_t high) {
 }
 
 // decode_group backwards: what is read last is written first.
-void encode_group(RansEncoder& e, const EncodeTable& table, unsigned planes, unsigned lanes, const std::int32_t* high,
-                  const std::uint32_t* raw) {
+void encode_group(RansEncoder& e, const EncodeTable& table, unsigned planes, unsigned lanes,
+                  const std::int32_t* high, const std::uint32_t* raw) {
     for (unsigned i = lanes; i-- > 0;) {
         if (symbol_of(high[i]) == kEscape) put_word(e, static_cast<std::uint32_t>(high[i]) & 0xffffu);
     }
@@ -166,8 +166,8 @@ void encode_strip(RansEncoder& encoder, const EncodeTable& table, unsigned shift
     }
 }
 
-void decode_floats(RansDecoder& decoder, const AliasTable& table, std::uint32_t center, Dtype dtype, std::size_t count,
-                   std::uint32_t* bits) {
+void decode_floats(RansDecoder& decoder, const AliasTable& table, std::uint32_t center, Dtype dtype,
+                   std::size_t count, std::uint32_t* bits) {
     const unsigned mantissa = mantissa_bits(dtype);
     const std::uint32_t range = exponent_mask(dtype);
     const std::uint32_t mantissa_mask = (1u << mantissa) - 1;
@@ -184,8 +184,8 @@ void decode_floats(RansDecoder& decoder, const AliasTable& table, std::uint32_t 
     }
 }
 
-void encode_floats(RansEncoder& encoder, const EncodeTable& table, std::uint32_t center, Dtype dtype, std::size_t count,
-                   const std::uint32_t* bits) {
+void encode_floats(RansEncoder& encoder, const EncodeTable& table, std::uint32_t center, Dtype dtype,
+                   std::size_t count, const std::uint32_t* bits) {
     const unsigned mantissa = mantissa_bits(dtype);
     const std::uint32_t range = exponent_mask(dtype);
     const std::uint32_t mantissa_mask = (1u << mantissa) - 1;

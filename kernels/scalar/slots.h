@@ -9,18 +9,18 @@ void decode_strip(RansDecoder& decoder, const AliasTable& table, unsigned shift,
                   std::int16_t* values);
 void encode_strip(RansEncoder& encoder, const EncodeTable& table, unsigned shift, std::size_t count,
                   const std::int16_t* values);
-void decode_floats(RansDecoder& decoder, const AliasTable& table, std::uint32_t center, Dtype dtype, std::size_t count,
-                   std::uint32_t* bits);
-void encode_floats(RansEncoder& encoder, const EncodeTable& table, std::uint32_t center, Dtype dtype, std::size_t count,
-                   const std::uint32_t* bits);
+void decode_floats(RansDecoder& decoder, const AliasTable& table, std::uint32_t center, Dtype dtype,
+                   std::size_t count, std::uint32_t* bits);
+void encode_floats(RansEncoder& encoder, const EncodeTable& table, std::uint32_t center, Dtype dtype,
+                   std::size_t count, const std::uint32_t* bits);
 
 void load_head(const HeadLoad& head);
 void load_bits(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens, std::size_t channels,
                std::uint32_t* tile, std::size_t tile_stride);
 float max_magnitude(const float* values, std::size_t count);
 Moments moments(const float* values, std::size_t count, float scale);
-std::uint64_t quantise(const float* values, const std::int16_t* prediction, std::size_t count, float inverse_unit,
-                       unsigned shift, std::int32_t limit, std::int16_t* q);
+std::uint64_t quantise(const float* values, const std::int16_t* prediction, std::size_t count,
+                       float inverse_unit, unsigned shift, std::int32_t limit, std::int16_t* q);
 void reconstruct(const std::int16_t* q, const std::int16_t* prediction, std::size_t count, unsigned shift,
                  std::int16_t* states);
 void store_head(const HeadStore& head);

@@ -1,0 +1,255 @@
+#include "codec/decoder.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <mutex>
+
+#include "codec/delta/quantised_head.h"
+#include "codec/lossless/exact_head.h"
+#include "codec/rope/rope_table.h"
+
+namespace kvcast {
+
+struct DecodeWorkspace::Buffers {
+    std::vector<std::int16_t> states;  // one head [channel][body token]
+    std::vector<std::uint32_t> bits;   // one head, or one row
+    QuantisedScratch quantised;
+    ExactModels models;
+};
+
+DecodeWorkspace::DecodeWorkspace() : buffers_(std::make_unique<Buffers>()) {}
+DecodeWorkspace::~DecodeWorkspace() = default;
+DecodeWorkspace::DecodeWorkspace(DecodeWorkspace&&) noexcept = default;
+DecodeWorkspace& DecodeWorkspace::operator=(DecodeWorkspace&&) noexcept = default;
+
+struct ChunkDecoder::State {
+    std::span<const std::uint8_t> bytes;
+    const kernels::Ops* ops = nullptr;
+    ChunkHeader header;
+    Dtype dtype = Dtype::kBf16;
+    RopeTable absolute;                      // turns un-rotated states to their positions
+    RopeTable shift;                         // turns what is stored rotated from the old base to the new one
+    std::vector<std::uint64_t> block_begin;  // [layer][block], and the end; offsets in `bytes`
+};
+
+namespace {
+
+template <typename T>
+void grow(std::vector<T>& v, std::size_t size) {
+    if (v.size() < size) v.resize(size);
+}
+
+// One head of one block on its way to the caller's rows.
+struct HeadJob {
+    const ChunkHeader& header;
+    const kernels::Ops& ops;
+    Dtype dtype;
+    std::size_t plane;
+    std::size_t dim;
+    PlaneParams params;
+    kernels::Rotation state_rotation;
+    kernels::Rotation exact_rotation;
+    std::uint8_t* out;  // row 0, channel 0 of this head
+    std::size_t row_bytes;
+
+    std::size_t exact_rows() const { return header.delta.exact_rows; }
+    std::size_t body_tokens() const { return header.tokens - exact_rows(); }
+    std::uint8_t* body() const { return out + exact_rows() * row_bytes; }
+};
+
+bool decode_exact_rows(entropy::BlockReader& in, const HeadJob& job, DecodeWorkspace::Buffers& w) {
+    bool fits = true;
+    grow(w.bits, job.dim);
+    for (std::size_t t = 0; t < job.exact_rows(); ++t) {
+        fits = read_exact_row(in, job.header.layout.dtype, {w.bits.data(), job.dim}) && fits;
+        job.ops.store_exact({w.bits.data(), 1, 1, job.dim, job.exact_rotation, job.header.layout.dtype,
+                             job.dtype, job.out + t * job.row_bytes, job.row_bytes});
+    }
+    return fits;
+}
+
+bool decode_body(entropy::BlockReader& in, const HeadJob& job, DecodeWorkspace::Buffers& w) {
+    const std::size_t tokens = job.body_tokens();
+    if (tokens == 0) return true;
+    if (job.params.mode == PlaneMode::kQuantised) {
+        grow(w.states, job.dim * tokens);
+        const bool fits = read_quantised_head(in, job.ops, job.header.delta, job.params, w.states.data(),
+                                              {job.dim, tokens, tokens}, w.quantised);
+        job.ops.store_head({w.states.data(), tokens, tokens, job.dim, job.state_rotation, job.params.scale,
+                            job.dtype, job.body(), job.row_bytes});
+        return fits;
+    }
+    grow(w.bits, job.dim * tokens);
+    const Dtype source = job.header.layout.dtype;
+    const bool fits = read_exact_body(in, source, w.bits.data(), tokens, job.dim, tokens, w.models);
+    job.ops.store_exact({w.bits.data(), tokens, tokens, job.dim, job.exact_rotation, source, job.dtype,
+                         job.body(), job.row_bytes});
+    return fits;
+}
+
+Status in_block(const ChunkHeader& h, std::size_t layer, std::size_t block, const Status& s) {
+    return {s.code(), fmt::format("block {} of layer {} (tokens {} to {}): {}", block, layer, h.first_token,
+                                  h.first_token + h.tokens - 1, s.message())};
+}
+
+std::vector<std::uint64_t> block_offsets(const ChunkHeader& h) {
+    std::vector<std::uint64_t> begin = {h.header_bytes};
+    for (const std::uint32_t bytes : h.block_bytes) begin.push_back(begin.back() + bytes);
+    return begin;
+}
+
+}  // namespace
+
+ChunkDecoder::ChunkDecoder(std::unique_ptr<State> state) : state_(std::move(state)) {}
+ChunkDecoder::~ChunkDecoder() = default;
+ChunkDecoder::ChunkDecoder(ChunkDecoder&&) noexcept = default;
+ChunkDecoder& ChunkDecoder::operator=(ChunkDecoder&&) noexcept = default;
+
+Result<ChunkDecoder> ChunkDecoder::open(std::span<const std::uint8_t> bytes, const DecodeOptions& options,
+                                        const kernels::Ops& ops) {
+    Result<ChunkHeader> header = read_header(bytes);
+    if (!header.ok()) return header.status();
+    auto state = std::make_unique<State>();
+    state->bytes = bytes;
+    state->ops = &ops;
+    state->header = std::move(header.value());
+    const ChunkHeader& h = state->header;
+    state->dtype = options.dtype.value_or(h.layout.dtype);
+    state->block_begin = block_offsets(h);
+    const std::uint64_t base = options.base_position.value_or(h.base_position);
+    if (base != h.base_position && h.layout.rope.pairing == RopePairing::kNone) {
+        return Status(ErrorCode::kBadArgument,
+                      "the chunk has no RoPE by which to move it to another position");
+    }
+    if (h.unrotated) state->absolute = RopeTable(h.layout.rope, base + h.first_token, 1, h.tokens);
+    if (base != h.base_position) state->shift = RopeTable(h.layout.rope, base - h.base_position, 0, h.tokens);
+    return ChunkDecoder(std::move(state));
+}
+
+const ChunkHeader& ChunkDecoder::header() const {
+    return state_->header;
+}
+Dtype ChunkDecoder::dtype() const {
+    return state_->dtype;
+}
+std::uint64_t ChunkDecoder::object_bytes() const {
+    return state_->block_begin.back();
+}
+
+Status ChunkDecoder::verify_layer(std::size_t layer) const {
+    const State& s = *state_;
+    const std::size_t blocks = s.header.blocks_per_layer();
+    if (layer >= s.header.layout.layers) return {ErrorCode::kBadArgument, fmt::format("no layer {}", layer)};
+    const std::uint64_t begin = s.block_begin[layer * blocks];
+    const std::uint64_t end = s.block_begin[(layer + 1) * blocks];
+    if (end > s.bytes.size()) {
+        return {ErrorCode::kTruncated,
+                fmt::format("layer {} ends at byte {}, {} are there", layer, end, s.bytes.size())};
+    }
+    if (crc32(s.bytes.subspan(begin, end - begin)) != s.header.layer_crc[layer]) {
+        return {ErrorCode::kBlockChecksum,
+                fmt::format("the checksum of layer {} (tokens {} to {}) does not match its bytes", layer,
+                            s.header.first_token, s.header.first_token + s.header.tokens - 1)};
+    }
+    return {};
+}
+
+Status ChunkDecoder::decode_block(std::size_t layer, std::size_t block, std::span<const PlaneBuffer> planes,
+                                  DecodeWorkspace& workspace) const {
+    const State& s = *state_;
+    const ChunkHeader& h = s.header;
+    const std::size_t blocks = h.blocks_per_layer();
+    if (layer >= h.layout.layers || block >= blocks || planes.size() != h.layout.planes.size()) {
+        return {ErrorCode::kBadArgument,
+                fmt::format("no block {} of layer {} with {} planes", block, layer, planes.size())};
+    }
+    const std::uint64_t begin = s.block_begin[layer * blocks + block];
+    const std::uint64_t end = s.block_begin[layer * blocks + block + 1];
+    if (end > s.bytes.size())
+        return in_block(h, layer, block, {ErrorCode::kTruncated, "its bytes are missing"});
+    entropy::BlockReader in(*s.ops, s.bytes.subspan(begin, end - begin));
+    const std::size_t k_heads = h.layout.planes[0].heads;
+    const std::size_t stop = std::min((block + 1) * h.block_heads, h.layout.heads_per_layer());
+    bool fits = true;
+    for (std::size_t head = block * h.block_heads; head < stop; ++head) {
+        const std::size_t plane = head < k_heads ? 0 : 1;
+        const std::size_t dim = h.layout.planes[plane].head_dim;
+        const std::size_t column = (head - plane * k_heads) * dim;
+        const PlaneBuffer& buffer = planes[plane];
+        const bool first = plane == 0;
+        const auto shift = first ? s.shift.rotation() : kernels::Rotation{};
+        const auto turned = first && h.unrotated ? s.absolute.rotation(h.delta.exact_rows) : shift;
+        const HeadJob job = {h,
+                             *s.ops,
+                             s.dtype,
+                             plane,
+                             dim,
+                             h.planes[layer * planes.size() + plane],
+                             turned,
+                             shift,
+                             static_cast<std::uint8_t*>(buffer.rows) + column * kernels::dtype_bytes(s.dtype),
+                             buffer.row_bytes};
+        fits = decode_exact_rows(in, job, workspace.buffers()) && fits;
+        fits = decode_body(in, job, workspace.buffers()) && fits;
+    }
+    if (Status closed = in.close(); !closed.ok()) return in_block(h, layer, block, closed);
+    if (!fits)
+        return in_block(h, layer, block, {ErrorCode::kCorruptBlock, "its side information is out of range"});
+    return {};
+}
+
+Status ChunkDecoder::decode_layer(std::size_t layer, std::span<const PlaneBuffer> planes,
+                                  DecodeWorkspace& workspace) const {
+    if (Status s = verify_layer(layer); !s.ok()) return s;
+    for (std::size_t b = 0; b < header().blocks_per_layer(); ++b) {
+        if (Status s = decode_block(layer, b, planes, workspace); !s.ok()) return s;
+    }
+    return {};
+}
+
+Status ChunkDecoder::decode(std::span<const PlaneBuffer> planes, Executor& executor,
+                            std::span<DecodeWorkspace> workspaces) const {
+    const std::size_t layers = header().layout.layers;
+    const std::size_t per_layer = header().layout.planes.size();
+    const std::size_t blocks = header().blocks_per_layer();
+    if (planes.size() != layers * per_layer || workspaces.size() < executor.workers()) {
+        return {ErrorCode::kBadArgument,
+                fmt::format("{} plane buffers and {} workspaces, {} and {} needed", planes.size(),
+                            workspaces.size(), layers * per_layer, executor.workers())};
+    }
+    for (std::size_t l = 0; l < layers; ++l) {
+        if (Status s = verify_layer(l); !s.ok()) return s;
+    }
+    std::mutex mutex;
+    std::size_t first_failed = layers * blocks;  // the same report whatever the order
+    Status failure;
+    executor.run(layers * blocks, [&](std::size_t i, std::size_t worker) {
+        const std::size_t layer = i / blocks;
+        Status s =
+            decode_block(layer, i % blocks, planes.subspan(layer * per_layer, per_layer), workspaces[worker]);
+        if (s.ok()) return;
+        const std::lock_guard lock(mutex);
+        if (i >= first_failed) return;
+        first_failed = i;
+        failure = std::move(s);
+    });
+    return failure;
+}
+
+Status check_consecutive(const ChunkHeader& previous, const ChunkHeader& next) {
+    const bool same = previous.layout == next.layout && previous.model == next.model &&
+                      previous.base_position == next.base_position;
+    if (!same)
+        return {ErrorCode::kNotConsecutive,
+                "its layout, model or base position is not the one of the chunk before"};
+    const std::uint64_t expected = previous.first_token + previous.tokens;
+    if (next.first_token != expected) {
+        return {ErrorCode::kNotConsecutive, fmt::format("it starts at token {}, the chunk before ends at {}",
+                                                        next.first_token, expected)};
+    }
+    if (next.parent != previous.chain) return {ErrorCode::kBrokenChain, "its parent is not the chunk before"};
+    return {};
+}
+
+}  // namespace kvcast

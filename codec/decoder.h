@@ -1,0 +1,88 @@
+// Decoding chunk objects (FORMAT.md). Output is bit-identical on every backend and executor.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "codec/executor.h"
+#include "codec/format/chunk_header.h"
+#include "kernels/ops.h"
+
+namespace kvcast {
+
+// Where one plane of one layer goes: `tokens` rows of `width` elements of the wanted dtype. Any alignment.
+struct PlaneBuffer {
+    void* rows = nullptr;
+    std::size_t row_bytes = 0;
+};
+
+struct DecodeOptions {
+    std::optional<Dtype> dtype;                  // default: the layout's
+    std::optional<std::uint64_t> base_position;  // default: the chunk's; re-bases K by RoPE
+};
+
+// Buffers of one worker. Grows to the largest block seen, then allocates nothing.
+class DecodeWorkspace {
+  public:
+    DecodeWorkspace();
+    ~DecodeWorkspace();
+    DecodeWorkspace(DecodeWorkspace&&) noexcept;
+    DecodeWorkspace& operator=(DecodeWorkspace&&) noexcept;
+
+    struct Buffers;
+    Buffers& buffers() { return *buffers_; }
+
+  private:
+    std::unique_ptr<Buffers> buffers_;
+};
+
+// One opened chunk object. Immutable after open(): any number of threads may decode from it at once, each
+// with its own workspace. The object's bytes must outlive it.
+class ChunkDecoder {
+  public:
+    // Parses and checks the header; blocks are checked when they are decoded. `bytes` starts at the object
+    // and may go on after it; it may also end early, for delivery of the layers that are there.
+    static Result<ChunkDecoder> open(std::span<const std::uint8_t> bytes, const DecodeOptions& options = {},
+                                     const kernels::Ops& ops = kernels::best_ops());
+    ~ChunkDecoder();
+    ChunkDecoder(ChunkDecoder&&) noexcept;
+    ChunkDecoder& operator=(ChunkDecoder&&) noexcept;
+
+    const ChunkHeader& header() const;
+    Dtype dtype() const;  // of the output
+
+    // Bytes of the whole object.
+    std::uint64_t object_bytes() const;
+
+    // Checks a layer's checksum: kTruncated, kBlockChecksum.
+    Status verify_layer(std::size_t layer) const;
+
+    // Decodes one block of a layer whose checksum was verified, into the planes that it has heads of;
+    // `planes` has one buffer per plane. On failure the buffers' content is unspecified: kCorruptBlock,
+    // kTruncated.
+    Status decode_block(std::size_t layer, std::size_t block, std::span<const PlaneBuffer> planes,
+                        DecodeWorkspace& workspace) const;
+
+    // verify_layer and all blocks, in this thread.
+    Status decode_layer(std::size_t layer, std::span<const PlaneBuffer> planes,
+                        DecodeWorkspace& workspace) const;
+
+    // All layers, blocks in parallel; `planes` is [layer][plane]. `workspaces` has one entry per worker.
+    Status decode(std::span<const PlaneBuffer> planes, Executor& executor,
+                  std::span<DecodeWorkspace> workspaces) const;
+
+  private:
+    struct State;
+    explicit ChunkDecoder(std::unique_ptr<State> state);
+    std::unique_ptr<State> state_;
+};
+
+// kOk where `next` may follow `previous` in one file: the same layout, model and coding, consecutive tokens
+// (kNotConsecutive), and its parent (kBrokenChain).
+Status check_consecutive(const ChunkHeader& previous, const ChunkHeader& next);
+
+}  // namespace kvcast

@@ -1,0 +1,146 @@
+// kvenc: a KV cache in a safetensors file becomes a file of chunk objects.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "codec/encoder.h"
+#include "tools/common/cli.h"
+#include "tools/common/file.h"
+#include "tools/common/kv_file.h"
+#include "tools/common/progress.h"
+
+namespace {
+
+using namespace kvcast;
+using namespace kvcast::tools;
+
+struct Arguments {
+    std::string input;
+    std::string output;
+    std::string profile = "delta";
+    unsigned level = 5;
+    std::size_t chunk_tokens = 256;
+    std::size_t jobs = std::max(1u, std::thread::hardware_concurrency());
+    std::string predict = "mean";
+    bool as_stored = false;
+    std::string layer_steps = "flat";
+    std::size_t sinks = 4;
+    std::size_t block_heads = 0;
+    std::string salt;
+    bool quiet = false;
+};
+
+void declare(CLI::App& app, Arguments& a) {
+    app.add_option("IN", a.input, "KV cache (safetensors: k, v, token_ids); - reads standard input")
+        ->required();
+    app.add_option("-o,--output", a.output, "file to write; - writes standard output")->required();
+    app.add_option("-p,--profile", a.profile, "delta or lossless")
+        ->check(CLI::IsMember({"delta", "lossless"}))
+        ->capture_default_str();
+    app.add_option("-l,--level", a.level, "0: lossless; 1 (finest) to 7 (coarsest)")
+        ->check(CLI::Range(0u, kDeltaLevels))
+        ->capture_default_str();
+    app.add_option("-c,--chunk", a.chunk_tokens, "tokens per chunk")
+        ->check(CLI::Range(std::size_t{1}, ChunkLimits::kTokens))
+        ->capture_default_str();
+    app.add_option("-j,--jobs", a.jobs, "threads")->check(CLI::Range(1, 1024))->capture_default_str();
+    app.add_option("--predict", a.predict, "mean: from the chunk's mean; anchor: from every tenth token")
+        ->check(CLI::IsMember({"mean", "anchor"}))
+        ->capture_default_str();
+    app.add_flag("--as-stored", a.as_stored, "code K as stored instead of un-rotating it first");
+    app.add_option("--layer-steps", a.layer_steps,
+                   "flat, thirds, or a JSON file {\"k\": [...], \"v\": [...]} of step multipliers per layer")
+        ->capture_default_str();
+    app.add_option("--sinks", a.sinks, "first tokens of the context that are stored exactly")
+        ->capture_default_str();
+    app.add_option("--block-heads", a.block_heads, "heads per block (parallelism of decoders); 0 chooses")
+        ->capture_default_str();
+    app.add_option("--salt", a.salt, "secret that keeps the chunks' identities apart from other tenants'");
+    app.add_flag("-q,--quiet", a.quiet, "print nothing on success");
+}
+
+LayerSteps read_layer_steps(const std::string& path, const Layout& layout) {
+    const MappedFile file(path);
+    const auto* text = reinterpret_cast<const char*>(file.bytes().data());
+    const auto json = nlohmann::json::parse(text, text + file.bytes().size(), nullptr, false);
+    LayerSteps steps;
+    for (std::size_t l = 0; l < layout.layers; ++l) {
+        for (const std::string& plane : plane_names(layout)) {
+            const bool there = json.is_object() && json.contains(plane) && json[plane].is_array() &&
+                               json[plane].size() == layout.layers && json[plane][l].is_number();
+            if (!there)
+                throw Error(fmt::format("{}: expected a JSON object with an array \"{}\" of {} numbers", path,
+                                        plane, layout.layers));
+            steps.push_back(json[plane][l].get<double>());
+        }
+    }
+    if (Status s = check_layer_steps(steps, layout); !s.ok())
+        throw Error(fmt::format("{}: {}", path, s.message()));
+    return steps;
+}
+
+EncodeOptions options_of(const Arguments& a, const Layout& layout) {
+    EncodeOptions o;
+    o.profile = a.profile == "lossless" || a.level == 0 ? Profile::kLossless : Profile::kDelta;
+    o.level = a.level;
+    o.predictor = a.predict == "anchor" ? Predictor::kAnchor : Predictor::kMean;
+    o.unrotate = !a.as_stored;
+    o.sinks = a.sinks;
+    o.block_heads = a.block_heads;
+    if (a.layer_steps == "thirds") {
+        o.layer_steps = thirds(layout.layers, layout.planes.size());
+    } else if (a.layer_steps != "flat") {
+        o.layer_steps = read_layer_steps(a.layer_steps, layout);
+    }
+    return o;
+}
+
+void encode(const Arguments& a) {
+    if (a.input != "-" && a.output != "-" && std::filesystem::exists(a.output) &&
+        std::filesystem::equivalent(a.input, a.output)) {
+        throw Error(fmt::format("{}: input and output are the same file", a.input));
+    }
+    const KvInput kv(std::make_unique<SafetensorsReader>(a.input));
+    const Layout& layout = kv.layout();
+    ChunkEncoder encoder(options_of(a, layout));
+    ThreadPool pool(a.jobs);
+    OutputFile output(a.output);
+    const std::size_t tokens = kv.token_ids().size();
+    const std::uint64_t token_bytes = layout.values_per_token() * kernels::dtype_bytes(layout.dtype);
+    Progress progress("kvenc", tokens * token_bytes, "B");
+    std::vector<std::uint8_t> object;
+    Hash chain = {};
+    std::uint64_t written = 0;
+    for (std::size_t first = 0; first < tokens; first += a.chunk_tokens) {
+        const std::size_t count = std::min(a.chunk_tokens, tokens - first);
+        const std::vector<PlaneRows> rows = kv.rows(first);
+        const ChunkInput input = {
+            &layout, kv.model(),         a.salt, std::span(kv.token_ids()).subspan(first, count),
+            first,   kv.base_position(), chain,  rows};
+        if (Status s = encoder.encode(input, pool, object, chain); !s.ok())
+            throw Error(fmt::format("{}: {}", a.input, s.message()));
+        output.append(std::as_bytes(std::span(object)));
+        written += object.size();
+        progress.advance(count * token_bytes);
+    }
+    output.commit();
+    if (a.quiet || a.output == "-") return;
+    const auto values = static_cast<double>(tokens * layout.values_per_token());
+    fmt::print("{}: {} tokens, {} -> {} bytes, {:.2f}x, {:.3f} bits/value\n", a.output, tokens,
+               tokens * token_bytes, written,
+               static_cast<double>(tokens * token_bytes) / static_cast<double>(written),
+               8.0 * static_cast<double>(written) / values);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    CLI::App app("Encodes a KV cache (safetensors) into kvcast chunks.", "kvenc");
+    Arguments a;
+    declare(app, a);
+    return run_tool(app, argc, argv, [&] { encode(a); });
+}

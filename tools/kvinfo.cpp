@@ -1,0 +1,139 @@
+// kvinfo: what a file of chunks holds, and whether it is sound.
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+#include "codec/decoder.h"
+#include "codec/format/chain.h"
+#include "tools/common/chunk_file.h"
+#include "tools/common/cli.h"
+#include "tools/common/file.h"
+
+namespace {
+
+using namespace kvcast;
+using namespace kvcast::tools;
+using nlohmann::json;
+
+const char* dtype_name(Dtype d) {
+    return d == Dtype::kBf16 ? "bf16" : d == Dtype::kF16 ? "fp16" : "fp32";
+}
+
+const char* pairing_name(RopePairing p) {
+    return p == RopePairing::kNone ? "none" : p == RopePairing::kHalf ? "half" : "interleaved";
+}
+
+json describe_layout(const Layout& layout) {
+    json planes = json::array();
+    for (const PlaneShape& p : layout.planes)
+        planes.push_back({{"heads", p.heads}, {"head_dim", p.head_dim}});
+    json rope = {{"pairing", pairing_name(layout.rope.pairing)},
+                 {"offset", layout.rope.offset},
+                 {"dim", layout.rope.dim}};
+    if (const double theta = geometric_theta(layout.rope.frequencies); theta > 0) rope["theta"] = theta;
+    return {
+        {"layers", layout.layers}, {"planes", planes}, {"dtype", dtype_name(layout.dtype)}, {"rope", rope}};
+}
+
+json describe_chunk(const ChunkInFile& c) {
+    const ChunkHeader& h = c.header;
+    std::size_t exact = 0;
+    for (const PlaneParams& p : h.planes) exact += p.mode == PlaneMode::kExact;
+    json out = {{"offset", c.offset},
+                {"bytes", c.bytes},
+                {"header_bytes", h.header_bytes},
+                {"payload_bytes", h.payload_bytes()},
+                {"profile", profile_name(h.profile)},
+                {"level", h.level},
+                {"first_token", h.first_token},
+                {"tokens", h.tokens},
+                {"base_position", h.base_position},
+                {"chain", to_hex(h.chain)},
+                {"parent", to_hex(h.parent)},
+                {"blocks", h.block_bytes.size()},
+                {"state_bytes", h.block_bytes.size() * kBlockStateBytes},
+                {"exact_planes", exact},
+                {"planes", h.planes.size()}};
+    if (h.profile == Profile::kDelta) {
+        out["predictor"] = h.delta.predictor == Predictor::kMean ? "mean" : "anchor";
+        out["unrotated"] = h.unrotated;
+        out["exact_rows"] = h.delta.exact_rows;
+    }
+    return out;
+}
+
+double ratio_of(const ChunkInFile& c) {
+    const Layout& l = c.header.layout;
+    return static_cast<double>(c.header.tokens * l.values_per_token() * kernels::dtype_bytes(l.dtype)) /
+           static_cast<double>(c.bytes);
+}
+
+void verify(std::span<const std::uint8_t> bytes, const std::vector<ChunkInFile>& chunks,
+            const std::string& name) {
+    DecodeWorkspace workspace;
+    for (const ChunkInFile& c : chunks) {
+        const auto decoder = ChunkDecoder::open(bytes.subspan(c.offset, c.bytes));
+        if (!decoder.ok()) raise(name, c.offset, decoder.status());
+        const Layout& layout = c.header.layout;
+        std::vector<std::vector<std::uint8_t>> planes;
+        std::vector<PlaneBuffer> buffers;
+        for (const PlaneShape& p : layout.planes) {
+            const std::size_t row = p.width() * kernels::dtype_bytes(layout.dtype);
+            planes.emplace_back(row * c.header.tokens);
+            buffers.push_back({planes.back().data(), row});
+        }
+        for (std::size_t l = 0; l < layout.layers; ++l) {
+            if (Status s = decoder.value().decode_layer(l, buffers, workspace); !s.ok())
+                raise(name, c.offset, s);
+        }
+    }
+}
+
+void print_table(const std::vector<ChunkInFile>& chunks) {
+    const ChunkHeader& h = chunks.front().header;
+    const Layout& l = h.layout;
+    fmt::print("model   {}\nlayout  {} layers of", h.model, l.layers);
+    for (const PlaneShape& p : l.planes) fmt::print(" {} x {}", p.heads, p.head_dim);
+    fmt::print(", {}, RoPE {} over {} channels", dtype_name(l.dtype), pairing_name(l.rope.pairing),
+               l.rope.dim);
+    if (const double theta = geometric_theta(l.rope.frequencies); theta > 0) fmt::print(", theta {}", theta);
+    fmt::print("\n\n{:>8} {:>7} {:>9} {:>5} {:>10} {:>7} {:>7} {:>8}  {}\n", "token", "tokens", "profile",
+               "level", "bytes", "header", "states", "ratio", "chain");
+    for (const ChunkInFile& c : chunks) {
+        fmt::print("{:>8} {:>7} {:>9} {:>5} {:>10} {:>7} {:>7} {:>7.2f}x  {}\n", c.header.first_token,
+                   c.header.tokens, profile_name(c.header.profile), c.header.level, c.bytes,
+                   c.header.header_bytes, c.header.block_bytes.size() * kBlockStateBytes, ratio_of(c),
+                   to_hex(c.header.chain).substr(0, 16));
+    }
+}
+
+void inform(const std::string& path, bool as_json, bool check) {
+    const MappedFile file(path);
+    const std::span bytes(reinterpret_cast<const std::uint8_t*>(file.bytes().data()), file.bytes().size());
+    const std::vector<ChunkInFile> chunks = list_chunks(bytes, path);
+    if (check) verify(bytes, chunks, path);
+    if (!as_json) {
+        print_table(chunks);
+        if (check) fmt::print("\nverified: every block of {} chunks decodes\n", chunks.size());
+        return;
+    }
+    json out = {{"file", path},
+                {"model", chunks.front().header.model},
+                {"layout", describe_layout(chunks.front().header.layout)},
+                {"verified", check}};
+    for (const ChunkInFile& c : chunks) out["chunks"].push_back(describe_chunk(c));
+    fmt::print("{}\n", out.dump(2, ' ', false, json::error_handler_t::replace));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    CLI::App app("Shows what a file of kvcast chunks holds.", "kvinfo");
+    std::string path;
+    bool as_json = false;
+    bool check = false;
+    app.add_option("FILE", path, "chunks (.kvc); - reads standard input")->required();
+    app.add_flag("--json", as_json, "machine-readable output");
+    app.add_flag("--verify", check, "decode every block too");
+    return run_tool(app, argc, argv, [&] { inform(path, as_json, check); });
+}
