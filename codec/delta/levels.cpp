@@ -10,7 +10,8 @@ LayerSteps thirds(std::size_t layers, std::size_t planes) {
     LayerSteps steps(layers * planes);
     double log_sum = 0;
     for (std::size_t l = 0; l < layers; ++l) {
-        const auto third = static_cast<double>(l * 3 / layers);
+        const std::size_t index = l * 3 / layers;
+        const auto third = static_cast<double>(index);
         for (std::size_t p = 0; p < planes; ++p) steps[l * planes + p] = third + 1;
         log_sum += std::log(third + 1);
     }
