@@ -55,9 +55,20 @@ find_package_handle_standard_args(
     REQUIRED_VARS TorchLibs_CPU_LIBRARY TorchLibs_C10_LIBRARY TorchLibs_INCLUDE_DIR
     VERSION_VAR TorchLibs_VERSION ${_torch_reason})
 
+# pip's torch carries other versions of fmt and nlohmann_json among its headers, which would hide the ones that this
+# project links with; only libtorch's own folders are let in.
+set(_torch_headers "${TorchLibs_INCLUDE_DIR}")
+if(TorchLibs_FOUND AND KVCAST_TORCH_DIR)
+    set(_torch_headers "${CMAKE_CURRENT_BINARY_DIR}/torch-headers")
+    file(MAKE_DIRECTORY "${_torch_headers}")
+    foreach(_folder ATen c10 torch)
+        file(CREATE_LINK "${TorchLibs_INCLUDE_DIR}/${_folder}" "${_torch_headers}/${_folder}" SYMBOLIC)
+    endforeach()
+endif()
+
 if(TorchLibs_FOUND AND NOT TARGET TorchLibs::TorchLibs)
     add_library(TorchLibs::TorchLibs INTERFACE IMPORTED)
-    target_include_directories(TorchLibs::TorchLibs SYSTEM INTERFACE "${TorchLibs_INCLUDE_DIR}")
+    target_include_directories(TorchLibs::TorchLibs SYSTEM INTERFACE "${_torch_headers}")
     target_link_libraries(TorchLibs::TorchLibs INTERFACE "${TorchLibs_CPU_LIBRARY}" "${TorchLibs_C10_LIBRARY}")
     target_link_options(TorchLibs::TorchLibs INTERFACE -Wl,--allow-shlib-undefined)
 endif()
