@@ -43,7 +43,8 @@ void read_options(ModelConfig& m, const JsonObject& config) {
     m.mlp_bias = config.flag("mlp_bias", false);
     m.qk_norm = m.architecture == Architecture::kQwen3;
     m.tied_embeddings = config.flag("tie_word_embeddings", false);
-    const bool windowed = m.architecture == Architecture::kMistral || config.flag("use_sliding_window", false);
+    const bool windowed =
+        m.architecture == Architecture::kMistral || config.flag("use_sliding_window", false);
     if (windowed) m.sliding_window = config.count("sliding_window", 0);
 }
 

@@ -9,8 +9,8 @@ namespace kvcast::model {
 
 enum class Architecture { kLlama, kMistral, kQwen2, kQwen3 };
 
-// Rotary position embedding, every scaling scheme reduced to numbers. Channels i and i + head_dim / 2 of a head
-// form pair i; it turns by position * frequencies[i].
+// Rotary position embedding, every scaling scheme reduced to numbers. Channels i and i + head_dim / 2 of a
+// head form pair i; it turns by position * frequencies[i].
 struct RopeParameters {
     std::vector<double> frequencies;  // radians per token, one per pair
     double theta = 0;                 // base of the unscaled series
@@ -38,8 +38,8 @@ struct ModelConfig {
     RopeParameters rope;
 };
 
-// Reads and checks `folder`/config.json. Throws tools::Error: a missing or malformed file or key, an architecture
-// or an option that is not implemented.
+// Reads and checks `folder`/config.json. Throws tools::Error: a missing or malformed file or key, an
+// architecture or an option that is not implemented.
 ModelConfig read_config(const std::string& folder);
 
 }  // namespace kvcast::model

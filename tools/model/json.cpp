@@ -16,7 +16,8 @@ json parse_json_file(const std::string& path) {
     const tools::MappedFile file(path);
     const auto* text = reinterpret_cast<const char*>(file.bytes().data());
     json value = json::parse(text, text + file.bytes().size(), nullptr, false);
-    if (value.is_discarded()) throw tools::Error(fmt::format("{}: expected JSON, found something else", path));
+    if (value.is_discarded())
+        throw tools::Error(fmt::format("{}: expected JSON, found something else", path));
     return value;
 }
 
@@ -33,7 +34,8 @@ const json* JsonObject::find(const std::string& key) const {
 
 void JsonObject::fail(const std::string& key, const std::string& expected) const {
     const json* found = find(key);
-    if (found == nullptr) throw tools::Error(fmt::format("{}: '{}' is missing, expected {}", name_, key, expected));
+    if (found == nullptr)
+        throw tools::Error(fmt::format("{}: '{}' is missing, expected {}", name_, key, expected));
     std::string shown = found->dump(-1, ' ', true, json::error_handler_t::replace);
     if (shown.size() > 80) shown = shown.substr(0, 80) + "...";
     throw tools::Error(fmt::format("{}: '{}' is {}, expected {}", name_, key, shown, expected));

@@ -11,8 +11,8 @@ namespace kvcast::model {
 // Parses a whole file. Throws tools::Error.
 nlohmann::json parse_json_file(const std::string& path);
 
-// An object and what to call it. `get` functions throw tools::Error where a value is of another kind; a key that
-// is null counts as missing.
+// An object and what to call it. `get` functions throw tools::Error where a value is of another kind; a key
+// that is null counts as missing.
 class JsonObject {
   public:
     // Throws tools::Error where `value` is not an object. It must outlive this.

@@ -9,11 +9,13 @@
 namespace kvcast::model {
 namespace {
 
-// Rows of queries that attend at once: scores stay in the cache, and the half of them that causality forbids is
-// mostly never computed.
+// Rows of queries that attend at once: scores stay in the cache, and the half of them that causality forbids
+// is mostly never computed.
 constexpr std::int64_t kQueryBlock = 64;
 
-std::int64_t signed_of(std::size_t n) { return static_cast<std::int64_t>(n); }
+std::int64_t signed_of(std::size_t n) {
+    return static_cast<std::int64_t>(n);
+}
 
 // [T, heads * head_dim] as [heads, T, head_dim].
 at::Tensor split_heads(const at::Tensor& x, std::size_t heads) {
@@ -35,8 +37,8 @@ at::Tensor attend_block(const at::Tensor& q, const at::Tensor& k, const at::Tens
     return at::bmm(scores.softmax(-1).to(v.scalar_type()), v).view({kv_heads, group, n, -1});
 }
 
-// Causal grouped-query attention: queries [query_heads, T, head_dim] are the last T of all tokens that k and v
-// [kv_heads, tokens, head_dim] hold. Returns [T, query_heads * head_dim].
+// Causal grouped-query attention: queries [query_heads, T, head_dim] are the last T of all tokens that k and
+// v [kv_heads, tokens, head_dim] hold. Returns [T, query_heads * head_dim].
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
     const std::int64_t tokens = q.size(1), before = k.size(1) - tokens, head_dim = q.size(2);
     const double scale = 1 / std::sqrt(static_cast<double>(head_dim));
@@ -45,12 +47,15 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
     for (std::int64_t begin = 0; begin < tokens; begin += kQueryBlock) {
         const std::int64_t n = std::min(kQueryBlock, tokens - begin);
         const std::int64_t seen = before + begin + n;
-        blocks.push_back(attend_block(grouped.narrow(2, begin, n), k.narrow(1, 0, seen), v.narrow(1, 0, seen)));
+        blocks.push_back(
+            attend_block(grouped.narrow(2, begin, n), k.narrow(1, 0, seen), v.narrow(1, 0, seen)));
     }
     return at::cat(blocks, 2).permute({2, 0, 1, 3}).reshape({tokens, -1});
 }
 
-std::vector<float> rounded(const std::vector<double>& values) { return {values.begin(), values.end()}; }
+std::vector<float> rounded(const std::vector<double>& values) {
+    return {values.begin(), values.end()};
+}
 
 }  // namespace
 
@@ -105,8 +110,8 @@ Layer Network::load_layer(const WeightFiles& weights, std::size_t index) const {
     return layer;
 }
 
-// Angles are fp32 products, as in the engines that K comes from: at position 10^5 an exact product would differ
-// by up to 0.004 radians from what those engines store.
+// Angles are fp32 products, as in the engines that K comes from: at position 10^5 an exact product would
+// differ by up to 0.004 radians from what those engines store.
 Rotation Network::rotation(std::uint64_t first_position, std::int64_t tokens) const {
     const auto first = static_cast<std::int64_t>(first_position);
     const auto on_device = at::TensorOptions(at::kFloat).device(options_.device());
@@ -134,7 +139,8 @@ at::Tensor Network::attend(const Layer& layer, std::size_t index, const at::Tens
     return layer.o(attention(rotate(q, rotation), keys, values));
 }
 
-at::Tensor Network::forward(const at::Tensor& ids, std::uint64_t first_position, const ExtendKv& extend) const {
+at::Tensor Network::forward(const at::Tensor& ids, std::uint64_t first_position,
+                            const ExtendKv& extend) const {
     Rotation turned = rotation(first_position, ids.size(0));
     turned.cosine = turned.cosine * config_.rope.attention_factor;
     turned.sine = turned.sine * config_.rope.attention_factor;
@@ -152,6 +158,8 @@ at::Tensor Network::logits(const at::Tensor& hidden) const {
     return at::linear(hidden, output_).to(at::kFloat);
 }
 
-at::Tensor Network::embed(const at::Tensor& ids) const { return embedding_.index_select(0, ids); }
+at::Tensor Network::embed(const at::Tensor& ids) const {
+    return embedding_.index_select(0, ids);
+}
 
 }  // namespace kvcast::model

@@ -19,8 +19,8 @@ void scale_linear(RopeParameters& rope, const JsonObject& scaling) {
     for (double& f : rope.frequencies) f /= factor;
 }
 
-// Llama 3.1: waves longer than the old context / low are interpolated, those shorter than the old context / high
-// kept, and those between blended.
+// Llama 3.1: waves longer than the old context / low are interpolated, those shorter than the old context /
+// high kept, and those between blended.
 void scale_llama3(RopeParameters& rope, const JsonObject& scaling) {
     const double factor = scaling.positive("factor");
     const double low = scaling.positive("low_freq_factor");
@@ -40,17 +40,16 @@ double yarn_temperature(double factor, double slope) {
 }
 
 double yarn_attention_factor(const JsonObject& scaling, double factor) {
-    const bool two_slopes =
-        scaling.find("mscale") != nullptr && scaling.find("mscale_all_dim") != nullptr;
-    const double otherwise = !two_slopes
-                                 ? yarn_temperature(factor, 1)
-                                 : yarn_temperature(factor, scaling.positive("mscale")) /
-                                       yarn_temperature(factor, scaling.positive("mscale_all_dim"));
+    const bool two_slopes = scaling.find("mscale") != nullptr && scaling.find("mscale_all_dim") != nullptr;
+    const double otherwise = !two_slopes ? yarn_temperature(factor, 1)
+                                         : yarn_temperature(factor, scaling.positive("mscale")) /
+                                               yarn_temperature(factor, scaling.positive("mscale_all_dim"));
     return scaling.positive("attention_factor", otherwise);
 }
 
-// YaRN (Peng et al., arXiv 2309.00071): pairs that turn more than beta_fast times in the old context are kept,
-// those that turn less than beta_slow times interpolated, with a linear ramp over the pair's index between.
+// YaRN (Peng et al., arXiv 2309.00071): pairs that turn more than beta_fast times in the old context are
+// kept, those that turn less than beta_slow times interpolated, with a linear ramp over the pair's index
+// between.
 void scale_yarn(RopeParameters& rope, const JsonObject& scaling, double max_tokens) {
     const double old_tokens = scaling.positive("original_max_position_embeddings", max_tokens);
     const double factor = scaling.positive("factor", max_tokens / old_tokens);

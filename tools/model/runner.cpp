@@ -32,9 +32,12 @@ at::ScalarType scalar_type(Element element) {
     return element == Element::kF32 ? at::kFloat : element == Element::kBf16 ? at::kBFloat16 : at::kHalf;
 }
 
-std::int64_t signed_of(std::size_t n) { return static_cast<std::int64_t>(n); }
+std::int64_t signed_of(std::size_t n) {
+    return static_cast<std::int64_t>(n);
+}
 
-// CUDA kernels live in a library of their own, which nothing links to: where it is there, loading it is enough.
+// CUDA kernels live in a library of their own, which nothing links to: where it is there, loading it is
+// enough.
 at::Device open_device(const std::string& name) {
     const bool digits = name.size() > 5 && name.find_first_not_of("0123456789", 5) == std::string::npos;
     const bool cuda = name == "cuda" || (name.rfind("cuda:", 0) == 0 && name.size() < 8 && digits);
@@ -49,8 +52,9 @@ at::Device open_device(const std::string& name) {
 class KvStore {
   public:
     KvStore(const ModelConfig& c, std::size_t capacity, const at::TensorOptions& options)
-        : k_(at::empty({signed_of(c.layers), signed_of(c.kv_heads), signed_of(capacity), signed_of(c.head_dim)},
-                       options)),
+        : k_(at::empty(
+              {signed_of(c.layers), signed_of(c.kv_heads), signed_of(capacity), signed_of(c.head_dim)},
+              options)),
           v_(at::empty_like(k_)) {}
 
     // Takes [layers, tokens, kv_heads, head_dim] as the first tokens.
@@ -89,7 +93,8 @@ std::vector<float> floats_of(const at::Tensor& tensor) {
 }
 
 // [kv_heads, T, head_dim] per layer of the store, from `first`, as bytes [layers, T, kv_heads, head_dim].
-std::vector<std::byte> bytes_of(const at::Tensor& stored, std::int64_t first, std::int64_t tokens, Element element) {
+std::vector<std::byte> bytes_of(const at::Tensor& stored, std::int64_t first, std::int64_t tokens,
+                                Element element) {
     const at::Tensor part = stored.narrow(2, first, tokens).transpose(1, 2);
     const at::Tensor dense = part.to(at::kCPU, scalar_type(element)).contiguous();
     std::vector<std::byte> out(dense.nbytes());
@@ -99,7 +104,9 @@ std::vector<std::byte> bytes_of(const at::Tensor& stored, std::int64_t first, st
 
 }  // namespace
 
-std::size_t element_bytes(Element element) { return element == Element::kF32 ? 4 : 2; }
+std::size_t element_bytes(Element element) {
+    return element == Element::kF32 ? 4 : 2;
+}
 
 struct Runner::Impl {
     Network network;
@@ -118,7 +125,8 @@ at::Tensor Runner::Impl::ids_of(std::span<const std::int32_t> ids) const {
     auto* out = wide.data_ptr<std::int64_t>();
     for (std::size_t i = 0; i < ids.size(); ++i) {
         if (ids[i] < 0 || static_cast<std::size_t>(ids[i]) >= config().vocabulary) {
-            throw Error(fmt::format("token {} is id {}, expected 0 to {}", i, ids[i], config().vocabulary - 1));
+            throw Error(
+                fmt::format("token {} is id {}, expected 0 to {}", i, ids[i], config().vocabulary - 1));
         }
         out[i] = ids[i];
     }
@@ -129,8 +137,8 @@ at::Tensor Runner::Impl::ids_of(std::span<const std::int32_t> ids) const {
 void Runner::Impl::check_length(const Context& context, std::size_t added) const {
     const std::size_t used = context.kv.tokens + added, window = config().sliding_window;
     if (window != 0 && used > window) {
-        throw Error(fmt::format("{} tokens do not fit the model's sliding window of {}, which is not implemented", used,
-                                window));
+        throw Error(fmt::format(
+            "{} tokens do not fit the model's sliding window of {}, which is not implemented", used, window));
     }
     if (context.first_position > (std::uint64_t{1} << 48)) {
         throw Error(fmt::format("position {}, expected at most 2^48", context.first_position));
@@ -142,10 +150,11 @@ KeysValues Runner::Impl::tensors_of(const KvView& kv) const {
     const ModelConfig& c = config();
     const std::size_t row = c.layers * c.kv_heads * c.head_dim * element_bytes(kv.element);
     if (kv.k.size() != kv.v.size() || kv.k.size() / row != kv.tokens || kv.k.size() % row != 0) {
-        throw Error(fmt::format("context of {} and {} bytes, expected {} layers x {} tokens x {} heads x {} of "
-                                "{} bytes each for K and V",
-                                kv.k.size(), kv.v.size(), c.layers, kv.tokens, c.kv_heads, c.head_dim,
-                                element_bytes(kv.element)));
+        throw Error(
+            fmt::format("context of {} and {} bytes, expected {} layers x {} tokens x {} heads x {} of "
+                        "{} bytes each for K and V",
+                        kv.k.size(), kv.v.size(), c.layers, kv.tokens, c.kv_heads, c.head_dim,
+                        element_bytes(kv.element)));
     }
     const std::vector<std::int64_t> shape = {signed_of(c.layers), signed_of(kv.tokens), signed_of(c.kv_heads),
                                              signed_of(c.head_dim)};
@@ -169,7 +178,9 @@ Runner::~Runner() = default;
 Runner::Runner(Runner&&) noexcept = default;
 Runner& Runner::operator=(Runner&&) noexcept = default;
 
-const ModelConfig& Runner::config() const { return impl_->config(); }
+const ModelConfig& Runner::config() const {
+    return impl_->config();
+}
 
 Runner Runner::load(const std::string& folder, const LoadOptions& options) {
     return guarded([&] {
@@ -177,7 +188,8 @@ Runner Runner::load(const std::string& folder, const LoadOptions& options) {
         if (options.threads > 0) at::set_num_threads(options.threads);
         const ModelConfig config = read_config(folder);
         const WeightFiles weights(folder);
-        const auto placed = at::TensorOptions(scalar_type(options.compute)).device(open_device(options.device));
+        const auto placed =
+            at::TensorOptions(scalar_type(options.compute)).device(open_device(options.device));
         return Runner(std::make_unique<Impl>(Impl{Network(config, weights, placed)}));
     });
 }
@@ -210,7 +222,8 @@ std::vector<std::int32_t> Runner::greedy(std::span<const std::int32_t> prompt, s
         KvStore store = impl_->store_of(context, prompt.size() + count);
         std::vector<std::int32_t> out;
         while (out.size() < count) {
-            const std::uint64_t position = context.first_position + static_cast<std::uint64_t>(store.tokens());
+            const std::uint64_t position =
+                context.first_position + static_cast<std::uint64_t>(store.tokens());
             const at::Tensor hidden = impl_->network.forward(ids, position, store.extender());
             store.advance(ids.size(0));
             const at::Tensor last = hidden.narrow(0, ids.size(0) - 1, 1);
@@ -224,8 +237,8 @@ std::vector<std::int32_t> Runner::greedy(std::span<const std::int32_t> prompt, s
 at::Tensor Runner::Impl::gradient_loss(const at::Tensor& log_p, const GradientDraw& draw) const {
     const std::size_t n = static_cast<std::size_t>(log_p.size(0));
     if (draw.targets.size() != n || draw.weights.size() != n) {
-        throw Error(fmt::format("a draw of {} targets and {} weights, expected {} of each", draw.targets.size(),
-                                draw.weights.size(), n));
+        throw Error(fmt::format("a draw of {} targets and {} weights, expected {} of each",
+                                draw.targets.size(), draw.weights.size(), n));
     }
     const at::Tensor weights = at::empty({log_p.size(0)}, at::kFloat);
     std::memcpy(weights.data_ptr(), draw.weights.data(), n * sizeof(float));
@@ -242,7 +255,8 @@ void Runner::kv_gradients(const Context& context, std::span<const std::int32_t> 
         const at::Tensor ids = impl_->ids_of(continuation);
         impl_->check_length(context, continuation.size());
         const auto [k, v] = impl_->tensors_of(context.kv);
-        // Leaves lie as [layers, kv_heads, tokens, head_dim]; turning K back and forth makes K before RoPE one.
+        // Leaves lie as [layers, kv_heads, tokens, head_dim]; turning K back and forth makes K before RoPE
+        // one.
         const Rotation turn = network.rotation(context.first_position, signed_of(context.kv.tokens));
         const Rotation back = {turn.cosine, turn.sine.neg()};
         const auto wide = network.options().dtype(at::kFloat);
@@ -252,13 +266,14 @@ void Runner::kv_gradients(const Context& context, std::span<const std::int32_t> 
         const at::Tensor used_v = leaf_v.to(network.options());
         const ExtendKv extend = [&](std::size_t layer, const KeysValues& added) -> KeysValues {
             const std::int64_t l = signed_of(layer);
-            return {at::cat({turned_k.select(0, l), added.first}, 1), at::cat({used_v.select(0, l), added.second}, 1)};
+            return {at::cat({turned_k.select(0, l), added.first}, 1),
+                    at::cat({used_v.select(0, l), added.second}, 1)};
         };
         const at::Tensor hidden = network.forward(ids, context.next_position(), extend);
         const at::Tensor log_p = network.logits(hidden).log_softmax(-1);
         for (std::size_t i = 0; i < draws.size(); ++i) {
-            const auto gradients = torch::autograd::grad({impl_->gradient_loss(log_p, draws[i])}, {plain_k, leaf_v},
-                                                         {}, i + 1 < draws.size());
+            const auto gradients = torch::autograd::grad({impl_->gradient_loss(log_p, draws[i])},
+                                                         {plain_k, leaf_v}, {}, i + 1 < draws.size());
             sink(i, {floats_of(gradients[0].transpose(1, 2)), floats_of(gradients[1].transpose(1, 2))});
         }
     });

@@ -1,13 +1,13 @@
 // A transformer on top of a KV cache: prefill, greedy decoding, and gradients with respect to the cache.
 //
-// Loads Llama, Mistral, Qwen2 and Qwen3 models from Hugging Face directories. This header speaks plain buffers; the
-// framework behind it (libtorch) stays inside the library kvcast::model.
+// Loads Llama, Mistral, Qwen2 and Qwen3 models from Hugging Face directories. This header speaks plain
+// buffers; the framework behind it (libtorch) stays inside the library kvcast::model.
 //
-// Shapes: a KV cache is K and V, each dense row-major [layers, tokens, kv_heads, head_dim]. K is as engines store
-// it, after RoPE, unless said otherwise. Positions count tokens from the start of the sequence.
+// Shapes: a KV cache is K and V, each dense row-major [layers, tokens, kv_heads, head_dim]. K is as engines
+// store it, after RoPE, unless said otherwise. Positions count tokens from the start of the sequence.
 //
-// Errors: every function throws tools::Error with one sentence. Thread-safety: a Runner is immutable once loaded,
-// and its const functions may run concurrently; each of them already uses all threads it may.
+// Errors: every function throws tools::Error with one sentence. Thread-safety: a Runner is immutable once
+// loaded, and its const functions may run concurrently; each of them already uses all threads it may.
 #pragma once
 
 #include <cstddef>
@@ -26,7 +26,8 @@ enum class Element : std::uint8_t { kF32, kBf16, kF16 };
 
 std::size_t element_bytes(Element element);
 
-// A KV cache in the caller's memory, aligned to its elements. Not owned; must outlive the call that it is given to.
+// A KV cache in the caller's memory, aligned to its elements. Not owned; must outlive the call that it is
+// given to.
 struct KvView {
     std::span<const std::byte> k;
     std::span<const std::byte> v;
@@ -67,8 +68,9 @@ struct PrefillOptions {
 };
 
 struct PrefillResult {
-    std::vector<float> logits;  // [rows, vocabulary]; row i predicts the token after the i-th (or last) one given
-    KvBuffer kv;                // of the new tokens only; empty without keep_kv
+    std::vector<float>
+        logits;   // [rows, vocabulary]; row i predicts the token after the i-th (or last) one given
+    KvBuffer kv;  // of the new tokens only; empty without keep_kv
 };
 
 // One weighted sum over the continuation: sum_i weights[i] * log p(targets[i] | context, continuation[0..i]).
@@ -85,8 +87,8 @@ struct KvGradients {
 
 class Runner {
   public:
-    // Loads `folder`: config.json, and model.safetensors or the shards that model.safetensors.index.json lists, in
-    // bf16, fp16 or fp32.
+    // Loads `folder`: config.json, and model.safetensors or the shards that model.safetensors.index.json
+    // lists, in bf16, fp16 or fp32.
     static Runner load(const std::string& folder, const LoadOptions& options = {});
 
     ~Runner();
@@ -102,13 +104,13 @@ class Runner {
     PrefillResult prefill(std::span<const std::int32_t> token_ids, const Context& context = {},
                           const PrefillOptions& options = {}) const;
 
-    // The `count` most likely tokens one after another, after `prompt` (at least one token) on top of `context`.
-    // The lowest id wins a tie; no token ends it early.
+    // The `count` most likely tokens one after another, after `prompt` (at least one token) on top of
+    // `context`. The lowest id wins a tie; no token ends it early.
     std::vector<std::int32_t> greedy(std::span<const std::int32_t> prompt, std::size_t count,
                                      const Context& context = {}) const;
 
-    // One forward pass of `continuation` on top of `context`, then one backward pass per draw. `sink` gets the
-    // draw's index and its gradients, in order. Targets and weights are as long as the continuation.
+    // One forward pass of `continuation` on top of `context`, then one backward pass per draw. `sink` gets
+    // the draw's index and its gradients, in order. Targets and weights are as long as the continuation.
     void kv_gradients(const Context& context, std::span<const std::int32_t> continuation,
                       std::span<const GradientDraw> draws,
                       const std::function<void(std::size_t, KvGradients)>& sink) const;

@@ -17,8 +17,8 @@ class WeightFiles {
     // Opens model.safetensors, or every shard that model.safetensors.index.json lists. Throws tools::Error.
     explicit WeightFiles(const std::string& folder);
 
-    // A copy of a tensor in the given type and place. Throws tools::Error where it is missing, has another shape
-    // or is not of a floating-point type.
+    // A copy of a tensor in the given type and place. Throws tools::Error where it is missing, has another
+    // shape or is not of a floating-point type.
     at::Tensor load(const std::string& name, const std::vector<std::int64_t>& shape,
                     const at::TensorOptions& options) const;
 
