@@ -177,6 +177,9 @@ TEST(Arguments, ThatDoNotFitAreRefused) {
     input = good;
     input.planes = input.planes.first(3);
     EXPECT_EQ(code(input, {}), ErrorCode::kBadArgument);
+    input = good;
+    input.base_position = ChunkLimits::kPosition + 1;
+    EXPECT_EQ(code(input, {}), ErrorCode::kLimitExceeded);
     const auto decoder = ChunkDecoder::open(object);
     ASSERT_TRUE(decoder.ok());
     std::vector<DecodeWorkspace> none;

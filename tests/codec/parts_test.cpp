@@ -91,6 +91,16 @@ TEST(Rope, TheBaseOfAGeometricSeriesIsFoundAgain) {
     EXPECT_EQ(geometric_theta({1, 2, 3}), 0);
 }
 
+TEST(Rope, OneRadianIsTheFirstTermOfEverySeries) {
+    EXPECT_EQ(frequency_from_radians(1.0), geometric_frequencies(10000, 64)[0]);
+    EXPECT_EQ(frequency_from_radians(-1.0), -geometric_frequencies(10000, 64)[0]);
+    EXPECT_EQ(frequency_from_radians(0.0), 0u);
+    for (const std::uint64_t f : geometric_frequencies(500000, 128)) {
+        EXPECT_NEAR(radians_from_frequency(frequency_from_radians(radians_from_frequency(f))),
+                    radians_from_frequency(f), 1e-16);
+    }
+}
+
 TEST(Numbers, RoundToTheNearestEvenOfEachType) {
     EXPECT_EQ(kernels::to_bf16(1.0f), 0x3f80);
     EXPECT_EQ(kernels::to_bf16(std::bit_cast<float>(0x3f808000u)), 0x3f80);
