@@ -378,6 +378,8 @@ Result<std::vector<std::uint8_t>> write_header(const ChunkHeader& h) {
         return Status(ErrorCode::kLimitExceeded, "the header grows past 16 MiB");
     std::memcpy(bytes.data() + 8, &length, sizeof(length));
     out.fixed(crc32(bytes));
+    // What a reader would refuse is not written: the reader's rules are the only copy of the limits.
+    if (const Result<ChunkHeader> back = read_header(bytes); !back.ok()) return back.status();
     return bytes;
 }
 

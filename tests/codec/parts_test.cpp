@@ -145,6 +145,26 @@ TEST(Header, ReturnsEveryFieldAndTokenId) {
     }
 }
 
+TEST(Header, IsNotWrittenWhereAReaderWouldRefuseIt) {
+    const Case c = {
+        "", make_layout(1, {{1, 8}, {1, 8}}, Dtype::kBf16, RopePairing::kHalf), 3, Content::kGaussian, {}};
+    const ChunkHeader good = read_header(encode(make_cache(c.layout, c.tokens, c.content), c)).value();
+    const auto code = [&](auto change) {
+        ChunkHeader h = good;
+        change(h);
+        return write_header(h).status().code();
+    };
+    EXPECT_EQ(code([](ChunkHeader&) {}), ErrorCode::kOk);
+    EXPECT_EQ(code([](ChunkHeader& h) { h.block_bytes[0] = 2; }), ErrorCode::kBadHeader);
+    EXPECT_EQ(code([](ChunkHeader& h) { h.delta.exact_rows = 4; }), ErrorCode::kBadHeader);
+    EXPECT_EQ(code([](ChunkHeader& h) { h.delta.anchor_group = 1; }), ErrorCode::kBadHeader);
+    EXPECT_EQ(code([](ChunkHeader& h) { h.level = 0; }), ErrorCode::kBadHeader);
+    EXPECT_EQ(code([](ChunkHeader& h) { h.calibration.emplace(); }), ErrorCode::kBadHeader);
+    EXPECT_EQ(code([](ChunkHeader& h) { h.first_token = ChunkLimits::kPosition + 1; }),
+              ErrorCode::kLimitExceeded);
+    EXPECT_EQ(code([](ChunkHeader& h) { h.tokens = 2; }), ErrorCode::kBadArgument);
+}
+
 TEST(Varint, HasOneSpellingForEveryNumber) {
     const std::vector<std::uint8_t> padded = {0x81, 0x00};
     ByteReader in(padded);

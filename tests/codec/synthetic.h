@@ -24,7 +24,9 @@ struct Case {
 };
 
 // What GoogleTest calls a case.
-inline void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
+inline void PrintTo(const Case& c, std::ostream* out) {
+    *out << c.name;
+}
 
 Layout make_layout(std::size_t layers, std::vector<PlaneShape> planes, Dtype dtype, RopePairing pairing);
 
