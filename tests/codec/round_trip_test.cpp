@@ -131,6 +131,19 @@ TEST(Delta, StoresAnAllZeroPlaneInAlmostNothing) {
     expect_exact(c);
 }
 
+TEST(Delta, StoresManyExactRowsOfNarrowHeads) {
+    for (const std::size_t dim : {1, 2, 4, 17}) {
+        Case c = {"",
+                  make_layout(1, {{1, dim}, {1, dim}}, Dtype::kF32, RopePairing::kNone),
+                  1000,
+                  Content::kSpecial,
+                  {}};
+        c.options.sinks = 1000;
+        c.chunk = 1000;
+        expect_exact(c);
+    }
+}
+
 TEST(Delta, MovingAChunkEqualsEncodingItThere) {
     Case c = {
         "", make_layout(1, {{1, 32}, {1, 32}}, Dtype::kF32, RopePairing::kHalf), 40, Content::kGaussian, {}};
