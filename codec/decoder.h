@@ -81,8 +81,8 @@ class ChunkDecoder {
     std::unique_ptr<State> state_;
 };
 
-// kOk where `next` may follow `previous` in one file: the same layout, model and coding, consecutive tokens
-// (kNotConsecutive), and its parent (kBrokenChain).
+// kOk where `next` may follow `previous` in one file: the same layout, model and base position, consecutive
+// tokens (kNotConsecutive), and its parent (kBrokenChain).
 Status check_consecutive(const ChunkHeader& previous, const ChunkHeader& next);
 
 }  // namespace kvcast

@@ -202,6 +202,11 @@ Status check_input(const ChunkInput& input, const EncodeOptions& options) {
         return {ErrorCode::kBadArgument, fmt::format("a chunk of {} tokens, 1 to {} are possible",
                                                      input.token_ids.size(), ChunkLimits::kTokens)};
     }
+    if (input.first_token > ChunkLimits::kPosition || input.base_position > ChunkLimits::kPosition) {
+        return {ErrorCode::kLimitExceeded,
+                fmt::format("token {} at base position {}, at most 2^48 are possible", input.first_token,
+                            input.base_position)};
+    }
     if (options.profile != Profile::kDelta) {
         const bool known = options.profile == Profile::kLossless;
         return known ? Status()

@@ -278,14 +278,14 @@ std::uint64_t ChunkHeader::layer_payload_bytes(std::size_t layer) const {
 
 std::size_t max_block_bytes(const ChunkHeader& h, std::size_t block) {
     // A value costs at most a refill word, an escape word and 24 raw bits; side vectors cost at most six
-    // values a channel; 64 bytes a head cover words of their own and the rounding of raw planes.
+    // values a channel; 64 bytes a token cover the word of an exact row and the rounding of its raw planes.
     std::size_t bytes = kBlockStateBytes;
     const std::size_t first = block * h.block_heads;
     const std::size_t k_heads = h.layout.planes[0].heads;
     for (std::size_t head = first; head < std::min(first + h.block_heads, h.layout.heads_per_layer());
          ++head) {
         const std::size_t dim = h.layout.planes[head < k_heads ? 0 : 1].head_dim;
-        bytes += (h.tokens + 64) * dim * 8 + h.tokens * 8 + 64;
+        bytes += (h.tokens + 64) * dim * 8 + h.tokens * 64 + 64;
     }
     return bytes;
 }
@@ -378,6 +378,8 @@ Result<std::vector<std::uint8_t>> write_header(const ChunkHeader& h) {
         return Status(ErrorCode::kLimitExceeded, "the header grows past 16 MiB");
     std::memcpy(bytes.data() + 8, &length, sizeof(length));
     out.fixed(crc32(bytes));
+    // What a reader would refuse is not written: the reader's rules are the only copy of the limits.
+    if (const Result<ChunkHeader> back = read_header(bytes); !back.ok()) return back.status();
     return bytes;
 }
 

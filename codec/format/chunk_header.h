@@ -104,7 +104,8 @@ Result<std::size_t> header_length(std::span<const std::uint8_t> prefix);
 // ignored.
 Result<ChunkHeader> read_header(std::span<const std::uint8_t> bytes);
 
-// Serialises; header.header_bytes is not read. kBadArgument where the header contradicts itself.
+// Serialises; header.header_bytes is not read. kBadArgument where the arrays do not fit the layout, else what
+// read_header would say of the result.
 Result<std::vector<std::uint8_t>> write_header(const ChunkHeader& header);
 
 // CRC-32 (IEEE 802.3), the format's only checksum.

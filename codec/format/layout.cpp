@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <charconv>
 #include <cmath>
 
 namespace kvcast {
@@ -142,10 +143,15 @@ Status check_layout(const Layout& layout) {
 }
 
 std::uint64_t frequency_from_radians(double radians_per_token) {
-    constexpr long double per_radian = 0x1p64L / 6.283185307179586476925286766559L;
-    const long double turns = std::fmod(static_cast<long double>(radians_per_token) * per_radian, 0x1p64L);
-    const long double rounded = std::floor((turns < 0 ? turns + 0x1p64L : turns) + 0.5L);
-    return rounded >= 0x1p64L ? 0 : static_cast<std::uint64_t>(rounded);
+    // 2^74 / 2 pi: ten bits below the unit, in integers, so that the result is the same on every platform.
+    constexpr Wide per_radian = static_cast<Wide>(3006351875360769255u) * 1000 + 932;
+    int exponent = 0;
+    const double fraction = std::frexp(std::abs(radians_per_token), &exponent);
+    const Wide product = static_cast<Wide>(std::ldexp(fraction, 53)) * per_radian;
+    const int drop = 63 - exponent;  // 53 bits of fraction and ten of the constant
+    if (drop <= 0 || drop > 126) return 0;
+    const auto units = static_cast<std::uint64_t>((product + (static_cast<Wide>(1) << (drop - 1))) >> drop);
+    return radians_per_token < 0 ? -units : units;
 }
 
 double radians_from_frequency(std::uint64_t frequency) {
@@ -163,10 +169,11 @@ double geometric_theta(const std::vector<std::uint64_t>& frequencies) {
     const long double span =
         static_cast<long double>(frequencies[0]) / static_cast<long double>(frequencies[n - 1]);
     const long double guess = std::pow(span, static_cast<long double>(n) / static_cast<long double>(n - 1));
-    const double theta = std::strtod(fmt::format("{:.11e}", static_cast<double>(guess)).c_str(), nullptr);
-    const double rounder = std::strtod(fmt::format("{:.7e}", static_cast<double>(guess)).c_str(), nullptr);
-    for (const double t : {rounder, theta}) {
-        if (geometric_frequencies(t, 2 * n) == frequencies) return t;
+    for (const int digits : {7, 11}) {
+        const std::string text = fmt::format("{:.{}e}", static_cast<double>(guess), digits);
+        double theta = 0;
+        std::from_chars(text.data(), text.data() + text.size(), theta);
+        if (geometric_frequencies(theta, 2 * n) == frequencies) return theta;
     }
     return 0;
 }

@@ -74,7 +74,7 @@ std::vector<std::uint64_t> geometric_frequencies(double theta, std::size_t dim);
 // (a number of at most 12 significant digits).
 double geometric_theta(const std::vector<std::uint64_t>& frequencies);
 
-// One frequency given in radians per token; and back.
+// One frequency given in radians per token (below 2^62; larger or tiny ones give 0); and back.
 std::uint64_t frequency_from_radians(double radians_per_token);
 double radians_from_frequency(std::uint64_t frequency);
 

@@ -1,0 +1,200 @@
+// The parts below the codec: tables, side vectors, RoPE, headers, identities.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "codec/entropy/block_reader.h"
+#include "codec/entropy/block_writer.h"
+#include "codec/format/chain.h"
+#include "tests/codec/synthetic.h"
+
+namespace kvcast::test {
+namespace {
+
+TEST(Tables, GiveEverySlotToOneSymbolAndRank) {
+    for (std::size_t t = 0; t < entropy::kTables; ++t) {
+        const kernels::AliasTable& alias = entropy::alias_table(t);
+        const kernels::EncodeTable& encode = entropy::encode_table(t);
+        std::uint32_t total = 0;
+        for (const std::uint32_t f : encode.frequency) total += f;
+        ASSERT_EQ(total, kernels::kProbabilityTotal);
+        for (std::uint32_t slot = 0; slot < kernels::kProbabilityTotal; ++slot) {
+            const std::uint32_t bucket = slot / kernels::kBucketSlots;
+            const std::uint32_t entry =
+                alias.entry[2 * bucket + (slot % kernels::kBucketSlots >= alias.divider[bucket])];
+            const std::uint32_t symbol = kernels::entry_symbol(entry);
+            const std::uint32_t rank = (slot + kernels::entry_adjust(entry)) & kernels::kProbabilityMask;
+            ASSERT_EQ(kernels::entry_frequency(entry), encode.frequency[symbol]);
+            ASSERT_LT(rank, encode.frequency[symbol]);
+            ASSERT_EQ(encode.slot[encode.start[symbol] + rank], slot);
+        }
+    }
+}
+
+TEST(Blocks, ReturnStripsOfEveryClassAndLength) {
+    for (unsigned spread_class = 1; spread_class < entropy::kClasses; ++spread_class) {
+        for (const std::size_t count : {1, 16, 17, 32, 33, 100}) {
+            std::vector<std::int16_t> values(count);
+            for (std::size_t i = 0; i < count; ++i) {
+                const auto v = static_cast<std::int32_t>(i * 2654435761u >> 8) %
+                               (2 << entropy::class_coding(spread_class).shift);
+                values[i] = static_cast<std::int16_t>(i % 13 == 5 ? (i % 2 ? 30000 : -30000) : v);
+            }
+            entropy::BlockWriter writer(kernels::scalar_ops());
+            std::vector<std::uint8_t> block;
+            writer.strip(spread_class, values);
+            writer.finish(block);
+            entropy::BlockReader reader(kernels::scalar_ops(), block);
+            std::vector<std::int16_t> back(count);
+            reader.strip(spread_class, count, back.data());
+            ASSERT_TRUE(reader.close().ok()) << reader.close().message();
+            ASSERT_EQ(back, values);
+        }
+    }
+}
+
+TEST(Blocks, ReturnVectorsAndRefuseValuesOutsideTheirRange) {
+    const std::vector<std::int16_t> values = {5, 5, 6, 900, -3, 0, 12, 16000, -16000};
+    entropy::BlockWriter writer(kernels::scalar_ops());
+    std::vector<std::uint8_t> block;
+    writer.vector(values);
+    writer.word(4711);
+    writer.finish(block);
+    std::vector<std::int16_t> back(values.size());
+    entropy::BlockReader reader(kernels::scalar_ops(), block);
+    EXPECT_TRUE(reader.vector(back, -16000, 16000));
+    EXPECT_EQ(back, values);
+    EXPECT_EQ(reader.word(), 4711);
+    EXPECT_TRUE(reader.close().ok());
+    entropy::BlockReader again(kernels::scalar_ops(), block);
+    EXPECT_FALSE(again.vector(back, 0, 31));
+    EXPECT_FALSE(again.close().ok());
+}
+
+TEST(Rope, SinesAndCosinesAreWithinOneUnit) {
+    for (std::uint64_t i = 0; i < 100000; ++i) {
+        const std::uint64_t phase = i * 0x9e3779b97f4a7c15u;
+        const double angle = static_cast<double>(phase) * 6.283185307179586 / 0x1p64;
+        const kernels::SinCos v = kernels::sin_cos(phase);
+        ASSERT_NEAR(v.cos, 16384 * std::cos(angle), 0.75);
+        ASSERT_NEAR(v.sin, 16384 * std::sin(angle), 0.75);
+    }
+    EXPECT_EQ(kernels::sin_cos(0).cos, 16384);
+    EXPECT_EQ(kernels::sin_cos(0).sin, 0);
+}
+
+TEST(Rope, TheBaseOfAGeometricSeriesIsFoundAgain) {
+    for (const double theta : {10000.0, 100000.0, 500000.0, 1000000.0, 8000000.0}) {
+        for (const std::size_t dim : {16, 64, 80, 128})
+            EXPECT_EQ(geometric_theta(geometric_frequencies(theta, dim)), theta);
+    }
+    EXPECT_EQ(geometric_theta({1, 2, 3}), 0);
+}
+
+TEST(Rope, OneRadianIsTheFirstTermOfEverySeries) {
+    EXPECT_EQ(frequency_from_radians(1.0), geometric_frequencies(10000, 64)[0]);
+    EXPECT_EQ(frequency_from_radians(-1.0), -geometric_frequencies(10000, 64)[0]);
+    EXPECT_EQ(frequency_from_radians(0.0), 0u);
+    for (const std::uint64_t f : geometric_frequencies(500000, 128)) {
+        EXPECT_NEAR(radians_from_frequency(frequency_from_radians(radians_from_frequency(f))),
+                    radians_from_frequency(f), 1e-16);
+    }
+}
+
+TEST(Numbers, RoundToTheNearestEvenOfEachType) {
+    EXPECT_EQ(kernels::to_bf16(1.0f), 0x3f80);
+    EXPECT_EQ(kernels::to_bf16(std::bit_cast<float>(0x3f808000u)), 0x3f80);
+    EXPECT_EQ(kernels::to_bf16(std::bit_cast<float>(0x3f818000u)), 0x3f82);
+    EXPECT_EQ(kernels::to_bf16(3.4e38f), 0x7f7f);
+    EXPECT_EQ(kernels::to_bf16(NAN), 0x7fc0);
+    EXPECT_EQ(kernels::to_f16(65519.0f), 0x7bff);
+    EXPECT_EQ(kernels::to_f16(1e9f), 0x7bff);
+    EXPECT_EQ(kernels::to_f16(-INFINITY), 0xfc00);
+    for (std::uint32_t h = 0; h < 65536; ++h) {
+        const float f = kernels::from_f16(static_cast<std::uint16_t>(h));
+        ASSERT_TRUE(std::isnan(f) || kernels::to_f16(f) == h);
+        const float b = kernels::from_bf16(static_cast<std::uint16_t>(h));
+        ASSERT_TRUE(std::isnan(b) || kernels::to_bf16(b) == h);
+    }
+    const float half_way = 0x1.002p0f;  // between two neighbours of binary16
+    EXPECT_EQ(kernels::to_f16(half_way), 0x3c00);
+    EXPECT_EQ(kernels::to_f16(0x1.8p-25f), 1);  // rounds up to the least denormal
+    EXPECT_EQ(kernels::to_f16(0x1p-25f), 0);    // ties to even
+}
+
+TEST(Header, ReturnsEveryFieldAndTokenId) {
+    for (const std::vector<std::int32_t>& ids :
+         {std::vector<std::int32_t>{0, 0, 0}, {1, 131071, 7}, {-1, 5, 2147483647}}) {
+        Case c = {"",
+                  make_layout(2, {{3, 8}, {2, 6}}, Dtype::kF16, RopePairing::kInterleaved),
+                  3,
+                  Content::kGaussian,
+                  {}};
+        Cache cache = make_cache(c.layout, c.tokens, c.content);
+        cache.ids = ids;
+        c.base_position = 77;
+        const auto file = encode(cache, c);
+        const ChunkHeader h = read_header(file).value();
+        EXPECT_EQ(h.token_ids, ids);
+        EXPECT_EQ(h.layout, c.layout);
+        EXPECT_EQ(h.base_position, 77u);
+        EXPECT_EQ(h.model, "test model");
+        const auto again = write_header(h);
+        ASSERT_TRUE(again.ok());
+        EXPECT_TRUE(std::equal(again.value().begin(), again.value().end(), file.begin()));
+    }
+}
+
+TEST(Header, IsNotWrittenWhereAReaderWouldRefuseIt) {
+    const Case c = {
+        "", make_layout(1, {{1, 8}, {1, 8}}, Dtype::kBf16, RopePairing::kHalf), 3, Content::kGaussian, {}};
+    const ChunkHeader good = read_header(encode(make_cache(c.layout, c.tokens, c.content), c)).value();
+    const auto code = [&](auto change) {
+        ChunkHeader h = good;
+        change(h);
+        return write_header(h).status().code();
+    };
+    EXPECT_EQ(code([](ChunkHeader&) {}), ErrorCode::kOk);
+    EXPECT_EQ(code([](ChunkHeader& h) { h.block_bytes[0] = 2; }), ErrorCode::kBadHeader);
+    EXPECT_EQ(code([](ChunkHeader& h) { h.delta.exact_rows = 4; }), ErrorCode::kBadHeader);
+    EXPECT_EQ(code([](ChunkHeader& h) { h.delta.anchor_group = 1; }), ErrorCode::kBadHeader);
+    EXPECT_EQ(code([](ChunkHeader& h) { h.level = 0; }), ErrorCode::kBadHeader);
+    EXPECT_EQ(code([](ChunkHeader& h) { h.calibration.emplace(); }), ErrorCode::kBadHeader);
+    EXPECT_EQ(code([](ChunkHeader& h) { h.first_token = ChunkLimits::kPosition + 1; }),
+              ErrorCode::kLimitExceeded);
+    EXPECT_EQ(code([](ChunkHeader& h) { h.tokens = 2; }), ErrorCode::kBadArgument);
+}
+
+TEST(Varint, HasOneSpellingForEveryNumber) {
+    const std::vector<std::uint8_t> padded = {0x81, 0x00};
+    ByteReader in(padded);
+    in.varint();
+    EXPECT_FALSE(in.ok());
+    for (const std::uint64_t v :
+         {std::uint64_t{0}, std::uint64_t{127}, std::uint64_t{128}, ~std::uint64_t{0}}) {
+        std::vector<std::uint8_t> bytes;
+        ByteWriter(bytes).varint(v);
+        ByteReader back(bytes);
+        EXPECT_EQ(back.varint(), v);
+        EXPECT_TRUE(back.ok() && back.left() == 0);
+    }
+}
+
+TEST(Identity, DependsOnEverythingTheCacheWasComputedFrom) {
+    EXPECT_EQ(to_hex(sha256(std::vector<std::uint8_t>{'a', 'b', 'c'})),
+              "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    const std::vector<std::int32_t> ids = {1, 2, 3};
+    const std::vector<std::int32_t> others = {1, 2, 4};
+    const Hash layout = {9};
+    const Hash h = chain_hash({}, "salt", layout, "model", ids);
+    EXPECT_EQ(h, chain_hash({}, "salt", layout, "model", ids));
+    EXPECT_NE(h, chain_hash({1}, "salt", layout, "model", ids));
+    EXPECT_NE(h, chain_hash({}, "", layout, "model", ids));
+    EXPECT_NE(h, chain_hash({}, "salt", {}, "model", ids));
+    EXPECT_NE(h, chain_hash({}, "salt", layout, "other", ids));
+    EXPECT_NE(h, chain_hash({}, "salt", layout, "model", others));
+    EXPECT_NE(chain_hash({}, "ab", layout, "c", ids), chain_hash({}, "a", layout, "bc", ids));
+}
+
+}  // namespace
+}  // namespace kvcast::test

@@ -1,0 +1,39 @@
+#!/usr/bin/python3
+"""Writes seeds for the fuzzers: make_seeds.py KVENC DIR. Small valid files, one control byte in front of each."""
+import json
+import os
+import random
+import struct
+import subprocess
+import sys
+
+kvenc, out = sys.argv[1:3]
+rng = random.Random(1)
+
+
+def safetensors(dtype, layers, tokens, heads, dim, pairing):
+    size = 4 if dtype == "F32" else 2
+    n = layers * tokens * heads * dim
+    k = b"".join(struct.pack("<f", rng.gauss(0, 1))[4 - size :] for _ in range(2 * n))
+    ids = struct.pack(f"<{tokens}i", *range(tokens))
+    meta = {"kvcast.model": "m", "kvcast.rope_pairing": pairing, "kvcast.rope_dim": str(dim), "kvcast.rope_theta": "10000"}
+    shape = [layers, tokens, heads, dim]
+    header = {"__metadata__": meta, "token_ids": {"dtype": "I32", "shape": [tokens], "data_offsets": [0, len(ids)]}}
+    for i, name in enumerate("kv"):
+        at = len(ids) + i * n * size
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + n * size]}
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + ids + k
+
+
+for target in ("fuzz_safetensors", "fuzz_kvenc", "fuzz_chunk"):
+    os.makedirs(f"{out}/{target}", exist_ok=True)
+cases = [("BF16", 1, 5, 2, 8, "half"), ("F16", 2, 33, 1, 4, "interleaved"), ("F32", 1, 2, 1, 6, "none")]
+for i, case in enumerate(cases):
+    data = safetensors(*case)
+    open(f"{out}/fuzz_safetensors/{i}", "wb").write(data)
+    for control in (0, 3, 13, 37):
+        open(f"{out}/fuzz_kvenc/{i}-{control}", "wb").write(bytes([control]) + data)
+    for level, predictor in (("0", "mean"), ("2", "mean"), ("6", "anchor")):
+        made = subprocess.run([kvenc, "-", "-o", "-", "-l", level, "--predict", predictor], input=data, capture_output=True, check=True)
+        open(f"{out}/fuzz_chunk/{i}-{level}", "wb").write(b"\0" + made.stdout)
