@@ -65,31 +65,6 @@ struct stat status_of(int fd, const std::string& name) {
     return status;
 }
 
-// One byte more than the limit is asked for, to tell an input of exactly the limit from a longer one.
-std::vector<std::byte> read_to_end(int fd, const std::string& name, std::size_t limit) {
-    std::vector<std::byte> bytes;
-    std::vector<std::byte> step(kReadStep);
-    for (;;) {
-        const std::size_t room = limit - bytes.size();
-        const std::size_t wanted = room < step.size() ? room + 1 : step.size();
-        const ssize_t got = retry_interrupted([&] { return ::read(fd, step.data(), wanted); });
-        if (got < 0) fail("read", name, errno);
-        if (got == 0) return bytes;
-        if (static_cast<std::size_t>(got) > room) {
-            throw Error(fmt::format("{} is longer than the {} bytes that are read into memory", name, limit));
-        }
-        bytes.insert(bytes.end(), step.begin(), step.begin() + got);
-    }
-}
-
-std::vector<std::byte> read_into_memory(int fd, const std::string& name, std::size_t limit) {
-    try {
-        return read_to_end(fd, name, limit);
-    } catch (const std::bad_alloc&) {
-        fail("read", name, ENOMEM);
-    }
-}
-
 // write(2) and pwrite(2) may take less than they are given; `call` writes the rest from where they stopped.
 template <typename Call>
 void write_all(const std::string& name, std::span<const std::byte> bytes, Call call) {
@@ -98,6 +73,32 @@ void write_all(const std::string& name, std::span<const std::byte> bytes, Call c
         if (wrote < 0) fail("write", name, errno);
         if (wrote == 0) fail("write", name, EIO);
         bytes = bytes.subspan(static_cast<std::size_t>(wrote));
+    }
+}
+
+// A file without a name, in $TMPDIR: it is gone when its last descriptor or mapping is.
+int create_nameless() {
+    const char* const given = std::getenv("TMPDIR");
+    std::string path = fmt::format("{}/kvcast-XXXXXX", given != nullptr && *given != 0 ? given : "/tmp");
+    const int fd = ::mkostemp(path.data(), O_CLOEXEC);
+    if (fd < 0) fail("create", path, errno);
+    ::unlink(path.c_str());
+    return fd;
+}
+
+// Copies what cannot be mapped to where it can be, so that memory does not grow with it. Returns the bytes
+// copied.
+std::size_t spool(int from, const std::string& name, int to) {
+    std::vector<std::byte> step(kReadStep);
+    std::size_t total = 0;
+    for (;;) {
+        const ssize_t got = retry_interrupted([&] { return ::read(from, step.data(), step.size()); });
+        if (got < 0) fail("read", name, errno);
+        if (got == 0) return total;
+        const auto part = std::span(step).first(static_cast<std::size_t>(got));
+        write_all("a temporary copy of " + name, part,
+                  [to](std::span<const std::byte> rest) { return ::write(to, rest.data(), rest.size()); });
+        total += part.size();
     }
 }
 
@@ -129,19 +130,23 @@ int create_temporary(const std::string& path, const std::string& target, std::st
 
 }  // namespace
 
-MappedFile::MappedFile(const std::string& path, std::size_t memory_limit) {
+MappedFile::MappedFile(const std::string& path) {
     const bool standard = path == "-";
     const std::string name = standard ? "standard input" : path;
     const Descriptor file(standard ? STDIN_FILENO : open_existing(path, O_RDONLY), !standard);
     const struct stat status = status_of(file.get(), name);
     // Files under /proc say that they are empty and are not; reading finds out.
-    if (standard || !S_ISREG(status.st_mode) || status.st_size == 0) {
-        owned_ = read_into_memory(file.get(), name, memory_limit);
-        bytes_ = owned_;
+    if (!standard && S_ISREG(status.st_mode) && status.st_size != 0) {
+        map(file.get(), static_cast<std::size_t>(status.st_size), name);
         return;
     }
-    const std::size_t size = static_cast<std::size_t>(status.st_size);
-    void* const mapping = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.get(), 0);
+    const Descriptor copy(create_nameless(), true);
+    map(copy.get(), spool(file.get(), name, copy.get()), name);
+}
+
+void MappedFile::map(int fd, std::size_t size, const std::string& name) {
+    if (size == 0) return;
+    void* const mapping = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd, 0);
     if (mapping == MAP_FAILED) fail("map", name, errno);
     mapping_ = mapping;
     bytes_ = {static_cast<const std::byte*>(mapping), size};
@@ -152,15 +157,12 @@ MappedFile::~MappedFile() {
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
-    : bytes_(std::exchange(other.bytes_, {})),
-      mapping_(std::exchange(other.mapping_, nullptr)),
-      owned_(std::move(other.owned_)) {}
+    : bytes_(std::exchange(other.bytes_, {})), mapping_(std::exchange(other.mapping_, nullptr)) {}
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
     MappedFile taken(std::move(other));
     std::swap(bytes_, taken.bytes_);
     std::swap(mapping_, taken.mapping_);
-    std::swap(owned_, taken.owned_);
     return *this;
 }
 

@@ -16,14 +16,12 @@ class Error : public std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-// Read-only mapping of a whole file. "-" (standard input), pipes and devices are read to their end into
-// memory instead, at most `memory_limit` bytes. Throws Error. Move-only. A mapped file must not shrink while
-// it is read.
+// Read-only mapping of a whole file. "-" (standard input), pipes and devices are copied to their end into a
+// nameless file in $TMPDIR (/tmp) first, so that memory does not grow with them. Throws Error. Move-only. A
+// mapped file must not shrink while it is read.
 class MappedFile {
   public:
-    static constexpr std::size_t kMemoryLimit = std::size_t{1} << 34;
-
-    explicit MappedFile(const std::string& path, std::size_t memory_limit = kMemoryLimit);
+    explicit MappedFile(const std::string& path);
     ~MappedFile();
     MappedFile(MappedFile&& other) noexcept;
     MappedFile& operator=(MappedFile&& other) noexcept;
@@ -37,9 +35,10 @@ class MappedFile {
     void drop(std::size_t offset, std::size_t length) const;
 
   private:
+    void map(int fd, std::size_t size, const std::string& name);
+
     std::span<const std::byte> bytes_;
     void* mapping_ = nullptr;
-    std::vector<std::byte> owned_;
 };
 
 // Output under a temporary name beside the target, renamed by commit(). Destroyed uncommitted, it removes the
