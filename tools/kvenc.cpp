@@ -4,13 +4,13 @@
 #include <algorithm>
 #include <filesystem>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "codec/encoder.h"
 #include "tools/common/cli.h"
 #include "tools/common/file.h"
 #include "tools/common/kv_file.h"
+#include "tools/common/layer_steps.h"
 #include "tools/common/progress.h"
 
 namespace {
@@ -63,26 +63,6 @@ void declare(CLI::App& app, Arguments& a) {
     app.add_flag("-q,--quiet", a.quiet, "print nothing on success");
 }
 
-LayerSteps read_layer_steps(const std::string& path, const Layout& layout) {
-    const MappedFile file(path);
-    const auto* text = reinterpret_cast<const char*>(file.bytes().data());
-    const auto json = nlohmann::json::parse(text, text + file.bytes().size(), nullptr, false);
-    LayerSteps steps;
-    for (std::size_t l = 0; l < layout.layers; ++l) {
-        for (const std::string& plane : plane_names(layout)) {
-            const bool there = json.is_object() && json.contains(plane) && json[plane].is_array() &&
-                               json[plane].size() == layout.layers && json[plane][l].is_number();
-            if (!there)
-                throw Error(fmt::format("{}: expected a JSON object with an array \"{}\" of {} numbers", path,
-                                        plane, layout.layers));
-            steps.push_back(json[plane][l].get<double>());
-        }
-    }
-    if (Status s = check_layer_steps(steps, layout); !s.ok())
-        throw Error(fmt::format("{}: {}", path, s.message()));
-    return steps;
-}
-
 EncodeOptions options_of(const Arguments& a, const Layout& layout) {
     EncodeOptions o;
     o.profile = a.profile == "lossless" || a.level == 0 ? Profile::kLossless : Profile::kDelta;
@@ -91,11 +71,7 @@ EncodeOptions options_of(const Arguments& a, const Layout& layout) {
     o.unrotate = !a.as_stored;
     o.sinks = a.sinks;
     o.block_heads = a.block_heads;
-    if (a.layer_steps == "thirds") {
-        o.layer_steps = thirds(layout.layers, layout.planes.size());
-    } else if (a.layer_steps != "flat") {
-        o.layer_steps = read_layer_steps(a.layer_steps, layout);
-    }
+    o.layer_steps = choose_layer_steps(a.layer_steps, layout);
     return o;
 }
 

@@ -6,8 +6,7 @@
 
 #include "codec/format/chunk_header.h"
 #include "tools/common/cli.h"
-#include "tools/common/kv_file.h"
-#include "tools/model/runner.h"
+#include "tools/model/kv.h"
 #include "tools/model/tokens.h"
 
 namespace {
@@ -53,44 +52,21 @@ void declare(CLI::App& app, Arguments& a) {
     app.add_flag("-q,--quiet", a.quiet, "print nothing on success");
 }
 
-struct Type {
-    Dtype dtype;
-    model::Element element;
-};
-
-Type type_of(const std::string& name) {
-    if (name == "bf16") return {Dtype::kBf16, model::Element::kBf16};
-    if (name == "fp16") return {Dtype::kF16, model::Element::kF16};
-    return {Dtype::kF32, model::Element::kF32};
+Dtype dtype_of(const std::string& name) {
+    if (name == "bf16") return Dtype::kBf16;
+    return name == "fp16" ? Dtype::kF16 : Dtype::kF32;
 }
 
-Layout layout_of(const model::ModelConfig& config, Dtype dtype) {
-    Layout layout;
-    layout.layers = config.layers;
-    layout.planes.assign(2, {config.kv_heads, config.head_dim});
-    layout.dtype = dtype;
-    layout.rope.pairing = RopePairing::kHalf;
-    layout.rope.dim = config.head_dim;
-    if (!config.rope.scaled) {
-        layout.rope.frequencies = geometric_frequencies(config.rope.theta, config.head_dim);
-        return layout;
-    }
-    for (const double f : config.rope.frequencies)
-        layout.rope.frequencies.push_back(frequency_from_radians(f));
-    return layout;
-}
-
-void write_kv(const Arguments& a, const Layout& layout, const std::string& name, const model::TokenIds& ids,
-              const model::KvBuffer& kv) {
-    const std::vector<std::size_t> shape = {layout.layers, ids.size(), layout.planes[0].heads,
-                                            layout.planes[0].head_dim};
-    const TensorType type = tensor_type(layout.dtype);
+void write_kv(const std::string& path, const KvCache& cache) {
+    const std::vector<std::size_t> shape = {cache.layout.layers, cache.tokens(), cache.layout.planes[0].heads,
+                                            cache.layout.planes[0].head_dim};
+    const TensorType type = tensor_type(cache.layout.dtype);
     SafetensorsWriter writer(
-        a.output, {{"token_ids", TensorType::kI32, {ids.size()}}, {"k", type, shape}, {"v", type, shape}},
-        kv_metadata(layout, name, a.base_position));
-    writer.write(0, 0, std::as_bytes(std::span(ids)));
-    writer.write(1, 0, kv.k);
-    writer.write(2, 0, kv.v);
+        path, {{"token_ids", TensorType::kI32, {cache.tokens()}}, {"k", type, shape}, {"v", type, shape}},
+        kv_metadata(cache.layout, cache.model, cache.base_position));
+    writer.write(0, 0, std::as_bytes(std::span(cache.token_ids)));
+    writer.write(1, 0, cache.planes[0]);
+    writer.write(2, 0, cache.planes[1]);
     writer.commit();
 }
 
@@ -104,14 +80,11 @@ void prefill(const Arguments& a) {
     }
     if (a.limit != 0) ids.resize(a.limit);
     const auto runner = model::Runner::load(a.model, a.load);
-    const Type type = type_of(a.dtype);
-    model::Context nothing;
-    nothing.first_position = a.base_position;
     const auto start = std::chrono::steady_clock::now();
-    const auto result = runner.prefill(ids, nothing, {model::LogitRows::kNone, true, type.element});
+    KvCache cache = model::prefilled(runner, ids, dtype_of(a.dtype), a.base_position);
     const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
-    const std::string name = a.model_name.empty() ? runner.config().name : a.model_name;
-    write_kv(a, layout_of(runner.config(), type.dtype), name, ids, result.kv);
+    if (!a.model_name.empty()) cache.model = a.model_name;
+    write_kv(a.output, cache);
     if (a.quiet) return;
     fmt::print("{}: {} tokens, {} layers of {} heads x {}, {}, prefilled in {:.2f} s\n", a.output, ids.size(),
                runner.config().layers, runner.config().kv_heads, runner.config().head_dim, a.dtype,

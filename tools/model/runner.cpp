@@ -6,7 +6,9 @@
 #include <fmt/format.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <algorithm>
 #include <cstring>
+#include <thread>
 
 #include "tools/common/file.h"
 #include "tools/model/network.h"
@@ -185,7 +187,9 @@ const ModelConfig& Runner::config() const {
 Runner Runner::load(const std::string& folder, const LoadOptions& options) {
     return guarded([&] {
         const at::NoGradGuard no_grad;
-        if (options.threads > 0) at::set_num_threads(options.threads);
+        // OpenMP's own default may be one thread where the process is confined to some of the cores.
+        const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+        at::set_num_threads(options.threads > 0 ? options.threads : cores);
         const ModelConfig config = read_config(folder);
         const WeightFiles weights(folder);
         const auto placed =

@@ -56,7 +56,7 @@ struct Context {
 struct LoadOptions {
     std::string device = "cpu";       // "cpu", "cuda" or "cuda:N"
     Element compute = Element::kF32;  // type of weights and activations; norms, softmax and logits are fp32
-    int threads = 0;                  // of the CPU, process-wide; 0: the framework's default
+    int threads = 0;                  // of the CPU, process-wide; 0: one per core
 };
 
 enum class LogitRows : std::uint8_t { kNone, kLast, kAll };
