@@ -45,10 +45,8 @@ const json& sequence(const json& parsed, const std::string& path, const std::str
                             fmt::join(names, ", ")));
 }
 
-TokenIds json_tokens(const std::string& path, const std::string& name) {
+TokenIds ids_of(const json& array, const std::string& path) {
     constexpr std::uint64_t kMax = std::numeric_limits<std::int32_t>::max();
-    const json parsed = parse_json_file(path);
-    const json& array = sequence(parsed, path, name);
     if (!array.is_array())
         throw Error(fmt::format("{}: expected an array of token ids, found {}", path, array.type_name()));
     TokenIds ids;
@@ -63,12 +61,26 @@ TokenIds json_tokens(const std::string& path, const std::string& name) {
     return ids;
 }
 
+TokenIds json_tokens(const std::string& path, const std::string& name) {
+    const json parsed = parse_json_file(path);
+    return ids_of(sequence(parsed, path, name), path);
+}
+
 }  // namespace
 
 TokenIds read_tokens(const std::string& path, const std::string& name, TokenFileKind kind) {
     TokenIds ids = kind == TokenFileKind::kRaw ? raw_tokens(path) : json_tokens(path, name);
     if (ids.empty()) throw Error(fmt::format("{}: holds no token ids", path));
     return ids;
+}
+
+std::map<std::string, TokenIds> read_token_sets(const std::string& path) {
+    const json parsed = parse_json_file(path);
+    if (!parsed.is_object() || parsed.empty())
+        throw Error(fmt::format("{}: expected a JSON object of named arrays of token ids", path));
+    std::map<std::string, TokenIds> sets;
+    for (const auto& [name, array] : parsed.items()) sets[name] = ids_of(array, path);
+    return sets;
 }
 
 }  // namespace kvcast::model

@@ -18,4 +18,7 @@ enum class TokenFileKind : std::uint8_t { kJson, kRaw };
 TokenIds read_tokens(const std::string& path, const std::string& name,
                      TokenFileKind kind = TokenFileKind::kJson);
 
+// Reads all sequences of a JSON object of named arrays. Throws tools::Error.
+std::map<std::string, TokenIds> read_token_sets(const std::string& path);
+
 }  // namespace kvcast::model
