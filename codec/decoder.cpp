@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <mutex>
 
 #include "codec/delta/quantised_head.h"
+#include "codec/klt/klt_decoder.h"
 #include "codec/lossless/exact_head.h"
 #include "codec/rope/rope_table.h"
 
@@ -16,6 +18,8 @@ struct DecodeWorkspace::Buffers {
     std::vector<std::uint32_t> bits;   // one head, or one row
     QuantisedScratch quantised;
     ExactModels models;
+    KltDecoder klt;
+    std::uint64_t klt_owner = 0;  // number of the decoder whose layers `klt` is going through
 };
 
 DecodeWorkspace::DecodeWorkspace() : buffers_(std::make_unique<Buffers>()) {}
@@ -24,8 +28,10 @@ DecodeWorkspace::DecodeWorkspace(DecodeWorkspace&&) noexcept = default;
 DecodeWorkspace& DecodeWorkspace::operator=(DecodeWorkspace&&) noexcept = default;
 
 struct ChunkDecoder::State {
+    std::uint64_t number = 0;  // from 1, never used twice: addresses may be
     std::span<const std::uint8_t> bytes;
     const kernels::Ops* ops = nullptr;
+    std::shared_ptr<const Calibration> calibration;
     ChunkHeader header;
     Dtype dtype = Dtype::kBf16;
     RopeTable absolute;                      // turns un-rotated states to their positions
@@ -111,10 +117,16 @@ Result<ChunkDecoder> ChunkDecoder::open(std::span<const std::uint8_t> bytes, con
     Result<ChunkHeader> header = read_header(bytes);
     if (!header.ok()) return header.status();
     auto state = std::make_unique<State>();
+    static std::atomic<std::uint64_t> last_number = 0;
+    state->number = ++last_number;
     state->bytes = bytes;
     state->ops = &ops;
     state->header = std::move(header.value());
     const ChunkHeader& h = state->header;
+    if (h.profile == Profile::kKlt) {
+        if (Status s = check_calibration(h, options.calibration.get()); !s.ok()) return s;
+        state->calibration = options.calibration;
+    }
     state->dtype = options.dtype.value_or(h.layout.dtype);
     state->block_begin = block_offsets(h);
     const std::uint64_t base = options.base_position.value_or(h.base_position);
@@ -164,6 +176,8 @@ Status ChunkDecoder::decode_block(std::size_t layer, std::size_t block, std::spa
         return {ErrorCode::kBadArgument,
                 fmt::format("no block {} of layer {} with {} planes", block, layer, planes.size())};
     }
+    if (h.profile == Profile::kKlt)
+        return {ErrorCode::kBadArgument, "blocks of a klt chunk cannot be decoded alone"};
     const std::uint64_t begin = s.block_begin[layer * blocks + block];
     const std::uint64_t end = s.block_begin[layer * blocks + block + 1];
     if (end > s.bytes.size())
@@ -199,42 +213,84 @@ Status ChunkDecoder::decode_block(std::size_t layer, std::size_t block, std::spa
     return {};
 }
 
+Status ChunkDecoder::decode_klt_layer(std::size_t layer, std::span<const PlaneBuffer> planes,
+                                      Executor& executor, DecodeWorkspace& workspace) const {
+    const State& s = *state_;
+    DecodeWorkspace::Buffers& w = workspace.buffers();
+    if (layer == 0) {
+        w.klt.begin({&s.header, s.calibration.get(), s.ops, s.dtype, &s.absolute, &s.shift});
+        w.klt_owner = s.number;
+    }
+    if (w.klt_owner != s.number || w.klt.next_layer() != layer) {
+        return {ErrorCode::kBadArgument,
+                fmt::format("layer {} of a klt chunk, whose layers are decoded in order", layer)};
+    }
+    const auto block = s.bytes.subspan(s.block_begin[layer], s.block_begin[layer + 1] - s.block_begin[layer]);
+    if (Status failed = w.klt.layer(block, planes, executor); !failed.ok()) {
+        w.klt_owner = 0;
+        return in_block(s.header, layer, 0, failed);
+    }
+    return {};
+}
+
 Status ChunkDecoder::decode_layer(std::size_t layer, std::span<const PlaneBuffer> planes,
                                   DecodeWorkspace& workspace) const {
     if (Status s = verify_layer(layer); !s.ok()) return s;
+    if (header().profile == Profile::kKlt) {
+        if (planes.size() != header().layout.planes.size())
+            return {ErrorCode::kBadArgument, fmt::format("a layer with {} planes", planes.size())};
+        SerialExecutor serial;
+        return decode_klt_layer(layer, planes, serial, workspace);
+    }
     for (std::size_t b = 0; b < header().blocks_per_layer(); ++b) {
         if (Status s = decode_block(layer, b, planes, workspace); !s.ok()) return s;
     }
     return {};
 }
 
-Status ChunkDecoder::decode(std::span<const PlaneBuffer> planes, Executor& executor,
-                            std::span<DecodeWorkspace> workspaces) const {
-    const std::size_t layers = header().layout.layers;
+Status ChunkDecoder::decode_layers(std::size_t first, std::size_t end, std::span<const PlaneBuffer> planes,
+                                   Executor& executor, std::span<DecodeWorkspace> workspaces) const {
     const std::size_t per_layer = header().layout.planes.size();
     const std::size_t blocks = header().blocks_per_layer();
-    if (planes.size() != layers * per_layer || workspaces.size() < executor.workers()) {
+    if (first > end || end > header().layout.layers)
+        return {ErrorCode::kBadArgument, fmt::format("no layers {} to {}", first, end)};
+    if (planes.size() != (end - first) * per_layer || workspaces.size() < executor.workers()) {
         return {ErrorCode::kBadArgument,
                 fmt::format("{} plane buffers and {} workspaces, {} and {} needed", planes.size(),
-                            workspaces.size(), layers * per_layer, executor.workers())};
+                            workspaces.size(), (end - first) * per_layer, executor.workers())};
     }
-    for (std::size_t l = 0; l < layers; ++l) {
+    const bool klt = header().profile == Profile::kKlt;
+    for (std::size_t l = klt ? 0 : first; l < end; ++l) {
         if (Status s = verify_layer(l); !s.ok()) return s;
     }
+    if (klt) {
+        for (std::size_t l = 0; l < end; ++l) {
+            const auto out = l < first ? std::span<const PlaneBuffer>()
+                                       : planes.subspan((l - first) * per_layer, per_layer);
+            if (Status s = decode_klt_layer(l, out, executor, workspaces[0]); !s.ok()) return s;
+        }
+        return {};
+    }
     std::mutex mutex;
-    std::size_t first_failed = layers * blocks;  // the same report whatever the order
+    std::size_t first_failed = (end - first) * blocks;  // the same report whatever the order
     Status failure;
-    executor.run(layers * blocks, [&](std::size_t i, std::size_t worker) {
+    executor.run((end - first) * blocks, [&](std::size_t i, std::size_t worker) {
         const std::size_t layer = i / blocks;
-        Status s =
-            decode_block(layer, i % blocks, planes.subspan(layer * per_layer, per_layer), workspaces[worker]);
+        Status s = decode_block(first + layer, i % blocks, planes.subspan(layer * per_layer, per_layer),
+                                workspaces[worker]);
         if (s.ok()) return;
         const std::lock_guard lock(mutex);
-        if (i >= first_failed) return;
-        first_failed = i;
-        failure = std::move(s);
+        if (i < first_failed) {
+            first_failed = i;
+            failure = std::move(s);
+        }
     });
     return failure;
+}
+
+Status ChunkDecoder::decode(std::span<const PlaneBuffer> planes, Executor& executor,
+                            std::span<DecodeWorkspace> workspaces) const {
+    return decode_layers(0, header().layout.layers, planes, executor, workspaces);
 }
 
 Status check_consecutive(const ChunkHeader& previous, const ChunkHeader& next) {

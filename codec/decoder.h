@@ -20,9 +20,12 @@ struct PlaneBuffer {
     std::size_t row_bytes = 0;
 };
 
+class Calibration;
+
 struct DecodeOptions {
-    std::optional<Dtype> dtype;                  // default: the layout's
-    std::optional<std::uint64_t> base_position;  // default: the chunk's; re-bases K by RoPE
+    std::optional<Dtype> dtype;                                // default: the layout's
+    std::optional<std::uint64_t> base_position;                // default: the chunk's; re-bases K by RoPE
+    std::shared_ptr<const Calibration> calibration = nullptr;  // for chunks of the klt profile
 };
 
 // Buffers of one worker. Grows to the largest block seen, then allocates nothing.
@@ -44,7 +47,8 @@ class DecodeWorkspace {
 // with its own workspace. The object's bytes must outlive it.
 class ChunkDecoder {
   public:
-    // Parses and checks the header; blocks are checked when they are decoded. `bytes` starts at the object
+    // Parses and checks the header (klt: against the calibration, kMissingCalibration or
+    // kWrongCalibration); blocks are checked when they are decoded. `bytes` starts at the object
     // and may go on after it; it may also end early, for delivery of the layers that are there.
     static Result<ChunkDecoder> open(std::span<const std::uint8_t> bytes, const DecodeOptions& options = {},
                                      const kernels::Ops& ops = kernels::best_ops());
@@ -63,20 +67,28 @@ class ChunkDecoder {
 
     // Decodes one block of a layer whose checksum was verified, into the planes that it has heads of;
     // `planes` has one buffer per plane. On failure the buffers' content is unspecified: kCorruptBlock,
-    // kTruncated.
+    // kTruncated. Chunks of the klt profile have no blocks that can be decoded alone: kBadArgument.
     Status decode_block(std::size_t layer, std::size_t block, std::span<const PlaneBuffer> planes,
                         DecodeWorkspace& workspace) const;
 
-    // verify_layer and all blocks, in this thread.
+    // verify_layer and all blocks, in this thread. Layers of a klt chunk come in order, from 0 on, with the
+    // same workspace; else kBadArgument.
     Status decode_layer(std::size_t layer, std::span<const PlaneBuffer> planes,
                         DecodeWorkspace& workspace) const;
 
-    // All layers, blocks in parallel; `planes` is [layer][plane]. `workspaces` has one entry per worker.
+    // Layers first to end - 1; `planes` is [layer - first][plane]. Blocks run in parallel, or token slices in
+    // the klt profile, where layers before `first` are decoded too. `workspaces` has one entry per worker.
+    Status decode_layers(std::size_t first, std::size_t end, std::span<const PlaneBuffer> planes,
+                         Executor& executor, std::span<DecodeWorkspace> workspaces) const;
+
+    // All layers.
     Status decode(std::span<const PlaneBuffer> planes, Executor& executor,
                   std::span<DecodeWorkspace> workspaces) const;
 
   private:
     struct State;
+    Status decode_klt_layer(std::size_t layer, std::span<const PlaneBuffer> planes, Executor& executor,
+                            DecodeWorkspace& workspace) const;
     explicit ChunkDecoder(std::unique_ptr<State> state);
     std::unique_ptr<State> state_;
 };

@@ -7,6 +7,7 @@
 
 #include "codec/delta/quantised_head.h"
 #include "codec/format/chain.h"
+#include "codec/klt/klt_encoder.h"
 #include "codec/lossless/exact_head.h"
 #include "codec/rope/rope_table.h"
 
@@ -207,12 +208,14 @@ Status check_input(const ChunkInput& input, const EncodeOptions& options) {
                 fmt::format("token {} at base position {}, at most 2^48 are possible", input.first_token,
                             input.base_position)};
     }
-    if (options.profile != Profile::kDelta) {
-        const bool known = options.profile == Profile::kLossless;
-        return known ? Status()
-                     : Status(ErrorCode::kUnsupportedProfile,
-                              "this encoder knows the profiles lossless and delta");
+    if (options.profile == Profile::kKlt) {
+        if (options.calibration == nullptr)
+            return {ErrorCode::kMissingCalibration, "the klt profile needs a calibration, none was given"};
+        if (options.level == 0 || options.run_layers == 0)
+            return {ErrorCode::kBadArgument, "the klt profile needs a level and run_layers from 1 on"};
+        return {};
     }
+    if (options.profile == Profile::kLossless) return {};
     if (options.level == 0 || options.level > kDeltaLevels) {
         return {ErrorCode::kBadArgument,
                 fmt::format("level {}, the delta profile has 1 to {}", options.level, kDeltaLevels)};
@@ -220,12 +223,21 @@ Status check_input(const ChunkInput& input, const EncodeOptions& options) {
     return options.layer_steps.empty() ? Status() : check_layer_steps(options.layer_steps, *input.layout);
 }
 
+void plan_klt(const ChunkInput& input, const EncodeOptions& options, std::size_t exact, ChunkHeader& h) {
+    h.calibration = options.calibration->id();
+    h.klt.run_layers = std::min(options.run_layers, h.layout.layers);
+    h.klt.tail_level = options.tail_level != 0 ? options.tail_level : options.level;
+    h.klt.tail_tokens = options.tail_level != 0 ? std::min(input.tail_tokens, h.tokens) : 0;
+    for (std::uint32_t t = 0; t < exact; ++t) h.klt.exact_tokens.push_back(t);
+}
+
 ChunkHeader plan_header(const ChunkInput& input, const EncodeOptions& options) {
     ChunkHeader h;
-    const bool lossy = options.profile == Profile::kDelta;
+    const bool lossy = options.profile != Profile::kLossless;
+    const bool klt = options.profile == Profile::kKlt;
     h.profile = options.profile;
     h.level = lossy ? options.level : 0;
-    h.unrotated = lossy && options.unrotate && input.layout->rope.pairing != RopePairing::kNone;
+    h.unrotated = lossy && (klt || options.unrotate) && input.layout->rope.pairing != RopePairing::kNone;
     h.model = input.model;
     h.layout = *input.layout;
     h.tokens = input.token_ids.size();
@@ -236,10 +248,14 @@ ChunkHeader plan_header(const ChunkInput& input, const EncodeOptions& options) {
     h.token_ids.assign(input.token_ids.begin(), input.token_ids.end());
     h.delta.predictor = options.predictor;
     const std::uint64_t sinks = std::max<std::uint64_t>(options.sinks, input.first_token) - input.first_token;
-    h.delta.exact_rows = lossy ? static_cast<std::size_t>(std::min<std::uint64_t>(sinks, h.tokens)) : 0;
-    h.block_heads = options.block_heads != 0 ? std::min(options.block_heads, h.layout.heads_per_layer())
-                                             : auto_block_heads(h.layout, h.tokens);
-    h.planes.resize(h.layout.layers * h.layout.planes.size());
+    const auto exact = static_cast<std::size_t>(std::min<std::uint64_t>(sinks, h.tokens));
+    if (klt) plan_klt(input, options, exact, h);
+    h.delta.exact_rows = lossy && !klt ? exact : 0;
+    h.block_heads = options.block_heads != 0 && !klt
+                        ? std::min(options.block_heads, h.layout.heads_per_layer())
+                        : auto_block_heads(h.layout, h.tokens);
+    if (klt) h.block_heads = h.layout.heads_per_layer();
+    if (!klt) h.planes.resize(h.layout.layers * h.layout.planes.size());
     h.block_bytes.resize(h.layout.layers * h.blocks_per_layer());
     h.layer_crc.resize(h.layout.layers);
     return h;
@@ -252,10 +268,12 @@ struct ChunkEncoder::State {
     const kernels::Ops* ops;
     std::vector<Workspace> workspaces;
     std::vector<std::vector<std::uint8_t>> blocks;
+    KltEncoder klt;
+    std::shared_ptr<const KltAnalysis> analysis;  // made for the first klt chunk
 };
 
 ChunkEncoder::ChunkEncoder(EncodeOptions options, const kernels::Ops& ops)
-    : state_(new State{std::move(options), &ops, {}, {}}) {}
+    : state_(new State{std::move(options), &ops, {}, {}, KltEncoder(ops), nullptr}) {}
 ChunkEncoder::~ChunkEncoder() = default;
 ChunkEncoder::ChunkEncoder(ChunkEncoder&&) noexcept = default;
 ChunkEncoder& ChunkEncoder::operator=(ChunkEncoder&&) noexcept = default;
@@ -271,10 +289,21 @@ Status ChunkEncoder::encode(const ChunkInput& input, Executor& executor, std::ve
     while (s.workspaces.size() < executor.workers()) s.workspaces.emplace_back(*s.ops);
     s.blocks.resize(layers);
     std::vector<entropy::BlockCost> costs(report != nullptr ? layers : 0);
-    const Job job = {input, s.options, *s.ops, header, rope, s.blocks, report != nullptr ? &costs : nullptr};
-    executor.run(layers, [&](std::size_t layer, std::size_t worker) {
-        LayerEncoder(job, layer, s.workspaces[worker]).run();
-    });
+    if (header.profile == Profile::kKlt) {
+        if (s.analysis == nullptr) {
+            auto made = KltAnalysis::make(s.options.calibration);
+            if (!made.ok()) return made.status();
+            s.analysis = std::move(made.value());
+        }
+        Status coded = s.klt.encode(input, *s.analysis, header, rope, executor, s.blocks, costs);
+        if (!coded.ok()) return coded;
+    } else {
+        const Job job = {
+            input, s.options, *s.ops, header, rope, s.blocks, report != nullptr ? &costs : nullptr};
+        executor.run(layers, [&](std::size_t layer, std::size_t worker) {
+            LayerEncoder(job, layer, s.workspaces[worker]).run();
+        });
+    }
 
     Result<std::vector<std::uint8_t>> head = write_header(header);
     if (!head.ok()) return head.status();

@@ -24,14 +24,19 @@ struct PlaneRows {
     std::size_t row_bytes = 0;
 };
 
+class Calibration;
+
 struct EncodeOptions {
     Profile profile = Profile::kDelta;
-    unsigned level = 5;  // delta: 1..kDeltaLevels; lossless: ignored
+    unsigned level = 5;  // delta: 1..kDeltaLevels; klt: 1.. the calibration's; lossless: ignored
     Predictor predictor = Predictor::kMean;
     bool unrotate = true;         // delta: code K before RoPE, where the layout has one
-    std::size_t sinks = 4;        // delta: leading tokens of a context that are stored exactly
+    std::size_t sinks = 4;        // lossy: leading tokens of a context that are stored exactly
     LayerSteps layer_steps;       // delta: empty, or one multiplier per layer and plane
     std::size_t block_heads = 0;  // heads per block; 0: as many as keep a block near 64 Ki values
+    std::shared_ptr<const Calibration> calibration;  // klt
+    unsigned tail_level = 0;     // klt: level of ChunkInput::tail_tokens; 0: like all others
+    std::size_t run_layers = 6;  // klt: layers that share the coder's states; fewer are decoded in parallel
 };
 
 struct ChunkInput {
@@ -43,6 +48,7 @@ struct ChunkInput {
     std::uint64_t base_position = 0;
     Hash parent = {};
     std::span<const PlaneRows> planes;  // [layer][plane]
+    std::size_t tail_tokens = 0;        // klt: last tokens of the chunk, coded at EncodeOptions::tail_level
 };
 
 // Where a chunk's bytes went, and what they should have been.

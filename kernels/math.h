@@ -125,6 +125,8 @@ inline constexpr int kMaxExponent = 103;
 struct Scale {
     std::int32_t mantissa;
     std::int32_t exponent;
+
+    friend bool operator==(const Scale&, const Scale&) = default;
 };
 
 KVCAST_HD constexpr float power_of_two(int exponent) {  // exponent in -126..127

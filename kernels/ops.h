@@ -102,6 +102,21 @@ struct ExactStore {
     std::size_t row_bytes;
 };
 
+// int16 features of some tokens through a matrix with a shift per output:
+// sums[t][o] += (sum over i of matrix[o][i] * features[t][i] + 2^(shifts[o] - 1)) >> shifts[o].
+// The caller keeps the L1 norm of a row at most 65024 and shifts in 4..23, so that no sum overflows.
+struct Projection {
+    const std::int16_t* features;  // [token][feature_stride]
+    std::size_t feature_stride;
+    std::size_t inputs;
+    const std::int16_t* matrix;  // [outputs][inputs]; project_sparse: [inputs][outputs]
+    const std::uint8_t* shifts;  // [outputs]
+    std::size_t outputs;
+    std::size_t tokens;
+    std::int32_t* sums;  // [token][sum_stride]
+    std::size_t sum_stride;
+};
+
 struct Moments {
     std::int64_t sum;
     std::uint64_t sum_of_squares;
@@ -148,6 +163,17 @@ struct Ops {
     // states = saturate16(prediction + q * 2^shift).
     void (*reconstruct)(const std::int16_t* q, const std::int16_t* prediction, std::size_t count,
                         unsigned shift, std::int16_t* states);
+
+    // See Projection.
+    void (*project)(const Projection& p);
+
+    // The same result, the matrix given by columns; meant for features that are mostly zero.
+    void (*project_sparse)(const Projection& p);
+
+    // coefficients[t][j] = sum over i, in order, of residual[t][i] * matrix[i][j], each product and sum
+    // rounded to binary32. `matrix` has rows of `row_stride` floats, of which the first `outputs` are used.
+    void (*analyse)(const float* residual, std::size_t inputs, const float* matrix, std::size_t row_stride,
+                    std::size_t outputs, std::size_t tokens, float* coefficients);
 
     void (*store_head)(const HeadStore& head);
     void (*store_exact)(const ExactStore& head);

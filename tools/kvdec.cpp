@@ -120,13 +120,7 @@ Status decode_chunk(const ChunkDecoder& decoder, Range layers, const Layout& lay
         planes[i].resize(row * decoder.header().tokens);
         buffers.push_back({planes[i].data(), row});
     }
-    std::vector<Status> results(layers.end - layers.first);
-    pool.run(results.size(), [&](std::size_t i, std::size_t worker) {
-        const auto own = std::span<const PlaneBuffer>(buffers).subspan(i * per_layer, per_layer);
-        results[i] = decoder.decode_layer(layers.first + i, own, workspaces[worker]);
-    });
-    const auto failed = std::find_if(results.begin(), results.end(), [](const Status& s) { return !s.ok(); });
-    return failed == results.end() ? Status() : *failed;
+    return decoder.decode_layers(layers.first, layers.end, buffers, pool, workspaces);
 }
 
 void decode(const Arguments& a) {

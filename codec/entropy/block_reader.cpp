@@ -55,12 +55,24 @@ void BlockReader::floats(ExponentModel model, kernels::Dtype dtype, std::size_t 
                        bits);
 }
 
-Status BlockReader::close() const {
+Status BlockReader::next_piece(std::span<const std::uint8_t> piece) {
+    Status used = check_used();
+    decoder_.next = piece.data();
+    decoder_.end = piece.data() + piece.size();
+    return used;
+}
+
+Status BlockReader::check_used() const {
     if (decoder_.overrun != 0) return {ErrorCode::kCorruptBlock, "its data ends before its values do"};
     if (decoder_.next != decoder_.end) {
         return {ErrorCode::kCorruptBlock,
                 fmt::format("{} bytes are left over", decoder_.end - decoder_.next)};
     }
+    return {};
+}
+
+Status BlockReader::close() const {
+    if (Status s = check_used(); !s.ok()) return s;
     const bool closed = std::all_of(std::begin(decoder_.state), std::end(decoder_.state),
                                     [](std::uint32_t x) { return x == kernels::kStateLow; });
     return closed ? Status() : Status(ErrorCode::kCorruptBlock, "the coder does not end in its first state");

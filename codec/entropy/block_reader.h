@@ -30,10 +30,16 @@ class BlockReader {
     // `count` floating-point elements under one exponent model.
     void floats(ExponentModel model, kernels::Dtype dtype, std::size_t count, std::uint32_t* bits);
 
+    // Goes on with the next piece of a run, the coder's states kept. kCorruptBlock unless every byte of the
+    // piece before was used and none was missing. `piece` outlives the reader.
+    Status next_piece(std::span<const std::uint8_t> piece);
+
     // kCorruptBlock unless every byte was used, none was missing, and the coder ended as it began.
     Status close() const;
 
   private:
+    Status check_used() const;
+
     const kernels::Ops& ops_;
     kernels::RansDecoder decoder_;
 };

@@ -90,19 +90,58 @@ void BlockWriter::add_cost(const Item& item, BlockCost& cost) const {
     (own ? cost.side : cost.payload) += static_cast<double>(sum) / 256;
 }
 
+void BlockWriter::boundary() {
+    items_.push_back({.kind = Kind::kBoundary});
+}
+
+// A fresh coder at the end of the scratch memory.
+void BlockWriter::begin(kernels::RansEncoder& encoder) {
+    scratch_.resize(std::max(scratch_.size(), greatest_size()));
+    std::fill(std::begin(encoder.state), std::end(encoder.state), kernels::kStateLow);
+    encoder.next = scratch_.data() + scratch_.size();
+}
+
+void BlockWriter::finish_run(std::span<std::vector<std::uint8_t>*> pieces, std::span<BlockCost> costs) {
+    if (!costs.empty()) {
+        std::size_t piece = 0;
+        for (const Item& item : items_) {
+            item.kind == Kind::kBoundary ? static_cast<void>(++piece) : add_cost(item, costs[piece]);
+        }
+    }
+    kernels::RansEncoder encoder;
+    begin(encoder);
+    std::size_t piece = pieces.size();
+    const std::uint8_t* end = encoder.next;
+    const auto close = [&] {
+        if (piece < pieces.size()) pieces[piece]->assign(const_cast<const std::uint8_t*>(encoder.next), end);
+        end = encoder.next;
+    };
+    for (auto item = items_.rbegin(); item != items_.rend(); ++item) {
+        if (item->kind == Kind::kBoundary) {
+            close();
+            --piece;
+        } else {
+            encode(*item, encoder);
+        }
+    }
+    close();
+    const auto* states = reinterpret_cast<const std::uint8_t*>(encoder.state);
+    pieces[0]->insert(pieces[0]->begin(), states, states + kBlockStateBytes);
+    items_.clear();
+    vectors_.clear();
+}
+
 void BlockWriter::finish(std::vector<std::uint8_t>& out, BlockCost* ideal) {
     if (ideal != nullptr) {
         for (const Item& item : items_) add_cost(item, *ideal);
     }
-    scratch_.resize(std::max(scratch_.size(), greatest_size()));
     kernels::RansEncoder encoder;
-    std::fill(std::begin(encoder.state), std::end(encoder.state), kernels::kStateLow);
-    std::uint8_t* const end = scratch_.data() + scratch_.size();
-    encoder.next = end;
+    begin(encoder);
+    const std::uint8_t* const end = encoder.next;
     for (auto item = items_.rbegin(); item != items_.rend(); ++item) encode(*item, encoder);
     const auto* states = reinterpret_cast<const std::uint8_t*>(encoder.state);
     out.insert(out.end(), states, states + kBlockStateBytes);
-    out.insert(out.end(), encoder.next, end);
+    out.insert(out.end(), const_cast<const std::uint8_t*>(encoder.next), end);
     items_.clear();
     vectors_.clear();
 }

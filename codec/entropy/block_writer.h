@@ -33,12 +33,19 @@ class BlockWriter {
 
     void floats(ExponentModel model, kernels::Dtype dtype, std::span<const std::uint32_t> bits);
 
+    // Ends one piece of a run that shares the coder's states (FORMAT.md, section 5.7).
+    void boundary();
+
+    // Like finish(), but gives every piece that boundary() ended a vector of its own; the first begins with
+    // the states. `pieces` has one entry per boundary; costs, where given, too.
+    void finish_run(std::span<std::vector<std::uint8_t>*> pieces, std::span<BlockCost> costs = {});
+
     // Appends the block to `out` and starts a new one. Where `ideal` is given, what the block should have
     // cost is added to it, which takes longer than the encoding.
     void finish(std::vector<std::uint8_t>& out, BlockCost* ideal = nullptr);
 
   private:
-    enum class Kind : std::uint8_t { kWord, kVector, kStrip, kFloats };
+    enum class Kind : std::uint8_t { kWord, kVector, kStrip, kFloats, kBoundary };
     struct Item {
         Kind kind = Kind::kWord;
         std::uint8_t spread_class = 0;                 // strips and vectors
@@ -52,6 +59,7 @@ class BlockWriter {
 
     std::size_t greatest_size() const;
     void add_cost(const Item& item, BlockCost& cost) const;
+    void begin(kernels::RansEncoder& encoder);
     void encode(const Item& item, kernels::RansEncoder& encoder) const;
 
     const kernels::Ops& ops_;

@@ -72,6 +72,41 @@ bool read_ids(ByteReader& in, std::size_t count, std::vector<std::int32_t>& ids)
     return pending == 0;
 }
 
+// Each exact token by how many tokens it lies after the one before it.
+void write_klt(const KltParams& klt, ByteWriter& p) {
+    p.varint(klt.run_layers);
+    p.varint(klt.tail_tokens);
+    p.fixed(static_cast<std::uint8_t>(klt.tail_level));
+    p.varint(klt.exact_tokens.size());
+    std::uint32_t next = 0;
+    for (const std::uint32_t t : klt.exact_tokens) {
+        p.varint(t - next);
+        next = t + 1;
+    }
+}
+
+Status read_klt(ByteReader& p, ChunkHeader& h) {
+    KltParams& klt = h.klt;
+    klt.run_layers = p.varint();
+    klt.tail_tokens = p.varint();
+    klt.tail_level = p.fixed<std::uint8_t>();
+    const std::uint64_t exact = p.varint();
+    if (!p.ok() || exact > h.tokens || exact > p.left())
+        return bad("the profile's parameters have the wrong length");
+    std::uint64_t next = 0;
+    for (std::uint64_t i = 0; i < exact && next <= h.tokens; ++i) {
+        const std::uint64_t gap = p.varint();
+        next = gap >= h.tokens ? h.tokens + 1 : next + gap + 1;
+        klt.exact_tokens.push_back(static_cast<std::uint32_t>(next - 1));
+    }
+    if (next > h.tokens) return bad("an exact token lies outside the chunk");
+    if (klt.run_layers == 0 || klt.run_layers > h.layout.layers)
+        return bad(fmt::format("runs of {} layers in {}", klt.run_layers, h.layout.layers));
+    if (klt.tail_tokens > h.tokens || klt.tail_level == 0)
+        return bad(fmt::format("{} last tokens at level {}", klt.tail_tokens, klt.tail_level));
+    return {};
+}
+
 void write_params(const ChunkHeader& h, ByteWriter& out) {
     std::vector<std::uint8_t> params;
     ByteWriter p(params);
@@ -81,6 +116,7 @@ void write_params(const ChunkHeader& h, ByteWriter& out) {
         p.varint(h.delta.anchor_shift);
         p.varint(h.delta.exact_rows);
     }
+    if (h.profile == Profile::kKlt) write_klt(h.klt, p);
     out.varint(params.size());
     out.bytes(params);
 }
@@ -108,12 +144,20 @@ Status read_params(ByteReader& in, ChunkHeader& h) {
         h.delta.exact_rows = p.varint();
         if (Status s = check_delta(h); !s.ok()) return s;
     }
+    if (h.profile == Profile::kKlt) {
+        if (Status s = read_klt(p, h); !s.ok()) return s;
+    }
     if (!p.ok() || p.left() != 0) return bad("the profile's parameters have the wrong length");
     return {};
 }
 
+// How many plane words a layer has in the index.
+std::size_t plane_words(const ChunkHeader& h) {
+    return h.profile == Profile::kKlt ? 0 : h.layout.planes.size();
+}
+
 void write_index(const ChunkHeader& h, ByteWriter& out) {
-    const std::size_t planes = h.layout.planes.size();
+    const std::size_t planes = plane_words(h);
     const std::size_t blocks = h.blocks_per_layer();
     for (std::size_t l = 0; l < h.layout.layers; ++l) {
         for (std::size_t p = 0; p < planes; ++p) out.u24(pack_plane(h.planes[l * planes + p]));
@@ -134,7 +178,7 @@ Status check_plane_params(const ChunkHeader& h, const PlaneParams& p) {
 
 Status read_index(ByteReader& in, ChunkHeader& h) {
     const std::size_t layers = h.layout.layers;
-    const std::size_t planes = h.layout.planes.size();
+    const std::size_t planes = plane_words(h);
     const std::size_t blocks = h.blocks_per_layer();
     const std::size_t least = layers * (3 * planes + blocks + 4);
     if (in.left() < least)
@@ -151,9 +195,10 @@ Status read_index(ByteReader& in, ChunkHeader& h) {
         for (std::size_t b = 0; b < blocks; ++b) {
             const std::uint64_t half = in.varint();
             const std::size_t most = max_block_bytes(h, b);
-            if (half > most / 2 || half * 2 < kBlockStateBytes) {
+            const std::size_t fewest = min_block_bytes(h, l);
+            if (half > most / 2 || half * 2 < fewest) {
                 return bad(fmt::format("block {} of layer {} claims {} bytes, {} to {} are possible", b, l,
-                                       half * 2, kBlockStateBytes, most));
+                                       half * 2, fewest, most));
             }
             h.block_bytes.push_back(static_cast<std::uint32_t>(half * 2));
         }
@@ -181,14 +226,15 @@ Status read_identity(ByteReader& in, ChunkHeader& h) {
     const auto calibration_bytes = in.fixed<std::uint8_t>();
     if (calibration_bytes != 0) read_hash(in, h.calibration.emplace());
     if (!in.ok()) return bad("the header is cut short");
-    if (profile > static_cast<std::uint8_t>(Profile::kDelta)) {
+    if (profile > static_cast<std::uint8_t>(Profile::kKlt)) {
         return {ErrorCode::kUnsupportedProfile,
-                fmt::format("profile {} is not one of lossless (0) and delta (1)", profile)};
+                fmt::format("profile {} is not one of lossless (0), delta (1) and klt (2)", profile)};
     }
     h.profile = static_cast<Profile>(profile);
     if (flags > kFlagUnrotated) return bad(fmt::format("flags {:#x} are not defined", flags));
     h.unrotated = flags == kFlagUnrotated;
-    if (calibration_bytes != 0) return bad("this profile has no calibration, the header names one");
+    if (calibration_bytes != 0 && calibration_bytes != sizeof(Hash))
+        return bad(fmt::format("a calibration id of {} bytes", calibration_bytes));
     return {};
 }
 
@@ -216,7 +262,13 @@ Status check_header(const ChunkHeader& h) {
     if (h.unrotated && h.layout.rope.pairing == RopePairing::kNone)
         return bad("un-rotated, but the layout has no RoPE");
     if (h.unrotated && h.profile == Profile::kLossless) return bad("a lossless chunk is never un-rotated");
+    const bool klt = h.profile == Profile::kKlt;
+    if (klt != h.calibration.has_value())
+        return bad(klt ? "the header names no calibration" : "a calibration, but not profile klt");
     const std::size_t heads = h.layout.heads_per_layer();
+    if (klt && h.block_heads != heads) return bad("a layer of profile klt is one block");
+    if (klt && h.unrotated != (h.layout.rope.pairing != RopePairing::kNone))
+        return bad("profile klt is un-rotated wherever there is RoPE");
     if (h.block_heads == 0 || h.block_heads > heads) {
         return bad(fmt::format("{} heads per block in layers of {} heads", h.block_heads, heads));
     }
@@ -233,9 +285,9 @@ Status check_header(const ChunkHeader& h) {
 Status check_for_writing(const ChunkHeader& h) {
     if (Status s = check_layout(h.layout); !s.ok()) return s;
     const std::size_t layers = h.layout.layers;
-    const bool sizes_fit =
-        h.token_ids.size() == h.tokens && h.planes.size() == layers * h.layout.planes.size() &&
-        h.block_bytes.size() == layers * h.blocks_per_layer() && h.layer_crc.size() == layers;
+    const bool sizes_fit = h.token_ids.size() == h.tokens && h.planes.size() == layers * plane_words(h) &&
+                           h.block_bytes.size() == layers * h.blocks_per_layer() &&
+                           h.layer_crc.size() == layers;
     if (!sizes_fit)
         return {ErrorCode::kBadArgument, "the header's arrays do not fit its layout and token count"};
     if (h.model.size() > ChunkLimits::kModelBytes) {
@@ -274,6 +326,11 @@ std::uint64_t ChunkHeader::layer_payload_bytes(std::size_t layer) const {
     std::uint64_t sum = 0;
     for (std::size_t b = 0; b < blocks; ++b) sum += block_bytes[layer * blocks + b];
     return sum;
+}
+
+std::size_t min_block_bytes(const ChunkHeader& h, std::size_t layer) {
+    const bool goes_on = h.profile == Profile::kKlt && layer % h.klt.run_layers != 0;
+    return goes_on ? 0 : kBlockStateBytes;
 }
 
 std::size_t max_block_bytes(const ChunkHeader& h, std::size_t block) {

@@ -33,10 +33,7 @@ struct PlaneParams {
     unsigned guard_bits = 0;  // the quantisation step is 2^guard_bits states
     kernels::Scale scale = {128, 0};
 
-    friend bool operator==(const PlaneParams& a, const PlaneParams& b) {
-        return a.mode == b.mode && a.guard_bits == b.guard_bits && a.scale.mantissa == b.scale.mantissa &&
-               a.scale.exponent == b.scale.exponent;
-    }
+    friend bool operator==(const PlaneParams&, const PlaneParams&) = default;
 };
 
 enum class Predictor : std::uint8_t { kMean = 0, kAnchor = 1 };
@@ -49,6 +46,16 @@ struct DeltaParams {
     std::size_t exact_rows = 0;     // leading tokens of the chunk that are stored exactly (attention sinks)
 
     friend bool operator==(const DeltaParams&, const DeltaParams&) = default;
+};
+
+// Parameters of the klt profile that the decoder needs.
+struct KltParams {
+    std::size_t run_layers = 1;   // layers that share the coder's states
+    std::size_t tail_tokens = 0;  // last tokens of the chunk that are coded at tail_level
+    unsigned tail_level = 1;
+    std::vector<std::uint32_t> exact_tokens;  // tokens that are stored exactly, ascending
+
+    friend bool operator==(const KltParams&, const KltParams&) = default;
 };
 
 struct ChunkHeader {
@@ -67,9 +74,10 @@ struct ChunkHeader {
     std::vector<std::int32_t> token_ids;
 
     DeltaParams delta;
+    KltParams klt;
     std::size_t block_heads = 1;  // heads per block; a layer's heads are plane 0's, then plane 1's
 
-    std::vector<PlaneParams> planes;         // [layer][plane]
+    std::vector<PlaneParams> planes;         // [layer][plane]; not used by klt
     std::vector<std::uint32_t> block_bytes;  // [layer][block]
     std::vector<std::uint32_t> layer_crc;    // [layer]: CRC-32 of the layer's blocks
 
@@ -93,7 +101,8 @@ struct ChunkLimits {
 // Coder states at the front of every block.
 inline constexpr std::size_t kBlockStateBytes = 128;
 
-// Least and greatest size of a block of `heads` heads starting at head `first` of a layer.
+// Least and greatest size of a block of a layer.
+std::size_t min_block_bytes(const ChunkHeader& header, std::size_t layer);
 std::size_t max_block_bytes(const ChunkHeader& header, std::size_t block);
 
 // The header's length in bytes from the first kPrefixBytes bytes of an object (kTruncated, kBadMagic,

@@ -15,6 +15,9 @@ const Ops& scalar_ops() {
         .moments = scalar::moments,
         .quantise = scalar::quantise,
         .reconstruct = scalar::reconstruct,
+        .project = scalar::project,
+        .project_sparse = scalar::project_sparse,
+        .analyse = scalar::analyse,
         .store_head = scalar::store_head,
         .store_exact = scalar::store_exact,
     };

@@ -23,6 +23,10 @@ std::uint64_t quantise(const float* values, const std::int16_t* prediction, std:
                        float inverse_unit, unsigned shift, std::int32_t limit, std::int16_t* q);
 void reconstruct(const std::int16_t* q, const std::int16_t* prediction, std::size_t count, unsigned shift,
                  std::int16_t* states);
+void project(const Projection& p);
+void project_sparse(const Projection& p);
+void analyse(const float* residual, std::size_t inputs, const float* matrix, std::size_t row_stride,
+             std::size_t outputs, std::size_t tokens, float* coefficients);
 void store_head(const HeadStore& head);
 void store_exact(const ExactStore& head);
 

@@ -1,0 +1,340 @@
+#include "codec/klt/calibration.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+
+#include "codec/format/byte_reader.h"
+#include "codec/format/byte_writer.h"
+#include "codec/format/chain.h"
+#include "codec/format/chunk_header.h"
+
+namespace kvcast {
+namespace {
+
+using Limits = CalibrationLimits;
+
+constexpr std::array<std::uint8_t, 4> kMagic = {0x89, 0x4b, 0x43, 0x4c};
+constexpr std::size_t kPrefixBytes = 16;
+constexpr std::size_t kCrcBytes = 4;
+
+Status bad(std::string what) {
+    return {ErrorCode::kBadHeader, std::move(what)};
+}
+
+template <typename T>
+void read_array(ByteReader& in, std::size_t count, std::vector<T>& out) {
+    const auto raw = in.take(count * sizeof(T));
+    if (raw.size() != count * sizeof(T) || count == 0) return;
+    out.resize(count);
+    std::memcpy(out.data(), raw.data(), raw.size());
+}
+
+template <typename T>
+void write_array(const std::vector<T>& values, ByteWriter& out) {
+    out.bytes({reinterpret_cast<const std::uint8_t*>(values.data()), values.size() * sizeof(T)});
+}
+
+Status check_matrix(const ShiftedMatrix& m) {
+    if (m.entries.size() != m.outputs * m.inputs || m.shifts.size() != m.outputs)
+        return bad("a matrix is cut short");
+    for (std::size_t o = 0; o < m.outputs; ++o) {
+        if (m.shifts[o] < Limits::kShiftMin || m.shifts[o] > Limits::kShiftMax) {
+            return bad(fmt::format("a matrix row is shifted by {}, {} to {} allowed", m.shifts[o],
+                                   Limits::kShiftMin, Limits::kShiftMax));
+        }
+        std::uint32_t norm = 0;
+        for (std::size_t i = 0; i < m.inputs; ++i)
+            norm += static_cast<std::uint32_t>(std::abs(int{m.entries[o * m.inputs + i]}));
+        if (norm > Limits::kRowNorm)
+            return bad(
+                fmt::format("a matrix row has the norm {}, at most {} allowed", norm, Limits::kRowNorm));
+    }
+    return {};
+}
+
+void read_matrix(ByteReader& in, ShiftedMatrix& m) {
+    read_array(in, m.outputs, m.shifts);
+    if (m.entry_bytes == 2) {
+        read_array(in, m.outputs * m.inputs, m.entries);
+        return;
+    }
+    std::vector<std::int8_t> narrow;
+    read_array(in, m.outputs * m.inputs, narrow);
+    m.entries.assign(narrow.begin(), narrow.end());
+}
+
+void write_matrix(const ShiftedMatrix& m, ByteWriter& out) {
+    write_array(m.shifts, out);
+    if (m.entry_bytes == 2) {
+        write_array(m.entries, out);
+    } else {
+        for (const std::int16_t e : m.entries) out.fixed(static_cast<std::int8_t>(e));
+    }
+}
+
+// Where a unit stands.
+struct Place {
+    std::size_t layer;
+    std::size_t plane;
+};
+
+Status check_term(const CalibrationData& data, const Place& at, const PredictionTerm& term) {
+    if (term.source == PredictionTerm::Source::kTokens) {
+        return data.tokens.features != 0 ? Status() : bad("a term on tokens, but there is no token table");
+    }
+    const std::size_t planes = data.layout.planes.size();
+    const bool before = term.plane < planes && term.layers_back <= at.layer &&
+                        (term.layers_back != 0 || term.plane < at.plane);
+    if (!before) {
+        return bad(fmt::format("plane {} of layer {} is predicted from plane {}, {} layers back", at.plane,
+                               at.layer, term.plane, term.layers_back));
+    }
+    if (data.parts[term.plane] != data.parts[at.plane])
+        return bad("a plane is predicted from one that is split otherwise");
+    return {};
+}
+
+Status read_term(ByteReader& in, const CalibrationData& data, const Place& at, PredictionTerm& term) {
+    const auto source = in.fixed<std::uint8_t>();
+    term.matrix.entry_bytes = in.fixed<std::uint8_t>();
+    if (!in.ok() || source > 1 || term.matrix.entry_bytes < 1 || term.matrix.entry_bytes > 2)
+        return bad("a term of unknown kind");
+    term.source = static_cast<PredictionTerm::Source>(source);
+    if (term.source == PredictionTerm::Source::kUnit) {
+        term.layers_back = in.varint();
+        term.plane = in.fixed<std::uint8_t>();
+    }
+    if (Status s = check_term(data, at, term); !s.ok()) return s;
+    term.matrix.outputs = data.part_width(at.plane);
+    term.matrix.inputs =
+        term.source == PredictionTerm::Source::kTokens ? data.tokens.features : data.part_width(term.plane);
+    read_matrix(in, term.matrix);
+    return check_matrix(term.matrix);
+}
+
+Status read_unit(ByteReader& in, const CalibrationData& data, const Place& at, CalibrationUnit& unit) {
+    unit.scale.mantissa = in.fixed<std::uint8_t>();
+    unit.scale.exponent = in.fixed<std::int16_t>();
+    if (!in.ok() || unit.scale.mantissa < 128 || unit.scale.exponent < kernels::kMinExponent ||
+        unit.scale.exponent > kernels::kMaxExponent) {
+        return bad(fmt::format("the scale {} * 2^{} of plane {} of layer {} is not allowed",
+                               unit.scale.mantissa, unit.scale.exponent, at.plane, at.layer));
+    }
+    const std::size_t width = data.part_width(at.plane);
+    read_array(in, width, unit.bias);
+    for (const std::int32_t b : unit.bias) {
+        if (b < -Limits::kBias || b > Limits::kBias) return bad(fmt::format("a bias of {}", b));
+    }
+    unit.transform.outputs = unit.transform.inputs = width;
+    read_matrix(in, unit.transform);
+    const auto terms = in.fixed<std::uint8_t>();
+    if (!in.ok() || terms > Limits::kTerms)
+        return bad(fmt::format("a unit is cut short, or has {} terms of at most {}", terms, Limits::kTerms));
+    if (Status s = check_matrix(unit.transform); !s.ok()) return s;
+    for (std::size_t t = 0; t < terms; ++t) {
+        if (Status s = read_term(in, data, at, unit.terms.emplace_back()); !s.ok()) return s;
+    }
+    read_array(in, data.levels.size() * data.groups(at.plane), unit.classes);
+    return in.ok() ? Status() : bad("a unit is cut short");
+}
+
+Status read_levels(ByteReader& in, CalibrationData& data) {
+    const auto levels = in.fixed<std::uint8_t>();
+    if (!in.ok() || levels == 0 || levels > Limits::kLevels)
+        return bad(fmt::format("{} levels, 1 to {} allowed", levels, Limits::kLevels));
+    for (std::size_t i = 0; i < levels; ++i) {
+        CalibrationLevel& level = data.levels.emplace_back();
+        level.multiplier = in.fixed<std::uint16_t>();
+        level.micronats = in.fixed<std::uint32_t>();
+        level.millibits = in.fixed<std::uint32_t>();
+        if (level.multiplier == 0 || level.multiplier > Limits::kMultiplier) {
+            return bad(fmt::format("level {} multiplies by {}, 1 to {} allowed", i + 1, level.multiplier,
+                                   Limits::kMultiplier));
+        }
+    }
+    return {};
+}
+
+Status read_parts(ByteReader& in, CalibrationData& data) {
+    for (const PlaneShape& plane : data.layout.planes) {
+        const std::uint64_t parts = in.varint();
+        if (!in.ok() || parts == 0 || plane.heads % parts != 0)
+            return bad(fmt::format("{} heads cannot be split into {} parts", plane.heads, parts));
+        data.parts.push_back(parts);
+        if (plane.width() / parts > Limits::kPartWidth) {
+            return {ErrorCode::kLimitExceeded, fmt::format("a part of {} channels, at most {} are possible",
+                                                           plane.width() / parts, Limits::kPartWidth)};
+        }
+    }
+    return {};
+}
+
+Status read_tokens(ByteReader& in, TokenTable& tokens) {
+    tokens.features = in.varint();
+    tokens.vocabulary = in.varint();
+    if (tokens.features > Limits::kFeatures || tokens.vocabulary > Limits::kVocabulary) {
+        return {ErrorCode::kLimitExceeded, fmt::format("a token table of {} x {} exceeds the limits",
+                                                       tokens.vocabulary, tokens.features)};
+    }
+    if ((tokens.features == 0) != (tokens.vocabulary == 0)) return bad("an empty token table with a shape");
+    read_array(in, tokens.features * tokens.vocabulary, tokens.rows);
+    return in.ok() ? Status() : bad("the token table is cut short");
+}
+
+Status read_data(ByteReader& in, CalibrationData& data) {
+    const auto model_bytes = in.fixed<std::uint8_t>();
+    const auto model = in.take(model_bytes);
+    data.model.assign(model.begin(), model.end());
+    Result<Layout> layout = read_layout(in);
+    if (!layout.ok()) return layout.status();
+    data.layout = std::move(layout.value());
+    if (Status s = read_parts(in, data); !s.ok()) return s;
+    if (Status s = read_levels(in, data); !s.ok()) return s;
+    if (Status s = read_tokens(in, data.tokens); !s.ok()) return s;
+    for (std::size_t l = 0; l < data.layout.layers; ++l) {
+        for (std::size_t p = 0; p < data.layout.planes.size(); ++p) {
+            for (std::size_t i = 0; i < data.parts[p]; ++i) {
+                if (Status s = read_unit(in, data, {l, p}, data.units.emplace_back()); !s.ok()) return s;
+            }
+        }
+    }
+    return in.left() == 0 ? Status() : bad(fmt::format("{} bytes after the last unit", in.left()));
+}
+
+// The body between prefix and checksum.
+Result<std::span<const std::uint8_t>> body_of(std::span<const std::uint8_t> bytes) {
+    ByteReader in(bytes);
+    const auto magic = in.take(kMagic.size());
+    if (!in.ok() || !std::equal(magic.begin(), magic.end(), kMagic.begin()))
+        return Status(ErrorCode::kBadMagic, "not a kvcast calibration: it does not start with 89 4b 43 4c");
+    const auto version = in.fixed<std::uint16_t>();
+    const auto reserved = in.fixed<std::uint16_t>();
+    const auto length = in.fixed<std::uint64_t>();
+    if (!in.ok()) return Status(ErrorCode::kTruncated, "the calibration ends within its first 16 bytes");
+    if (version != kCalibrationVersion || reserved != 0) {
+        return Status(ErrorCode::kUnsupportedVersion,
+                      fmt::format("calibration version {}.{}, this reader knows version {}.0", version,
+                                  reserved, kCalibrationVersion));
+    }
+    if (length < kPrefixBytes + kCrcBytes || length > Limits::kBytes)
+        return Status(ErrorCode::kLimitExceeded, fmt::format("a calibration of {} bytes", length));
+    if (bytes.size() < length)
+        return Status(ErrorCode::kTruncated,
+                      fmt::format("a calibration of {} bytes, {} are there", length, bytes.size()));
+    if (bytes.size() > length)
+        return Status(ErrorCode::kBadHeader,
+                      fmt::format("{} bytes after the calibration", bytes.size() - length));
+    const auto checked = bytes.first(length - kCrcBytes);
+    ByteReader trailer(bytes.subspan(checked.size()));
+    if (trailer.fixed<std::uint32_t>() != crc32(checked))
+        return Status(ErrorCode::kHeaderChecksum, "the calibration's checksum does not match its bytes");
+    return checked.subspan(kPrefixBytes);
+}
+
+void write_unit(const CalibrationUnit& unit, ByteWriter& out) {
+    out.fixed(static_cast<std::uint8_t>(unit.scale.mantissa));
+    out.fixed(static_cast<std::int16_t>(unit.scale.exponent));
+    write_array(unit.bias, out);
+    write_matrix(unit.transform, out);
+    out.fixed(static_cast<std::uint8_t>(unit.terms.size()));
+    for (const PredictionTerm& term : unit.terms) {
+        out.fixed(static_cast<std::uint8_t>(term.source));
+        out.fixed(static_cast<std::uint8_t>(term.matrix.entry_bytes));
+        if (term.source == PredictionTerm::Source::kUnit) {
+            out.varint(term.layers_back);
+            out.fixed(static_cast<std::uint8_t>(term.plane));
+        }
+        write_matrix(term.matrix, out);
+    }
+    write_array(unit.classes, out);
+}
+
+}  // namespace
+
+Result<std::shared_ptr<const Calibration>> Calibration::read(std::span<const std::uint8_t> bytes) {
+    const auto body = body_of(bytes);
+    if (!body.ok()) return body.status();
+    std::shared_ptr<Calibration> made(new Calibration);
+    ByteReader in(body.value());
+    CalibrationData& data = made->data_;
+    if (Status s = read_data(in, data); !s.ok()) return s;
+    made->id_ = sha256(bytes);
+    for (const std::size_t parts : data.parts) {
+        made->first_unit_.push_back(made->units_per_layer_);
+        made->units_per_layer_ += parts;
+    }
+    for (const CalibrationUnit& unit : data.units) {
+        const std::size_t n = unit.transform.inputs;
+        std::vector<std::int16_t>& columns = made->columns_.emplace_back(n * n);
+        for (std::size_t o = 0; o < n; ++o) {
+            for (std::size_t i = 0; i < n; ++i) columns[i * n + o] = unit.transform.entries[o * n + i];
+        }
+        for (const PredictionTerm& term : unit.terms) made->reach_ = std::max(made->reach_, term.layers_back);
+    }
+    return std::shared_ptr<const Calibration>(std::move(made));
+}
+
+CalibrationCost Calibration::cost() const {
+    CalibrationCost cost;
+    const auto bytes_of = [](const ShiftedMatrix& m) {
+        return m.entries.size() * m.entry_bytes + m.shifts.size();
+    };
+    for (const CalibrationUnit& unit : data_.units) {
+        cost.transforms += bytes_of(unit.transform);
+        for (const PredictionTerm& term : unit.terms) {
+            std::size_t& part = term.source == PredictionTerm::Source::kTokens ? cost.tokens
+                                : term.layers_back == 0                        ? cost.same_layer
+                                : term.layers_back == 1                        ? cost.previous_layer
+                                                                               : cost.earlier_layers;
+            part += bytes_of(term.matrix);
+        }
+        cost.classes += unit.classes.size();
+        cost.rest += 4 * unit.bias.size() + 4;
+    }
+    cost.token_table = data_.tokens.rows.size();
+    return cost;
+}
+
+Result<std::vector<std::uint8_t>> write_calibration(const CalibrationData& data) {
+    std::vector<std::uint8_t> bytes;
+    ByteWriter out(bytes);
+    out.bytes(kMagic);
+    out.fixed(kCalibrationVersion);
+    out.fixed(std::uint16_t{0});
+    out.fixed(std::uint64_t{0});  // the length, below
+    if (data.model.size() > ChunkLimits::kModelBytes)
+        return Status(ErrorCode::kBadArgument, "the model id is too long");
+    out.fixed(static_cast<std::uint8_t>(data.model.size()));
+    out.bytes({reinterpret_cast<const std::uint8_t*>(data.model.data()), data.model.size()});
+    write_layout(data.layout, out);
+    for (const std::size_t parts : data.parts) out.varint(parts);
+    out.fixed(static_cast<std::uint8_t>(data.levels.size()));
+    for (const CalibrationLevel& level : data.levels) {
+        out.fixed(static_cast<std::uint16_t>(level.multiplier));
+        out.fixed(level.micronats);
+        out.fixed(level.millibits);
+    }
+    out.varint(data.tokens.features);
+    out.varint(data.tokens.vocabulary);
+    write_array(data.tokens.rows, out);
+    for (const CalibrationUnit& unit : data.units) write_unit(unit, out);
+    const std::uint64_t length = bytes.size() + kCrcBytes;
+    std::memcpy(bytes.data() + 8, &length, sizeof(length));
+    out.fixed(crc32(bytes));
+    const auto back = Calibration::read(bytes);
+    if (!back.ok()) return back.status();
+    if (!(back.value()->data() == data))
+        return Status(ErrorCode::kBadArgument, "the calibration's arrays do not fit its layout");
+    return bytes;
+}
+
+bool fits(const CalibrationData& data, const Layout& layout) {
+    Layout same = layout;
+    same.dtype = data.layout.dtype;
+    return same == data.layout;
+}
+
+}  // namespace kvcast

@@ -1,0 +1,167 @@
+// The calibration of the klt profile: what a chunk's coefficients mean. FORMAT.md, section 11.
+//
+// A plane's heads are split into equal parts, each with a transform of its own (one part unless the plane is
+// wide). Calling one part of one plane of one layer a unit, the reconstructed states of unit u at a token are
+//
+//     state = sat16(bias + T (m q) + sum over terms of M f)
+//
+// with q the token's decoded coefficients, m the level's multiplier, and f either the token's features or the
+// states of a unit decoded before. All matrices are int16 or int8 with one shift per row; the L1 norm of
+// every row is bounded, so that no input overflows 32-bit sums.
+//
+// A Calibration is immutable once made, and may be shared by any number of threads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "codec/format/error.h"
+#include "codec/format/layout.h"
+#include "kernels/math.h"
+
+namespace kvcast {
+
+inline constexpr std::uint16_t kCalibrationVersion = 1;
+
+// Coefficients that share a table.
+inline constexpr std::size_t kKltGroup = kernels::kLanes;
+
+struct CalibrationLimits {
+    static constexpr std::size_t kLevels = 64;
+    static constexpr std::size_t kPartWidth = 4096;
+    static constexpr std::size_t kTerms = 6;
+    static constexpr std::size_t kFeatures = 4096;
+    static constexpr std::size_t kVocabulary = std::size_t{1} << 22;
+    static constexpr std::uint32_t kRowNorm = 65024;  // sum of magnitudes of a matrix row
+    static constexpr unsigned kShiftMin = 4;
+    static constexpr unsigned kShiftMax = 23;
+    static constexpr std::int32_t kBias = 1 << 28;
+    static constexpr unsigned kMultiplier = 4096;
+    static constexpr std::size_t kBytes = std::size_t{1} << 32;
+};
+
+// A matrix [outputs][inputs], row-major; row o counts in units of 2^-shifts[o].
+struct ShiftedMatrix {
+    std::size_t outputs = 0;
+    std::size_t inputs = 0;
+    std::vector<std::int16_t> entries;
+    std::vector<std::uint8_t> shifts;
+    unsigned entry_bytes = 2;  // in the file
+
+    friend bool operator==(const ShiftedMatrix&, const ShiftedMatrix&) = default;
+};
+
+// What a unit is predicted from.
+struct PredictionTerm {
+    enum class Source : std::uint8_t { kTokens = 0, kUnit = 1 };
+
+    Source source = Source::kUnit;
+    std::size_t layers_back = 0;  // kUnit: 0 for a plane before it in its own layer
+    std::size_t plane = 0;        // kUnit: the same part of this plane
+    ShiftedMatrix matrix;
+
+    friend bool operator==(const PredictionTerm&, const PredictionTerm&) = default;
+};
+
+struct CalibrationUnit {
+    kernels::Scale scale = {128, 0};  // of the states
+    std::vector<std::int32_t> bias;   // [width]
+    ShiftedMatrix transform;          // [width][width]; columns by falling spread
+    std::vector<PredictionTerm> terms;
+    std::vector<std::int8_t> classes;  // [level][group]: spread class at gain 0; 0 and below: no bits
+
+    friend bool operator==(const CalibrationUnit&, const CalibrationUnit&) = default;
+};
+
+// A level as it was measured when the calibration was made: information for those who choose one.
+struct CalibrationLevel {
+    unsigned multiplier = 1;      // of coefficients, 1..4096
+    std::uint32_t micronats = 0;  // expected KL divergence per token, in 1e-6 nats
+    std::uint32_t millibits = 0;  // expected rate, in 1e-3 bits per value
+
+    friend bool operator==(const CalibrationLevel&, const CalibrationLevel&) = default;
+};
+
+// Features of tokens: a table of int8, one row per token id.
+struct TokenTable {
+    std::size_t features = 0;
+    std::size_t vocabulary = 0;
+    std::vector<std::int8_t> rows;  // [vocabulary][features]
+
+    friend bool operator==(const TokenTable&, const TokenTable&) = default;
+};
+
+struct CalibrationData {
+    std::string model;
+    Layout layout;
+    std::vector<std::size_t> parts;  // [plane]: parts that a plane's heads are split into
+    std::vector<CalibrationLevel> levels;
+    TokenTable tokens;
+    std::vector<CalibrationUnit> units;  // [layer][plane][part]
+
+    std::size_t part_width(std::size_t plane) const { return layout.planes[plane].width() / parts[plane]; }
+    std::size_t groups(std::size_t plane) const { return (part_width(plane) + kKltGroup - 1) / kKltGroup; }
+
+    friend bool operator==(const CalibrationData&, const CalibrationData&) = default;
+};
+
+// Bytes of a calibration by what they are for.
+struct CalibrationCost {
+    std::size_t transforms = 0;
+    std::size_t previous_layer = 0;  // terms one layer back
+    std::size_t earlier_layers = 0;  // terms further back
+    std::size_t same_layer = 0;
+    std::size_t tokens = 0;  // terms on tokens
+    std::size_t token_table = 0;
+    std::size_t classes = 0;
+    std::size_t rest = 0;
+};
+
+class Calibration {
+  public:
+    // Parses and checks a whole file: kTruncated, kBadMagic, kUnsupportedVersion, kHeaderChecksum,
+    // kBadHeader, kLimitExceeded.
+    static Result<std::shared_ptr<const Calibration>> read(std::span<const std::uint8_t> bytes);
+
+    const CalibrationData& data() const { return data_; }
+
+    // SHA-256 of the file, by which chunks name it.
+    const Hash& id() const { return id_; }
+
+    // Units [layer][plane][part].
+    const CalibrationUnit& unit(std::size_t layer, std::size_t plane, std::size_t part) const {
+        return data_.units[first_unit_[plane] + layer * units_per_layer_ + part];
+    }
+
+    // The transform of a unit with rows and columns exchanged, for coefficients that are mostly zero.
+    std::span<const std::int16_t> columns(std::size_t layer, std::size_t plane, std::size_t part) const {
+        return columns_[first_unit_[plane] + layer * units_per_layer_ + part];
+    }
+
+    // How many layers back a term reaches at most.
+    std::size_t reach() const { return reach_; }
+
+    CalibrationCost cost() const;
+
+  private:
+    Calibration() = default;
+
+    CalibrationData data_;
+    Hash id_ = {};
+    std::vector<std::size_t> first_unit_;  // [plane], within a layer
+    std::size_t units_per_layer_ = 0;
+    std::size_t reach_ = 0;
+    std::vector<std::vector<std::int16_t>> columns_;  // [unit]: transform transposed
+};
+
+// Serialises; what read() would refuse is not written.
+Result<std::vector<std::uint8_t>> write_calibration(const CalibrationData& data);
+
+// Whether a chunk of this layout can be coded with the calibration: the same in all but the element type.
+bool fits(const CalibrationData& data, const Layout& layout);
+
+}  // namespace kvcast

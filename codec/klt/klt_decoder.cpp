@@ -1,0 +1,142 @@
+#include "codec/klt/klt_decoder.h"
+
+#include <algorithm>
+
+#include "codec/lossless/exact_head.h"
+
+namespace kvcast {
+
+void KltDecoder::begin(const Chunk& chunk) {
+    chunk_ = chunk;
+    next_layer_ = 0;
+    body_ = body_tokens(*chunk.header);
+    slices_ = body_slices(body_, kSliceTokens);
+    reader_.reset();
+    states_.reset(*chunk.calibration, chunk.header->token_ids);
+    const CalibrationData& data = chunk.calibration->data();
+    gains_.clear();
+    coefficients_.clear();
+    for (std::size_t p = 0; p < data.layout.planes.size(); ++p) {
+        for (std::size_t i = 0; i < data.parts[p]; ++i) {
+            gains_.emplace_back(body_.size());
+            coefficients_.emplace_back(chunk.header->tokens * data.part_width(p));
+        }
+    }
+}
+
+bool KltDecoder::read_exact_rows(std::span<const PlaneBuffer> planes) {
+    const ChunkHeader& h = *chunk_.header;
+    const Dtype source = h.layout.dtype;
+    bool fits = true;
+    for (std::size_t p = 0; p < h.layout.planes.size(); ++p) {
+        const std::size_t dim = h.layout.planes[p].head_dim;
+        bits_.resize(std::max(bits_.size(), dim));
+        const auto turned = p == 0 ? chunk_.shift->rotation() : kernels::Rotation{};
+        for (std::size_t head = 0; head < h.layout.planes[p].heads; ++head) {
+            for (const std::uint32_t t : h.klt.exact_tokens) {
+                fits = read_exact_row(*reader_, source, {bits_.data(), dim}) && fits;
+                if (planes.empty()) continue;
+                auto* out = static_cast<std::uint8_t*>(planes[p].rows) + t * planes[p].row_bytes +
+                            head * dim * kernels::dtype_bytes(chunk_.dtype);
+                chunk_.ops->store_exact(
+                    {bits_.data(), 1, 1, dim, turned, source, chunk_.dtype, out, planes[p].row_bytes});
+            }
+        }
+    }
+    return fits;
+}
+
+bool KltDecoder::read_gains() {
+    bool fits = true;
+    for (auto& gains : gains_) fits = reader_->vector(gains, kGainLow, kGainHigh) && fits;
+    return fits;
+}
+
+void KltDecoder::read_coefficients() {
+    const ChunkHeader& h = *chunk_.header;
+    const CalibrationData& data = chunk_.calibration->data();
+    std::size_t at = 0;
+    for (std::size_t p = 0; p < data.layout.planes.size(); ++p) {
+        const std::size_t width = data.part_width(p), groups = data.groups(p);
+        for (std::size_t part = 0; part < data.parts[p]; ++part, ++at) {
+            const std::int8_t* classes = chunk_.calibration->unit(next_layer_, p, part).classes.data();
+            for (std::size_t i = 0; i < body_.size(); ++i) {
+                const std::size_t level = level_index(h, body_[i]);
+                const unsigned multiplier = data.levels[level].multiplier;
+                std::int16_t* row = coefficients_[at].data() + body_[i] * width;
+                for (std::size_t g = 0; g < groups; ++g) {
+                    std::int16_t* q = row + g * kKltGroup;
+                    const std::size_t count = std::min(kKltGroup, width - g * kKltGroup);
+                    const unsigned c = klt_class(classes[level * groups + g], gains_[at][i]);
+                    reader_->strip(c, count, q);
+                    if (c == 0) continue;
+                    for (std::size_t j = 0; j < count; ++j) q[j] = scaled_coefficient(q[j], multiplier);
+                }
+            }
+        }
+    }
+}
+
+void KltDecoder::store_slice(TokenSlice slice, std::size_t plane, const PlaneBuffer& out,
+                             Scratch& scratch) const {
+    const Layout& layout = chunk_.header->layout;
+    const std::size_t dim = layout.planes[plane].head_dim, width = layout.planes[plane].width();
+    const std::int16_t* states = states_.plane(next_layer_, plane) + slice.first * width;
+    const auto rotation =
+        plane == 0 && chunk_.header->unrotated ? chunk_.absolute->rotation(slice.first) : kernels::Rotation{};
+    const std::size_t parts = chunk_.calibration->data().parts[plane];
+    const std::size_t heads_per_part = layout.planes[plane].heads / parts;
+    scratch.tile.resize(dim * slice.count);
+    for (std::size_t head = 0; head < layout.planes[plane].heads; ++head) {
+        for (std::size_t t = 0; t < slice.count; ++t) {
+            for (std::size_t c = 0; c < dim; ++c)
+                scratch.tile[c * slice.count + t] = states[t * width + head * dim + c];
+        }
+        const auto scale = chunk_.calibration->unit(next_layer_, plane, head / heads_per_part).scale;
+        chunk_.ops->store_head({scratch.tile.data(), slice.count, slice.count, dim, rotation, scale,
+                                chunk_.dtype,
+                                static_cast<std::uint8_t*>(out.rows) + slice.first * out.row_bytes +
+                                    head * dim * kernels::dtype_bytes(chunk_.dtype),
+                                out.row_bytes});
+    }
+}
+
+Status KltDecoder::layer(std::span<const std::uint8_t> block, std::span<const PlaneBuffer> planes,
+                         Executor& executor) {
+    const KltParams& params = chunk_.header->klt;
+    const CalibrationData& data = chunk_.calibration->data();
+    if (next_layer_ % params.run_layers == 0) {
+        reader_.emplace(*chunk_.ops, block);
+    } else if (Status s = reader_->next_piece(block); !s.ok()) {
+        return s;
+    }
+    const bool rows_fit = read_exact_rows(planes);
+    const bool gains_fit = read_gains();
+    read_coefficients();
+    const bool last = (next_layer_ + 1) % params.run_layers == 0 || next_layer_ + 1 == data.layout.layers;
+    if (last) {
+        if (Status s = reader_->close(); !s.ok()) return s;
+    }
+    if (!rows_fit || !gains_fit) return {ErrorCode::kCorruptBlock, "its side information is out of range"};
+
+    scratch_.resize(std::max(scratch_.size(), executor.workers()));
+    executor.run(slices_.size(), [&](std::size_t i, std::size_t worker) {
+        const TokenSlice slice = slices_[i];
+        Scratch& scratch = scratch_[worker];
+        std::size_t at = 0;
+        for (std::size_t p = 0; p < data.layout.planes.size(); ++p) {
+            const std::size_t width = data.part_width(p);
+            scratch.sums.resize(std::max(scratch.sums.size(), slice.count * width));
+            for (std::size_t part = 0; part < data.parts[p]; ++part, ++at) {
+                states_.predict(*chunk_.ops, next_layer_, p, part, slice, scratch.sums.data());
+                states_.reconstruct(*chunk_.ops, next_layer_, p, part, slice,
+                                    coefficients_[at].data() + slice.first * width, scratch.sums.data());
+            }
+            if (!planes.empty()) store_slice(slice, p, planes[p], scratch);
+        }
+    });
+    ++next_layer_;
+    return {};
+}
+
+}  // namespace kvcast

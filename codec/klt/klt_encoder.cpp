@@ -1,0 +1,326 @@
+#include "codec/klt/klt_encoder.h"
+
+#include <fmt/format.h>
+
+#include <Eigen/LU>
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "codec/lossless/exact_head.h"
+
+namespace kvcast {
+namespace {
+
+// Gains that the encoder tries; the format allows more.
+constexpr int kGainMost = 6;
+
+// Magnitudes of coefficients that strips can hold.
+constexpr float kCoefficientMost = 30000;
+
+// Room that states keep below saturation.
+constexpr float kStateMost = 32000;
+
+// Code lengths in 1/256 bit of small coefficients, by class: the inner loop of the choice of gains.
+class CostTable {
+  public:
+    static constexpr std::int32_t kMost = 15;
+
+    CostTable() {
+        for (unsigned c = 0; c < entropy::kClasses; ++c) {
+            for (std::int32_t q = 0; q <= kMost; ++q)
+                cost_[c][static_cast<std::size_t>(q)] =
+                    c == 0 ? kLostCost * static_cast<std::uint32_t>(q)
+                           : static_cast<std::uint32_t>(entropy::value_cost(c, q));
+        }
+    }
+
+    std::uint64_t of(unsigned spread_class, std::int32_t q) const {
+        const std::int32_t magnitude = std::abs(q);
+        if (magnitude <= kMost) return cost_[spread_class][static_cast<std::size_t>(magnitude)];
+        if (spread_class == 0) return std::uint64_t{kLostCost} * static_cast<std::uint64_t>(magnitude);
+        return entropy::value_cost(spread_class, q);
+    }
+
+  private:
+    // What a coefficient that class 0 sets to zero counts for: its bits are saved, its error is not.
+    static constexpr std::uint32_t kLostCost = 8 * 256;
+
+    std::array<std::array<std::uint32_t, kMost + 1>, entropy::kClasses> cost_{};
+};
+
+const CostTable& cost_table() {
+    static const CostTable table;
+    return table;
+}
+
+// The gain that codes a token's coefficients with the fewest bits.
+int cheapest_gain(std::span<const std::int16_t> q, const std::int8_t* classes) {
+    const CostTable& costs = cost_table();
+    int best = 0;
+    std::uint64_t least = ~std::uint64_t{0};
+    for (int i = 0; i <= 2 * kGainMost; ++i) {
+        const int gain = i % 2 == 0 ? -i / 2 : (i + 1) / 2;  // 0, 1, -1, 2, ...: small ones win ties
+        std::uint64_t sum = 0;
+        for (std::size_t j = 0; j < q.size() && sum < least; j += kKltGroup) {
+            const unsigned c = klt_class(classes[j / kKltGroup], static_cast<std::int16_t>(gain));
+            for (const std::int16_t v : q.subspan(j, std::min(kKltGroup, q.size() - j)))
+                sum += costs.of(c, v);
+        }
+        if (sum < least) {
+            least = sum;
+            best = gain;
+        }
+    }
+    return best;
+}
+
+}  // namespace
+
+Result<std::shared_ptr<const KltAnalysis>> KltAnalysis::make(std::shared_ptr<const Calibration> calibration) {
+    using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+    auto made = std::make_shared<KltAnalysis>();
+    for (const std::size_t parts : calibration->data().parts) {
+        made->first_.push_back(made->per_layer_);
+        made->per_layer_ += parts;
+    }
+    for (const CalibrationUnit& unit : calibration->data().units) {
+        const auto n = static_cast<Eigen::Index>(unit.transform.inputs);
+        Matrix forward(n, n);
+        for (Eigen::Index o = 0; o < n; ++o) {
+            for (Eigen::Index i = 0; i < n; ++i) {
+                const auto at = static_cast<std::size_t>(o * n + i);
+                forward(o, i) = std::ldexp(unit.transform.entries[at],
+                                           -int{unit.transform.shifts[static_cast<std::size_t>(o)]});
+            }
+        }
+        const Matrix inverse = forward.partialPivLu().inverse().transpose();
+        if (!inverse.allFinite())
+            return Status(ErrorCode::kBadArgument, "a transform of the calibration has no inverse");
+        std::vector<float>& out = made->matrices_.emplace_back();
+        for (Eigen::Index i = 0; i < inverse.size(); ++i)
+            out.push_back(static_cast<float>(inverse.data()[i]));
+    }
+    made->calibration_ = std::move(calibration);
+    return std::shared_ptr<const KltAnalysis>(std::move(made));
+}
+
+std::size_t KltAnalysis::active(std::size_t layer, std::size_t plane, std::size_t part,
+                                std::size_t level) const {
+    const CalibrationData& data = calibration_->data();
+    const std::size_t groups = data.groups(plane);
+    const std::int8_t* classes = calibration_->unit(layer, plane, part).classes.data() + level * groups;
+    std::size_t active = 0;
+    for (std::size_t g = 0; g < groups; ++g) {
+        if (klt_class(classes[g], kGainMost) != 0)
+            active = std::min((g + 1) * kKltGroup, data.part_width(plane));
+    }
+    return active;
+}
+
+struct KltEncoder::Job {
+    const ChunkInput& input;
+    const KltAnalysis& analysis;
+    const CalibrationData& data;
+    ChunkHeader& header;
+    const RopeTable& rope;
+    std::size_t units_per_layer;
+
+    const PlaneRows& rows(std::size_t layer, std::size_t plane) const {
+        return input.planes[layer * data.layout.planes.size() + plane];
+    }
+    std::size_t unit(std::size_t layer, std::size_t plane, std::size_t part) const {
+        return layer * units_per_layer + (plane == 0 ? 0 : data.parts[0]) + part;
+    }
+};
+
+// tile [channel of the plane][token of the slice], un-rotated.
+void KltEncoder::load_plane(const Job& job, std::size_t layer, std::size_t plane, TokenSlice slice,
+                            Scratch& scratch) {
+    const PlaneShape& shape = job.data.layout.planes[plane];
+    const PlaneRows& rows = job.rows(layer, plane);
+    const Dtype dtype = job.input.layout->dtype;
+    scratch.tile.resize(std::max(scratch.tile.size(), shape.width() * slice.count));
+    const auto turned =
+        plane == 0 && job.header.unrotated ? job.rope.rotation(slice.first) : kernels::Rotation{};
+    for (std::size_t head = 0; head < shape.heads; ++head) {
+        const auto* at = static_cast<const std::uint8_t*>(rows.rows) + slice.first * rows.row_bytes +
+                         head * shape.head_dim * kernels::dtype_bytes(dtype);
+        ops_.load_head({at, rows.row_bytes, dtype, slice.count, shape.head_dim, turned,
+                        scratch.tile.data() + head * shape.head_dim * slice.count, slice.count});
+    }
+}
+
+void KltEncoder::quantise_unit(const Job& job, std::size_t layer, std::size_t plane, std::size_t part,
+                               TokenSlice slice, Scratch& s) {
+    const std::size_t width = job.data.part_width(plane), groups = job.data.groups(plane);
+    const Calibration& calibration = job.analysis.calibration();
+    const CalibrationUnit& unit = calibration.unit(layer, plane, part);
+    const float inverse_unit =
+        1 / (static_cast<float>(unit.scale.mantissa) * kernels::power_of_two(unit.scale.exponent));
+    const std::size_t size = slice.count * width;
+    s.sums.resize(std::max(s.sums.size(), size));
+    s.residual.resize(std::max(s.residual.size(), size));
+    s.coefficients.resize(std::max(s.coefficients.size(), size));
+    s.scaled.resize(std::max(s.scaled.size(), size));
+    states_.predict(ops_, layer, plane, part, slice, s.sums.data());
+    const float* tile = s.tile.data() + part * width * slice.count;
+    for (std::size_t t = 0; t < slice.count; ++t) {
+        for (std::size_t c = 0; c < width; ++c) {
+            const float state = tile[c * slice.count + t] * inverse_unit;
+            const bool fits = std::abs(state) <= kStateMost;  // false for NaN too
+            if (!fits) unfit_[slice.first + t] = 1;
+            s.residual[t * width + c] = fits ? state - static_cast<float>(s.sums[t * width + c]) : 0.0f;
+        }
+    }
+    std::size_t active = 0;
+    for (std::size_t t = 0; t < slice.count; ++t) {
+        active = std::max(active,
+                          job.analysis.active(layer, plane, part, level_index(job.header, slice.first + t)));
+    }
+    ops_.analyse(s.residual.data(), width, job.analysis.matrix(layer, plane, part), width, active,
+                 slice.count, s.coefficients.data());
+    Unit& out = units_[job.unit(layer, plane, part)];
+    std::fill_n(s.scaled.data(), size, std::int16_t{0});
+    for (std::size_t t = 0; t < slice.count; ++t) {
+        const std::size_t token = slice.first + t;
+        const std::size_t level = level_index(job.header, token);
+        const unsigned multiplier = job.data.levels[level].multiplier;
+        const float inverse_step = 1 / static_cast<float>(multiplier);
+        std::int16_t* q = out.q.data() + token * width;
+        for (std::size_t j = 0; j < active; ++j) {
+            const float x = s.coefficients[t * active + j] * inverse_step;
+            const bool fits = std::abs(x * static_cast<float>(multiplier)) <= kCoefficientMost;
+            if (!fits) unfit_[token] = 1;
+            q[j] = fits ? static_cast<std::int16_t>(kernels::round_even(x)) : std::int16_t{0};
+        }
+        const std::int8_t* classes = unit.classes.data() + level * groups;
+        const int gain = cheapest_gain({q, active}, classes);
+        out.gains[token] = static_cast<std::int16_t>(gain);
+        for (std::size_t j = 0; j < active; ++j) {
+            if (klt_class(classes[j / kKltGroup], static_cast<std::int16_t>(gain)) == 0) q[j] = 0;
+            s.scaled[t * width + j] = scaled_coefficient(q[j], multiplier);
+        }
+    }
+    states_.reconstruct(ops_, layer, plane, part, slice, s.scaled.data(), s.sums.data());
+}
+
+void KltEncoder::quantise_layer(const Job& job, std::size_t layer, TokenSlice slice, Scratch& scratch) {
+    for (std::size_t p = 0; p < job.data.layout.planes.size(); ++p) {
+        load_plane(job, layer, p, slice, scratch);
+        for (std::size_t part = 0; part < job.data.parts[p]; ++part)
+            quantise_unit(job, layer, p, part, slice, scratch);
+    }
+}
+
+void KltEncoder::write_exact_rows(const Job& job, std::size_t layer, entropy::BlockWriter& writer) {
+    const Layout& layout = *job.input.layout;
+    std::size_t at = layer * layout.values_per_token() / layout.layers * job.header.klt.exact_tokens.size();
+    for (std::size_t p = 0; p < layout.planes.size(); ++p) {
+        const PlaneRows& rows = job.rows(layer, p);
+        const std::size_t dim = layout.planes[p].head_dim;
+        for (std::size_t head = 0; head < layout.planes[p].heads; ++head) {
+            for (const std::uint32_t t : job.header.klt.exact_tokens) {
+                const auto* row = static_cast<const std::uint8_t*>(rows.rows) + t * rows.row_bytes +
+                                  head * dim * kernels::dtype_bytes(layout.dtype);
+                std::uint32_t* bits = exact_bits_.data() + at;
+                ops_.load_bits(row, rows.row_bytes, layout.dtype, 1, dim, bits, 1);
+                write_exact_row(writer, layout.dtype, {bits, dim});
+                at += dim;
+            }
+        }
+    }
+}
+
+void KltEncoder::write_layer(const Job& job, std::size_t layer, const std::vector<std::uint32_t>& body,
+                             entropy::BlockWriter& writer) {
+    write_exact_rows(job, layer, writer);
+    Unit* const units = units_.data() + layer * job.units_per_layer;
+    for (std::size_t u = 0; u < job.units_per_layer; ++u) {
+        units[u].coded_gains.clear();
+        for (const std::uint32_t t : body) units[u].coded_gains.push_back(units[u].gains[t]);
+        writer.vector(units[u].coded_gains);
+    }
+    for (std::size_t p = 0; p < job.data.layout.planes.size(); ++p) {
+        const std::size_t width = job.data.part_width(p), groups = job.data.groups(p);
+        for (std::size_t part = 0; part < job.data.parts[p]; ++part) {
+            const Unit& unit = units_[job.unit(layer, p, part)];
+            const auto& classes = job.analysis.calibration().unit(layer, p, part).classes;
+            for (const std::uint32_t t : body) {
+                const std::int8_t* base = classes.data() + level_index(job.header, t) * groups;
+                for (std::size_t g = 0; g < groups; ++g) {
+                    const std::size_t count = std::min(kKltGroup, width - g * kKltGroup);
+                    writer.strip(klt_class(base[g], unit.gains[t]),
+                                 {unit.q.data() + t * width + g * kKltGroup, count});
+                }
+            }
+        }
+    }
+    writer.boundary();
+}
+
+Status KltEncoder::encode(const ChunkInput& input, const KltAnalysis& analysis, ChunkHeader& header,
+                          const RopeTable& rope, Executor& executor,
+                          std::vector<std::vector<std::uint8_t>>& blocks,
+                          std::span<entropy::BlockCost> costs) {
+    const CalibrationData& data = analysis.calibration().data();
+    if (!fits(data, header.layout))
+        return {ErrorCode::kBadArgument,
+                fmt::format("the calibration is of model '{}' with another layout", data.model)};
+    if (header.level > data.levels.size() || header.klt.tail_level > data.levels.size()) {
+        return {ErrorCode::kBadArgument,
+                fmt::format("level {}, the calibration has 1 to {}",
+                            std::max(header.level, header.klt.tail_level), data.levels.size())};
+    }
+    std::size_t units_per_layer = 0;
+    for (const std::size_t parts : data.parts) units_per_layer += parts;
+    const Job job = {input, analysis, data, header, rope, units_per_layer};
+    const std::size_t layers = data.layout.layers;
+    units_.resize(layers * units_per_layer);
+    for (std::size_t l = 0; l < layers; ++l) {
+        for (std::size_t p = 0; p < data.layout.planes.size(); ++p) {
+            for (std::size_t part = 0; part < data.parts[p]; ++part) {
+                Unit& unit = units_[job.unit(l, p, part)];
+                unit.q.assign(header.tokens * data.part_width(p), 0);
+                unit.gains.assign(header.tokens, 0);
+            }
+        }
+    }
+    unfit_.assign(header.tokens, 0);
+    states_.reset(analysis.calibration(), input.token_ids);
+    if (scratch_.size() < executor.workers()) scratch_.resize(executor.workers());
+
+    // All layers of a slice in one go: tokens do not depend on each other.
+    const std::vector<TokenSlice> slices = body_slices(body_tokens(header), kSliceTokens);
+    for (std::size_t l = 0; l < layers; ++l) {
+        executor.run(slices.size(), [&](std::size_t i, std::size_t worker) {
+            quantise_layer(job, l, slices[i], scratch_[worker]);
+        });
+    }
+    for (const std::uint32_t t : header.klt.exact_tokens) unfit_[t] = 1;
+    header.klt.exact_tokens.clear();
+    for (std::uint32_t t = 0; t < header.tokens; ++t) {
+        if (unfit_[t] != 0) header.klt.exact_tokens.push_back(t);
+    }
+    const std::vector<std::uint32_t> body = body_tokens(header);
+    exact_bits_.resize(header.klt.exact_tokens.size() * data.layout.values_per_token());
+    const std::size_t run = header.klt.run_layers;
+    const std::size_t runs = (layers + run - 1) / run;
+    while (writers_.size() < executor.workers()) writers_.emplace_back(ops_);
+    executor.run(runs, [&](std::size_t i, std::size_t worker) {
+        const std::size_t first = i * run, stop = std::min(layers, first + run);
+        std::vector<std::vector<std::uint8_t>*> pieces;
+        for (std::size_t l = first; l < stop; ++l) {
+            write_layer(job, l, body, writers_[worker]);
+            pieces.push_back(&blocks[l]);
+        }
+        writers_[worker].finish_run(pieces, costs.empty() ? costs : costs.subspan(first, stop - first));
+        for (std::size_t l = first; l < stop; ++l) {
+            header.block_bytes[l] = static_cast<std::uint32_t>(blocks[l].size());
+            header.layer_crc[l] = crc32(blocks[l]);
+        }
+    });
+    return {};
+}
+
+}  // namespace kvcast

@@ -1,0 +1,86 @@
+// Encodes a chunk with the klt profile: closed loop on the decoder's integers. FORMAT.md, section 11.
+//
+// Analysis, gains and the choice of exact tokens are the encoder's own affair and use floats; what it
+// predicts from is what the decoder will reconstruct.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "codec/encoder.h"
+#include "codec/entropy/block_writer.h"
+#include "codec/klt/klt_chunk.h"
+#include "codec/rope/rope_table.h"
+
+namespace kvcast {
+
+// Inverse transforms of a calibration's units, for encoders. Immutable; may be shared.
+class KltAnalysis {
+  public:
+    // kBadArgument where a transform has no inverse.
+    static Result<std::shared_ptr<const KltAnalysis>> make(std::shared_ptr<const Calibration> calibration);
+
+    const Calibration& calibration() const { return *calibration_; }
+
+    // [channel][coefficient]: state units to coefficients at multiplier 1.
+    const float* matrix(std::size_t layer, std::size_t plane, std::size_t part) const {
+        return matrices_[layer * per_layer_ + first_[plane] + part].data();
+    }
+
+    // Leading coefficients that may be coded at a level (counted from 0) with any gain.
+    std::size_t active(std::size_t layer, std::size_t plane, std::size_t part, std::size_t level) const;
+
+  private:
+    std::shared_ptr<const Calibration> calibration_;
+    std::size_t per_layer_ = 0;
+    std::vector<std::size_t> first_;  // [plane]
+    std::vector<std::vector<float>> matrices_;
+};
+
+class KltEncoder {
+  public:
+    explicit KltEncoder(const kernels::Ops& ops) : ops_(ops) {}
+
+    // Fills header.klt.exact_tokens (which holds the tokens that are exact by choice), block sizes and
+    // checksums, and `blocks` [layer]. `costs`, where given, has one entry per layer. kBadArgument where the
+    // calibration does not fit the layout or has no such level.
+    Status encode(const ChunkInput& input, const KltAnalysis& analysis, ChunkHeader& header,
+                  const RopeTable& rope, Executor& executor, std::vector<std::vector<std::uint8_t>>& blocks,
+                  std::span<entropy::BlockCost> costs);
+
+  private:
+    struct Scratch {
+        std::vector<float> tile;
+        std::vector<float> residual;
+        std::vector<float> coefficients;
+        std::vector<std::int16_t> scaled;
+        std::vector<std::int32_t> sums;
+    };
+    struct Unit {
+        std::vector<std::int16_t> q;      // [token][part width]
+        std::vector<std::int16_t> gains;  // [token]
+        std::vector<std::int16_t> coded_gains;
+    };
+    struct Job;
+
+    void quantise_layer(const Job& job, std::size_t layer, TokenSlice slice, Scratch& scratch);
+    void load_plane(const Job& job, std::size_t layer, std::size_t plane, TokenSlice slice, Scratch& scratch);
+    void quantise_unit(const Job& job, std::size_t layer, std::size_t plane, std::size_t part,
+                       TokenSlice slice, Scratch& scratch);
+    void write_layer(const Job& job, std::size_t layer, const std::vector<std::uint32_t>& body,
+                     entropy::BlockWriter& writer);
+    void write_exact_rows(const Job& job, std::size_t layer, entropy::BlockWriter& writer);
+
+    const kernels::Ops& ops_;
+    KltStates states_;
+    std::vector<Unit> units_;                // [layer][plane][part]
+    std::vector<std::uint8_t> unfit_;        // [token]: cannot be coded
+    std::vector<std::uint32_t> exact_bits_;  // [layer][plane][head][exact token][channel]
+    std::vector<Scratch> scratch_;           // [worker]
+    std::vector<entropy::BlockWriter> writers_;
+};
+
+}  // namespace kvcast

@@ -1,0 +1,63 @@
+// The integer arithmetic of the klt profile: what the decoder reconstructs, and the encoder predicts from.
+// FORMAT.md, section 11.3.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "codec/klt/calibration.h"
+#include "kernels/ops.h"
+
+namespace kvcast {
+
+// A run of tokens of a chunk.
+struct TokenSlice {
+    std::size_t first = 0;
+    std::size_t count = 0;
+};
+
+// Reconstructed states of a chunk's newest layers, as far back as predictions reach, and the features of its
+// tokens. Slices of tokens are independent: different threads may work on different ones.
+class KltStates {
+  public:
+    void reset(const Calibration& calibration, std::span<const std::int32_t> token_ids);
+
+    // States [token][width] of a plane. Those of `reach` layers before the newest one are still there.
+    std::int16_t* plane(std::size_t layer, std::size_t plane);
+    const std::int16_t* plane(std::size_t layer, std::size_t plane) const;
+
+    // sums[t * part width + c], t counted from the slice's first token, becomes bias + prediction of a unit.
+    void predict(const kernels::Ops& ops, std::size_t layer, std::size_t plane, std::size_t part,
+                 TokenSlice slice, std::int32_t* sums) const;
+
+    // Adds the transform of coefficients [token of the slice][part width], multiplied by their level's
+    // multiplier already, and keeps the saturated sums as the unit's states.
+    void reconstruct(const kernels::Ops& ops, std::size_t layer, std::size_t plane, std::size_t part,
+                     TokenSlice slice, const std::int16_t* coefficients, std::int32_t* sums);
+
+  private:
+    std::size_t slot(std::size_t layer, std::size_t plane) const;
+
+    const Calibration* calibration_ = nullptr;
+    std::size_t tokens_ = 0;
+    std::vector<std::vector<std::int16_t>> planes_;  // [layer modulo reach + 1][plane]
+    std::vector<std::int16_t> features_;             // [token][features]
+};
+
+// A coefficient times its level's multiplier, as the transform takes it.
+inline std::int16_t scaled_coefficient(std::int16_t q, unsigned multiplier) {
+    return kernels::saturate16(std::int32_t{q} * static_cast<std::int32_t>(multiplier));
+}
+
+// The spread class of a group of coefficients: the unit's class at gain 0, plus the token's gain.
+inline unsigned klt_class(std::int8_t base, std::int16_t gain) {
+    const int sum = base + gain;
+    return static_cast<unsigned>(sum < 0 ? 0 : sum > 31 ? 31 : sum);
+}
+
+inline constexpr std::int32_t kGainLow = -15;
+inline constexpr std::int32_t kGainHigh = 15;
+
+}  // namespace kvcast

@@ -1,0 +1,81 @@
+#include <algorithm>
+
+#include "kernels/scalar/slots.h"
+
+namespace kvcast::kernels::scalar {
+namespace {
+
+// Tokens that share one pass over a matrix.
+constexpr std::size_t kTokenTile = 4;
+
+std::int32_t shifted(std::int32_t sum, unsigned shift) {
+    return (sum + (1 << (shift - 1))) >> shift;
+}
+
+// Dot products of one matrix row with N feature rows. Compilers turn the loop into multiply-add instructions
+// of pairs, whatever the backend's name.
+template <std::size_t N>
+void dot(const std::int16_t* row, const std::int16_t* features, std::size_t stride, std::size_t inputs,
+         std::int32_t* out) {
+    for (std::size_t t = 0; t < N; ++t) {
+        const std::int16_t* f = features + t * stride;
+        std::int32_t sum = 0;
+        for (std::size_t i = 0; i < inputs; ++i) sum += std::int32_t{row[i]} * f[i];
+        out[t] = sum;
+    }
+}
+
+}  // namespace
+
+void project(const Projection& p) {
+    for (std::size_t first = 0; first < p.tokens; first += kTokenTile) {
+        const std::size_t tokens = std::min(kTokenTile, p.tokens - first);
+        const std::int16_t* features = p.features + first * p.feature_stride;
+        for (std::size_t o = 0; o < p.outputs; ++o) {
+            const std::int16_t* row = p.matrix + o * p.inputs;
+            std::int32_t sums[kTokenTile];
+            if (tokens == kTokenTile) {
+                dot<kTokenTile>(row, features, p.feature_stride, p.inputs, sums);
+            } else {
+                for (std::size_t t = 0; t < tokens; ++t)
+                    dot<1>(row, features + t * p.feature_stride, p.feature_stride, p.inputs, sums + t);
+            }
+            for (std::size_t t = 0; t < tokens; ++t)
+                p.sums[(first + t) * p.sum_stride + o] += shifted(sums[t], p.shifts[o]);
+        }
+    }
+}
+
+void project_sparse(const Projection& p) {
+    constexpr std::size_t kOutputs = 256;  // sums held at once
+    std::int32_t sums[kOutputs];
+    for (std::size_t begin = 0; begin < p.outputs; begin += kOutputs) {
+        const std::size_t outputs = std::min(kOutputs, p.outputs - begin);
+        for (std::size_t t = 0; t < p.tokens; ++t) {
+            std::fill_n(sums, outputs, 0);
+            for (std::size_t i = 0; i < p.inputs; ++i) {
+                const std::int16_t f = p.features[t * p.feature_stride + i];
+                if (f == 0) continue;
+                const std::int16_t* column = p.matrix + i * p.outputs + begin;
+                for (std::size_t o = 0; o < outputs; ++o) sums[o] += std::int32_t{column[o]} * f;
+            }
+            for (std::size_t o = 0; o < outputs; ++o)
+                p.sums[t * p.sum_stride + begin + o] += shifted(sums[o], p.shifts[begin + o]);
+        }
+    }
+}
+
+void analyse(const float* residual, std::size_t inputs, const float* matrix, std::size_t row_stride,
+             std::size_t outputs, std::size_t tokens, float* coefficients) {
+    for (std::size_t t = 0; t < tokens; ++t) {
+        float* out = coefficients + t * outputs;
+        std::fill_n(out, outputs, 0.0f);
+        for (std::size_t i = 0; i < inputs; ++i) {
+            const float r = residual[t * inputs + i];
+            const float* row = matrix + i * row_stride;
+            for (std::size_t j = 0; j < outputs; ++j) out[j] += r * row[j];
+        }
+    }
+}
+
+}  // namespace kvcast::kernels::scalar
