@@ -23,9 +23,9 @@ struct PlaneBuffer {
 class Calibration;
 
 struct DecodeOptions {
-    std::optional<Dtype> dtype;                                // default: the layout's
-    std::optional<std::uint64_t> base_position;                // default: the chunk's; re-bases K by RoPE
-    std::shared_ptr<const Calibration> calibration = nullptr;  // for chunks of the klt profile
+    std::optional<Dtype> dtype = std::nullopt;                  // default: the layout's
+    std::optional<std::uint64_t> base_position = std::nullopt;  // default: the chunk's; re-bases K by RoPE
+    std::shared_ptr<const Calibration> calibration = nullptr;   // for chunks of the klt profile
 };
 
 // Buffers of one worker. Grows to the largest block seen, then allocates nothing.

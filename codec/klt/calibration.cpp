@@ -174,13 +174,16 @@ Status read_parts(ByteReader& in, CalibrationData& data) {
 
 Status read_tokens(ByteReader& in, TokenTable& tokens) {
     tokens.features = in.varint();
+    tokens.wide = in.varint();
     tokens.vocabulary = in.varint();
     if (tokens.features > Limits::kFeatures || tokens.vocabulary > Limits::kVocabulary) {
         return {ErrorCode::kLimitExceeded, fmt::format("a token table of {} x {} exceeds the limits",
                                                        tokens.vocabulary, tokens.features)};
     }
     if ((tokens.features == 0) != (tokens.vocabulary == 0)) return bad("an empty token table with a shape");
-    read_array(in, tokens.features * tokens.vocabulary, tokens.rows);
+    if (tokens.wide > tokens.features || (tokens.features - tokens.wide) % 2 != 0)
+        return bad(fmt::format("{} wide features of {}", tokens.wide, tokens.features));
+    read_array(in, tokens.row_bytes() * tokens.vocabulary, tokens.rows);
     return in.ok() ? Status() : bad("the token table is cut short");
 }
 
@@ -254,6 +257,20 @@ void write_unit(const CalibrationUnit& unit, ByteWriter& out) {
 
 }  // namespace
 
+void TokenTable::unpack(std::int32_t token_id, std::int16_t* out) const {
+    const auto id = static_cast<std::uint32_t>(token_id);
+    if (id >= vocabulary) {
+        std::fill_n(out, features, std::int16_t{0});
+        return;
+    }
+    const std::uint8_t* row = rows.data() + id * row_bytes();
+    for (std::size_t i = 0; i < wide; ++i) out[i] = static_cast<std::int8_t>(row[i]);
+    for (std::size_t i = wide; i < features; ++i) {
+        const unsigned nibble = row[wide + (i - wide) / 2] >> ((i - wide) % 2 * 4) & 15u;
+        out[i] = static_cast<std::int8_t>(nibble << 4);
+    }
+}
+
 Result<std::shared_ptr<const Calibration>> Calibration::read(std::span<const std::uint8_t> bytes) {
     const auto body = body_of(bytes);
     if (!body.ok()) return body.status();
@@ -318,6 +335,7 @@ Result<std::vector<std::uint8_t>> write_calibration(const CalibrationData& data)
         out.fixed(level.millibits);
     }
     out.varint(data.tokens.features);
+    out.varint(data.tokens.wide);
     out.varint(data.tokens.vocabulary);
     write_array(data.tokens.rows, out);
     for (const CalibrationUnit& unit : data.units) write_unit(unit, out);

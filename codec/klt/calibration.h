@@ -86,11 +86,18 @@ struct CalibrationLevel {
     friend bool operator==(const CalibrationLevel&, const CalibrationLevel&) = default;
 };
 
-// Features of tokens: a table of int8, one row per token id.
+// Features of tokens, one row per token id: the first `wide` in 8 bits each, the others in 4 bits, which
+// stand for 16 times their value.
 struct TokenTable {
     std::size_t features = 0;
+    std::size_t wide = 0;  // features - wide is even
     std::size_t vocabulary = 0;
-    std::vector<std::int8_t> rows;  // [vocabulary][features]
+    std::vector<std::uint8_t> rows;  // [vocabulary][row_bytes()]
+
+    std::size_t row_bytes() const { return wide + (features - wide) / 2; }
+
+    // The features of a token; zeros beyond the vocabulary.
+    void unpack(std::int32_t token_id, std::int16_t* out) const;
 
     friend bool operator==(const TokenTable&, const TokenTable&) = default;
 };

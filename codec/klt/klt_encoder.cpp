@@ -54,9 +54,16 @@ const CostTable& cost_table() {
     return table;
 }
 
-// The gain that codes a token's coefficients with the fewest bits.
-int cheapest_gain(std::span<const std::int16_t> q, const std::int8_t* classes) {
+}  // namespace
+
+std::uint64_t klt_group_cost(std::span<const std::int16_t> q, unsigned spread_class) {
     const CostTable& costs = cost_table();
+    std::uint64_t sum = 0;
+    for (const std::int16_t v : q) sum += costs.of(spread_class, v);
+    return sum;
+}
+
+int cheapest_klt_gain(std::span<const std::int16_t> q, const std::int8_t* classes) {
     int best = 0;
     std::uint64_t least = ~std::uint64_t{0};
     for (int i = 0; i <= 2 * kGainMost; ++i) {
@@ -64,8 +71,7 @@ int cheapest_gain(std::span<const std::int16_t> q, const std::int8_t* classes) {
         std::uint64_t sum = 0;
         for (std::size_t j = 0; j < q.size() && sum < least; j += kKltGroup) {
             const unsigned c = klt_class(classes[j / kKltGroup], static_cast<std::int16_t>(gain));
-            for (const std::int16_t v : q.subspan(j, std::min(kKltGroup, q.size() - j)))
-                sum += costs.of(c, v);
+            sum += klt_group_cost(q.subspan(j, std::min(kKltGroup, q.size() - j)), c);
         }
         if (sum < least) {
             least = sum;
@@ -74,8 +80,6 @@ int cheapest_gain(std::span<const std::int16_t> q, const std::int8_t* classes) {
     }
     return best;
 }
-
-}  // namespace
 
 Result<std::shared_ptr<const KltAnalysis>> KltAnalysis::make(std::shared_ptr<const Calibration> calibration) {
     using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
@@ -195,7 +199,7 @@ void KltEncoder::quantise_unit(const Job& job, std::size_t layer, std::size_t pl
             q[j] = fits ? static_cast<std::int16_t>(kernels::round_even(x)) : std::int16_t{0};
         }
         const std::int8_t* classes = unit.classes.data() + level * groups;
-        const int gain = cheapest_gain({q, active}, classes);
+        const int gain = cheapest_klt_gain({q, active}, classes);
         out.gains[token] = static_cast<std::int16_t>(gain);
         for (std::size_t j = 0; j < active; ++j) {
             if (klt_class(classes[j / kKltGroup], static_cast<std::int16_t>(gain)) == 0) q[j] = 0;

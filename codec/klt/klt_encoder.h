@@ -17,6 +17,13 @@
 
 namespace kvcast {
 
+// What a group of coefficients costs in a class, in 1/256 bit. In class 0 every coefficient that is set to
+// zero counts for its error.
+std::uint64_t klt_group_cost(std::span<const std::int16_t> q, unsigned spread_class);
+
+// The gain with which a token's coefficients of a unit cost least; `classes` [group].
+int cheapest_klt_gain(std::span<const std::int16_t> q, const std::int8_t* classes);
+
 // Inverse transforms of a calibration's units, for encoders. Immutable; may be shared.
 class KltAnalysis {
   public:

@@ -14,11 +14,8 @@ void KltStates::reset(const Calibration& calibration, std::span<const std::int32
         planes_[i].assign(tokens_ * data.layout.planes[i % planes].width(), 0);
     const std::size_t n = data.tokens.features;
     features_.assign(tokens_ * n, 0);
-    for (std::size_t t = 0; t < tokens_ && n != 0; ++t) {
-        const auto id = static_cast<std::uint32_t>(token_ids[t]);
-        if (id < data.tokens.vocabulary)
-            std::copy_n(data.tokens.rows.data() + std::size_t{id} * n, n, features_.data() + t * n);
-    }
+    for (std::size_t t = 0; t < tokens_ && n != 0; ++t)
+        data.tokens.unpack(token_ids[t], features_.data() + t * n);
 }
 
 std::size_t KltStates::slot(std::size_t layer, std::size_t plane) const {

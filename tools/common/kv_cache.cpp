@@ -104,7 +104,7 @@ RoundTrip round_trip(const KvCache& cache, const EncodeOptions& options, std::si
             &cache.layout, cache.model,         "",    std::span(cache.token_ids).subspan(first, count),
             first,         cache.base_position, chain, rows};
         if (Status s = encoder.encode(input, executor, object, chain); !s.ok()) throw Error(s.message());
-        auto decoder = ChunkDecoder::open(object);
+        auto decoder = ChunkDecoder::open(object, {.calibration = options.calibration});
         if (!decoder.ok()) throw Error(decoder.status().message());
         const Status s = decoder.value().decode(out.decoded.buffers(first), executor, workspaces);
         if (!s.ok()) throw Error(s.message());

@@ -1,0 +1,176 @@
+#include "tools/calibrate/integers.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace kvcast::calibrate {
+namespace {
+
+using Limits = CalibrationLimits;
+
+constexpr float kFeatureScale = 127.0f / 4;
+
+double unit_of(const kernels::Scale& scale) {
+    return std::ldexp(scale.mantissa, scale.exponent);
+}
+
+// The finest scale, a power of two, whose states hold `largest`.
+kernels::Scale scale_for(double largest) {
+    const int exponent = static_cast<int>(std::ceil(std::log2(std::max(largest, 1e-30) / 32767)));
+    return {128, std::clamp(exponent - 7, kernels::kMinExponent, kernels::kMaxExponent)};
+}
+
+// The largest shift with which a row keeps inside its bounds; 0 where none does.
+unsigned shift_for(const double* row, std::size_t inputs, unsigned entry_bytes) {
+    double norm = 0, largest = 0;
+    for (std::size_t i = 0; i < inputs; ++i) {
+        norm += std::abs(row[i]);
+        largest = std::max(largest, std::abs(row[i]));
+    }
+    // Rounding adds at most half a unit per entry.
+    const double room = static_cast<double>(Limits::kRowNorm) - 0.5 * static_cast<double>(inputs);
+    const double most = entry_bytes == 2 ? 32767 : 127;
+    for (unsigned shift = Limits::kShiftMax; shift >= Limits::kShiftMin; --shift) {
+        if (std::ldexp(norm, static_cast<int>(shift)) <= room &&
+            std::ldexp(largest, static_cast<int>(shift)) <= most)
+            return shift;
+    }
+    return 0;
+}
+
+// False where a row does not fit.
+bool to_shifted(const MatrixD& m, unsigned entry_bytes, ShiftedMatrix& out) {
+    out = {static_cast<std::size_t>(m.rows()), static_cast<std::size_t>(m.cols()), {}, {}, entry_bytes};
+    for (std::size_t o = 0; o < out.outputs; ++o) {
+        const double* row = m.data() + o * out.inputs;
+        const unsigned shift = shift_for(row, out.inputs, entry_bytes);
+        if (shift == 0) return false;
+        out.shifts.push_back(static_cast<std::uint8_t>(shift));
+        for (std::size_t i = 0; i < out.inputs; ++i)
+            out.entries.push_back(
+                static_cast<std::int16_t>(std::lround(std::ldexp(row[i], static_cast<int>(shift)))));
+    }
+    return true;
+}
+
+MatrixD to_real(const ShiftedMatrix& m) {
+    MatrixD out(static_cast<Eigen::Index>(m.outputs), static_cast<Eigen::Index>(m.inputs));
+    for (std::size_t o = 0; o < m.outputs; ++o) {
+        for (std::size_t i = 0; i < m.inputs; ++i) {
+            out(static_cast<Eigen::Index>(o), static_cast<Eigen::Index>(i)) =
+                std::ldexp(m.entries[o * m.inputs + i], -int{m.shifts[o]});
+        }
+    }
+    return out;
+}
+
+class Converter {
+  public:
+    Converter(const Units& units, std::span<const UnitFit> fits, const IntegerOptions& options)
+        : units_(units), fits_(fits), options_(options) {}
+
+    CalibrationUnit convert(const UnitPlace& at, std::span<const CalibrationUnit> before) const {
+        const UnitFit& fit = fits_[units_.index(at)];
+        CalibrationUnit out;
+        out.scale = scale_for(options_.headroom * fit.largest);
+        // A coarser scale until every row fits: the transform's rows are the ones that may not.
+        while (!fill(at, fit, before, out)) ++out.scale.exponent;
+        return out;
+    }
+
+  private:
+    bool fill(const UnitPlace& at, const UnitFit& fit, std::span<const CalibrationUnit> before,
+              CalibrationUnit& out) const {
+        const double unit = unit_of(out.scale);
+        const MatrixD back = fit.inverse_metric.cast<double>() / unit;
+        if (!to_shifted(back * fit.transform.cast<double>() * options_.unit_step, 2, out.transform))
+            return false;
+        Eigen::VectorXd bias = fit.mean.cast<double>() / unit;
+        out.terms.clear();
+        Eigen::Index row = 0;
+        for (const Source& s : fit.sources) {
+            PredictionTerm& term = out.terms.emplace_back();
+            term.source = s.tokens ? PredictionTerm::Source::kTokens : PredictionTerm::Source::kUnit;
+            term.layers_back = s.layers_back;
+            term.plane = s.plane;
+            MatrixD forward;  // source states to features
+            Eigen::VectorXd mean;
+            if (s.tokens) {
+                const Eigen::Index n = fit.prediction.rows() - row;
+                forward = MatrixD::Identity(n, n) / kFeatureScale;
+                mean = Eigen::VectorXd::Zero(n);
+            } else {
+                const std::size_t from = units_.index({at.layer - s.layers_back, s.plane, at.part});
+                const double source_unit = unit_of(before[from].scale);
+                forward = fits_[from].metric.cast<double>() * source_unit;
+                mean = fits_[from].mean.cast<double>() / source_unit;
+            }
+            const MatrixD a = fit.prediction.middleRows(row, forward.rows()).cast<double>();
+            row += forward.rows();
+            if (!to_shifted(back * a.transpose() * forward, options_.term_bytes, term.matrix)) return false;
+            bias -= to_real(term.matrix) * mean;
+        }
+        out.bias.clear();
+        for (const double b : bias) {
+            if (std::abs(b) > Limits::kBias) return false;
+            out.bias.push_back(static_cast<std::int32_t>(std::lround(b)));
+        }
+        out.classes.assign((units_.width(at.plane) + kKltGroup - 1) / kKltGroup, 0);
+        return true;
+    }
+
+    const Units& units_;
+    std::span<const UnitFit> fits_;
+    const IntegerOptions& options_;
+};
+
+}  // namespace
+
+TokenTable token_table(const Matrix& features, std::size_t wide) {
+    TokenTable out;
+    out.features = static_cast<std::size_t>(features.cols());
+    out.wide = wide;
+    out.vocabulary = out.features == 0 ? 0 : static_cast<std::size_t>(features.rows());
+    const auto rounded = [&](std::size_t row, std::size_t column, float scale, float most) {
+        const float x = features(static_cast<Eigen::Index>(row), static_cast<Eigen::Index>(column)) * scale;
+        return static_cast<int>(std::lround(std::clamp(x, -most, most)));
+    };
+    for (std::size_t t = 0; t < out.vocabulary; ++t) {
+        for (std::size_t i = 0; i < wide; ++i)
+            out.rows.push_back(static_cast<std::uint8_t>(rounded(t, i, kFeatureScale, 127)));
+        for (std::size_t i = wide; i < out.features; i += 2) {
+            const int low = rounded(t, i, kFeatureScale / 16, 7);
+            const int high = rounded(t, i + 1, kFeatureScale / 16, 7);
+            out.rows.push_back(static_cast<std::uint8_t>((low & 15) | (high & 15) << 4));
+        }
+    }
+    return out;
+}
+
+Matrix token_features(const TokenTable& table, std::span<const std::int32_t> token_ids) {
+    Matrix out(static_cast<Eigen::Index>(token_ids.size()), static_cast<Eigen::Index>(table.features));
+    std::vector<std::int16_t> row(table.features);
+    for (std::size_t t = 0; t < token_ids.size(); ++t) {
+        table.unpack(token_ids[t], row.data());
+        for (std::size_t i = 0; i < row.size(); ++i) {
+            out(static_cast<Eigen::Index>(t), static_cast<Eigen::Index>(i)) =
+                static_cast<float>(row[i]) / kFeatureScale;
+        }
+    }
+    return out;
+}
+
+CalibrationData to_integers(const Units& units, std::span<const UnitFit> fits, const TokenTable& tokens,
+                            const std::string& model, const IntegerOptions& options) {
+    CalibrationData out;
+    out.model = model;
+    out.layout = units.layout;
+    out.parts = units.parts;
+    out.levels = {{1, 0, 0}};
+    out.tokens = tokens;
+    const Converter converter(units, fits, options);
+    for (const UnitPlace& at : units.all()) out.units.push_back(converter.convert(at, out.units));
+    return out;
+}
+
+}  // namespace kvcast::calibrate
