@@ -1,4 +1,5 @@
-// make_vectors DIR: writes the conformance vectors. NAME.kvc is the case's file of chunks; NAME.raw the
+// make_vectors DIR: writes the conformance vectors. NAME.kvc is the case's file of chunks, NAME.kvcal
+// its calibration where it needs one; NAME.raw the
 // decoded planes, [layer][plane][token][channel], in the layout's element type; NAME.moved.raw the same with
 // K at base position + 1000; SIZES the table that a size regression is held against.
 #include <cstdio>
@@ -34,17 +35,19 @@ int main(int argc, char** argv) {
     const std::string dir = argv[1];
     std::ofstream sizes(dir + "/SIZES");
     for (const Case& c : conformance_cases()) {
-        const Cache cache = make_cache(c.layout, c.tokens, c.content);
+        const Cache cache = make_cache(c);
         const auto file = encode(cache, c);
         Status status;
         write(dir + "/" + c.name + ".kvc", file);
-        write(dir + "/" + c.name + ".raw", raw(decode(file, {}, status)));
+        if (!c.calibration.empty()) write(dir + "/" + c.name + ".kvcal", c.calibration);
+        write(dir + "/" + c.name + ".raw", raw(decode(file, {.calibration = c.options.calibration}, status)));
         if (!status.ok()) {
             std::fprintf(stderr, "%s: %s\n", c.name.c_str(), status.message().c_str());
             return 1;
         }
         if (c.layout.rope.pairing != RopePairing::kNone) {
-            write(dir + "/" + c.name + ".moved.raw", raw(decode(file, {{}, c.base_position + 1000}, status)));
+            write(dir + "/" + c.name + ".moved.raw",
+                  raw(decode(file, {{}, c.base_position + 1000, c.options.calibration}, status)));
         }
         sizes << c.name << ' ' << file.size() << '\n';
     }

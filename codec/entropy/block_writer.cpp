@@ -10,6 +10,7 @@ namespace {
 
 // The median, within what a vector's word can hold.
 std::int32_t reference_of(std::span<const std::int16_t> values) {
+    if (values.empty()) return 0;
     std::vector<std::int16_t> sorted(values.begin(), values.end());
     const auto middle = sorted.begin() + static_cast<std::ptrdiff_t>(sorted.size() / 2);
     std::nth_element(sorted.begin(), middle, sorted.end());

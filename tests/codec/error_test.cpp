@@ -91,7 +91,7 @@ TEST(Damage, AFutureVersionIsRefused) {
 
 TEST(Damage, AnUnknownProfileIsRefused) {
     auto file = small_file();
-    file[12] = 2;
+    file[12] = 3;
     repair(file);
     EXPECT_EQ(outcome(file), ErrorCode::kUnsupportedProfile);
 }

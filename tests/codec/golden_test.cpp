@@ -26,13 +26,19 @@ class Golden : public testing::TestWithParam<Case> {};
 
 TEST_P(Golden, EncodesToTheCommittedBytes) {
     const Case& c = GetParam();
-    EXPECT_EQ(encode(make_cache(c.layout, c.tokens, c.content), c), load(c.name + ".kvc"));
+    EXPECT_EQ(encode(make_cache(c), c), load(c.name + ".kvc"));
+}
+
+TEST_P(Golden, WritesTheCommittedCalibration) {
+    if (GetParam().calibration.empty()) return;
+    EXPECT_EQ(GetParam().calibration, load(GetParam().name + ".kvcal"));
 }
 
 TEST_P(Golden, DecodesToTheCommittedValues) {
     const Case& c = GetParam();
     Status status;
-    EXPECT_EQ(raw(decode(load(c.name + ".kvc"), {}, status)), load(c.name + ".raw"));
+    EXPECT_EQ(raw(decode(load(c.name + ".kvc"), {.calibration = c.options.calibration}, status)),
+              load(c.name + ".raw"));
     EXPECT_TRUE(status.ok()) << status.message();
 }
 
@@ -40,7 +46,7 @@ TEST_P(Golden, DecodesToTheCommittedValuesAtAnotherPosition) {
     const Case& c = GetParam();
     if (c.layout.rope.pairing == RopePairing::kNone) return;
     Status status;
-    EXPECT_EQ(raw(decode(load(c.name + ".kvc"), {{}, c.base_position + 1000}, status)),
+    EXPECT_EQ(raw(decode(load(c.name + ".kvc"), {{}, c.base_position + 1000, c.options.calibration}, status)),
               load(c.name + ".moved.raw"));
     EXPECT_TRUE(status.ok()) << status.message();
 }
@@ -52,7 +58,7 @@ TEST_P(Golden, IsNoLargerThanTheSizeTableSays) {
     std::string name;
     for (std::size_t bytes = 0; in >> name >> bytes;) sizes[name] = bytes;
     ASSERT_TRUE(sizes.contains(c.name));
-    EXPECT_LE(encode(make_cache(c.layout, c.tokens, c.content), c).size(), sizes[c.name]);
+    EXPECT_LE(encode(make_cache(c), c).size(), sizes[c.name]);
 }
 
 std::string identifier(const testing::TestParamInfo<Case>& tested) {

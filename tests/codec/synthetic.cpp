@@ -1,5 +1,7 @@
 #include "tests/codec/synthetic.h"
 
+#include "tests/codec/synthetic_calibration.h"
+
 #include <algorithm>
 #include <bit>
 #include <cstdio>
@@ -121,6 +123,12 @@ Cache make_cache(const Layout& layout, std::size_t tokens, Content content, std:
     return cache;
 }
 
+Cache make_cache(const Case& c) {
+    Cache cache = make_cache(c.layout, c.tokens, c.content);
+    for (std::int32_t& id : cache.ids) id %= c.vocabulary;
+    return cache;
+}
+
 std::vector<std::uint8_t> encode(const Cache& cache, const Case& c, Executor& executor) {
     ChunkEncoder encoder(c.options);
     std::vector<std::uint8_t> file;
@@ -129,7 +137,10 @@ std::vector<std::uint8_t> encode(const Cache& cache, const Case& c, Executor& ex
     for (std::size_t first = 0; first < cache.ids.size(); first += c.chunk) {
         const auto ids = std::span(cache.ids).subspan(first, std::min(c.chunk, cache.ids.size() - first));
         const auto rows = cache.rows(first);
-        const ChunkInput input = {&cache.layout, "test model", "", ids, first, c.base_position, chain, rows};
+        const ChunkInput input = {
+            &cache.layout, "test model", "",
+            ids,           first,        c.base_position,
+            chain,         rows,         c.options.tail_level != 0 ? std::size_t{5} : std::size_t{0}};
         if (const Status s = encoder.encode(input, executor, object, chain); !s.ok()) die(s);
         file.insert(file.end(), object.begin(), object.end());
     }
@@ -151,7 +162,7 @@ Cache decode(std::span<const std::uint8_t> file, const DecodeOptions& options, S
         if (!status.ok()) return out;
         const ChunkDecoder& decoder = opened.value();
         const ChunkHeader& h = decoder.header();
-        if (out.planes.empty()) out.planes.resize(h.planes.size());
+        if (out.planes.empty()) out.planes.resize(h.layout.layers * h.layout.planes.size());
         out.layout = h.layout;
         out.layout.dtype = decoder.dtype();
         std::vector<PlaneBuffer> buffers;
@@ -193,6 +204,31 @@ EncodeOptions with_blocks(EncodeOptions o, std::size_t heads) {
     return o;
 }
 
+Case klt(std::string name, const Layout& layout, std::size_t tokens, unsigned level, CalibrationShape shape,
+         Content content = Content::kGaussian) {
+    Case c = {std::move(name), layout, tokens, content};
+    const CalibrationData data = make_calibration_data(layout, shape);
+    c.calibration = calibration_bytes(data);
+    c.options.profile = Profile::kKlt;
+    c.options.level = level;
+    c.options.sinks = 1;
+    c.options.run_layers = 2;
+    c.options.calibration = Calibration::read(c.calibration).value();
+    c.vocabulary = 900;
+    return c;
+}
+
+Case with_tail(Case c, unsigned level) {
+    c.options.tail_level = level;
+    return c;
+}
+
+Case in_chunks(Case c, std::size_t chunk, std::uint64_t base_position) {
+    c.chunk = chunk;
+    c.base_position = base_position;
+    return c;
+}
+
 Layout explicit_rope(Layout layout) {
     for (std::size_t i = 0; i < layout.rope.frequencies.size(); ++i) {
         layout.rope.frequencies[i] = frequency_from_radians(1.0 / static_cast<double>(1 + 3 * i));
@@ -215,6 +251,9 @@ std::vector<Case> conformance_cases() {
     const Layout many = make_layout(1, {{8, 16}, {8, 8}}, Dtype::kBf16, kInterleaved);
     const Layout latent = offset_rope(make_layout(2, {{1, 72}}, Dtype::kBf16, kHalf), 64, 8);
     const Layout odd = make_layout(1, {{2, 7}, {2, 5}}, Dtype::kF16, kHalf);
+    const Layout deep = make_layout(5, {{2, 16}, {2, 16}}, Dtype::kBf16, kHalf);
+    const Layout heads = make_layout(3, {{4, 20}, {4, 12}}, Dtype::kF16, kInterleaved);
+    const Layout plain = make_layout(3, {{1, 40}, {1, 33}}, Dtype::kF32, kNone);
     constexpr auto anchor = Predictor::kAnchor;
     return {
         {"lossless-bf16-t33", bf16, 33, Content::kGaussian, lossless()},
@@ -252,6 +291,18 @@ std::vector<Case> conformance_cases() {
         {"delta5-blocks-of-1", bf16, 40, Content::kGaussian, with_blocks(delta(5), 1)},
         {"delta5-blocks-of-2", bf16, 40, Content::kGaussian, with_blocks(delta(5), 2)},
         {"lossless-blocks-of-4", many, 40, Content::kGaussian, with_blocks(lossless(), 4)},
+        klt("klt1-t33", deep, 33, 1, {{1, 1}}),
+        klt("klt2-tokens-t64", deep, 64, 2, {{1, 1}, 20, 8}),
+        klt("klt3-t1", deep, 1, 3, {{1, 1}, 6, 6}),
+        klt("klt2-parts-fp16", heads, 40, 2, {{2, 2}, 10, 0}),
+        klt("klt1-unequal-parts", heads, 31, 1, {{4, 1}}),
+        klt("klt2-no-rope-fp32", plain, 35, 2, {{1, 1}, 4, 2}),
+        klt("klt2-latent", latent, 70, 2, {{1}}),
+        klt("klt1-outliers", deep, 120, 1, {{1, 1}}, Content::kOutliers),
+        klt("klt2-special", deep, 33, 2, {{1, 1}}, Content::kSpecial),
+        klt("klt3-zero", deep, 32, 3, {{1, 1}}, Content::kZero),
+        with_tail(klt("klt3-tail", deep, 40, 3, {{1, 1}, 12, 2}), 1),
+        in_chunks(klt("klt2-two-chunks", deep, 50, 2, {{1, 1}}), 32, 77),
     };
 }
 

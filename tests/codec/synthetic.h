@@ -18,9 +18,11 @@ struct Case {
     Layout layout;
     std::size_t tokens = 33;
     Content content = Content::kGaussian;
-    EncodeOptions options;
+    EncodeOptions options = {};
     std::size_t chunk = 256;
     std::uint64_t base_position = 0;
+    std::vector<std::uint8_t> calibration = {};  // the file, klt only
+    std::int32_t vocabulary = 49152;             // ids are below this
 };
 
 // What GoogleTest calls a case.
@@ -42,6 +44,9 @@ struct Cache {
 };
 
 Cache make_cache(const Layout& layout, std::size_t tokens, Content content, std::uint64_t seed = 1);
+
+// The cache that a case encodes.
+Cache make_cache(const Case& c);
 
 // The chunk objects of a case, one after another. Fails the test on any error.
 std::vector<std::uint8_t> encode(const Cache& cache, const Case& c, Executor& executor);

@@ -1,0 +1,323 @@
+// The calibrated profile: closed loop, calibration files and the rules about them, layers in order.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "codec/format/chain.h"
+#include "codec/klt/reconstruction.h"
+#include "tests/codec/synthetic.h"
+#include "tests/codec/synthetic_calibration.h"
+
+namespace kvcast::test {
+namespace {
+
+Case find_case(const std::string& name) {
+    for (Case& c : conformance_cases()) {
+        if (c.name == name) return c;
+    }
+    ADD_FAILURE() << name;
+    return {};
+}
+
+ErrorCode open_code(const std::vector<std::uint8_t>& file, std::shared_ptr<const Calibration> calibration) {
+    return ChunkDecoder::open(file, {.calibration = std::move(calibration)}).status().code();
+}
+
+double mean_error(const Cache& a, const Cache& b) {
+    double sum = 0;
+    std::size_t count = 0;
+    for (std::size_t p = 0; p < a.planes.size(); ++p) {
+        for (std::size_t t = 0; t < a.ids.size(); ++t) {
+            const std::size_t width = a.layout.planes[p % a.layout.planes.size()].width();
+            for (std::size_t c = 0; c < width; ++c, ++count)
+                sum += std::abs(a.value(p, t, c) - b.value(p, t, c));
+        }
+    }
+    return sum / static_cast<double>(count);
+}
+
+TEST(Klt, FinerLevelsAreCloserAndLarger) {
+    Case c = find_case("klt1-t33");
+    const Cache cache = make_cache(c);
+    double previous_error = 0;
+    std::size_t previous_size = ~std::size_t{0};
+    for (unsigned level = 1; level <= 3; ++level) {
+        c.options.level = level;
+        const auto file = encode(cache, c);
+        Status status;
+        const double error = mean_error(cache, decode(file, {.calibration = c.options.calibration}, status));
+        ASSERT_TRUE(status.ok()) << status.message();
+        EXPECT_GT(error, previous_error);
+        EXPECT_LT(file.size(), previous_size);
+        previous_error = error;
+        previous_size = file.size();
+    }
+    EXPECT_LT(previous_error, 1.5);
+}
+
+TEST(Klt, ExactTokensAreExact) {
+    const Case c = find_case("klt2-special");
+    const Cache cache = make_cache(c);
+    const auto file = encode(cache, c);
+    Status status;
+    const Cache back = decode(file, {.calibration = c.options.calibration}, status);
+    ASSERT_TRUE(status.ok()) << status.message();
+    const auto header = read_header(file);
+    ASSERT_TRUE(header.ok());
+    const auto& exact = header.value().klt.exact_tokens;
+    ASSERT_FALSE(exact.empty());
+    for (std::size_t p = 0; p < cache.planes.size(); ++p) {
+        const std::size_t row = cache.row_bytes(p);
+        for (const std::uint32_t t : exact)
+            EXPECT_EQ(0, std::memcmp(cache.planes[p].data() + t * row, back.planes[p].data() + t * row, row));
+    }
+}
+
+TEST(Klt, ThreadsAndLayersOneByOneGiveTheSameValues) {
+    const Case c = find_case("klt1-outliers");
+    const Cache cache = make_cache(c);
+    const auto file = encode(cache, c);
+    ThreadPool pool(3);
+    EXPECT_EQ(encode(cache, c, pool), file);
+    Status status;
+    const Cache all = decode(file, {.calibration = c.options.calibration}, status);
+    const auto decoder = ChunkDecoder::open(file, {.calibration = c.options.calibration});
+    ASSERT_TRUE(decoder.ok());
+    DecodeWorkspace workspace;
+    const std::size_t planes = c.layout.planes.size();
+    for (std::size_t l = 0; l < c.layout.layers; ++l) {
+        std::vector<std::vector<std::uint8_t>> out;
+        std::vector<PlaneBuffer> buffers;
+        for (std::size_t p = 0; p < planes; ++p) out.emplace_back(c.tokens * all.row_bytes(p));
+        for (std::size_t p = 0; p < planes; ++p) buffers.push_back({out[p].data(), all.row_bytes(p)});
+        ASSERT_TRUE(decoder.value().decode_layer(l, buffers, workspace).ok());
+        for (std::size_t p = 0; p < planes; ++p) EXPECT_EQ(out[p], all.planes[l * planes + p]);
+    }
+    std::vector<std::vector<std::uint8_t>> out(planes);
+    std::vector<PlaneBuffer> buffers;
+    for (std::size_t p = 0; p < planes; ++p) {
+        out[p].resize(c.tokens * all.row_bytes(p));
+        buffers.push_back({out[p].data(), all.row_bytes(p)});
+    }
+    std::vector<DecodeWorkspace> workspaces(3);
+    ASSERT_TRUE(decoder.value().decode_layers(3, 4, buffers, pool, workspaces).ok());
+    for (std::size_t p = 0; p < planes; ++p) EXPECT_EQ(out[p], all.planes[3 * planes + p]);
+}
+
+TEST(Klt, LayersOutOfOrderAreRefused) {
+    const Case c = find_case("klt1-t33");
+    const auto file = encode(make_cache(c), c);
+    const auto decoder = ChunkDecoder::open(file, {.calibration = c.options.calibration});
+    ASSERT_TRUE(decoder.ok());
+    std::vector<std::uint8_t> out(1 << 20);
+    const std::vector<PlaneBuffer> buffers(2, {out.data(), 64});
+    DecodeWorkspace workspace;
+    EXPECT_EQ(decoder.value().decode_layer(1, buffers, workspace).code(), ErrorCode::kBadArgument);
+    EXPECT_TRUE(decoder.value().decode_layer(0, buffers, workspace).ok());
+    EXPECT_EQ(decoder.value().decode_layer(2, buffers, workspace).code(), ErrorCode::kBadArgument);
+    EXPECT_EQ(decoder.value().decode_block(0, 0, buffers, workspace).code(), ErrorCode::kBadArgument);
+    const auto other = ChunkDecoder::open(file, {.calibration = c.options.calibration});
+    EXPECT_EQ(other.value().decode_layer(1, buffers, workspace).code(), ErrorCode::kBadArgument);
+}
+
+TEST(Klt, TheTailIsFiner) {
+    Case c = find_case("klt3-tail");
+    const Cache cache = make_cache(c);
+    Status status;
+    const Cache back = decode(encode(cache, c), {.calibration = c.options.calibration}, status);
+    double head = 0, tail = 0;
+    for (std::size_t p = 0; p < cache.planes.size(); ++p) {
+        for (std::size_t channel = 0; channel < 32; ++channel) {
+            for (std::size_t t = 1; t < 40; ++t) {
+                const double error = std::abs(cache.value(p, t, channel) - back.value(p, t, channel));
+                (t < 35 ? head : tail) += error / (t < 35 ? 34 : 5);
+            }
+        }
+    }
+    EXPECT_LT(tail, head / 2);
+}
+
+TEST(Klt, TheCalibrationIsAskedForByName) {
+    const Case c = find_case("klt1-t33");
+    const auto file = encode(make_cache(c), c);
+    const auto missing = ChunkDecoder::open(file);
+    EXPECT_EQ(missing.status().code(), ErrorCode::kMissingCalibration);
+    EXPECT_NE(missing.status().message().find(to_hex(c.options.calibration->id())), std::string::npos);
+    const auto other = make_calibration(c.layout, {{1, 1}, 0, 0, 99});
+    const auto wrong = ChunkDecoder::open(file, {.calibration = other});
+    EXPECT_EQ(wrong.status().code(), ErrorCode::kWrongCalibration);
+    EXPECT_NE(wrong.status().message().find(to_hex(c.options.calibration->id())), std::string::npos);
+    EXPECT_NE(wrong.status().message().find(to_hex(other->id())), std::string::npos);
+    EXPECT_EQ(open_code(file, c.options.calibration), ErrorCode::kOk);
+}
+
+TEST(Klt, EncodersRefuseWhatTheCalibrationDoesNotHave) {
+    Case c = find_case("klt1-t33");
+    const Cache cache = make_cache(c);
+    const auto code = [&] {
+        ChunkEncoder encoder(c.options);
+        SerialExecutor serial;
+        std::vector<std::uint8_t> object;
+        Hash chain = {};
+        const auto rows = cache.rows(0);
+        return encoder.encode({&cache.layout, "m", "", cache.ids, 0, 0, chain, rows}, serial, object, chain)
+            .code();
+    };
+    c.options.level = 4;
+    EXPECT_EQ(code(), ErrorCode::kBadArgument);
+    c.options.level = 0;
+    EXPECT_EQ(code(), ErrorCode::kBadArgument);
+    c.options.level = 1;
+    c.options.calibration =
+        make_calibration(make_layout(4, {{2, 16}, {2, 16}}, Dtype::kBf16, RopePairing::kHalf), {{1, 1}});
+    EXPECT_EQ(code(), ErrorCode::kBadArgument);
+    c.options.calibration = nullptr;
+    EXPECT_EQ(code(), ErrorCode::kMissingCalibration);
+}
+
+// ---- calibration files ----
+
+CalibrationData small_data() {
+    return make_calibration_data(make_layout(3, {{2, 16}, {2, 16}}, Dtype::kBf16, RopePairing::kHalf),
+                                 {{1, 1}, 6, 2});
+}
+
+ErrorCode written(const CalibrationData& data) {
+    return write_calibration(data).status().code();
+}
+
+TEST(CalibrationFile, RoundTrips) {
+    const CalibrationData data = small_data();
+    const auto bytes = calibration_bytes(data);
+    const auto back = Calibration::read(bytes);
+    ASSERT_TRUE(back.ok()) << back.status().message();
+    EXPECT_EQ(back.value()->data(), data);
+    EXPECT_EQ(back.value()->reach(), 2u);
+    EXPECT_EQ(back.value()->id(), sha256(bytes));
+    const CalibrationCost cost = back.value()->cost();
+    EXPECT_EQ(cost.token_table, data.tokens.rows.size());
+    EXPECT_EQ(cost.transforms, 6 * (32 * 32 * 2 + 32u));
+    EXPECT_GT(cost.previous_layer, 0u);
+    EXPECT_GT(cost.earlier_layers, 0u);
+    EXPECT_GT(cost.same_layer, 0u);
+    EXPECT_GT(cost.tokens, 0u);
+}
+
+TEST(CalibrationFile, DamageIsNamed) {
+    const auto good = calibration_bytes(small_data());
+    const auto code = [](std::vector<std::uint8_t> bytes) {
+        return Calibration::read(bytes).status().code();
+    };
+    for (std::size_t n = 0; n < good.size(); n += 97) {
+        const auto cut =
+            std::vector<std::uint8_t>(good.begin(), good.begin() + static_cast<std::ptrdiff_t>(n));
+        EXPECT_NE(code(cut), ErrorCode::kOk) << n;
+    }
+    for (std::size_t bit = 0; bit < good.size() * 8; bit += 1009) {
+        auto bytes = good;
+        bytes[bit / 8] ^= static_cast<std::uint8_t>(1u << bit % 8);
+        EXPECT_NE(code(bytes), ErrorCode::kOk) << bit;
+    }
+    auto bytes = good;
+    bytes[0] = 0;
+    EXPECT_EQ(code(bytes), ErrorCode::kBadMagic);
+    bytes = good;
+    bytes[4] = 2;
+    EXPECT_EQ(code(bytes), ErrorCode::kUnsupportedVersion);
+    bytes = good;
+    bytes[100] ^= 1;
+    EXPECT_EQ(code(bytes), ErrorCode::kHeaderChecksum);
+    bytes = good;
+    bytes.push_back(0);
+    EXPECT_EQ(code(bytes), ErrorCode::kBadHeader);
+    bytes = good;
+    bytes.resize(bytes.size() - 1);
+    EXPECT_EQ(code(bytes), ErrorCode::kTruncated);
+}
+
+TEST(CalibrationFile, RulesAreChecked) {
+    const auto broken = [](const auto& change) {
+        CalibrationData data = small_data();
+        change(data);
+        return written(data);
+    };
+    constexpr auto kBad = ErrorCode::kBadHeader;
+    EXPECT_EQ(broken([](CalibrationData&) {}), ErrorCode::kOk);
+    EXPECT_EQ(broken([](CalibrationData& d) { d.levels.clear(); }), kBad);
+    EXPECT_EQ(broken([](CalibrationData& d) { d.levels[0].multiplier = 0; }), kBad);
+    EXPECT_EQ(broken([](CalibrationData& d) { d.levels[0].multiplier = 5000; }), kBad);
+    EXPECT_EQ(broken([](CalibrationData& d) { d.units[0].scale.mantissa = 1; }), kBad);
+    EXPECT_EQ(broken([](CalibrationData& d) { d.units[0].scale.exponent = 104; }), kBad);
+    EXPECT_EQ(broken([](CalibrationData& d) { d.units[0].bias[0] = (1 << 28) + 1; }), kBad);
+    EXPECT_EQ(broken([](CalibrationData& d) { d.units[0].transform.shifts[3] = 3; }), kBad);
+    EXPECT_EQ(broken([](CalibrationData& d) { d.units[0].transform.shifts[3] = 24; }), kBad);
+    EXPECT_EQ(broken([](CalibrationData& d) {
+                  for (std::size_t i = 0; i < 32; ++i) d.units[0].transform.entries[i] = 2033;
+              }),
+              kBad);
+    EXPECT_EQ(broken([](CalibrationData& d) { d.units[1].terms[0].plane = 1; }), kBad);
+    EXPECT_EQ(broken([](CalibrationData& d) { d.units[2].terms[0].layers_back = 2; }), kBad);
+    EXPECT_EQ(broken([](CalibrationData& d) { d.units[2].terms[0].plane = 7; }), kBad);
+    EXPECT_EQ(broken([](CalibrationData& d) { d.tokens.wide = 3; }), kBad);
+    EXPECT_EQ(broken([](CalibrationData& d) { d.tokens.features = 5000; }), ErrorCode::kLimitExceeded);
+    EXPECT_EQ(broken([](CalibrationData& d) { d.parts[0] = 3; }), kBad);
+    EXPECT_EQ(broken([](CalibrationData& d) { d.units.pop_back(); }), kBad);
+    EXPECT_EQ(broken([](CalibrationData& d) { d.units[0].terms.resize(7, d.units[2].terms[0]); }), kBad);
+}
+
+// ---- arithmetic ----
+
+TEST(Projection, SumsAtTheBoundsDoNotOverflow) {
+    const kernels::Ops& ops = kernels::scalar_ops();
+    // 65024 in one row, against the most negative features: the largest sum that the rules allow.
+    std::vector<std::int16_t> matrix = {32512, 32512};
+    std::vector<std::int16_t> features = {-32768, -32768};
+    for (const std::uint8_t shift : {std::uint8_t{4}, std::uint8_t{23}}) {
+        std::int32_t sums = 7;
+        ops.project({features.data(), 2, 2, matrix.data(), &shift, 1, 1, &sums, 1});
+        const std::int64_t exact = (std::int64_t{65024} * -32768 + (std::int64_t{1} << (shift - 1))) >> shift;
+        EXPECT_EQ(sums, 7 + exact);
+        std::int32_t sparse = 7;
+        ops.project_sparse({features.data(), 2, 2, matrix.data(), &shift, 1, 1, &sparse, 1});
+        EXPECT_EQ(sparse, sums);
+    }
+}
+
+TEST(Projection, SparseAndDenseAgreeInOddShapes) {
+    const kernels::Ops& ops = kernels::scalar_ops();
+    std::uint64_t state = 12345;
+    const auto next = [&](int most) {
+        state = state * 6364136223846793005u + 1442695040888963407u;
+        return static_cast<std::int16_t>(static_cast<int>(state >> 40) % (2 * most + 1) - most);
+    };
+    for (const std::size_t outputs : {1u, 7u, 33u, 300u}) {
+        for (const std::size_t inputs : {1u, 8u, 31u}) {
+            for (const std::size_t tokens : {1u, 4u, 5u}) {
+                std::vector<std::int16_t> rows(outputs * inputs), columns(outputs * inputs);
+                std::vector<std::int16_t> features(tokens * (inputs + 3));
+                std::vector<std::uint8_t> shifts(outputs);
+                for (std::size_t o = 0; o < outputs; ++o) {
+                    shifts[o] = static_cast<std::uint8_t>(4 + o % 20);
+                    for (std::size_t i = 0; i < inputs; ++i)
+                        columns[i * outputs + o] = rows[o * inputs + i] = next(2000);
+                }
+                for (auto& f : features) f = static_cast<std::int16_t>(next(1) * next(32767));
+                std::vector<std::int32_t> a(tokens * (outputs + 1), 5), b = a;
+                ops.project({features.data(), inputs + 3, inputs, rows.data(), shifts.data(), outputs, tokens,
+                             a.data(), outputs + 1});
+                ops.project_sparse({features.data(), inputs + 3, inputs, columns.data(), shifts.data(),
+                                    outputs, tokens, b.data(), outputs + 1});
+                EXPECT_EQ(a, b);
+                std::int64_t exact = 1 << (shifts[outputs - 1] - 1);
+                for (std::size_t i = 0; i < inputs; ++i)
+                    exact += rows[(outputs - 1) * inputs + i] * features[(tokens - 1) * (inputs + 3) + i];
+                EXPECT_EQ(a[(tokens - 1) * (outputs + 1) + outputs - 1], 5 + (exact >> shifts[outputs - 1]));
+            }
+        }
+    }
+}
+
+}  // namespace
+}  // namespace kvcast::test
