@@ -11,6 +11,7 @@
 
 #include "codec/decoder.h"
 #include "codec/encoder.h"
+#include "tools/common/calibration_file.h"
 #include "tools/common/cli.h"
 #include "tools/common/kv_file.h"
 
@@ -35,6 +36,7 @@ double shortest(F&& run) {
 }
 
 struct Row {
+    std::string name;
     unsigned level = 0;
     std::uint64_t bytes = 0;
     double ratio = 0;
@@ -132,10 +134,11 @@ std::vector<std::vector<std::uint8_t>> encode_all(const KvInput& kv, ChunkEncode
 }
 
 void decode_all(const std::vector<std::vector<std::uint8_t>>& objects, Cache& cache, Executor& executor,
-                std::vector<DecodeWorkspace>& workspaces) {
+                std::vector<DecodeWorkspace>& workspaces,
+                const std::shared_ptr<const Calibration>& calibration) {
     std::size_t token = 0;
     for (const auto& object : objects) {
-        auto decoder = ChunkDecoder::open(object);
+        auto decoder = ChunkDecoder::open(object, {.calibration = calibration});
         if (!decoder.ok()) throw Error(decoder.status().message());
         const Status s = decoder.value().decode(cache.buffers(token), executor, workspaces);
         if (!s.ok()) throw Error(s.message());
@@ -160,10 +163,8 @@ void account(const std::vector<EncodeReport>& reports, std::size_t raw_bytes, st
     row.coder_loss = (blocks - ideal) / ideal;
 }
 
-Row measure(const KvInput& kv, unsigned level, std::size_t chunk, std::size_t jobs) {
-    EncodeOptions options;
-    options.profile = level == 0 ? Profile::kLossless : Profile::kDelta;
-    options.level = level;
+Row measure(const KvInput& kv, const EncodeOptions& options, std::size_t chunk, std::size_t jobs) {
+    const unsigned level = options.profile == Profile::kLossless ? 0 : options.level;
     ChunkEncoder encoder(options);
     ThreadPool pool(jobs);
     SerialExecutor serial;
@@ -172,6 +173,7 @@ Row measure(const KvInput& kv, unsigned level, std::size_t chunk, std::size_t jo
     const std::size_t raw_bytes = values * kernels::dtype_bytes(kv.layout().dtype);
     Row row;
     row.level = level;
+    row.name = level == 0 ? "lossless" : fmt::format("{} {}", profile_name(options.profile), level);
     std::vector<EncodeReport> reports;
     const auto objects = encode_all(kv, encoder, chunk, serial, &reports);
     account(reports, raw_bytes, values, row);
@@ -182,8 +184,8 @@ Row measure(const KvInput& kv, unsigned level, std::size_t chunk, std::size_t jo
     row.encode_gbs = static_cast<double>(raw_bytes) / 1e9 /
                      shortest([&] { encoded = encode_all(kv, encoder, chunk, pool, nullptr); });
     row.decode_gbs = static_cast<double>(raw_bytes) / 1e9 /
-                     shortest([&] { decode_all(objects, cache, pool, workspaces); });
-    decode_all(objects, again, serial, workspaces);
+                     shortest([&] { decode_all(objects, cache, pool, workspaces, options.calibration); });
+    decode_all(objects, again, serial, workspaces, options.calibration);
     const bool sound = encoded == objects && cache.equals(again) && (level != 0 || cache.equals_source());
     if (!sound) throw Error(fmt::format("level {}: the decoded cache is wrong", level));
     row.error_k = cache.error(0);
@@ -192,21 +194,43 @@ Row measure(const KvInput& kv, unsigned level, std::size_t chunk, std::size_t jo
 }
 
 void print(const Row& r) {
-    const std::string name = r.level == 0 ? "lossless" : fmt::format("delta {}", r.level);
     fmt::print("{:<9} {:>9} {:>7.2f}x {:>8.3f} {:>7.2f}% {:>7.2f}% {:>7.2f}% {:>7.2f}% {:>8.2f} {:>8.2f}\n",
-               name, r.bytes, r.ratio, r.bits_per_value, 100 * r.overhead, 100 * r.coder_loss,
+               r.name, r.bytes, r.ratio, r.bits_per_value, 100 * r.overhead, 100 * r.coder_loss,
                100 * r.error_k, 100 * r.error_v, r.encode_gbs, r.decode_gbs);
 }
 
 nlohmann::json as_json(const Row& r) {
-    return {{"level", r.level},           {"bytes", r.bytes},
-            {"ratio", r.ratio},           {"bits_per_value", r.bits_per_value},
-            {"overhead", r.overhead},     {"coder_loss", r.coder_loss},
-            {"error_k", r.error_k},       {"error_v", r.error_v},
-            {"encode_gbs", r.encode_gbs}, {"decode_gbs", r.decode_gbs}};
+    return {{"name", r.name},
+            {"level", r.level},
+            {"bytes", r.bytes},
+            {"ratio", r.ratio},
+            {"bits_per_value", r.bits_per_value},
+            {"overhead", r.overhead},
+            {"coder_loss", r.coder_loss},
+            {"error_k", r.error_k},
+            {"error_v", r.error_v},
+            {"encode_gbs", r.encode_gbs},
+            {"decode_gbs", r.decode_gbs}};
 }
 
-void bench(const std::string& path, std::size_t chunk, std::size_t jobs, bool json) {
+// Lossless, delta, and klt where there is a calibration.
+std::vector<EncodeOptions> all_levels(const std::shared_ptr<const Calibration>& calibration) {
+    std::vector<EncodeOptions> out(1);
+    out[0].profile = Profile::kLossless;
+    for (unsigned level = 1; level <= kDeltaLevels; ++level) out.emplace_back().level = level;
+    const std::size_t levels = calibration == nullptr ? 0 : calibration->data().levels.size();
+    for (unsigned level = 1; level <= levels; ++level) {
+        EncodeOptions& o = out.emplace_back();
+        o.profile = Profile::kKlt;
+        o.level = level;
+        o.sinks = kKltSinks;
+        o.calibration = calibration;
+    }
+    return out;
+}
+
+void bench(const std::string& path, const std::string& calibration, std::size_t chunk, std::size_t jobs,
+           bool json) {
     const KvInput kv(std::make_unique<SafetensorsReader>(path));
     Cache copy(kv);
     const std::size_t raw_bytes =
@@ -220,8 +244,8 @@ void bench(const std::string& path, std::size_t chunk, std::size_t jobs, bool js
         fmt::print("{:<9} {:>9} {:>7.2f}x {:>8.3f} {:>8} {:>8} {:>8} {:>8} {:>8.2f} {:>8.2f}\n", "memcpy",
                    raw_bytes, 1.0, 16.0, "", "", "", "", memcpy_gbs, memcpy_gbs);
     }
-    for (unsigned level = 0; level <= kDeltaLevels; ++level) {
-        const Row row = measure(kv, level, chunk, jobs);
+    for (const EncodeOptions& options : all_levels(load_calibration(calibration))) {
+        const Row row = measure(kv, options, chunk, jobs);
         json ? out["levels"].push_back(as_json(row)) : print(row);
     }
     if (json) {
@@ -240,6 +264,7 @@ void bench(const std::string& path, std::size_t chunk, std::size_t jobs, bool js
 int main(int argc, char** argv) {
     CLI::App app("Rate, error and speed of every level on a KV cache; every row is verified.", "bench_codec");
     std::string path;
+    std::string calibration;
     std::size_t chunk = 256;
     std::size_t jobs = std::max(1u, std::thread::hardware_concurrency());
     bool json = false;
@@ -248,6 +273,7 @@ int main(int argc, char** argv) {
         ->check(CLI::Range(1, 65535))
         ->capture_default_str();
     app.add_option("-j,--jobs", jobs, "threads")->check(CLI::Range(1, 1024))->capture_default_str();
+    app.add_option("--calibration", calibration, "measure klt too, with this calibration (.kvcal)");
     app.add_flag("--json", json, "machine-readable output");
-    return run_tool(app, argc, argv, [&] { bench(path, chunk, jobs, json); });
+    return run_tool(app, argc, argv, [&] { bench(path, calibration, chunk, jobs, json); });
 }

@@ -26,6 +26,10 @@ struct PlaneRows {
 
 class Calibration;
 
+// Attention sinks that klt stores exactly: the first token, whose statistics are no other's. The others are
+// predicted as well as the rest.
+inline constexpr std::size_t kKltSinks = 1;
+
 struct EncodeOptions {
     Profile profile = Profile::kDelta;
     unsigned level = 5;  // delta: 1..kDeltaLevels; klt: 1.. the calibration's; lossless: ignored

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "codec/decoder.h"
+#include "tools/common/calibration_file.h"
 #include "tools/common/chunk_file.h"
 #include "tools/common/cli.h"
 #include "tools/common/file.h"
@@ -26,6 +27,7 @@ struct Arguments {
     std::string tokens;
     std::optional<std::uint64_t> base_position;
     std::string dtype;
+    std::string calibration;
     std::size_t jobs = std::max(1u, std::thread::hardware_concurrency());
     bool quiet = false;
 };
@@ -39,6 +41,7 @@ void declare(CLI::App& app, Arguments& a) {
         ->check(CLI::Range(std::uint64_t{0}, ChunkLimits::kPosition));
     app.add_option("--dtype", a.dtype, "bf16, fp16 or fp32; default: as encoded")
         ->check(CLI::IsMember({"bf16", "fp16", "fp32"}));
+    app.add_option("--calibration", a.calibration, "calibration of klt chunks (.kvcal)");
     app.add_option("-j,--jobs", a.jobs, "threads")->check(CLI::Range(1, 1024))->capture_default_str();
     app.add_flag("-q,--quiet", a.quiet, "print nothing on success");
 }
@@ -132,6 +135,7 @@ void decode(const Arguments& a) {
     const MappedFile file(a.input);
     const std::span bytes(reinterpret_cast<const std::uint8_t*>(file.bytes().data()), file.bytes().size());
     const std::vector<ChunkInFile> chunks = list_chunks(bytes, a.input);
+    const auto calibration = load_calibration(a.calibration);
     Output output(a.output, chunks, a);
     ThreadPool pool(a.jobs);
     std::vector<DecodeWorkspace> workspaces(pool.workers());
@@ -141,7 +145,7 @@ void decode(const Arguments& a) {
     for (const ChunkInFile& chunk : chunks) {
         if (output.wants(first, chunk.header.tokens)) {
             const auto decoder = ChunkDecoder::open(bytes.subspan(chunk.offset, chunk.bytes),
-                                                    {output.layout().dtype, a.base_position});
+                                                    {output.layout().dtype, a.base_position, calibration});
             if (!decoder.ok()) raise(a.input, chunk.offset, decoder.status());
             const Status s =
                 decode_chunk(decoder.value(), output.layers(), output.layout(), pool, workspaces, planes);

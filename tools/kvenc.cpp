@@ -4,9 +4,11 @@
 #include <algorithm>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <thread>
 
 #include "codec/encoder.h"
+#include "tools/common/calibration_file.h"
 #include "tools/common/cli.h"
 #include "tools/common/file.h"
 #include "tools/common/kv_file.h"
@@ -28,7 +30,10 @@ struct Arguments {
     std::string predict = "mean";
     bool as_stored = false;
     std::string layer_steps = "flat";
-    std::size_t sinks = 4;
+    std::string calibration;
+    std::optional<std::size_t> sinks;
+    std::size_t tail_tokens = 0;
+    unsigned tail_level = 0;
     std::size_t block_heads = 0;
     std::string salt;
     bool quiet = false;
@@ -38,11 +43,12 @@ void declare(CLI::App& app, Arguments& a) {
     app.add_option("IN", a.input, "KV cache (safetensors: k, v, token_ids); - reads standard input")
         ->required();
     app.add_option("-o,--output", a.output, "file to write; - writes standard output")->required();
-    app.add_option("-p,--profile", a.profile, "delta or lossless")
-        ->check(CLI::IsMember({"delta", "lossless"}))
+    app.add_option("-p,--profile", a.profile, "delta, lossless, or klt with --calibration")
+        ->check(CLI::IsMember({"delta", "lossless", "klt"}))
         ->capture_default_str();
-    app.add_option("-l,--level", a.level, "0: lossless; 1 (finest) to 7 (coarsest)")
-        ->check(CLI::Range(0u, kDeltaLevels))
+    app.add_option("-l,--level", a.level,
+                   "0: lossless; from 1 (finest) to 7 (coarsest); klt: to the calibration's last")
+        ->check(CLI::Range(0u, 255u))
         ->capture_default_str();
     app.add_option("-c,--chunk", a.chunk_tokens, "tokens per chunk")
         ->check(CLI::Range(std::size_t{1}, ChunkLimits::kTokens))
@@ -55,8 +61,11 @@ void declare(CLI::App& app, Arguments& a) {
     app.add_option("--layer-steps", a.layer_steps,
                    "flat, thirds, or a JSON file {\"k\": [...], \"v\": [...]} of step multipliers per layer")
         ->capture_default_str();
-    app.add_option("--sinks", a.sinks, "first tokens of the context that are stored exactly")
-        ->capture_default_str();
+    app.add_option("--calibration", a.calibration, "calibration of the klt profile (.kvcal)");
+    app.add_option("--sinks", a.sinks,
+                   "first tokens of the context that are stored exactly; default: 4, klt: 1");
+    app.add_option("--tail-tokens", a.tail_tokens, "klt: last tokens of the context that are coded finer");
+    app.add_option("--tail-level", a.tail_level, "klt: their level")->check(CLI::Range(1u, 255u));
     app.add_option("--block-heads", a.block_heads, "heads per block (parallelism of decoders); 0 chooses")
         ->capture_default_str();
     app.add_option("--salt", a.salt, "secret that keeps the chunks' identities apart from other tenants'");
@@ -65,14 +74,29 @@ void declare(CLI::App& app, Arguments& a) {
 
 EncodeOptions options_of(const Arguments& a, const Layout& layout) {
     EncodeOptions o;
-    o.profile = a.profile == "lossless" || a.level == 0 ? Profile::kLossless : Profile::kDelta;
+    const bool klt = a.profile == "klt";
+    o.profile = a.profile == "lossless" || a.level == 0 ? Profile::kLossless
+                : klt                                   ? Profile::kKlt
+                                                        : Profile::kDelta;
+    if (klt && a.calibration.empty()) throw Error("--profile klt needs --calibration");
+    if (!klt && !a.calibration.empty()) throw Error("--calibration needs --profile klt");
+    if ((a.tail_tokens != 0) != (a.tail_level != 0))
+        throw Error("--tail-tokens and --tail-level need each other");
+    o.calibration = load_calibration(a.calibration);
+    o.tail_level = a.tail_level;
     o.level = a.level;
     o.predictor = a.predict == "anchor" ? Predictor::kAnchor : Predictor::kMean;
     o.unrotate = !a.as_stored;
-    o.sinks = a.sinks;
+    o.sinks = a.sinks.value_or(klt ? kKltSinks : o.sinks);
     o.block_heads = a.block_heads;
     o.layer_steps = choose_layer_steps(a.layer_steps, layout);
     return o;
+}
+
+// How many of a chunk's last tokens are among the context's last ones.
+std::size_t tail_of(const Arguments& a, std::size_t tokens, std::size_t first, std::size_t count) {
+    const std::size_t begin = tokens - std::min(tokens, a.tail_tokens);
+    return first + count - std::clamp(begin, first, first + count);
 }
 
 void encode(const Arguments& a) {
@@ -94,9 +118,15 @@ void encode(const Arguments& a) {
     for (std::size_t first = 0; first < tokens; first += a.chunk_tokens) {
         const std::size_t count = std::min(a.chunk_tokens, tokens - first);
         const std::vector<PlaneRows> rows = kv.rows(first);
-        const ChunkInput input = {
-            &layout, kv.model(),         a.salt, std::span(kv.token_ids()).subspan(first, count),
-            first,   kv.base_position(), chain,  rows};
+        const ChunkInput input = {&layout,
+                                  kv.model(),
+                                  a.salt,
+                                  std::span(kv.token_ids()).subspan(first, count),
+                                  first,
+                                  kv.base_position(),
+                                  chain,
+                                  rows,
+                                  tail_of(a, tokens, first, count)};
         if (Status s = encoder.encode(input, pool, object, chain); !s.ok())
             throw Error(fmt::format("{}: {}", a.input, s.message()));
         output.append(std::as_bytes(std::span(object)));

@@ -6,6 +6,7 @@
 #include <optional>
 #include <thread>
 
+#include "tools/common/calibration_file.h"
 #include "tools/common/cli.h"
 #include "tools/common/kv_cache.h"
 #include "tools/common/layer_steps.h"
@@ -27,10 +28,11 @@ struct Arguments {
     std::string name;
     std::size_t held_out = 0;
     std::string profile;
-    std::string levels = "1-7";
+    std::string calibration;
+    std::string levels;
     std::size_t chunk_tokens = 256;
     std::string layer_steps = "flat";
-    std::size_t sinks = 4;
+    std::optional<std::size_t> sinks;
     std::string sensitivity;
     std::string output;
     double step = 1;
@@ -52,14 +54,15 @@ void declare(CLI::App& app, Arguments& a) {
         "--held-out", a.held_out,
         "tokens at the end of the cache that serve as continuation; default: 256, at most a quarter");
     app.add_option("-p,--profile", a.profile, "encode and decode the exact cache with this profile")
-        ->check(CLI::IsMember({"delta", "lossless"}));
-    app.add_option("-l,--levels", a.levels, "levels to try: N or A-B")->capture_default_str();
+        ->check(CLI::IsMember({"delta", "lossless", "klt"}));
+    app.add_option("--calibration", a.calibration, "calibration of the klt profile (.kvcal)");
+    app.add_option("-l,--levels", a.levels, "levels to try: N or A-B; default: all");
     app.add_option("-c,--chunk", a.chunk_tokens, "tokens per chunk")
         ->check(CLI::Range(std::size_t{1}, ChunkLimits::kTokens))
         ->capture_default_str();
     app.add_option("--layer-steps", a.layer_steps, "flat, thirds, or a JSON file as --sensitivity writes it")
         ->capture_default_str();
-    app.add_option("--sinks", a.sinks, "first tokens of the context that stay exact")->capture_default_str();
+    app.add_option("--sinks", a.sinks, "first tokens of the context that stay exact; default: 4, klt: 1");
     app.add_option("--sensitivity", a.sensitivity,
                    "measured: round one plane at a time; fisher: estimate from gradients, cheaper")
         ->check(CLI::IsMember({"measured", "fisher"}));
@@ -170,20 +173,39 @@ class Evaluation {
         add(path, first_tokens(decoded, ids.size()), std::nullopt);
     }
 
+    // Levels of the profile, the finest first.
+    std::vector<EncodeOptions> wanted_levels() const {
+        EncodeOptions o;
+        if (a_.profile == "lossless") {
+            o.profile = Profile::kLossless;
+            return {o};
+        }
+        const bool klt = a_.profile == "klt";
+        if (klt && a_.calibration.empty()) throw Error("--profile klt needs --calibration");
+        o.profile = klt ? Profile::kKlt : Profile::kDelta;
+        o.calibration = load_calibration(a_.calibration);
+        o.sinks = a_.sinks.value_or(klt ? kKltSinks : o.sinks);
+        o.layer_steps = choose_layer_steps(a_.layer_steps, case_.context.layout);
+        const std::size_t most = klt ? o.calibration->data().levels.size() : kDeltaLevels;
+        const Range range =
+            a_.levels.empty() ? Range{1, most + 1} : parse_range(a_.levels, most + 1, "levels");
+        if (range.first == 0) throw Error("levels count from 1; --profile lossless is level 0");
+        std::vector<EncodeOptions> out;
+        for (std::size_t level = range.first; level < range.end; ++level) {
+            out.push_back(o);
+            out.back().level = static_cast<unsigned>(level);
+        }
+        return out;
+    }
+
     void add_profile() {
-        const bool lossless = a_.profile == "lossless";
-        const Range levels = lossless ? Range{0, 1} : parse_range(a_.levels, kDeltaLevels + 1, "levels");
-        for (std::size_t level = levels.first; level < levels.end; ++level) {
-            EncodeOptions o;
-            o.profile = lossless || level == 0 ? Profile::kLossless : Profile::kDelta;
-            o.level = static_cast<unsigned>(level);
-            o.sinks = a_.sinks;
-            o.layer_steps = choose_layer_steps(a_.layer_steps, case_.context.layout);
+        for (const EncodeOptions& o : wanted_levels()) {
             const RoundTrip trip = round_trip(case_.context, o, a_.chunk_tokens, pool_);
             const double bits =
                 8.0 * static_cast<double>(trip.bytes) / static_cast<double>(case_.context.values());
-            add(o.profile == Profile::kLossless ? "lossless" : fmt::format("delta {}", level), trip.decoded,
-                bits);
+            const std::string name =
+                o.profile == Profile::kLossless ? a_.profile : fmt::format("{} {}", a_.profile, o.level);
+            add(name, trip.decoded, bits);
         }
     }
 
@@ -203,12 +225,13 @@ void print_steps(const LayerSteps& steps) {
 
 void estimate_sensitivity(const Arguments& a, const model::Runner& runner) {
     if (a.output.empty()) throw Error("--sensitivity needs -o FILE for the step multipliers");
+    const std::size_t sinks = a.sinks.value_or(EncodeOptions().sinks);
     std::vector<Case> cases;
     for (const std::string& path : a.caches) cases.push_back(open_case(a, path));
     std::vector<model::Sample> samples;
     for (const Case& c : cases) {
-        if (a.sinks >= c.context.tokens())
-            throw Error(fmt::format("--sinks {} leaves nothing of {} tokens", a.sinks, c.context.tokens()));
+        if (sinks >= c.context.tokens())
+            throw Error(fmt::format("--sinks {} leaves nothing of {} tokens", sinks, c.context.tokens()));
         samples.push_back({&c.context, c.continuation});
     }
     const bool measured = a.sensitivity == "measured";
@@ -218,8 +241,8 @@ void estimate_sensitivity(const Arguments& a, const model::Runner& runner) {
         Progress progress("kveval", samples.size() * per_sample, measured ? "planes" : "passes");
         const auto tick = [&] { progress.advance(1); };
         constexpr std::uint64_t kSeed = 1;
-        sensitivity = measured ? model::measured_sensitivity(runner, samples, a.step, a.sinks, tick)
-                               : model::fisher_sensitivity(runner, samples, a.draws, kSeed, a.sinks, tick);
+        sensitivity = measured ? model::measured_sensitivity(runner, samples, a.step, sinks, tick)
+                               : model::fisher_sensitivity(runner, samples, a.draws, kSeed, sinks, tick);
     }
     const LayerSteps steps = model::steps_of(sensitivity);
     write_layer_steps(a.output, cases[0].context.layout, steps);

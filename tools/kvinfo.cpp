@@ -5,6 +5,7 @@
 
 #include "codec/decoder.h"
 #include "codec/format/chain.h"
+#include "tools/common/calibration_file.h"
 #include "tools/common/chunk_file.h"
 #include "tools/common/cli.h"
 #include "tools/common/file.h"
@@ -35,6 +36,12 @@ json describe_layout(const Layout& layout) {
         {"layers", layout.layers}, {"planes", planes}, {"dtype", dtype_name(layout.dtype)}, {"rope", rope}};
 }
 
+// Coder states of all blocks.
+std::size_t state_bytes(const ChunkHeader& h) {
+    const std::size_t run = h.profile == Profile::kKlt ? h.klt.run_layers : 1;
+    return (h.layout.layers + run - 1) / run * h.blocks_per_layer() * kBlockStateBytes;
+}
+
 json describe_chunk(const ChunkInFile& c) {
     const ChunkHeader& h = c.header;
     std::size_t exact = 0;
@@ -51,13 +58,20 @@ json describe_chunk(const ChunkInFile& c) {
                 {"chain", to_hex(h.chain)},
                 {"parent", to_hex(h.parent)},
                 {"blocks", h.block_bytes.size()},
-                {"state_bytes", h.block_bytes.size() * kBlockStateBytes},
+                {"state_bytes", state_bytes(h)},
                 {"exact_planes", exact},
                 {"planes", h.planes.size()}};
     if (h.profile == Profile::kDelta) {
         out["predictor"] = h.delta.predictor == Predictor::kMean ? "mean" : "anchor";
         out["unrotated"] = h.unrotated;
         out["exact_rows"] = h.delta.exact_rows;
+    }
+    if (h.profile == Profile::kKlt) {
+        out["calibration"] = to_hex(*h.calibration);
+        out["exact_tokens"] = h.klt.exact_tokens;
+        out["run_layers"] = h.klt.run_layers;
+        out["tail_tokens"] = h.klt.tail_tokens;
+        out["tail_level"] = h.klt.tail_level;
     }
     return out;
 }
@@ -69,10 +83,11 @@ double ratio_of(const ChunkInFile& c) {
 }
 
 void verify(std::span<const std::uint8_t> bytes, const std::vector<ChunkInFile>& chunks,
-            const std::string& name) {
+            const std::string& name, const std::shared_ptr<const Calibration>& calibration) {
     DecodeWorkspace workspace;
     for (const ChunkInFile& c : chunks) {
-        const auto decoder = ChunkDecoder::open(bytes.subspan(c.offset, c.bytes));
+        const auto decoder =
+            ChunkDecoder::open(bytes.subspan(c.offset, c.bytes), {.calibration = calibration});
         if (!decoder.ok()) raise(name, c.offset, decoder.status());
         const Layout& layout = c.header.layout;
         std::vector<std::vector<std::uint8_t>> planes;
@@ -102,16 +117,74 @@ void print_table(const std::vector<ChunkInFile>& chunks) {
     for (const ChunkInFile& c : chunks) {
         fmt::print("{:>8} {:>7} {:>9} {:>5} {:>10} {:>7} {:>7} {:>7.2f}x  {}\n", c.header.first_token,
                    c.header.tokens, profile_name(c.header.profile), c.header.level, c.bytes,
-                   c.header.header_bytes, c.header.block_bytes.size() * kBlockStateBytes, ratio_of(c),
+                   c.header.header_bytes, state_bytes(c.header), ratio_of(c),
                    to_hex(c.header.chain).substr(0, 16));
     }
 }
 
-void inform(const std::string& path, bool as_json, bool check) {
+json describe_calibration(const Calibration& c, std::size_t bytes) {
+    const CalibrationData& d = c.data();
+    const CalibrationCost cost = c.cost();
+    json levels = json::array();
+    for (const CalibrationLevel& l : d.levels) {
+        levels.push_back(
+            {{"multiplier", l.multiplier}, {"kl", l.micronats / 1e6}, {"bits_per_value", l.millibits / 1e3}});
+    }
+    return {{"model", d.model},
+            {"id", to_hex(c.id())},
+            {"bytes", bytes},
+            {"layout", describe_layout(d.layout)},
+            {"parts", d.parts},
+            {"token_features", d.tokens.features},
+            {"vocabulary", d.tokens.vocabulary},
+            {"levels", levels},
+            {"cost",
+             {{"transforms", cost.transforms},
+              {"previous_layer", cost.previous_layer},
+              {"earlier_layers", cost.earlier_layers},
+              {"same_layer", cost.same_layer},
+              {"tokens", cost.tokens},
+              {"token_table", cost.token_table},
+              {"classes", cost.classes},
+              {"rest", cost.rest}}}};
+}
+
+void print_calibration(const json& c) {
+    fmt::print("calibration of {}\nid      {}\n", c["model"].get<std::string>(), c["id"].get<std::string>());
+    fmt::print("layout  {} layers; {} token features of {} tokens\n\n", c["layout"]["layers"].get<int>(),
+               c["token_features"].get<int>(), c["vocabulary"].get<int>());
+    fmt::print("{:<16} {:>10}\n", "part", "bytes");
+    for (const auto& [name, bytes] : c["cost"].items()) fmt::print("{:<16} {:>10}\n", name, bytes.get<int>());
+    fmt::print("{:<16} {:>10}\n\n{:>5} {:>11} {:>10} {:>9}\n", "all", c["bytes"].get<int>(), "level",
+               "multiplier", "bits/value", "KL");
+    std::size_t level = 0;
+    for (const json& l : c["levels"]) {
+        fmt::print("{:>5} {:>11} {:>10.3f} {:>9.5f}\n", ++level, l["multiplier"].get<int>(),
+                   l["bits_per_value"].get<double>(), l["kl"].get<double>());
+    }
+}
+
+struct Arguments {
+    std::string path;
+    std::string calibration;
+    bool as_json = false;
+    bool verify = false;
+};
+
+void inform(const Arguments& a) {
+    const std::string& path = a.path;
+    const bool as_json = a.as_json, check = a.verify;
     const MappedFile file(path);
     const std::span bytes(reinterpret_cast<const std::uint8_t*>(file.bytes().data()), file.bytes().size());
+    if (is_calibration(bytes)) {
+        const auto read = Calibration::read(bytes);
+        if (!read.ok()) raise(path, 0, read.status());
+        const json described = describe_calibration(*read.value(), bytes.size());
+        as_json ? fmt::print("{}\n", described.dump(2)) : print_calibration(described);
+        return;
+    }
     const std::vector<ChunkInFile> chunks = list_chunks(bytes, path);
-    if (check) verify(bytes, chunks, path);
+    if (check) verify(bytes, chunks, path, load_calibration(a.calibration));
     if (!as_json) {
         print_table(chunks);
         if (check) fmt::print("\nverified: every block of {} chunks decodes\n", chunks.size());
@@ -128,12 +201,12 @@ void inform(const std::string& path, bool as_json, bool check) {
 }  // namespace
 
 int main(int argc, char** argv) {
-    CLI::App app("Shows what a file of kvcast chunks holds.", "kvinfo");
-    std::string path;
-    bool as_json = false;
-    bool check = false;
-    app.add_option("FILE", path, "chunks (.kvc); - reads standard input")->required();
-    app.add_flag("--json", as_json, "machine-readable output");
-    app.add_flag("--verify", check, "decode every block too");
-    return run_tool(app, argc, argv, [&] { inform(path, as_json, check); });
+    CLI::App app("Shows what a file of kvcast chunks, or a calibration, holds.", "kvinfo");
+    Arguments a;
+    app.add_option("FILE", a.path, "chunks (.kvc) or a calibration (.kvcal); - reads standard input")
+        ->required();
+    app.add_flag("--json", a.as_json, "machine-readable output");
+    app.add_flag("--verify", a.verify, "decode every block too");
+    app.add_option("--calibration", a.calibration, "with --verify: calibration of klt chunks (.kvcal)");
+    return run_tool(app, argc, argv, [&] { inform(a); });
 }

@@ -294,6 +294,10 @@ Result<std::shared_ptr<const Calibration>> Calibration::read(std::span<const std
     return std::shared_ptr<const Calibration>(std::move(made));
 }
 
+bool is_calibration(std::span<const std::uint8_t> bytes) {
+    return bytes.size() >= kMagic.size() && std::equal(kMagic.begin(), kMagic.end(), bytes.begin());
+}
+
 CalibrationCost Calibration::cost() const {
     CalibrationCost cost;
     const auto bytes_of = [](const ShiftedMatrix& m) {

@@ -165,6 +165,9 @@ class Calibration {
     std::vector<std::vector<std::int16_t>> columns_;  // [unit]: transform transposed
 };
 
+// Whether bytes begin like a calibration file.
+bool is_calibration(std::span<const std::uint8_t> bytes);
+
 // Serialises; what read() would refuse is not written.
 Result<std::vector<std::uint8_t>> write_calibration(const CalibrationData& data);
 

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include "bench/rate_distortion/point.h"
+#include "tools/common/calibration_file.h"
 #include "tools/common/layer_steps.h"
 
 namespace kvcast::bench {
@@ -33,6 +34,26 @@ Point delta(const std::string& family, unsigned level, bool quick, const std::st
             level};
 }
 
+// Levels of a calibration; every other one is enough to show the order.
+std::vector<Point> klt(const std::string& path) {
+    std::vector<Point> out;
+    if (path.empty()) return out;
+    const auto calibration = tools::load_calibration(path);
+    for (unsigned level = 1; level <= calibration->data().levels.size(); ++level) {
+        out.push_back({"kvcast klt", fmt::format("level {}", level), level % 2 == 1,
+                       [level, calibration](const tools::KvCache& cache, const Setup& setup) {
+                           EncodeOptions options;
+                           options.profile = Profile::kKlt;
+                           options.level = level;
+                           options.sinks = kKltSinks;
+                           options.calibration = calibration;
+                           return code(cache, setup, options);
+                       },
+                       level});
+    }
+    return out;
+}
+
 std::vector<Point> points(const Setup& setup) {
     std::vector<Point> out = {lossless()};
     for (unsigned level = 1; level <= kDeltaLevels; ++level) {
@@ -42,6 +63,7 @@ std::vector<Point> points(const Setup& setup) {
                 delta("kvcast delta, measured steps", level, level >= 3 && level != 4, setup.layer_steps));
         }
     }
+    for (Point& point : klt(setup.calibration)) out.push_back(std::move(point));
     return out;
 }
 
