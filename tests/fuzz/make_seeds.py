@@ -1,5 +1,7 @@
 #!/usr/bin/python3
-"""Writes seeds for the fuzzers: make_seeds.py KVENC DIR. Small valid files, one control byte in front of each."""
+"""Writes seeds for the fuzzers: make_seeds.py KVENC VECTORS DIR. Small valid files, with what controls the
+target in front of each."""
+import glob
 import json
 import os
 import random
@@ -7,7 +9,7 @@ import struct
 import subprocess
 import sys
 
-kvenc, out = sys.argv[1:3]
+kvenc, vectors, out = sys.argv[1:4]
 rng = random.Random(1)
 
 
@@ -26,7 +28,7 @@ def safetensors(dtype, layers, tokens, heads, dim, pairing):
     return struct.pack("<Q", len(text)) + text + ids + k
 
 
-for target in ("fuzz_safetensors", "fuzz_kvenc", "fuzz_chunk"):
+for target in ("fuzz_safetensors", "fuzz_kvenc", "fuzz_chunk", "fuzz_klt"):
     os.makedirs(f"{out}/{target}", exist_ok=True)
 cases = [("BF16", 1, 5, 2, 8, "half"), ("F16", 2, 33, 1, 4, "interleaved"), ("F32", 1, 2, 1, 6, "none")]
 for i, case in enumerate(cases):
@@ -37,3 +39,8 @@ for i, case in enumerate(cases):
     for level, predictor in (("0", "mean"), ("2", "mean"), ("6", "anchor")):
         made = subprocess.run([kvenc, "-", "-o", "-", "-l", level, "--predict", predictor], input=data, capture_output=True, check=True)
         open(f"{out}/fuzz_chunk/{i}-{level}", "wb").write(b"\0" + made.stdout)
+for path in sorted(glob.glob(f"{vectors}/*.kvcal")):
+    name = os.path.basename(path)[: -len(".kvcal")]
+    calibration = open(path, "rb").read()
+    chunk = open(f"{vectors}/{name}.kvc", "rb").read()
+    open(f"{out}/fuzz_klt/{name}", "wb").write(struct.pack("<I", len(calibration)) + calibration + chunk)
