@@ -1,0 +1,179 @@
+// Calibration on rows whose statistics are known.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+
+#include "codec/decoder.h"
+#include "codec/encoder.h"
+#include "tools/calibrate/classes.h"
+#include "tools/calibrate/fit.h"
+#include "tools/calibrate/integers.h"
+
+namespace kvcast::calibrate {
+namespace {
+
+constexpr std::size_t kLayers = 3, kHeads = 2, kDim = 16, kWidth = kHeads * kDim, kRows = 3000;
+constexpr std::size_t kVocabulary = 50, kFeatures = 4;
+
+// Rows of low rank that the layer before, K, and the token all help to predict, and a little noise.
+struct World {
+    Units units;
+    std::vector<std::int32_t> ids;
+    Matrix features{kRows, kFeatures};
+    RowStore rows{std::vector<std::size_t>(2 * kLayers, kWidth), kRows};
+    TokenTable table;
+
+    explicit World(std::vector<std::size_t> parts) {
+        units.layout.layers = kLayers;
+        units.layout.planes = {{kHeads, kDim}, {kHeads, kDim}};
+        units.parts = std::move(parts);
+        std::mt19937 random(7);
+        std::normal_distribution<float> normal;
+        const auto matrix = [&](std::size_t r, std::size_t c) {
+            Matrix m(static_cast<Eigen::Index>(r), static_cast<Eigen::Index>(c));
+            for (Eigen::Index i = 0; i < m.size(); ++i) m.data()[i] = normal(random);
+            return m;
+        };
+        table = token_table(matrix(kVocabulary, kFeatures), 2);
+        for (std::size_t t = 0; t < kRows; ++t)
+            ids.push_back(static_cast<std::int32_t>(random() % kVocabulary));
+        features = token_features(table, ids);
+        const Matrix latent = matrix(kRows, 6);
+        for (std::size_t p = 0; p < 2 * kLayers; ++p) {
+            Matrix x = latent * matrix(6, kWidth) + 0.5f * features * matrix(kFeatures, kWidth) +
+                       0.1f * matrix(kRows, kWidth);
+            x.array() += static_cast<float>(p);
+            rows.append(p, {x.data(), static_cast<std::size_t>(x.size())});
+        }
+        rows.advance(kRows);
+    }
+};
+
+std::vector<UnitFit> fit(const World& w, const FitOptions& options, bool tokens = true) {
+    const auto metrics = identity_metrics(w.units, w.rows);
+    return fit_units(w.units, w.rows, tokens ? w.features : Matrix(), metrics, options, [] {});
+}
+
+TEST(Fit, EveryIngredientHelps) {
+    const World w({1, 1});
+    FitOptions options;
+    options.step = 0.2;
+    for (const UnitFit& f : fit(w, options)) {
+        EXPECT_EQ(f.bits.size(), f.sources.size() + 1);
+        for (std::size_t i = 0; i + 1 < f.bits.size(); ++i) EXPECT_LE(f.bits[i + 1], f.bits[i] + 1e-6);
+        for (Eigen::Index i = 0; i + 1 < f.variance.size(); ++i) EXPECT_GE(f.variance[i], f.variance[i + 1]);
+        const Matrix identity = f.transform.transpose() * f.transform;
+        EXPECT_LT((identity - Matrix::Identity(identity.rows(), identity.cols())).cwiseAbs().maxCoeff(),
+                  1e-4);
+    }
+    const auto fits = fit(w, options);
+    const UnitFit& last = fits.back();  // V of layer 2: two layers before, K, tokens
+    EXPECT_EQ(last.sources.size(), 4u);
+    EXPECT_LT(last.bits.back(), 0.8 * last.bits.front());
+}
+
+TEST(Fit, TokensAreLeftOutWhereTheySaveNothing) {
+    const World w({1, 1});
+    FitOptions options;
+    options.least_gain = 0.9;
+    for (const UnitFit& f : fit(w, options)) EXPECT_TRUE(f.sources.empty() || !f.sources.back().tokens);
+}
+
+TEST(Fisher, MetricsWeighPlanesByTheirTraces) {
+    MatrixD a = MatrixD::Identity(4, 4), b = 16 * MatrixD::Identity(4, 4);
+    const auto metrics = fisher_metrics({a, b}, 0.1, 1.0);
+    EXPECT_NEAR(metrics[1](0, 0) / metrics[0](0, 0), 4, 1e-4);
+    EXPECT_NEAR(metrics[0](0, 0) * metrics[1](0, 0), 1.1, 1e-4);
+}
+
+// The whole way: fit, integers, classes, and the codec on rows that it has not seen the classes of.
+void expect_closed_loop(const std::vector<std::size_t>& parts) {
+    const World w(parts);
+    FitOptions options;
+    options.step = 0.3;
+    CalibrationData data = to_integers(w.units, fit(w, options), w.table, "m", {});
+    SampleTokens sample;
+    for (std::size_t r = 0; r < kRows; r += 5) {
+        sample.rows.push_back(r);
+        sample.token_ids.push_back(w.ids[r]);
+    }
+    const unsigned multipliers[] = {4, 16};
+    fit_classes(data, multipliers, w.rows, sample, [] {});
+    ASSERT_EQ(data.levels.size(), 2u);
+    EXPECT_LT(data.levels[1].millibits, data.levels[0].millibits);
+    const auto bytes = write_calibration(data);
+    ASSERT_TRUE(bytes.ok()) << bytes.status().message();
+    EncodeOptions o;
+    o.profile = Profile::kKlt;
+    o.sinks = 0;
+    o.calibration = Calibration::read(bytes.value()).value();
+    Layout layout = w.units.layout;
+    layout.dtype = Dtype::kF32;
+    const std::size_t tokens = 200, first = 401;
+    const std::span<const std::int32_t> ids = std::span(w.ids).subspan(first, tokens);
+    std::vector<PlaneRows> input;
+    std::vector<std::vector<float>> decoded(2 * kLayers, std::vector<float>(tokens * kWidth));
+    std::vector<PlaneBuffer> output;
+    for (std::size_t p = 0; p < 2 * kLayers; ++p) {
+        input.push_back({w.rows.row(p, first), kWidth * sizeof(float)});
+        output.push_back({decoded[p].data(), kWidth * sizeof(float)});
+    }
+    const auto metrics = identity_metrics(w.units, w.rows);
+    for (unsigned level = 1; level <= 2; ++level) {
+        o.level = level;
+        ChunkEncoder encoder(o);
+        SerialExecutor serial;
+        std::vector<std::uint8_t> object;
+        Hash chain = {};
+        EncodeReport report;
+        ASSERT_TRUE(
+            encoder.encode({&layout, "m", "", ids, 1, 0, chain, input}, serial, object, chain, &report).ok());
+        const double values = static_cast<double>(tokens * kWidth * 2 * kLayers);
+        EXPECT_NEAR((report.ideal.payload) / values, data.levels[level - 1].millibits / 1000.0, 0.1);
+        const auto decoder = ChunkDecoder::open(object, {.calibration = o.calibration});
+        std::vector<DecodeWorkspace> workspaces(1);
+        ASSERT_TRUE(decoder.value().decode(output, serial, workspaces).ok());
+        // Quantisation noise is at most that of a uniform quantiser of the level's step, in the metric.
+        const double step = multipliers[level - 1] / 32.0;
+        for (const UnitPlace& at : w.units.all()) {
+            const std::size_t plane = 2 * at.layer + at.plane, width = w.units.width(at.plane);
+            const double scale = metrics[w.units.index(at)](0, 0);
+            double energy = 0;
+            for (std::size_t t = 0; t < tokens; ++t) {
+                for (std::size_t c = at.part * width; c < (at.part + 1) * width; ++c) {
+                    const double e = double{decoded[plane][t * kWidth + c]} - w.rows.row(plane, first + t)[c];
+                    energy += e * e * scale * scale;
+                }
+            }
+            EXPECT_LT(std::sqrt(energy / static_cast<double>(tokens * width)), step * 0.33) << plane;
+        }
+    }
+}
+
+TEST(Calibrate, TheCodecKeepsWhatTheFitPromises) {
+    expect_closed_loop({1, 1});
+}
+
+TEST(Calibrate, SoItDoesWithSplitPlanes) {
+    expect_closed_loop({2, 2});
+}
+
+TEST(TokenTables, RoundAndUnpack) {
+    Matrix m(2, 4);
+    m << 0.5f, -5.0f, 1.0f, -9.0f, 0, 1, 2, 3;
+    const TokenTable table = token_table(m, 2);
+    std::int16_t row[4];
+    table.unpack(0, row);
+    EXPECT_EQ(row[0], 16);
+    EXPECT_EQ(row[1], -127);
+    EXPECT_EQ(row[2], 32);
+    EXPECT_EQ(row[3], -112);
+    table.unpack(2, row);
+    EXPECT_EQ(row[0] | row[1] | row[2] | row[3], 0);
+    table.unpack(-1, row);
+    EXPECT_EQ(row[0] | row[1] | row[2] | row[3], 0);
+}
+
+}  // namespace
+}  // namespace kvcast::calibrate
