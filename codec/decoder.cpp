@@ -18,7 +18,7 @@ struct DecodeWorkspace::Buffers {
     std::vector<std::uint32_t> bits;   // one head, or one row
     QuantisedScratch quantised;
     ExactModels models;
-    KltDecoder klt;
+    KltDecoder klt;                // NOLINT(clang-analyzer-optin.performance.Padding): its decoder is aligned
     std::uint64_t klt_owner = 0;  // number of the decoder whose layers `klt` is going through
 };
 

@@ -218,6 +218,10 @@ void read_hash(ByteReader& in, Hash& hash) {
 
 Status read_identity(ByteReader& in, ChunkHeader& h) {
     const auto profile = in.fixed<std::uint8_t>();
+    if (profile > static_cast<std::uint8_t>(Profile::kKlt)) {
+        return {ErrorCode::kUnsupportedProfile,
+                fmt::format("profile {} is not one of lossless (0), delta (1) and klt (2)", profile)};
+    }
     h.level = in.fixed<std::uint8_t>();
     const std::uint64_t flags = in.varint();
     const auto model_bytes = in.fixed<std::uint8_t>();
@@ -226,10 +230,6 @@ Status read_identity(ByteReader& in, ChunkHeader& h) {
     const auto calibration_bytes = in.fixed<std::uint8_t>();
     if (calibration_bytes != 0) read_hash(in, h.calibration.emplace());
     if (!in.ok()) return bad("the header is cut short");
-    if (profile > static_cast<std::uint8_t>(Profile::kKlt)) {
-        return {ErrorCode::kUnsupportedProfile,
-                fmt::format("profile {} is not one of lossless (0), delta (1) and klt (2)", profile)};
-    }
     h.profile = static_cast<Profile>(profile);
     if (flags > kFlagUnrotated) return bad(fmt::format("flags {:#x} are not defined", flags));
     h.unrotated = flags == kFlagUnrotated;

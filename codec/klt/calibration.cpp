@@ -24,6 +24,10 @@ Status bad(std::string what) {
     return {ErrorCode::kBadHeader, std::move(what)};
 }
 
+std::int16_t signed_byte(std::uint8_t byte) {
+    return static_cast<std::int16_t>(byte < 128 ? byte : byte - 256);
+}
+
 template <typename T>
 void read_array(ByteReader& in, std::size_t count, std::vector<T>& out) {
     const auto raw = in.take(count * sizeof(T));
@@ -264,10 +268,10 @@ void TokenTable::unpack(std::int32_t token_id, std::int16_t* out) const {
         return;
     }
     const std::uint8_t* row = rows.data() + id * row_bytes();
-    for (std::size_t i = 0; i < wide; ++i) out[i] = static_cast<std::int8_t>(row[i]);
+    for (std::size_t i = 0; i < wide; ++i) out[i] = signed_byte(row[i]);
     for (std::size_t i = wide; i < features; ++i) {
         const unsigned nibble = row[wide + (i - wide) / 2] >> ((i - wide) % 2 * 4) & 15u;
-        out[i] = static_cast<std::int8_t>(nibble << 4);
+        out[i] = signed_byte(static_cast<std::uint8_t>(nibble << 4));
     }
 }
 
