@@ -14,12 +14,12 @@
 namespace kvcast {
 
 struct DecodeWorkspace::Buffers {
+    KltDecoder klt;                    // first: what it holds is aligned to 64 bytes
+    std::uint64_t klt_owner = 0;       // number of the decoder whose layers `klt` is going through
     std::vector<std::int16_t> states;  // one head [channel][body token]
     std::vector<std::uint32_t> bits;   // one head, or one row
     QuantisedScratch quantised;
     ExactModels models;
-    KltDecoder klt;                // NOLINT(clang-analyzer-optin.performance.Padding): its decoder is aligned
-    std::uint64_t klt_owner = 0;  // number of the decoder whose layers `klt` is going through
 };
 
 DecodeWorkspace::DecodeWorkspace() : buffers_(std::make_unique<Buffers>()) {}
