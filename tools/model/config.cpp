@@ -67,7 +67,7 @@ void read_shapes(ModelConfig& m, const JsonObject& config) {
 }
 
 std::string name_of(const JsonObject& config, const std::string& folder) {
-    const std::string name = config.text("_name_or_path", "");
+    std::string name = config.text("_name_or_path", "");
     if (!name.empty()) return name;
     const auto path = std::filesystem::absolute(folder).lexically_normal();
     return path.has_filename() ? path.filename().string() : path.parent_path().filename().string();

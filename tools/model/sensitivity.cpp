@@ -37,7 +37,8 @@ double standard_deviation(std::span<const float> rows, std::size_t width) {
             first += rows[i];
             second += static_cast<double>(rows[i]) * rows[i];
         }
-        const double n = static_cast<double>(rows.size() / width);
+        const std::size_t tokens = rows.size() / width;
+        const auto n = static_cast<double>(tokens);
         sum += std::max(0.0, second / n - first / n * (first / n));
     }
     return std::sqrt(sum / static_cast<double>(width));
