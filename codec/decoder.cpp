@@ -24,6 +24,9 @@ struct DecodeWorkspace::Buffers {
 
 DecodeWorkspace::DecodeWorkspace() : buffers_(std::make_unique<Buffers>()) {}
 DecodeWorkspace::~DecodeWorkspace() = default;
+const KltBytes& DecodeWorkspace::klt_bytes() const {
+    return buffers_->klt.bytes();
+}
 DecodeWorkspace::DecodeWorkspace(DecodeWorkspace&&) noexcept = default;
 DecodeWorkspace& DecodeWorkspace::operator=(DecodeWorkspace&&) noexcept = default;
 

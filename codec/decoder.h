@@ -28,6 +28,14 @@ struct DecodeOptions {
     std::shared_ptr<const Calibration> calibration = nullptr;   // for chunks of the klt profile
 };
 
+// Where the bytes of a klt chunk's blocks are, in layers decoded so far.
+struct KltBytes {
+    std::uint64_t states = 0;
+    std::uint64_t exact_tokens = 0;
+    std::uint64_t gains = 0;
+    std::uint64_t coefficients = 0;
+};
+
 // Buffers of one worker. Grows to the largest block seen, then allocates nothing.
 class DecodeWorkspace {
   public:
@@ -35,6 +43,9 @@ class DecodeWorkspace {
     ~DecodeWorkspace();
     DecodeWorkspace(DecodeWorkspace&&) noexcept;
     DecodeWorkspace& operator=(DecodeWorkspace&&) noexcept;
+
+    // Of the last klt chunk.
+    const KltBytes& klt_bytes() const;
 
     struct Buffers;
     Buffers& buffers() { return *buffers_; }

@@ -370,8 +370,9 @@ void calibrate_all(Arguments a) {
     } else {
         learn_from_dumps(m, a);
         fmt::print(
-            "no model: every error counts alike (on SmolLM2 that costs 2 to 3 times the bytes at the same "
-            "quality), no token features, and the levels' cost is not measured\n");
+            "no model: every error counts alike, there are no token features, and what the levels cost is "
+            "not "
+            "measured\n");
     }
     const std::vector<Matrix> metrics =
         runner ? fisher_metrics(m.fisher) : identity_metrics(m.units, *m.rows);

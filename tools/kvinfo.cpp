@@ -82,8 +82,15 @@ double ratio_of(const ChunkInFile& c) {
            static_cast<double>(c.bytes);
 }
 
-void verify(std::span<const std::uint8_t> bytes, const std::vector<ChunkInFile>& chunks,
-            const std::string& name, const std::shared_ptr<const Calibration>& calibration) {
+// What klt chunks spend their bytes on, added up.
+struct Spent {
+    std::uint64_t headers = 0;
+    KltBytes blocks;
+};
+
+Spent verify(std::span<const std::uint8_t> bytes, const std::vector<ChunkInFile>& chunks,
+             const std::string& name, const std::shared_ptr<const Calibration>& calibration) {
+    Spent spent;
     DecodeWorkspace workspace;
     for (const ChunkInFile& c : chunks) {
         const auto decoder =
@@ -101,7 +108,35 @@ void verify(std::span<const std::uint8_t> bytes, const std::vector<ChunkInFile>&
             if (Status s = decoder.value().decode_layer(l, buffers, workspace); !s.ok())
                 raise(name, c.offset, s);
         }
+        if (c.header.profile != Profile::kKlt) continue;
+        const KltBytes& b = workspace.klt_bytes();
+        spent.headers += c.header.header_bytes;
+        spent.blocks.states += b.states;
+        spent.blocks.exact_tokens += b.exact_tokens;
+        spent.blocks.gains += b.gains;
+        spent.blocks.coefficients += b.coefficients;
     }
+    return spent;
+}
+
+json describe_spent(const Spent& s) {
+    return {{"headers", s.headers},
+            {"states", s.blocks.states},
+            {"exact_tokens", s.blocks.exact_tokens},
+            {"gains", s.blocks.gains},
+            {"coefficients", s.blocks.coefficients}};
+}
+
+void print_spent(const Spent& s) {
+    const json described = describe_spent(s);
+    std::uint64_t all = 0;
+    for (const auto& [name, bytes] : described.items()) all += bytes.get<std::uint64_t>();
+    fmt::print("\nbytes of klt chunks:");
+    for (const auto& [name, bytes] : described.items()) {
+        const auto n = bytes.get<std::uint64_t>();
+        fmt::print(" {} {} ({:.1f} %)", name, n, 100.0 * static_cast<double>(n) / static_cast<double>(all));
+    }
+    fmt::print("\n");
 }
 
 void print_table(const std::vector<ChunkInFile>& chunks) {
@@ -184,9 +219,11 @@ void inform(const Arguments& a) {
         return;
     }
     const std::vector<ChunkInFile> chunks = list_chunks(bytes, path);
-    if (check) verify(bytes, chunks, path, load_calibration(a.calibration));
+    Spent spent;
+    if (check) spent = verify(bytes, chunks, path, load_calibration(a.calibration));
     if (!as_json) {
         print_table(chunks);
+        if (spent.headers != 0) print_spent(spent);
         if (check) fmt::print("\nverified: every block of {} chunks decodes\n", chunks.size());
         return;
     }
@@ -194,6 +231,7 @@ void inform(const Arguments& a) {
                 {"model", chunks.front().header.model},
                 {"layout", describe_layout(chunks.front().header.layout)},
                 {"verified", check}};
+    if (spent.headers != 0) out["klt_bytes"] = describe_spent(spent);
     for (const ChunkInFile& c : chunks) out["chunks"].push_back(describe_chunk(c));
     fmt::print("{}\n", out.dump(2, ' ', false, json::error_handler_t::replace));
 }

@@ -30,6 +30,10 @@ class BlockReader {
     // `count` floating-point elements under one exponent model.
     void floats(ExponentModel model, kernels::Dtype dtype, std::size_t count, std::uint32_t* bits);
 
+    // Bytes of the piece that are not read yet. States hold some of what comes next: between two points of a
+    // block the difference tells what lies between them up to a few words.
+    std::size_t left() const { return static_cast<std::size_t>(decoder_.end - decoder_.next); }
+
     // Goes on with the next piece of a run, the coder's states kept. kCorruptBlock unless every byte of the
     // piece before was used and none was missing. `piece` outlives the reader.
     Status next_piece(std::span<const std::uint8_t> piece);

@@ -9,6 +9,7 @@ namespace kvcast {
 void KltDecoder::begin(const Chunk& chunk) {
     chunk_ = chunk;
     next_layer_ = 0;
+    bytes_ = {};
     body_ = body_tokens(*chunk.header);
     slices_ = body_slices(body_, kSliceTokens);
     reader_.reset();
@@ -107,12 +108,19 @@ Status KltDecoder::layer(std::span<const std::uint8_t> block, std::span<const Pl
     const CalibrationData& data = chunk_.calibration->data();
     if (next_layer_ % params.run_layers == 0) {
         reader_.emplace(*chunk_.ops, block);
+        bytes_.states += kBlockStateBytes;
     } else if (Status s = reader_->next_piece(block); !s.ok()) {
         return s;
     }
+    const std::size_t before = reader_->left();
     const bool rows_fit = read_exact_rows(planes);
+    const std::size_t after_rows = reader_->left();
     const bool gains_fit = read_gains();
+    const std::size_t after_gains = reader_->left();
     read_coefficients();
+    bytes_.exact_tokens += before - after_rows;
+    bytes_.gains += after_rows - after_gains;
+    bytes_.coefficients += after_gains - reader_->left();
     const bool last = (next_layer_ + 1) % params.run_layers == 0 || next_layer_ + 1 == data.layout.layers;
     if (last) {
         if (Status s = reader_->close(); !s.ok()) return s;

@@ -33,6 +33,8 @@ class KltDecoder {
     // The layer that layer() decodes next.
     std::size_t next_layer() const { return next_layer_; }
 
+    const KltBytes& bytes() const { return bytes_; }
+
     // Decodes the next layer from its block (checksum verified) into `planes`, which may be empty where its
     // values are not wanted; token slices run on the executor. kCorruptBlock; then begin() again.
     Status layer(std::span<const std::uint8_t> block, std::span<const PlaneBuffer> planes,
@@ -51,6 +53,7 @@ class KltDecoder {
 
     Chunk chunk_;
     std::size_t next_layer_ = 0;
+    KltBytes bytes_;
     std::vector<std::uint32_t> body_;
     std::vector<TokenSlice> slices_;
     std::optional<entropy::BlockReader> reader_;
