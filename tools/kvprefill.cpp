@@ -7,6 +7,7 @@
 #include "codec/format/chunk_header.h"
 #include "tools/common/cli.h"
 #include "tools/model/kv.h"
+#include "tools/model/tokenizer.h"
 #include "tools/model/tokens.h"
 
 namespace {
@@ -17,6 +18,7 @@ using namespace kvcast::tools;
 struct Arguments {
     std::string model;
     std::string tokens;
+    std::string text;
     std::string output;
     std::string name;
     bool raw = false;
@@ -34,8 +36,10 @@ void declare(CLI::App& app, Arguments& a) {
                    "Qwen2 or Qwen3 model")
         ->required();
     app.add_option("TOKENS", a.tokens,
-                   "token ids: a JSON array, or a JSON object of named arrays; - reads standard input")
-        ->required();
+                   "token ids: a JSON array, or a JSON object of named arrays; - reads standard input");
+    app.add_option("--text", a.text,
+                   "UTF-8 text instead of TOKENS; needs the model's tokenizer.json and the Python package "
+                   "tokenizers");
     app.add_option("-o,--output", a.output, "safetensors file to write")->required();
     app.add_option("--name", a.name, "which array of an object to take");
     app.add_flag("--raw", a.raw, "TOKENS is raw little-endian int32 instead of JSON");
@@ -70,13 +74,20 @@ void write_kv(const std::string& path, const KvCache& cache) {
     writer.commit();
 }
 
+model::TokenIds token_ids(const Arguments& a) {
+    if (!a.text.empty()) return model::tokenize_file(a.model, a.text);
+    return model::read_tokens(a.tokens, a.name,
+                              a.raw ? model::TokenFileKind::kRaw : model::TokenFileKind::kJson);
+}
+
 void prefill(const Arguments& a) {
     if (a.output == "-")
         throw Error("kvprefill writes a file, not standard output: safetensors needs seeking");
-    const auto kind = a.raw ? model::TokenFileKind::kRaw : model::TokenFileKind::kJson;
-    model::TokenIds ids = model::read_tokens(a.tokens, a.name, kind);
+    if (a.tokens.empty() == a.text.empty()) throw Error("give either TOKENS or --text FILE");
+    model::TokenIds ids = token_ids(a);
     if (a.limit > ids.size()) {
-        throw Error(fmt::format("{}: holds {} tokens, --tokens asks for {}", a.tokens, ids.size(), a.limit));
+        throw Error(fmt::format("{}: holds {} tokens, --tokens asks for {}",
+                                a.text.empty() ? a.tokens : a.text, ids.size(), a.limit));
     }
     if (a.limit != 0) ids.resize(a.limit);
     const auto runner = model::Runner::load(a.model, a.load);

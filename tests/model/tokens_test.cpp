@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/tools/scratch.h"
+#include "tools/model/tokenizer.h"
 
 namespace kvcast::model {
 namespace {
@@ -56,6 +57,14 @@ TEST_F(Tokens, AreRefusedWithAReason) {
     EXPECT_THAT(refusal(std::string(100000, '[')), HasSubstr("t.json"));
     EXPECT_THAT(error_of([&] { read_token_sets(file("[1]")); }), HasSubstr("object"));
     EXPECT_THAT(error_of([&] { read_tokens(scratch / "none", ""); }), HasSubstr("none"));
+}
+
+TEST_F(Tokens, TextWithoutATokenizerIsRefusedWithAReason) {
+    EXPECT_THAT(error_of([&] { tokenize_file(scratch.path(), file("hello")); }), HasSubstr("tokenizer.json"));
+    tools::store(scratch / "tokenizer.json", "{}");
+    EXPECT_THAT(error_of([&] { tokenize_file(scratch.path(), file("hello")); }),
+                HasSubstr("no tokenizer is at hand"));
+    EXPECT_THAT(error_of([&] { tokenize_file(scratch.path(), scratch / "none"); }), HasSubstr("none"));
 }
 
 }  // namespace
