@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <exception>
 #include <random>
 #include <thread>
 
@@ -96,6 +97,7 @@ class Stage {
   public:
     explicit Stage(const std::string& what) : what_(what), start_(std::chrono::steady_clock::now()) {}
     ~Stage() {
+        if (std::uncaught_exceptions() != 0) return;  // it did not get to its end
         const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start_;
         fmt::print("{:<42} {:>7.1f} s\n", what_, spent.count());
         std::fflush(stdout);
