@@ -114,7 +114,6 @@ class Fitter {
         });
         out.mean = (sum / static_cast<double>(rows_.rows())).cast<float>();
         target_.resize(index_of(rows_.rows()), width);
-        predicted_.resize(target_.rows(), width);
         std::size_t features = 0;
         for (const Source& s : out.sources) features += source_width(s);
         moments_ = MatrixD::Zero(index_of(features), index_of(features));
@@ -192,7 +191,7 @@ class Fitter {
     const Matrix& features_;
     const FitOptions& options_;
     std::vector<Matrix> history_;  // reconstructed rows in their metrics, [layer modulo reach + 1][unit]
-    Matrix target_, predicted_;
+    Matrix target_;
     MatrixD moments_, cross_, own_;
 };
 
