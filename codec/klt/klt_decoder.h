@@ -51,12 +51,12 @@ class KltDecoder {
     void read_coefficients();
     void store_slice(TokenSlice slice, std::size_t plane, const PlaneBuffer& out, Scratch& scratch) const;
 
+    std::optional<entropy::BlockReader> reader_;  // first: it is aligned to 64 bytes
     Chunk chunk_;
     std::size_t next_layer_ = 0;
     KltBytes bytes_;
     std::vector<std::uint32_t> body_;
     std::vector<TokenSlice> slices_;
-    std::optional<entropy::BlockReader> reader_;
     KltStates states_;
     std::vector<std::vector<std::int16_t>> gains_;         // [unit of the layer][body token]
     std::vector<std::vector<std::int16_t>> coefficients_;  // [unit of the layer][token][part width]
