@@ -33,7 +33,7 @@ struct Arguments {
     std::vector<std::string> dumps;
     std::size_t context_tokens = 2048;
     std::size_t continuation_tokens = 256;
-    std::size_t draws = 3;
+    std::size_t draws = 10;
     std::size_t sinks = 1;
     std::size_t token_features = 256;
     std::size_t wide_features = 64;

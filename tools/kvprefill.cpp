@@ -61,19 +61,6 @@ Dtype dtype_of(const std::string& name) {
     return name == "fp16" ? Dtype::kF16 : Dtype::kF32;
 }
 
-void write_kv(const std::string& path, const KvCache& cache) {
-    const std::vector<std::size_t> shape = {cache.layout.layers, cache.tokens(), cache.layout.planes[0].heads,
-                                            cache.layout.planes[0].head_dim};
-    const TensorType type = tensor_type(cache.layout.dtype);
-    SafetensorsWriter writer(
-        path, {{"token_ids", TensorType::kI32, {cache.tokens()}}, {"k", type, shape}, {"v", type, shape}},
-        kv_metadata(cache.layout, cache.model, cache.base_position));
-    writer.write(0, 0, std::as_bytes(std::span(cache.token_ids)));
-    writer.write(1, 0, cache.planes[0]);
-    writer.write(2, 0, cache.planes[1]);
-    writer.commit();
-}
-
 model::TokenIds token_ids(const Arguments& a) {
     if (!a.text.empty()) return model::tokenize_file(a.model, a.text);
     return model::read_tokens(a.tokens, a.name,
@@ -95,7 +82,7 @@ void prefill(const Arguments& a) {
     KvCache cache = model::prefilled(runner, ids, dtype_of(a.dtype), a.base_position);
     const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
     if (!a.model_name.empty()) cache.model = a.model_name;
-    write_kv(a.output, cache);
+    save_kv(a.output, cache);
     if (a.quiet) return;
     fmt::print("{}: {} tokens, {} layers of {} heads x {}, {}, prefilled in {:.2f} s\n", a.output, ids.size(),
                runner.config().layers, runner.config().kv_heads, runner.config().head_dim, a.dtype,

@@ -49,4 +49,15 @@ std::string to_hex(std::span<const std::uint8_t> bytes) {
     return text;
 }
 
+std::optional<Hash> hash_from_hex(std::string_view text) {
+    Hash out = {};
+    if (text.size() != 2 * out.size()) return std::nullopt;
+    for (std::size_t i = 0; i < text.size(); ++i) {
+        const std::size_t digit = std::string_view("0123456789abcdef").find(text[i]);
+        if (digit == std::string_view::npos) return std::nullopt;
+        out[i / 2] = static_cast<std::uint8_t>(out[i / 2] << 4 | digit);
+    }
+    return out;
+}
+
 }  // namespace kvcast

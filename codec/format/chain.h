@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -26,5 +27,8 @@ Hash chain_hash(const Hash& parent, std::string_view salt, const Hash& layout, s
 
 // Lower-case hexadecimal.
 std::string to_hex(std::span<const std::uint8_t> bytes);
+
+// The inverse, for 64 digits; nothing where the text is anything else.
+std::optional<Hash> hash_from_hex(std::string_view text);
 
 }  // namespace kvcast

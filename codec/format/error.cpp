@@ -36,6 +36,30 @@ const char* error_name(ErrorCode code) {
             return "bad-argument";
         case ErrorCode::kBufferTooSmall:
             return "buffer-too-small";
+        case ErrorCode::kNetwork:
+            return "network";
+        case ErrorCode::kTls:
+            return "tls";
+        case ErrorCode::kHttpStatus:
+            return "http-status";
+        case ErrorCode::kProtocol:
+            return "protocol";
+        case ErrorCode::kTimeout:
+            return "timeout";
+        case ErrorCode::kObjectMismatch:
+            return "object-mismatch";
+        case ErrorCode::kBadManifest:
+            return "bad-manifest";
+        case ErrorCode::kUnsigned:
+            return "unsigned";
+        case ErrorCode::kBadSignature:
+            return "bad-signature";
+        case ErrorCode::kExpired:
+            return "expired";
+        case ErrorCode::kForeign:
+            return "foreign";
+        case ErrorCode::kCancelled:
+            return "cancelled";
     }
     return "unknown";
 }

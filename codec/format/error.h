@@ -34,6 +34,20 @@ enum class ErrorCode : std::uint16_t {
     // The caller's arguments.
     kBadArgument = 60,
     kBufferTooSmall = 61,
+    // Fetching from a store.
+    kNetwork = 100,         // no connection, a broken one, or no name: may work another time
+    kTls = 101,             // a certificate that is not trusted, expired, or another host's
+    kHttpStatus = 102,      // an answer other than the object
+    kProtocol = 103,        // HTTP that contradicts itself
+    kTimeout = 104,         // silence for longer than was allowed
+    kObjectMismatch = 105,  // not the size or the hash that the manifest promises
+    // Manifests.
+    kBadManifest = 110,
+    kUnsigned = 111,
+    kBadSignature = 112,
+    kExpired = 113,
+    kForeign = 114,  // of another model, layout, or other tokens
+    kCancelled = 120,
 };
 
 // The code's name as FORMAT.md and the tools spell it, for example "block-checksum".

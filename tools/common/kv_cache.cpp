@@ -71,6 +71,22 @@ KvCache load_kv(const KvInput& input) {
     return out;
 }
 
+void save_kv(const std::string& path, const KvCache& cache) {
+    const std::vector<std::string> names = plane_names(cache.layout);
+    std::vector<TensorSpec> specs = {{"token_ids", TensorType::kI32, {cache.tokens()}}};
+    for (std::size_t p = 0; p < names.size(); ++p) {
+        const PlaneShape& s = cache.layout.planes[p];
+        specs.push_back({names[p],
+                         tensor_type(cache.layout.dtype),
+                         {cache.layout.layers, cache.tokens(), s.heads, s.head_dim}});
+    }
+    SafetensorsWriter writer(path, std::move(specs),
+                             kv_metadata(cache.layout, cache.model, cache.base_position));
+    writer.write(0, 0, std::as_bytes(std::span(cache.token_ids)));
+    for (std::size_t p = 0; p < cache.planes.size(); ++p) writer.write(p + 1, 0, cache.planes[p]);
+    writer.commit();
+}
+
 std::vector<float> plane_floats(const KvCache& cache, std::size_t plane) {
     const std::size_t size = kernels::dtype_bytes(cache.layout.dtype);
     const std::vector<std::byte>& bytes = cache.planes[plane];

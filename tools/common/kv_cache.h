@@ -39,6 +39,9 @@ KvCache first_tokens(const KvCache& cache, std::size_t tokens);
 
 KvCache load_kv(const KvInput& input);
 
+// Writes a safetensors file as KvInput reads it. Throws Error.
+void save_kv(const std::string& path, const KvCache& cache);
+
 // Elements of a plane as floats, and floats rounded to nearest even into a plane. Sizes must agree.
 std::vector<float> plane_floats(const KvCache& cache, std::size_t plane);
 void set_plane(KvCache& cache, std::size_t plane, const std::vector<float>& values);

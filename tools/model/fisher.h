@@ -2,8 +2,10 @@
 // cache.
 //
 // For a small error x_t of token t in a plane, KL ~ 1/2 sum_t x_t' E[g_t g_t'] x_t, with g the gradient of
-// log p(y) and y drawn from the model's own prediction p. Random signs per position make one backward pass
-// serve all positions of a continuation (Hutchinson's estimator): cross terms vanish in the mean.
+// sum_ij sqrt(p_ij) z_ij log p_ij, z random signs and p the model's prediction (Hutchinson's estimator):
+// behind the softmax this has the second moments of diag(p) - p p', for all positions in one backward pass.
+// Tokens sampled from p would have the same mean; both need about ten passes per context before the metric
+// stops getting better.
 #pragma once
 
 #include <cstddef>

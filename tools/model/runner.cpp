@@ -118,7 +118,6 @@ struct Runner::Impl {
     void check_length(const Context& context, std::size_t added) const;
     KeysValues tensors_of(const KvView& kv) const;
     KvStore store_of(const Context& context, std::size_t added) const;
-    at::Tensor gradient_loss(const at::Tensor& log_p, const GradientDraw& draw) const;
 };
 
 at::Tensor Runner::Impl::ids_of(std::span<const std::int32_t> ids) const {
@@ -238,20 +237,8 @@ std::vector<std::int32_t> Runner::greedy(std::span<const std::int32_t> prompt, s
     });
 }
 
-at::Tensor Runner::Impl::gradient_loss(const at::Tensor& log_p, const GradientDraw& draw) const {
-    const std::size_t n = static_cast<std::size_t>(log_p.size(0));
-    if (draw.targets.size() != n || draw.weights.size() != n) {
-        throw Error(fmt::format("a draw of {} targets and {} weights, expected {} of each",
-                                draw.targets.size(), draw.weights.size(), n));
-    }
-    const at::Tensor weights = at::empty({log_p.size(0)}, at::kFloat);
-    std::memcpy(weights.data_ptr(), draw.weights.data(), n * sizeof(float));
-    const at::Tensor chosen = log_p.gather(1, ids_of(draw.targets).unsqueeze(1)).squeeze(1);
-    return (chosen * weights.to(log_p.device())).sum();
-}
-
 void Runner::kv_gradients(const Context& context, std::span<const std::int32_t> continuation,
-                          std::span<const GradientDraw> draws,
+                          std::size_t draws, const LogProbabilityWeights& weigh,
                           const std::function<void(std::size_t, KvGradients)>& sink) const {
     guarded([&] {
         const at::AutoGradMode with_grad(true);
@@ -275,9 +262,12 @@ void Runner::kv_gradients(const Context& context, std::span<const std::int32_t> 
         };
         const at::Tensor hidden = network.forward(ids, context.next_position(), extend);
         const at::Tensor log_p = network.logits(hidden).log_softmax(-1);
-        for (std::size_t i = 0; i < draws.size(); ++i) {
-            const auto gradients = torch::autograd::grad({impl_->gradient_loss(log_p, draws[i])},
-                                                         {plain_k, leaf_v}, {}, i + 1 < draws.size());
+        const std::vector<float> known = floats_of(log_p);
+        for (std::size_t i = 0; i < draws; ++i) {
+            const at::Tensor weights = at::zeros(log_p.sizes(), at::kFloat);
+            weigh(i, known, {weights.data_ptr<float>(), known.size()});
+            const at::Tensor sum = (log_p * weights.to(log_p.device())).sum();
+            const auto gradients = torch::autograd::grad({sum}, {plain_k, leaf_v}, {}, i + 1 < draws);
             sink(i, {floats_of(gradients[0].transpose(1, 2)), floats_of(gradients[1].transpose(1, 2))});
         }
     });

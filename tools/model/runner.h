@@ -73,13 +73,12 @@ struct PrefillResult {
     KvBuffer kv;  // of the new tokens only; empty without keep_kv
 };
 
-// One weighted sum over the continuation: sum_i weights[i] * log p(targets[i] | context, continuation[0..i]).
-struct GradientDraw {
-    std::span<const std::int32_t> targets;
-    std::span<const float> weights;
-};
+// Chooses the weights of one sum over the continuation, sum_ij weights[i, j] * log p(j | context,
+// continuation[0..i]), given those log p. Both are [tokens, vocabulary]; the weights come as zeros.
+using LogProbabilityWeights =
+    std::function<void(std::size_t draw, std::span<const float> log_p, std::span<float> weights)>;
 
-// Derivatives of a draw's sum, [layers, context tokens, kv_heads, head_dim]; k with respect to K before RoPE.
+// Derivatives of such a sum, [layers, context tokens, kv_heads, head_dim]; k with respect to K before RoPE.
 struct KvGradients {
     std::vector<float> k;
     std::vector<float> v;
@@ -109,10 +108,10 @@ class Runner {
     std::vector<std::int32_t> greedy(std::span<const std::int32_t> prompt, std::size_t count,
                                      const Context& context = {}) const;
 
-    // One forward pass of `continuation` on top of `context`, then one backward pass per draw. `sink` gets
-    // the draw's index and its gradients, in order. Targets and weights are as long as the continuation.
-    void kv_gradients(const Context& context, std::span<const std::int32_t> continuation,
-                      std::span<const GradientDraw> draws,
+    // One forward pass of `continuation` on top of `context`, then `draws` backward passes. `sink` gets the
+    // draw's index and its gradients, in order.
+    void kv_gradients(const Context& context, std::span<const std::int32_t> continuation, std::size_t draws,
+                      const LogProbabilityWeights& weigh,
                       const std::function<void(std::size_t, KvGradients)>& sink) const;
 
     // Rows of the input embedding, [tokens, hidden].

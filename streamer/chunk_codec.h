@@ -1,0 +1,38 @@
+// Decoding, as the session sees it. The streamer knows the format but decodes nothing: whoever links the
+// codec (or a GPU) implements this.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <span>
+
+#include "codec/format/chunk_header.h"
+
+namespace kvcast::streamer {
+
+// Rows of one plane of one layer: tokens x width elements of the layout's dtype, in memory that the codec
+// owns and that may be on a device. Valid until the callback that it was given to returns.
+struct DecodedPlane {
+    const void* rows = nullptr;
+    std::size_t row_bytes = 0;
+};
+
+using LayerCallback = std::function<void(std::size_t layer, std::span<const DecodedPlane> planes)>;
+
+// Calls come one at a time, from a session's decode thread (the first has_calibration() from the loop's).
+// Sessions that share a codec must not overlap, unless the implementation says that they may.
+class ChunkCodec {
+  public:
+    virtual ~ChunkCodec() = default;
+
+    // Whether chunks that name this calibration can be decoded.
+    virtual bool has_calibration(const Hash& id) = 0;
+    // A calibration file whose SHA-256 was checked. An error rules out the levels that need it.
+    virtual Status add_calibration(std::span<const std::uint8_t> file) = 0;
+
+    // Decodes a whole object, whose hash and header were checked, and hands over its layers in order. Nothing
+    // is handed over unless all of it could be decoded.
+    virtual Status decode(std::span<const std::uint8_t> object, const LayerCallback& deliver) = 0;
+};
+
+}  // namespace kvcast::streamer

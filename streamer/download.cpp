@@ -1,0 +1,199 @@
+#include "streamer/download.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace kvcast::streamer {
+namespace {
+
+constexpr std::size_t kDrainedBytes = 65536;  // of an error's body, so that the connection can be kept
+constexpr std::size_t kRealProgress = 65536;  // bytes after which failures are counted anew
+constexpr std::uint64_t kMostReserved = 64u << 20;
+
+}  // namespace
+
+// One request. Its bytes go to the download's buffer from `position` on.
+class Download::Attempt final : public HttpHandler {
+  public:
+    Attempt(Download& download, std::uint64_t from)
+        : owner(download), position(from), asked_from(from), started(download.loop_.now()), heard(started) {}
+
+    bool on_head(const HttpHead& head) override { return owner.accept(*this, head); }
+    bool on_body(std::span<const std::uint8_t> bytes) override { return owner.take(*this, bytes); }
+    void on_end(const HttpResult& result) override { owner.conclude(*this, result); }
+
+    Download& owner;
+    Transport::Id id = 0;
+    std::uint64_t position;
+    const std::uint64_t asked_from;
+    const Time started;
+    Time heard;
+    bool has_body = false;
+    std::optional<HttpResult> refused;  // why the answer is not wanted
+    std::size_t drained = 0;
+};
+
+Download::Download(EventLoop& loop, Transport& transport, DownloadRequest request,
+                   const DownloadOptions& options, DownloadObserver& observer, std::uint64_t seed)
+    : loop_(loop),
+      transport_(transport),
+      request_(std::move(request)),
+      options_(options),
+      observer_(observer),
+      random_(seed) {
+    begin_attempt();
+}
+
+Download::~Download() {
+    loop_.cancel(timer_);
+    for (const Attempt& a : attempts_) transport_.cancel(a.id);
+}
+
+void Download::begin_attempt() {
+    Attempt& attempt = attempts_.emplace_back(*this, bytes_.size());
+    HttpRequest request;
+    request.url = request_.url;
+    if (attempt.position != 0) {
+        request.range = ByteRange{attempt.position};
+        request.if_range = etag_;
+    }
+    ++requests_;
+    attempt.id = transport_.start(std::move(request), attempt);
+    arm();
+}
+
+void Download::end_attempt(Attempt& attempt) {
+    attempts_.remove_if([&](const Attempt& a) { return &a == &attempt; });
+}
+
+// Bytes so far belong to another object than the one that `survivor` reads.
+void Download::start_over(const Attempt& survivor) {
+    bytes_.clear();
+    attempts_.remove_if([&](const Attempt& a) {
+        if (&a != &survivor) transport_.cancel(a.id);
+        return &a != &survivor;
+    });
+}
+
+bool Download::accept(Attempt& attempt, const HttpHead& head) {
+    const auto refuse = [&](ErrorCode code, std::string message) {
+        attempt.refused = HttpResult{{code, std::move(message)}, head.status, std::nullopt};
+        return true;  // what follows is drained
+    };
+    if (head.status == 416 && attempt.asked_from != 0) {
+        start_over(attempt);
+        return refuse(ErrorCode::kProtocol, "the server has no bytes from where the last attempt ended");
+    }
+    if (head.status != 200 && head.status != 206)
+        return refuse(ErrorCode::kHttpStatus, fmt::format("HTTP status {}", head.status));
+    const bool changed = !etag_.empty() && !head.etag.empty() && head.etag != etag_;
+    if (changed) start_over(attempt);
+    if (head.status == 200) {
+        attempt.position = 0;
+    } else if (head.range_first != attempt.asked_from || changed || attempt.asked_from == 0) {
+        start_over(attempt);
+        return refuse(ErrorCode::kProtocol, "the server sent another range than was asked for");
+    }
+    etag_ = head.etag;
+    std::optional<std::uint64_t> size = head.object_bytes;
+    if (head.content_length) size = attempt.position + *head.content_length;
+    if (size && request_.bytes && *size != *request_.bytes) {
+        return refuse(ErrorCode::kObjectMismatch,
+                      fmt::format("the object has {} bytes, {} were promised", *size, *request_.bytes));
+    }
+    if (size && *size > request_.limit) {
+        return refuse(ErrorCode::kObjectMismatch,
+                      fmt::format("the object has {} bytes, at most {} are read", *size, request_.limit));
+    }
+    if (size) bytes_.reserve(std::min(*size, kMostReserved));
+    return true;
+}
+
+bool Download::take(Attempt& attempt, std::span<const std::uint8_t> bytes) {
+    observer_.on_bytes(bytes.size());
+    attempt.heard = loop_.now();
+    if (attempt.refused) return (attempt.drained += bytes.size()) <= kDrainedBytes;
+    if (!attempt.has_body) {
+        attempt.has_body = true;
+        observer_.on_first_byte(attempt.heard - attempt.started);
+    }
+    const std::uint64_t most = std::min(request_.bytes.value_or(request_.limit), request_.limit);
+    if (attempt.position + bytes.size() > most) {
+        attempt.refused =
+            HttpResult{{ErrorCode::kObjectMismatch, fmt::format("the object goes on after {} bytes", most)},
+                       200,
+                       std::nullopt};
+        return false;
+    }
+    // An attempt starts where bytes_ ended, or before that.
+    const std::uint64_t known = std::min<std::uint64_t>(bytes_.size() - attempt.position, bytes.size());
+    bytes_.insert(bytes_.end(), bytes.begin() + static_cast<std::ptrdiff_t>(known), bytes.end());
+    attempt.position += bytes.size();
+    return true;
+}
+
+void Download::conclude(Attempt& attempt, const HttpResult& result) {
+    if (attempt.refused) {
+        attempt.refused->retry_after = result.retry_after;
+        return fail(attempt, *attempt.refused);
+    }
+    if (!result.status.ok()) return fail(attempt, result);
+    if (complete() || (!request_.bytes && attempt.position == bytes_.size()))
+        return finish(std::move(bytes_), result.http_status);
+    fail(attempt, {{ErrorCode::kNetwork, fmt::format("the answer ended after {} of {} bytes",
+                                                     attempt.position, request_.bytes.value_or(0))},
+                   result.http_status,
+                   std::nullopt});
+}
+
+void Download::fail(Attempt& attempt, HttpResult result) {
+    end_attempt(attempt);
+    if (!attempts_.empty()) return;  // the other one goes on
+    const bool too_long = result.status.code() == ErrorCode::kObjectMismatch;
+    if (complete() && !too_long) return finish(std::move(bytes_), result.http_status);
+    if (bytes_.size() >= bytes_at_failure_ + kRealProgress) failures_ = 0;
+    bytes_at_failure_ = bytes_.size();
+    const auto delay = retry_delay(options_.retry, ++failures_, result, random_);
+    if (!delay) return finish(std::move(result.status), result.http_status);
+    loop_.cancel(timer_);
+    timer_ = loop_.after(*delay, [this] { begin_attempt(); });
+}
+
+void Download::finish(Result<std::vector<std::uint8_t>> object, int http_status) {
+    loop_.cancel(timer_);
+    timer_ = 0;
+    for (const Attempt& a : attempts_) transport_.cancel(a.id);
+    attempts_.clear();
+    observer_.on_finished(std::move(object), http_status);
+}
+
+void Download::arm() {
+    loop_.cancel(timer_);
+    Time next = Time::max();
+    for (const Attempt& a : attempts_) {
+        next = std::min(next, a.heard + (a.has_body ? options_.stall_timeout : options_.first_byte_timeout));
+        if (options_.hedge_after && attempts_.size() == 1)
+            next = std::min(next, a.heard + *options_.hedge_after);
+    }
+    timer_ = loop_.after(std::max(next - loop_.now(), Duration(0)), [this] { check_silence(); });
+}
+
+void Download::check_silence() {
+    const Time now = loop_.now();
+    for (Attempt& a : attempts_) {
+        const Duration patience = a.has_body ? options_.stall_timeout : options_.first_byte_timeout;
+        if (now - a.heard < patience) continue;
+        transport_.cancel(a.id);
+        const auto silent = std::chrono::duration_cast<std::chrono::milliseconds>(now - a.heard).count();
+        fail(a, {{ErrorCode::kTimeout, fmt::format("no byte for {} ms", silent)}, 0, std::nullopt});
+        if (!attempts_.empty()) arm();
+        return;
+    }
+    if (options_.hedge_after && attempts_.size() == 1 &&
+        now - attempts_.front().heard >= *options_.hedge_after)
+        return begin_attempt();
+    arm();
+}
+
+}  // namespace kvcast::streamer

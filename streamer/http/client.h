@@ -1,0 +1,32 @@
+// A thread of its own and the connections that live on it: what sessions need where the caller has no event
+// loop.
+#pragma once
+
+#include <memory>
+
+#include "streamer/event_loop.h"
+#include "streamer/http/curl_transport.h"
+
+namespace kvcast::streamer {
+
+// Shared by any number of sessions, which must end before it. Thread-safe.
+class Client {
+  public:
+    explicit Client(HttpOptions options) {
+        loop_.run([&] { transport_ = std::make_unique<CurlTransport>(loop_, std::move(options)); });
+    }
+    ~Client() {
+        loop_.run([&] { transport_.reset(); });
+    }
+    Client(const Client&) = delete;
+    Client& operator=(const Client&) = delete;
+
+    ThreadLoop& loop() { return loop_; }
+    Transport& transport() { return *transport_; }
+
+  private:
+    ThreadLoop loop_;
+    std::unique_ptr<CurlTransport> transport_;
+};
+
+}  // namespace kvcast::streamer

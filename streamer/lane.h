@@ -1,0 +1,61 @@
+// A thread that runs tasks one after another.
+#pragma once
+
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <queue>
+#include <thread>
+
+namespace kvcast::streamer {
+
+class Lane {
+  public:
+    Lane() : thread_([this] { serve(); }) {}
+    // Drops what has not begun, and waits for what has.
+    ~Lane() { stop(); }
+    Lane(const Lane&) = delete;
+    Lane& operator=(const Lane&) = delete;
+
+    void run(std::function<void()> task) {
+        {
+            const std::scoped_lock lock(mutex_);
+            tasks_.push(std::move(task));
+        }
+        wake_.notify_one();
+    }
+
+    void stop() {
+        {
+            const std::scoped_lock lock(mutex_);
+            stop_ = true;
+            tasks_ = {};
+        }
+        wake_.notify_one();
+        if (thread_.joinable()) thread_.join();
+    }
+
+  private:
+    void serve() {
+        std::unique_lock lock(mutex_);
+        while (true) {
+            wake_.wait(lock, [this] { return stop_ || !tasks_.empty(); });
+            if (stop_) return;
+            {
+                const std::function<void()> task = std::move(tasks_.front());
+                tasks_.pop();
+                lock.unlock();
+                task();
+            }
+            lock.lock();
+        }
+    }
+
+    std::mutex mutex_;
+    std::condition_variable wake_;
+    std::queue<std::function<void()>> tasks_;
+    bool stop_ = false;
+    std::thread thread_;
+};
+
+}  // namespace kvcast::streamer

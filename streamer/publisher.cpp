@@ -1,0 +1,107 @@
+#include "streamer/publisher.h"
+
+#include <fmt/format.h>
+
+#include "codec/format/chain.h"
+#include "streamer/store.h"
+
+namespace kvcast::streamer {
+
+Result<Publisher> Publisher::open(Destination& destination, std::int64_t now) {
+    Result<std::shared_ptr<void>> lock = destination.lock(false);
+    if (!lock.ok()) return lock.status();
+    return Publisher(destination, now, std::move(lock.value()));
+}
+
+Status Publisher::put_once(const std::string& name, std::span<const std::uint8_t> bytes) {
+    Result<std::optional<StoredObject>> found = destination_->find(name);
+    if (!found.ok()) return found.status();
+    const auto& stored = found.value();
+    if (!stored || stored->bytes != bytes.size()) {
+        ++bytes_.objects_written;
+        bytes_.written += bytes.size();
+        return destination_->put(name, bytes);
+    }
+    ++bytes_.objects_reused;
+    bytes_.reused += bytes.size();
+    // An old object that no living manifest names may be collected before ours is written.
+    if (now_ - stored->modified > kGraceSeconds / 2) return destination_->refresh(name, bytes);
+    return {};
+}
+
+Result<ManifestObject> Publisher::put_object(const Hash& chain, unsigned level,
+                                             std::span<const std::uint8_t> object) {
+    const ManifestObject entry = {level, object.size(), sha256(object)};
+    if (Status s = put_once(object_name(chain, entry), object); !s.ok()) return s;
+    return entry;
+}
+
+Result<ManifestCalibration> Publisher::put_calibration(std::span<const std::uint8_t> file) {
+    const ManifestCalibration entry = {sha256(file), file.size()};
+    if (Status s = put_once(calibration_name(entry.id), file); !s.ok()) return s;
+    return entry;
+}
+
+Status Publisher::check_all_there(const Manifest& manifest) {
+    const auto check = [&](const std::string& name, std::uint64_t bytes) -> Status {
+        Result<std::optional<StoredObject>> found = destination_->find(name);
+        if (!found.ok()) return found.status();
+        if (found.value() && found.value()->bytes == bytes) return {};
+        return {ErrorCode::kObjectMismatch, fmt::format("{}: not in the store after it was written", name)};
+    };
+    for (const ManifestChunk& c : manifest.chunks) {
+        for (const ManifestObject& o : c.objects) {
+            if (Status s = check(object_name(c.chain, o), o.bytes); !s.ok()) return s;
+        }
+    }
+    if (!manifest.calibration) return {};
+    return check(calibration_name(manifest.calibration->id), manifest.calibration->bytes);
+}
+
+Result<std::string> Publisher::finish(const Manifest& manifest, const PrivateKey* key) {
+    if (Status s = check_all_there(manifest); !s.ok()) return s;
+    const std::string name = manifest_name(manifest);
+    std::string document = write_manifest(manifest);
+    if (key != nullptr) document = sign_manifest(document, *key);
+    Status s =
+        destination_->put(name, {reinterpret_cast<const std::uint8_t*>(document.data()), document.size()});
+    for (std::size_t i = 0; s.ok() && i < manifest.chunks.size(); ++i)
+        s = put_pointer(pointer_name(manifest.chunks[i].chain), name, manifest);
+    if (!s.ok()) return s;
+    return name;
+}
+
+Status Publisher::put_pointer(const std::string& name, const std::string& target, const Manifest& manifest) {
+    Result<std::optional<StoredObject>> found = destination_->find(name);
+    if (!found.ok()) return found.status();
+    if (found.value()) {
+        Result<std::vector<std::uint8_t>> present = destination_->get(name);
+        if (!present.ok()) return present.status();
+        const auto other = manifest_of_pointer(present.value());
+        if (other && (*other == target || outlives(*other, manifest))) return {};
+    }
+    const std::string pointer = pointer_to(target);
+    return destination_->put(name, {reinterpret_cast<const std::uint8_t*>(pointer.data()), pointer.size()});
+}
+
+// Whether another manifest is there and lives longer than ours.
+bool Publisher::outlives(const std::string& other_name, const Manifest& manifest) {
+    if (longer_lived_.contains(other_name)) return true;
+    if (shorter_lived_.contains(other_name)) return false;
+    const auto longer = [&] {
+        Result<std::vector<std::uint8_t>> document = destination_->get(other_name);
+        if (!document.ok()) return false;
+        const auto& bytes = document.value();
+        Result<std::string> json =
+            open_manifest({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, {});
+        if (!json.ok()) return false;
+        const Result<Manifest> other = read_manifest(json.value());
+        if (!other.ok()) return false;
+        const auto& expires = other.value().expires;
+        return !expires || (manifest.expires && *expires > *manifest.expires);
+    }();
+    (longer ? longer_lived_ : shorter_lived_).insert(other_name);
+    return longer;
+}
+
+}  // namespace kvcast::streamer

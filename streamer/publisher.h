@@ -1,0 +1,82 @@
+// Writes a publication: objects first, the manifest last, so that whoever sees the manifest finds all that it
+// names. STORE.md, section 4.
+#pragma once
+
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+
+#include "streamer/destination.h"
+#include "streamer/manifest.h"
+#include "streamer/signature.h"
+
+namespace kvcast::streamer {
+
+// Objects that no manifest names are left alone until they are this old: they may belong to a publication
+// whose manifest is still to come.
+inline constexpr std::int64_t kGraceSeconds = 3600;
+
+struct PublishedBytes {
+    std::uint64_t written = 0;
+    std::uint64_t reused = 0;  // were there already
+    std::size_t objects_written = 0;
+    std::size_t objects_reused = 0;
+};
+
+// Calls in this order: open(), then objects and the calibration in any order, then finish() once. One thread
+// at a time.
+class Publisher {
+  public:
+    // `now`: seconds since 1970. Holds the destination's shared lock until destroyed.
+    static Result<Publisher> open(Destination& destination, std::int64_t now);
+
+    // What is there already under the same name (which holds its hash) is not written again.
+    Result<ManifestObject> put_object(const Hash& chain, unsigned level,
+                                      std::span<const std::uint8_t> object);
+    Result<ManifestCalibration> put_calibration(std::span<const std::uint8_t> file);
+
+    // Checks that every object the manifest names is there, writes the manifest (signed where a key is given)
+    // and then the chunks' pointers. Returns the manifest's name.
+    Result<std::string> finish(const Manifest& manifest, const PrivateKey* key);
+
+    const PublishedBytes& bytes() const { return bytes_; }
+
+  private:
+    Publisher(Destination& destination, std::int64_t now, std::shared_ptr<void> lock)
+        : destination_(&destination), now_(now), lock_(std::move(lock)) {}
+
+    Status put_once(const std::string& name, std::span<const std::uint8_t> bytes);
+    Status check_all_there(const Manifest& manifest);
+    Status put_pointer(const std::string& name, const std::string& manifest_name, const Manifest& manifest);
+    bool outlives(const std::string& other_name, const Manifest& manifest);
+
+    Destination* destination_;
+    std::int64_t now_;
+    std::shared_ptr<void> lock_;
+    PublishedBytes bytes_;
+    std::set<std::string> longer_lived_;  // manifests that other pointers may keep naming
+    std::set<std::string> shorter_lived_;
+};
+
+struct Collection {
+    std::size_t manifests_removed = 0;
+    std::size_t objects_removed = 0;
+    std::uint64_t bytes_removed = 0;
+    std::size_t manifests_kept = 0;
+    std::size_t objects_kept = 0;
+    std::size_t objects_young = 0;  // unnamed, and not old enough
+};
+
+struct CollectOptions {
+    std::int64_t now = 0;
+    std::optional<std::string> session;  // publications with this tag are removed whatever their expiry
+    std::int64_t grace_seconds = kGraceSeconds;
+    bool dry_run = false;
+};
+
+// Removes expired manifests, those of a session, and then every object that no other manifest names. Removes
+// nothing if any manifest cannot be read, since what it names cannot be known.
+Result<Collection> collect(Destination& destination, const CollectOptions& options);
+
+}  // namespace kvcast::streamer

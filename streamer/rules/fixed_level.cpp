@@ -1,0 +1,35 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "streamer/rules/rules.h"
+
+namespace kvcast::streamer {
+namespace {
+
+class FixedLevel final : public Rule {
+  public:
+    explicit FixedLevel(unsigned level) : level_(level) {}
+    const char* name() const override { return "fixed"; }
+
+    Decision decide(const RuleState& state) const override {
+        if (state.transfers >= state.most_transfers) return {};
+        const auto next = std::ranges::find(state.chunks, ChunkStatus::kPending, &ChunkView::status);
+        if (next == state.chunks.end()) return {};
+        const auto chunk = static_cast<std::size_t>(next - state.chunks.begin());
+        const std::size_t choice = nearest_level(*next, level_);
+        if (choice == kNoLevel) return {Decision::Kind::kText, chunk, 0, "no level can be had"};
+        return {Decision::Kind::kLoad, chunk, choice, fmt::format("level {} was asked for", level_)};
+    }
+
+  private:
+    unsigned level_;
+};
+
+}  // namespace
+
+std::unique_ptr<Rule> fixed_level_rule(unsigned level) {
+    return std::make_unique<FixedLevel>(level);
+}
+
+}  // namespace kvcast::streamer

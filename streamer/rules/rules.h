@@ -1,0 +1,24 @@
+// The rules there are. Each lives in a file of its own, with its equations.
+#pragma once
+
+#include <memory>
+#include <string_view>
+
+#include "codec/format/error.h"
+#include "streamer/rules/rule.h"
+
+namespace kvcast::streamer {
+
+// Every chunk at one level, in order; where a chunk lacks it, the next coarser one.
+std::unique_ptr<Rule> fixed_level_rule(unsigned level);
+
+// CacheGen, algorithm 1 and section 5.3 (arXiv 2310.07240).
+std::unique_ptr<Rule> cachegen_rule();
+
+// The finest level whose remaining bytes, and what follows them, fit before the deadline.
+std::unique_ptr<Rule> deadline_rule();
+
+// By name: "deadline", "cachegen", "fixed:N". kBadArgument lists the names.
+Result<std::unique_ptr<Rule>> rule_by_name(std::string_view name);
+
+}  // namespace kvcast::streamer

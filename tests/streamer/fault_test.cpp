@@ -1,0 +1,629 @@
+// Whatever servers and networks do: the sink gets verified data only, what is missing is asked for as text,
+// the deadline holds, and nothing leaks.
+#include <arpa/inet.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstdlib>
+#include <filesystem>
+#include <future>
+
+#include "codec/format/chain.h"
+#include "streamer/http/client.h"
+#include "streamer/rules/rules.h"
+#include "streamer/session.h"
+#include "streamer/store.h"
+#include "tests/streamer/fault_server.h"
+#include "tests/streamer/keys.h"
+#include "tests/streamer/publication.h"
+#include "tools/stream/codec_adapter.h"
+
+namespace kvcast::test {
+namespace {
+
+using namespace streamer;
+using std::chrono::milliseconds;
+using testing::HasSubstr;
+
+constexpr std::size_t kTokens = 256;
+
+// Certificates for 127.0.0.1 and localhost, one that has expired, and one of another host; all of one
+// authority.
+class Certificates {
+  public:
+    Certificates() {
+        const std::string script = R"(set -e; cd ")" + folder.path() + R"("
+openssl req -x509 -newkey ed25519 -nodes -keyout ca.key -out ca.pem -subj /CN=test-authority -days 2
+make() {
+    openssl req -new -newkey ed25519 -nodes -keyout $1.key -out $1.csr -subj /CN=$1
+    printf 'subjectAltName=%s\n' "$2" > $1.ext
+    openssl x509 -req -in $1.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out $1.pem -days $3 -extfile $1.ext
+}
+make good 'DNS:localhost,IP:127.0.0.1' 2
+make expired 'DNS:localhost,IP:127.0.0.1' -1
+make elsewhere 'DNS:example.com' 2
+)";
+        const std::string command = "exec >/dev/null 2>&1\n" + script;
+        if (std::system(("bash -c '" + escaped(command) + "'").c_str()) != 0)
+            throw std::runtime_error("openssl failed");
+    }
+    std::vector<std::string> of(const std::string& name) const {
+        return {"--tls", folder / (name + ".pem"), folder / (name + ".key")};
+    }
+    std::string authority() const { return folder / "ca.pem"; }
+
+  private:
+    static std::string escaped(const std::string& text) {
+        std::string out;
+        for (const char c : text) out += c == '\'' ? std::string("'\\''") : std::string(1, c);
+        return out;
+    }
+    tools::ScratchDirectory folder;
+};
+
+const Certificates& certificates() {
+    static const Certificates made;
+    return made;
+}
+
+class FaultTest : public testing::Test {
+  protected:
+    FaultTest() : store(std::move(folder_destination(folder.path()).value())) {
+        options.deadline = 4;
+        options.rule = fixed_level_rule(2);
+        options.compute.prefill = {{0, 1000.0}};  // 0.26 s for everything
+        options.download.retry.first_delay = milliseconds(10);
+        options.download.retry.attempts = 3;
+        options.download.first_byte_timeout = milliseconds(500);
+        options.download.stall_timeout = milliseconds(500);
+        options.wall_clock = [] { return 1'800'000'100; };
+    }
+
+    // Publishes, and starts the server.
+    void serve(const PublicationOptions& publication = {}, std::vector<std::string> arguments = {}) {
+        published.emplace(publish(*store, publication));
+        server.emplace(folder.path(), std::move(arguments));
+        wanted.manifest_url = server->url(published->name);
+        wanted.token_ids = published->token_ids;
+    }
+
+    Summary fetch() {
+        sink.emplace(*published);
+        sink->in_layer = in_layer;
+        Client client(http);
+        tools::CodecAdapter codec(1, "");
+        Session session(client.loop(), client.transport(), wanted, options, codec, *sink);
+        return session.wait();
+    }
+    // The usual outcome: everything is there, in time.
+    Summary fetch_completely() {
+        const Summary s = fetch();
+        sink->expect_complete(s, published->token_ids.size());
+        EXPECT_LE(s.time, options.deadline);
+        return s;
+    }
+    std::string object(std::size_t chunk, unsigned level) const {
+        const ManifestChunk& c = published->manifest.chunks[chunk];
+        const auto o = std::ranges::find(c.objects, level, &ManifestObject::level);
+        return object_name(c.chain, *o);
+    }
+    void fault(const std::string& match, const std::string& rest) {
+        server->fault(R"({"match": ")" + match + R"(", )" + rest + "}");
+    }
+
+    tools::ScratchDirectory folder;
+    std::unique_ptr<Destination> store;
+    std::optional<Published> published;
+    std::optional<FaultServer> server;
+    HttpOptions http;
+    Wanted wanted;
+    SessionOptions options;
+    std::optional<CheckingSink> sink;
+    std::function<void(std::size_t, std::size_t)> in_layer;
+};
+
+// ---- nothing wrong ----
+
+TEST_F(FaultTest, WithoutAFaultEverythingIsLoadedAtTheLevelAskedFor) {
+    serve();
+    const Summary s = fetch_completely();
+    EXPECT_EQ(s.text_tokens, 0u);
+    for (const ChunkReport& c : s.chunks) {
+        EXPECT_EQ(c.level, 2u);
+        EXPECT_EQ(c.requests, 1u);
+        EXPECT_LE(c.decided, c.received);
+        EXPECT_LE(c.received, c.ready);
+    }
+    EXPECT_DOUBLE_EQ(s.kl, 0.02);
+}
+
+TEST_F(FaultTest, TheDeadlineRuleTakesTheFinestLevelOnAFastLink) {
+    serve();
+    options.rule = nullptr;
+    options.deadline = 10;
+    for (const ChunkReport& c : fetch_completely().chunks) EXPECT_EQ(c.level, 0u);
+}
+
+TEST_F(FaultTest, TokensBeyondThePublicationAreText) {
+    serve();
+    wanted.token_ids.resize(300, 5);
+    published->token_ids = wanted.token_ids;
+    EXPECT_EQ(fetch_completely().text_tokens, 44u);
+}
+
+TEST_F(FaultTest, OnlyTheCommonPrefixIsLoaded) {
+    serve();
+    wanted.token_ids[130] ^= 1;
+    published->token_ids = wanted.token_ids;
+    EXPECT_EQ(fetch_completely().text_tokens, 128u);
+}
+
+TEST_F(FaultTest, TheLongestStoredPrefixIsFoundByTokens) {
+    serve();
+    wanted.store_url = server->url("");
+    wanted.manifest_url.clear();
+    wanted.layout = published->manifest.layout;
+    wanted.model = published->manifest.model;
+    wanted.chunk_tokens = 64;
+    wanted.token_ids.resize(1000, 5);
+    published->token_ids = wanted.token_ids;
+    EXPECT_EQ(fetch_completely().text_tokens, 1000u - 256);
+    wanted.token_ids[0] ^= 1;
+    published->token_ids = wanted.token_ids;
+    const Summary none = fetch_completely();
+    EXPECT_EQ(none.text_tokens, 1000u);
+    EXPECT_EQ(none.publication.code(), ErrorCode::kForeign);
+}
+
+TEST_F(FaultTest, CalibratedChunksWaitForTheirCalibration) {
+    PublicationOptions klt;
+    klt.klt = true;
+    klt.levels = {0, 2, 3};
+    serve(klt);
+    fault("kvcal", R"("fault": "slow-start", "seconds": 0.3)");
+    const Summary s = fetch_completely();
+    EXPECT_EQ(s.text_tokens, 0u);
+    for (const ChunkReport& c : s.chunks) {
+        EXPECT_EQ(c.level, 2u);
+        EXPECT_GE(c.ready, 0.3);
+    }
+}
+
+TEST_F(FaultTest, WithoutItsCalibrationAnotherProfileIsTaken) {
+    PublicationOptions klt;
+    klt.klt = true;
+    klt.levels = {0, 2, 3};
+    for (const char* kind : {R"("fault": "status", "status": 404)", R"("fault": "flip", "at": 100)"}) {
+        serve(klt);
+        fault("kvcal", kind);
+        const Summary s = fetch_completely();
+        EXPECT_EQ(s.text_tokens, 0u);
+        for (const ChunkReport& c : s.chunks) EXPECT_EQ(c.level, 0u) << kind;
+    }
+}
+
+TEST_F(FaultTest, ManySessionsShareAClient) {
+    serve();
+    Client client(http);
+    std::vector<std::future<void>> running;
+    for (int i = 0; i < 4; ++i) {
+        running.push_back(std::async(std::launch::async, [&] {
+            tools::CodecAdapter codec(1, "");
+            for (int n = 0; n < 3; ++n) {
+                CheckingSink mine(*published);
+                Session session(client.loop(), client.transport(), wanted, options, codec, mine);
+                mine.expect_complete(session.wait(), kTokens);
+            }
+        }));
+    }
+    for (auto& r : running) r.get();
+}
+
+TEST_F(FaultTest, MemoryBoundsWhatIsInFlight) {
+    serve();
+    options.memory_bytes = 1;
+    options.transfers = 8;
+    EXPECT_EQ(fetch_completely().text_tokens, 0u);
+    const auto decisions = sink->decisions();
+    EXPECT_EQ(decisions.size(), 4u);
+}
+
+// ---- no connection ----
+
+TEST_F(FaultTest, ARefusedConnectionMeansText) {
+    serve();
+    server.reset();
+    const Summary s = fetch_completely();
+    EXPECT_EQ(s.text_tokens, kTokens);
+    EXPECT_EQ(s.publication.code(), ErrorCode::kNetwork);
+}
+
+TEST_F(FaultTest, AServerThatDiesMidwayMeansTextForTheRest) {
+    serve();
+    in_layer = [&](std::size_t chunk, std::size_t) {
+        if (chunk == 0 && server) server.reset();
+    };
+    for (const std::size_t i : {2, 3}) fault(object(i, 2), R"("fault": "slow-start", "seconds": 30)");
+    const Summary s = fetch_completely();
+    EXPECT_FALSE(s.chunks[0].text);
+    EXPECT_TRUE(s.chunks[3].text);
+}
+
+// A socket whose queue is full: connecting to it hangs.
+class BlackHole {
+  public:
+    BlackHole() {
+        sockaddr_in address = {};
+        address.sin_family = AF_INET;
+        address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        socklen_t length = sizeof address;
+        listener_ = ::socket(AF_INET, SOCK_STREAM, 0);
+        EXPECT_EQ(::bind(listener_, reinterpret_cast<sockaddr*>(&address), length), 0);
+        EXPECT_EQ(::listen(listener_, 0), 0);
+        EXPECT_EQ(::getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &length), 0);
+        port_ = ntohs(address.sin_port);
+        for (int& filler : fillers_) {
+            filler = ::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+            (void)::connect(filler, reinterpret_cast<sockaddr*>(&address), length);
+        }
+    }
+    ~BlackHole() {
+        for (const int filler : fillers_) ::close(filler);
+        ::close(listener_);
+    }
+    BlackHole(const BlackHole&) = delete;
+    BlackHole& operator=(const BlackHole&) = delete;
+    int port() const { return port_; }
+
+  private:
+    int listener_ = -1;
+    int port_ = 0;
+    std::array<int, 4> fillers_ = {};
+};
+
+TEST_F(FaultTest, ABlackHoleMeansTextBeforeTheDeadline) {
+    serve();
+    const BlackHole hole;
+    wanted.manifest_url = "http://127.0.0.1:" + std::to_string(hole.port()) + "/" + published->name;
+    options.deadline = 1.5;
+    const Summary s = fetch_completely();
+    EXPECT_EQ(s.text_tokens, kTokens);
+    EXPECT_GT(s.time, 0.5);
+}
+
+TEST_F(FaultTest, AnUnknownHostMeansText) {
+    serve();
+    wanted.manifest_url = "http://no-such-host.invalid/" + published->name;
+    const Summary s = fetch_completely();
+    EXPECT_EQ(s.publication.code() == ErrorCode::kNetwork || s.publication.code() == ErrorCode::kTimeout,
+              true)
+        << s.publication.message();
+}
+
+TEST_F(FaultTest, WithoutTokensAFailureIsSaid) {
+    serve();
+    server.reset();
+    wanted.token_ids.clear();
+    const Summary s = fetch();
+    EXPECT_EQ(s.status.code(), ErrorCode::kNetwork);
+    EXPECT_THAT(s.status.message(), HasSubstr("manifest"));
+    EXPECT_TRUE(sink->finished());
+}
+
+TEST_F(FaultTest, AWantedThatMakesNoSenseIsRefused) {
+    serve();
+    wanted = {};
+    EXPECT_EQ(fetch().status.code(), ErrorCode::kBadArgument);
+}
+
+// ---- TLS and HTTP/2 ----
+
+TEST_F(FaultTest, TlsWithATrustedCertificateWorks) {
+    serve({}, certificates().of("good"));
+    http.ca_file = certificates().authority();
+    EXPECT_EQ(fetch_completely().text_tokens, 0u);
+}
+
+TEST_F(FaultTest, CertificatesAreVerified) {
+    for (const char* name : {"expired", "elsewhere"}) {
+        serve({}, certificates().of(name));
+        http.ca_file = certificates().authority();
+        const Summary s = fetch_completely();
+        EXPECT_EQ(s.text_tokens, kTokens);
+        EXPECT_EQ(s.publication.code(), ErrorCode::kTls) << name << ": " << s.publication.message();
+    }
+    serve({}, certificates().of("good"));
+    http.ca_file.clear();
+    EXPECT_EQ(fetch_completely().publication.code(), ErrorCode::kTls) << "an unknown authority";
+}
+
+class Http2Test : public FaultTest {
+  protected:
+    void serve_h2() {
+        std::vector<std::string> arguments = certificates().of("good");
+        arguments.push_back("--h2");
+        serve({}, arguments);
+        http.ca_file = certificates().authority();
+    }
+};
+
+TEST_F(Http2Test, Works) {
+    serve_h2();
+    EXPECT_EQ(fetch_completely().text_tokens, 0u);
+}
+
+TEST_F(Http2Test, ABrokenStreamOrConnectionIsResumed) {
+    for (const char* kind : {"rst-stream", "goaway"}) {
+        serve_h2();
+        fault(object(1, 2), std::string(R"("times": 1, "fault": ")") + kind + '"');
+        const Summary s = fetch_completely();
+        EXPECT_EQ(s.text_tokens, 0u);
+        EXPECT_GE(s.chunks[1].requests, 1u);
+        EXPECT_EQ(server->count(object(1, 2)), 2u) << kind;
+    }
+}
+
+// ---- one object in trouble ----
+
+// A fault of one request for chunk 1, and what is expected of it.
+struct Trouble {
+    const char* name;
+    const char* fault;
+    std::size_t times;         // requests that are hit; 0: all
+    bool same_level;           // whether the level that was asked for comes in the end
+    const char* message = "";  // in the chunk's report
+};
+
+class TroubleTest : public FaultTest, public testing::WithParamInterface<Trouble> {};
+
+TEST_P(TroubleTest, IsOvercome) {
+    const Trouble& t = GetParam();
+    serve();
+    std::string fault_text = t.fault;
+    if (const auto at = fault_text.find("FOREIGN"); at != std::string::npos) {
+        PublicationOptions other;
+        other.model = "another";
+        other.session = "other";
+        const Published foreign = publish(*store, other);
+        const ManifestChunk& c = foreign.manifest.chunks[1];
+        fault_text.replace(at, 7, object_name(c.chain, c.objects[1]));
+    }
+    if (t.times != 0) fault_text += ", \"times\": " + std::to_string(t.times);
+    fault(object(1, 2), fault_text);
+    const Summary s = fetch_completely();
+    EXPECT_EQ(s.text_tokens, 0u);
+    EXPECT_EQ(s.chunks[1].level == 2, t.same_level) << s.chunks[1].level;
+    EXPECT_THAT(s.chunks[1].trouble, HasSubstr(t.message));
+    for (const std::size_t i : {0, 2, 3}) EXPECT_EQ(s.chunks[i].level, 2u);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    OneObject, TroubleTest,
+    testing::Values(Trouble{"CloseBeforeHeaders", R"("fault": "close")", 1, true},
+                    Trouble{"StallBeforeHeaders", R"("fault": "stall-before-headers")", 1, true},
+                    Trouble{"StallAfterHeaders", R"("fault": "stall-after-headers")", 1, true},
+                    Trouble{"StallMidBody", R"("fault": "stall-mid-body")", 1, true},
+                    Trouble{"Reset", R"("fault": "reset")", 1, true},
+                    Trouble{"EarlyClose", R"("fault": "early-close")", 1, true},
+                    Trouble{"EarlyCloseTwice", R"("fault": "early-close", "after": 0.3)", 2, true},
+                    Trouble{"LengthTooLong", R"("fault": "lie", "lie": 1000)", 0, false, "promised"},
+                    Trouble{"LengthTooShort", R"("fault": "lie", "lie": -1000)", 0, false, "promised"},
+                    Trouble{"NoLength", R"("fault": "no-length")", 1, true},
+                    Trouble{"BrokenChunkedCoding", R"("fault": "broken-chunked")", 1, true},
+                    Trouble{"FlipInHeader", R"("fault": "flip", "at": 20)", 1, true, "hash"},
+                    Trouble{"FlipInIndex", R"("fault": "flip", "at": 420)", 1, true, "hash"},
+                    Trouble{"FlipInBody", R"("fault": "flip", "at": -100)", 1, true, "hash"},
+                    Trouble{"FlipAlways", R"("fault": "flip", "at": -100)", 0, false, "hash"},
+                    Trouble{"Oversize", R"("fault": "oversize", "extra": 100000000)", 0, false, "promised"},
+                    Trouble{"DecompressionBomb", R"("fault": "gzip-bomb", "bytes": 100000000)", 0, false,
+                            "promised"},
+                    Trouble{"AnotherModelsChunk", R"("fault": "substitute", "with": "FOREIGN")", 0, false},
+                    Trouble{"Status403", R"("fault": "status", "status": 403)", 0, false, "403"},
+                    Trouble{"Status404", R"("fault": "status", "status": 404)", 0, false, "404"},
+                    Trouble{"Status429", R"("fault": "status", "status": 429, "retry_after": "1")", 1, true},
+                    Trouble{"Status503", R"("fault": "status", "status": 503, "retry_after": "1")", 1, true},
+                    Trouble{"RedirectLoop", R"("fault": "redirect-loop")", 0, false, "redirect"}),
+    [](const auto& tested) { return tested.param.name; });
+
+// Faults that show when a broken transfer is resumed.
+class ResumeTest : public FaultTest, public testing::WithParamInterface<Trouble> {};
+
+TEST_P(ResumeTest, IsOvercome) {
+    const Trouble& t = GetParam();
+    serve();
+    fault(object(1, 2), R"("fault": "early-close", "times": 1)");
+    fault(object(1, 2), std::string(t.fault) + ", \"times\": 1");
+    const Summary s = fetch_completely();
+    EXPECT_EQ(s.text_tokens, 0u);
+    EXPECT_EQ(s.chunks[1].level, 2u);
+    EXPECT_EQ(server->count(object(1, 2)), t.times);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    BrokenTransfer, ResumeTest,
+    testing::Values(Trouble{"WholeAnswerToARange", R"("fault": "ignore-range")", 2, true},
+                    Trouble{"WrongContentRange", R"("fault": "wrong-content-range")", 3, true},
+                    Trouble{"NoSuchRange", R"("fault": "416")", 3, true},
+                    Trouble{"ChangedObject", R"("fault": "none", "etag": "2")", 2, true}),
+    [](const auto& tested) { return tested.param.name; });
+
+TEST_F(FaultTest, AChunkThatNoLevelBringsIsText) {
+    serve();
+    const std::string folder_of_chunk = to_hex(published->manifest.chunks[2].chain) + "/";
+    fault(folder_of_chunk, R"("fault": "status", "status": 404)");
+    const Summary s = fetch_completely();
+    EXPECT_EQ(s.text_tokens, 64u);
+    EXPECT_TRUE(s.chunks[2].text);
+    EXPECT_EQ(sink->recomputed().size(), 1u);
+}
+
+TEST_F(FaultTest, EverythingDownAfterTheManifestIsText) {
+    serve();
+    fault("kvc$", R"("fault": "status", "status": 503)");
+    EXPECT_EQ(fetch_completely().text_tokens, kTokens);
+}
+
+TEST_F(FaultTest, ADripIsAbandonedForText) {
+    serve();
+    options.rule = deadline_rule();
+    options.deadline = 2;
+    fault("kvc$", R"("fault": "pace", "rate": 2000)");
+    const Summary s = fetch_completely();
+    EXPECT_GT(s.text_tokens, 0u);
+}
+
+TEST_F(FaultTest, ABandwidthCliffOnTheLastChunkIsOvercome) {
+    serve();
+    options.rule = deadline_rule();
+    options.deadline = 1.5;
+    fault(to_hex(published->manifest.chunks[3].chain) + "/", R"("fault": "pace", "rate": 1000)");
+    const Summary s = fetch_completely();
+    EXPECT_TRUE(s.chunks[3].text);
+    EXPECT_FALSE(s.chunks[0].text);
+}
+
+TEST_F(FaultTest, StallsEverywhereAreTextInTime) {
+    for (const char* kind : {"stall-before-headers", "stall-after-headers", "stall-mid-body"}) {
+        serve();
+        options.rule = deadline_rule();
+        options.deadline = 1.5;
+        options.download.first_byte_timeout = std::chrono::seconds(30);
+        options.download.stall_timeout = std::chrono::seconds(30);
+        fault("kvc$", std::string(R"("fault": ")") + kind + '"');
+        EXPECT_EQ(fetch_completely().text_tokens, kTokens) << kind;
+    }
+}
+
+TEST_F(FaultTest, AHedgeOvertakesASlowRequest) {
+    serve();
+    options.download.hedge_after = milliseconds(60);
+    options.download.first_byte_timeout = std::chrono::seconds(30);
+    fault(object(1, 2), R"("fault": "stall-before-headers", "times": 1)");
+    const Summary s = fetch_completely();
+    EXPECT_EQ(s.chunks[1].requests, 2u);
+    EXPECT_EQ(s.chunks[1].level, 2u);
+}
+
+TEST_F(FaultTest, BothHedgesMayFinish) {
+    serve();
+    options.download.hedge_after = milliseconds(60);
+    fault("kvc$", R"("fault": "slow-start", "seconds": 0.15)");
+    const Summary s = fetch_completely();
+    EXPECT_EQ(s.text_tokens, 0u);
+    for (const ChunkReport& c : s.chunks) EXPECT_EQ(c.requests, 2u);
+}
+
+// ---- manifests ----
+
+TEST_F(FaultTest, OnlyATrustedKeysManifestIsBelieved) {
+    const PrivateKey key = private_key(1);
+    PublicationOptions p;
+    p.key = &key;
+    serve(p);
+    options.trusted = {public_key(1)};
+    EXPECT_EQ(fetch_completely().text_tokens, 0u);
+    options.trusted = {public_key(2)};
+    EXPECT_EQ(fetch_completely().publication.code(), ErrorCode::kBadSignature);
+    serve();
+    EXPECT_EQ(fetch_completely().publication.code(), ErrorCode::kUnsigned);
+}
+
+TEST_F(FaultTest, AnAlteredManifestIsRefused) {
+    const PrivateKey key = private_key(1);
+    PublicationOptions p;
+    p.key = &key;
+    serve(p);
+    options.trusted = {public_key(1)};
+    fault("manifests", R"("fault": "flip", "at": 300)");
+    const Summary s = fetch_completely();
+    EXPECT_EQ(s.text_tokens, kTokens);
+    EXPECT_FALSE(s.publication.ok());
+}
+
+TEST_F(FaultTest, AnExpiredManifestIsRefused) {
+    PublicationOptions p;
+    p.ttl = 50;
+    serve(p);
+    EXPECT_EQ(fetch_completely().publication.code(), ErrorCode::kExpired);
+}
+
+TEST_F(FaultTest, AnotherModelsOrLayoutsPublicationIsRefused) {
+    serve();
+    wanted.model = "expected";
+    EXPECT_EQ(fetch_completely().publication.code(), ErrorCode::kForeign);
+    wanted.model.clear();
+    wanted.layout = published->manifest.layout;
+    wanted.layout->layers = 5;
+    EXPECT_EQ(fetch_completely().publication.code(), ErrorCode::kForeign);
+    wanted.layout.reset();
+    wanted.salt = "pepper";
+    EXPECT_EQ(fetch_completely().publication.code(), ErrorCode::kForeign);
+}
+
+TEST_F(FaultTest, ChunksBeyondTheMemoryAllowedAreRefused) {
+    serve();
+    options.chunk_bytes = 1000;
+    EXPECT_EQ(fetch_completely().publication.code(), ErrorCode::kLimitExceeded);
+}
+
+TEST_F(FaultTest, AnEndlessManifestIsCutOff) {
+    serve();
+    fault("manifests", R"("fault": "oversize", "extra": 140000000)");
+    EXPECT_EQ(fetch_completely().publication.code(), ErrorCode::kObjectMismatch);
+}
+
+// ---- cancellation ----
+
+TEST_F(FaultTest, CancelMidDecodeEndsTheSession) {
+    serve();
+    sink.emplace(*published);
+    Client client(http);
+    tools::CodecAdapter codec(1, "");
+    Session* running = nullptr;
+    std::promise<void> begun;
+    sink->in_layer = [&](std::size_t chunk, std::size_t layer) {
+        if (chunk != 1 || layer != 1) return;
+        running->cancel();
+        begun.set_value();
+    };
+    // The session must be known before its first callback.
+    std::promise<void> known;
+    client.loop().post([&] { known.get_future().wait(); });
+    Session session(client.loop(), client.transport(), wanted, options, codec, *sink);
+    running = &session;
+    known.set_value();
+    begun.get_future().wait();
+    EXPECT_EQ(session.wait().status.code(), ErrorCode::kCancelled);
+    EXPECT_TRUE(sink->finished());
+    EXPECT_LT(sink->chunks_loaded(), 4u);
+}
+
+TEST_F(FaultTest, ASessionCanBeDroppedAtAnyTime) {
+    serve();
+    Client client(http);
+    for (int i = 0; i < 40; ++i) {
+        CheckingSink mine(*published);
+        tools::CodecAdapter codec(1, "");
+        Session session(client.loop(), client.transport(), wanted, options, codec, mine);
+        std::this_thread::sleep_for(std::chrono::microseconds(500 * i));
+    }
+}
+
+TEST_F(FaultTest, CancelWhileNothingAnswers) {
+    serve();
+    fault(".", R"("fault": "stall-before-headers")");
+    sink.emplace(*published);
+    Client client(http);
+    tools::CodecAdapter codec(1, "");
+    Session session(client.loop(), client.transport(), wanted, options, codec, *sink);
+    EXPECT_FALSE(session.wait_for(milliseconds(50)));
+    session.cancel();
+    EXPECT_EQ(session.wait().status.code(), ErrorCode::kCancelled);
+}
+
+}  // namespace
+}  // namespace kvcast::test

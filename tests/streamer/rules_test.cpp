@@ -1,0 +1,277 @@
+// Rules decide as their equations say.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "streamer/rules/rules.h"
+#include "streamer/throughput.h"
+
+namespace kvcast::test {
+namespace {
+
+using namespace streamer;
+using testing::HasSubstr;
+using Kind = Decision::Kind;
+
+// Eight chunks of 100 tokens; levels 0, 2, 5 of 1000, 400 and 100 kB.
+class RuleTest : public testing::Test {
+  protected:
+    RuleTest() {
+        for (std::size_t i = 0; i < 8; ++i) {
+            ChunkView c;
+            c.first_token = 100 * i;
+            c.tokens = 100;
+            c.levels = {{0, 1'000'000, 0, true}, {2, 400'000, 0.01, true}, {5, 100'000, 0.05, true}};
+            chunks.push_back(c);
+        }
+        compute.bytes_per_token = 10'000;
+        compute.decode_bytes_per_second = 1e9;
+        network(1e6);
+    }
+    void network(double rate) { state.network = {rate, rate, rate, 0.01, 0, true}; }
+    Decision decide(const Rule& rule) {
+        state.chunks = chunks;
+        state.compute = &compute;
+        state.most_transfers = 2;
+        state.transfers =
+            static_cast<std::size_t>(std::ranges::count(chunks, ChunkStatus::kLoading, &ChunkView::status));
+        return rule.decide(state);
+    }
+
+    std::vector<ChunkView> chunks;
+    ComputeModel compute;
+    RuleState state;
+};
+
+TEST_F(RuleTest, FixedTakesItsLevelOrACoarserOne) {
+    const auto rule = fixed_level_rule(2);
+    EXPECT_EQ(decide(*rule).choice, 1u);
+    chunks[0].levels[1].usable = false;
+    EXPECT_EQ(decide(*rule).choice, 2u);
+    chunks[0].levels[2].usable = false;
+    EXPECT_EQ(decide(*rule).choice, 0u);
+    chunks[0].levels[0].usable = false;
+    EXPECT_EQ(decide(*rule).kind, Kind::kText);
+}
+
+TEST_F(RuleTest, FixedKeepsTheLinkBusyAndNoMore) {
+    const auto rule = fixed_level_rule(2);
+    chunks[0].status = ChunkStatus::kLoading;
+    EXPECT_EQ(decide(*rule).chunk, 1u);
+    chunks[1].status = ChunkStatus::kLoading;
+    EXPECT_EQ(decide(*rule).kind, Kind::kWait);
+}
+
+TEST_F(RuleTest, CacheGenTakesTheFinestLevelWhoseRestFits) {
+    const auto rule = cachegen_rule();
+    state.deadline = 8.0;
+    EXPECT_EQ(decide(*rule).choice, 0u);
+    state.deadline = 7.9;
+    EXPECT_EQ(decide(*rule).choice, 1u);
+    state.deadline = 0.81;
+    EXPECT_EQ(decide(*rule).choice, 2u);
+    state.deadline = 0.1;
+    EXPECT_EQ(decide(*rule).choice, 2u);
+    chunks[0].status = ChunkStatus::kLoading;
+    EXPECT_EQ(decide(*rule).kind, Kind::kWait);
+}
+
+TEST_F(RuleTest, CacheGenSendsTextWhereRecomputingTheRestFits) {
+    compute.prefill = {{0, 100.0}};  // 8 s for all
+    const auto rule = cachegen_rule();
+    state.deadline = 7.9;
+    EXPECT_EQ(decide(*rule).kind, Kind::kLoad);
+    state.deadline = 8.1;
+    EXPECT_EQ(decide(*rule).kind, Kind::kText);
+}
+
+TEST_F(RuleTest, DeadlineTakesOneLevelForAllThatIsLeft) {
+    const auto rule = deadline_rule();
+    EXPECT_EQ(decide(*rule).choice, 0u) << "without a deadline, the finest";
+    state.deadline = 9;
+    EXPECT_EQ(decide(*rule).choice, 0u);
+    state.deadline = 8.5;
+    EXPECT_EQ(decide(*rule).choice, 1u);
+    state.deadline = 1;
+    EXPECT_EQ(decide(*rule).choice, 2u);
+    EXPECT_THAT(decide(*rule).reason, HasSubstr("level 5"));
+}
+
+TEST_F(RuleTest, DeadlineChargesWhatIsInFlightDecodingAndTheCalibration) {
+    const auto rule = deadline_rule();
+    state.deadline = 4;
+    EXPECT_EQ(decide(*rule).choice, 1u);
+    state.other_bytes = 500'000;
+    EXPECT_EQ(decide(*rule).choice, 2u);
+    state.other_bytes = 0;
+    compute.decode_bytes_per_second = 2e6;
+    EXPECT_EQ(decide(*rule).choice, 2u);
+    compute.decode_bytes_per_second = 1e9;
+    chunks[0].status = ChunkStatus::kLoading;
+    chunks[0].choice = 0;
+    EXPECT_EQ(decide(*rule).choice, 2u);
+}
+
+TEST_F(RuleTest, DeadlineLoadsTheCoarsestWhereNothingFits) {
+    state.deadline = 0.2;
+    const Decision d = decide(*deadline_rule());
+    EXPECT_EQ(d.kind, Kind::kLoad);
+    EXPECT_EQ(d.choice, 2u);
+    EXPECT_THAT(d.reason, HasSubstr("late"));
+}
+
+TEST_F(RuleTest, DeadlineTurnsToTextWhenOnlyThatIsInTime) {
+    compute.prefill = {{0, 1000.0}};  // 0.8 s for all
+    state.deadline = 0.85;
+    network(0.9e6);
+    EXPECT_EQ(decide(*deadline_rule()).kind, Kind::kText);
+    network(2e6);
+    EXPECT_EQ(decide(*deadline_rule()).kind, Kind::kLoad);
+}
+
+TEST_F(RuleTest, DeadlineAbandonsASilentTransferInTimeForText) {
+    compute.prefill = {{0, 1000.0}};
+    chunks.resize(1);  // 0.1 s of text
+    chunks[0].status = ChunkStatus::kLoading;
+    chunks[0].choice = 2;
+    const auto rule = deadline_rule();
+    state.deadline = 1;
+    Throughput seen({1e6, 0.01});
+    seen.on_request(0);
+    for (state.now = 0; state.now < 1; state.now += 0.02) {
+        state.network = seen.estimate(state.now);
+        if (decide(*rule).kind == Kind::kText) break;
+    }
+    EXPECT_GT(state.now, 0.05);
+    EXPECT_LT(state.now, 0.9);
+}
+
+TEST_F(RuleTest, PrefillTimeFollowsThePosition) {
+    compute.prefill = {{0, 1000}, {1000, 500}};
+    EXPECT_DOUBLE_EQ(compute.prefill_time(0, 0), 0);
+    EXPECT_DOUBLE_EQ(compute.prefill_time(0, 1000), 1000 / 750.0);
+    EXPECT_DOUBLE_EQ(compute.prefill_time(2000, 100), 100 / 500.0);
+    compute.prefill.clear();
+    EXPECT_TRUE(std::isinf(compute.prefill_time(0, 1)));
+}
+
+TEST_F(RuleTest, ArePure) {
+    std::mt19937 random(1);
+    for (const char* name : {"deadline", "cachegen", "fixed:2"}) {
+        const auto made = rule_by_name(name);
+        const Rule& rule = *made.value();
+        for (int i = 0; i < 300; ++i) {
+            for (ChunkView& c : chunks) {
+                c.status = static_cast<ChunkStatus>(random() % 6);
+                c.choice = random() % 3;
+                c.received = random() % 100'000;
+                for (LevelView& l : c.levels) l.usable = random() % 4 != 0;
+            }
+            state.now = static_cast<double>(random() % 100) / 50;
+            state.deadline = static_cast<double>(random() % 100) / 25;
+            network(1e4 * static_cast<double>(random() % 1000));
+            compute.prefill.clear();
+            if (random() % 2 != 0) compute.prefill = {{0, static_cast<double>(100 + random() % 1000)}};
+            const Decision a = decide(rule), b = decide(rule);
+            EXPECT_EQ(a.kind, b.kind);
+            EXPECT_EQ(a.reason, b.reason);
+            if (a.kind == Kind::kWait) continue;
+            ASSERT_LT(a.chunk, chunks.size());
+            EXPECT_TRUE(chunks[a.chunk].status == ChunkStatus::kPending ||
+                        (a.kind == Kind::kText && chunks[a.chunk].status == ChunkStatus::kLoading));
+            EXPECT_TRUE(a.kind == Kind::kText || chunks[a.chunk].levels.at(a.choice).usable);
+            EXPECT_FALSE(a.reason.empty());
+        }
+    }
+}
+
+TEST(Rules, AreKnownByName) {
+    EXPECT_STREQ(rule_by_name("deadline").value()->name(), "deadline");
+    EXPECT_STREQ(rule_by_name("fixed:12").value()->name(), "fixed");
+    for (const char* bad : {"", "Deadline", "fixed", "fixed:", "fixed:x", "fixed:-1", "fixed:256"})
+        EXPECT_EQ(rule_by_name(bad).status().code(), ErrorCode::kBadArgument) << bad;
+}
+
+// A transfer of `bytes` at `rate` after `latency`, in steps of a millisecond. Returns when it ended.
+Seconds transfer(Throughput& t, Seconds now, double bytes, double rate, Seconds latency) {
+    const Seconds start = now;
+    t.on_request(now);
+    now += latency;
+    t.on_first_byte(now, latency);
+    for (double left = bytes; left > 0;) {
+        now += 0.001;
+        const double part = std::min(left, rate * 0.001);
+        t.on_bytes(now, static_cast<std::uint64_t>(part));
+        left -= part;
+    }
+    t.on_end(now, static_cast<std::uint64_t>(bytes), now - start);
+    return now;
+}
+
+TEST(ThroughputTest, BeginsWithThePrior) {
+    const Throughput t({5e6, 0.2});
+    const ThroughputEstimate e = t.estimate(0);
+    EXPECT_FALSE(e.measured);
+    EXPECT_DOUBLE_EQ(e.robust, 5e6);
+    EXPECT_DOUBLE_EQ(e.first_byte, 0.2);
+}
+
+TEST(ThroughputTest, KeepsLatencyApartFromRate) {
+    Throughput t({5e6, 0.2});
+    Seconds now = 0;
+    for (int i = 0; i < 10; ++i) now = transfer(t, now, 1e6, 20e6, 0.1);
+    const ThroughputEstimate e = t.estimate(now);
+    EXPECT_NEAR(e.mean, 20e6, 0.5e6);
+    EXPECT_NEAR(e.first_byte, 0.1, 0.01);
+    EXPECT_NEAR(e.last, 1e6 / 0.15, 1e5) << "CacheGen's figure has the latency in it";
+}
+
+TEST(ThroughputTest, IsAggregateOverParallelTransfers) {
+    Throughput t({5e6, 0.2});
+    t.on_request(0);
+    t.on_request(0);
+    t.on_first_byte(0.01, 0.01);
+    t.on_first_byte(0.01, 0.01);
+    for (int i = 1; i <= 200; ++i) {
+        t.on_bytes(0.01 + i * 0.001, 5000);
+        t.on_bytes(0.01 + i * 0.001, 5000);
+    }
+    EXPECT_NEAR(t.estimate(0.21).mean, 10e6, 0.2e6);
+    EXPECT_EQ(t.bytes(), 2'000'000u);
+}
+
+TEST(ThroughputTest, IsMoreCarefulOnARestlessLink) {
+    Throughput steady({5e6, 0.01}), restless({5e6, 0.01});
+    Seconds a = 0, b = 0;
+    for (int i = 0; i < 12; ++i) {
+        a = transfer(steady, a, 1e6, 10e6, 0.01);
+        b = transfer(restless, b, 1e6, i % 2 ? 30e6 : 6e6, 0.01);
+    }
+    EXPECT_GT(steady.estimate(a).robust, 0.95 * steady.estimate(a).mean);
+    EXPECT_LT(restless.estimate(b).robust, 0.75 * restless.estimate(b).mean);
+}
+
+TEST(ThroughputTest, ADripIsSeenLongBeforeItEnds) {
+    Throughput t({5e6, 0.01});
+    t.on_request(0);
+    t.on_first_byte(0.01, 0.01);
+    for (int i = 1; i <= 20; ++i) t.on_bytes(0.01 + i * 0.01, 20);
+    EXPECT_LT(t.estimate(0.21).mean, 1e6);
+    for (int i = 21; i <= 100; ++i) t.on_bytes(0.01 + i * 0.01, 20);
+    EXPECT_LT(t.estimate(1.01).mean, 1e5);
+}
+
+TEST(ThroughputTest, SilenceLowersTheEstimate) {
+    Throughput t({5e6, 0.01});
+    const Seconds now = transfer(t, 0, 4e6, 10e6, 0.01);
+    EXPECT_DOUBLE_EQ(t.estimate(now + 10).silence, 0) << "nothing is awaited";
+    t.on_request(now);
+    const double before = t.estimate(now).mean;
+    EXPECT_DOUBLE_EQ(t.estimate(now + 0.015).mean, before);
+    EXPECT_LT(t.estimate(now + 0.5).mean, 0.5 * before);
+    EXPECT_LT(t.estimate(now + 5).mean, 0.1 * before);
+}
+
+}  // namespace
+}  // namespace kvcast::test

@@ -1,0 +1,245 @@
+// Publications are whole or not there, shared content is stored once, and collection takes only what nobody
+// needs.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <filesystem>
+#include <set>
+#include <thread>
+
+#include "codec/format/chain.h"
+#include "streamer/publisher.h"
+#include "streamer/store.h"
+#include "tests/streamer/keys.h"
+#include "tests/streamer/publication.h"
+
+namespace kvcast::test {
+namespace {
+
+using namespace streamer;
+using testing::HasSubstr;
+
+std::int64_t now() {
+    return std::chrono::duration_cast<std::chrono::seconds>(
+               std::chrono::system_clock::now().time_since_epoch())
+        .count();
+}
+
+class StoreTest : public testing::Test {
+  protected:
+    StoreTest() : store(std::move(folder_destination(folder / "store").value())) {
+        small.levels = {2, 6};
+        small.now = now();
+    }
+
+    std::set<std::string> names() {
+        std::set<std::string> out;
+        const auto all = store->list();
+        for (const StoredObject& o : all.value()) out.insert(o.name);
+        return out;
+    }
+    static std::set<std::string> named_by(const Published& p) {
+        std::set<std::string> out = {p.name};
+        for (const ManifestChunk& c : p.manifest.chunks) {
+            out.insert(pointer_name(c.chain));
+            for (const ManifestObject& o : c.objects) out.insert(object_name(c.chain, o));
+        }
+        if (p.manifest.calibration) out.insert(calibration_name(p.manifest.calibration->id));
+        return out;
+    }
+    Collection gc(std::int64_t later = 0, std::optional<std::string> session = {}, bool dry = false) {
+        const Result<Collection> c = collect(*store, {now() + later, std::move(session), kGraceSeconds, dry});
+        EXPECT_TRUE(c.ok()) << c.status().message();
+        return c.ok() ? c.value() : Collection();
+    }
+    Manifest stored(const std::string& name) {
+        const auto bytes = store->get(name).value();
+        return read_manifest(
+                   open_manifest({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, {}).value())
+            .value();
+    }
+
+    tools::ScratchDirectory folder;
+    std::unique_ptr<Destination> store;
+    PublicationOptions small;
+};
+
+TEST_F(StoreTest, APublicationIsWhatItsManifestNames) {
+    small.klt = true;
+    small.levels = {0, 1, 3};
+    const Published p = publish(*store, small);
+    EXPECT_EQ(names(), named_by(p));
+    EXPECT_EQ(stored(p.name), p.manifest);
+    for (const ManifestChunk& c : p.manifest.chunks) {
+        for (const ManifestObject& o : c.objects) {
+            const auto object = store->get(object_name(c.chain, o)).value();
+            EXPECT_EQ(object.size(), o.bytes);
+            EXPECT_EQ(sha256(object), o.sha256);
+        }
+        const auto pointer = store->get(pointer_name(c.chain)).value();
+        EXPECT_EQ(manifest_of_pointer(pointer), p.name);
+    }
+}
+
+TEST_F(StoreTest, PublishingAgainWritesNoObjectAgain) {
+    const Published first = publish(*store, small);
+    const Published second = publish(*store, small);
+    EXPECT_EQ(first.bytes.objects_written, 8u);
+    EXPECT_EQ(second.bytes.objects_written, 0u);
+    EXPECT_EQ(second.bytes.objects_reused, 8u);
+    EXPECT_EQ(second.bytes.reused, first.bytes.written);
+    EXPECT_EQ(second.name, first.name);
+}
+
+TEST_F(StoreTest, ASharedPrefixIsStoredOnce) {
+    small.tokens = 128;
+    const Published prefix = publish(*store, small);
+    small.tokens = 256;
+    const Published whole = publish(*store, small);
+    EXPECT_EQ(whole.bytes.objects_reused, 4u);
+    EXPECT_EQ(whole.bytes.objects_written, 4u);
+    EXPECT_NE(whole.name, prefix.name);
+}
+
+TEST_F(StoreTest, ASaltKeepsTenantsApart) {
+    publish(*store, small);
+    small.salt = "tenant";
+    EXPECT_EQ(publish(*store, small).bytes.objects_reused, 0u);
+}
+
+TEST_F(StoreTest, ADamagedObjectIsWrittenAgain) {
+    const Published p = publish(*store, small);
+    const std::string name = object_name(p.manifest.chunks[0].chain, p.manifest.chunks[0].objects[0]);
+    ASSERT_TRUE(store->put(name, {}).ok());
+    EXPECT_EQ(publish(*store, small).bytes.objects_written, 1u);
+}
+
+TEST_F(StoreTest, NoManifestIsWrittenWhereAnObjectIsMissing) {
+    const Published p = publish(*store, small);
+    ASSERT_TRUE(store->remove(p.name).ok());
+    ASSERT_TRUE(store->remove(object_name(p.manifest.chunks[1].chain, p.manifest.chunks[1].objects[1])).ok());
+    auto publisher = Publisher::open(*store, now());
+    EXPECT_EQ(publisher.value().finish(p.manifest, nullptr).status().code(), ErrorCode::kObjectMismatch);
+    EXPECT_FALSE(names().contains(p.name));
+}
+
+TEST_F(StoreTest, NothingPartialIsLeft) {
+    publish(*store, small);
+    for (const std::string& name : names()) EXPECT_THAT(name, Not(HasSubstr(".part")));
+}
+
+TEST_F(StoreTest, CollectionKeepsWhatLives) {
+    small.ttl = 3600;
+    const Published p = publish(*store, small);
+    const auto before = names();
+    const Collection c = gc();
+    EXPECT_EQ(c.manifests_kept, 1u);
+    EXPECT_EQ(c.objects_kept, 8u);
+    EXPECT_EQ(c.objects_removed, 0u);
+    EXPECT_EQ(names(), before);
+}
+
+TEST_F(StoreTest, CollectionRemovesWhatExpired) {
+    small.ttl = 3600;
+    publish(*store, small);
+    const Collection c = gc(7200);
+    EXPECT_EQ(c.manifests_removed, 1u);
+    EXPECT_EQ(c.objects_removed, 8u);
+    EXPECT_TRUE(names().empty());
+    EXPECT_FALSE(std::filesystem::exists(folder / "store/manifests"));
+}
+
+TEST_F(StoreTest, CollectionKeepsWhatALivingManifestShares) {
+    small.ttl = 3600;
+    const Published dying = publish(*store, small);
+    small.ttl.reset();
+    small.session = "other";
+    small.tokens = 128;
+    const Published living = publish(*store, small);
+    gc(7200);
+    EXPECT_EQ(names(), named_by(living));
+    for (const ManifestChunk& c : living.manifest.chunks)
+        EXPECT_EQ(manifest_of_pointer(store->get(pointer_name(c.chain)).value()), living.name);
+}
+
+TEST_F(StoreTest, CollectionRemovesASession) {
+    const Published kept = publish(*store, small);
+    small.session = "night";
+    small.seed = 2;
+    publish(*store, small);
+    EXPECT_EQ(gc(0, "night").manifests_removed, 1u);
+    EXPECT_EQ(gc(7200, "night").objects_removed, 8u);  // once nobody can be about to name them
+    EXPECT_EQ(names(), named_by(kept));
+}
+
+TEST_F(StoreTest, YoungObjectsWithoutAManifestAreSpared) {
+    const Published p = publish(*store, small);
+    ASSERT_TRUE(store->remove(p.name).ok());
+    EXPECT_EQ(gc().objects_young, 8u);
+    EXPECT_EQ(gc(7200).objects_removed, 8u);
+}
+
+TEST_F(StoreTest, ADryRunRemovesNothing) {
+    small.ttl = 10;
+    publish(*store, small);
+    const auto before = names();
+    EXPECT_EQ(gc(7200, {}, true).objects_removed, 8u);
+    EXPECT_EQ(names(), before);
+}
+
+TEST_F(StoreTest, AnUnreadableManifestStopsCollection) {
+    small.ttl = 10;
+    publish(*store, small);
+    const std::string bad = "manifests/" + std::string(64, 'a') + ".json";
+    ASSERT_TRUE(store->put(bad, {}).ok());
+    const auto before = names();
+    const Result<Collection> c = collect(*store, {now() + 7200, {}, kGraceSeconds, false});
+    EXPECT_THAT(c.status().message(), HasSubstr("nothing was removed"));
+    EXPECT_EQ(names(), before);
+}
+
+TEST_F(StoreTest, ForeignFilesAreLeftAlone) {
+    ASSERT_TRUE(store->put("index.html", {}).ok());
+    ASSERT_TRUE(store->put("calibrations/notes.txt", {}).ok());
+    ASSERT_TRUE(store->put("photos/1.kvc", {}).ok());
+    gc(7200);
+    EXPECT_EQ(names().size(), 3u);
+}
+
+TEST_F(StoreTest, APointerStaysWithTheLongerLivedManifest) {
+    const Published forever = publish(*store, small);
+    small.session = "brief";
+    small.ttl = 60;
+    publish(*store, small);
+    EXPECT_EQ(manifest_of_pointer(store->get(pointer_name(forever.manifest.chain())).value()), forever.name);
+}
+
+TEST_F(StoreTest, CollectionWaitsForPublishers) {
+    auto publisher = Publisher::open(*store, now());
+    const auto second = std::move(folder_destination(folder / "store").value());
+    std::atomic<bool> collected = false;
+    std::thread collector([&] {
+        EXPECT_TRUE(collect(*second, {now(), {}, 0, false}).ok());
+        collected = true;
+    });
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    EXPECT_FALSE(collected);
+    publisher = Status(ErrorCode::kCancelled, "drop the lock");
+    collector.join();
+    EXPECT_TRUE(collected);
+}
+
+TEST_F(StoreTest, SignedPublicationsAreCollectedToo) {
+    const PrivateKey key = private_key(1);
+    small.key = &key;
+    small.ttl = 10;
+    publish(*store, small);
+    gc(7200);
+    EXPECT_TRUE(names().empty());
+}
+
+}  // namespace
+}  // namespace kvcast::test

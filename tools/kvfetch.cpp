@@ -1,0 +1,253 @@
+// kvfetch: a publication becomes a KV cache again, before a deadline.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <thread>
+
+#include "streamer/http/client.h"
+#include "streamer/http/s3.h"
+#include "streamer/rules/rules.h"
+#include "streamer/session.h"
+#include "tools/common/cli.h"
+#include "tools/common/file.h"
+#include "tools/common/progress.h"
+#include "tools/stream/cache_sink.h"
+#include "tools/stream/codec_adapter.h"
+#include "tools/stream/engine.h"
+#include "tools/stream/options.h"
+
+namespace {
+
+using namespace kvcast;
+using namespace kvcast::tools;
+using namespace kvcast::streamer;
+
+constexpr int kExitIncomplete = 4;
+constexpr double kDecodeSpeedPerCore = 50e6;  // scalar klt, bytes of bf16 per second
+
+struct Arguments {
+    std::string url;
+    std::string output;
+    std::optional<double> deadline_ms;
+    std::string policy = "deadline";
+    std::optional<unsigned> finest;
+    std::string model;
+    double prefill_speed = 0;
+    std::size_t greedy = 0;
+    std::vector<std::string> trusted;
+    std::string salt;
+    double bandwidth_mbit = 100;
+    double hedge_ms = 0;
+    std::size_t transfers = 2;
+    std::string cache = default_cache_folder();
+    HttpOptions http;
+    std::size_t jobs = std::max(1u, std::thread::hardware_concurrency());
+    bool json = false;
+    bool quiet = false;
+};
+
+void declare(CLI::App& app, Arguments& a) {
+    app.add_option("URL", a.url,
+                   "a publication's manifest: http://, https:// or s3://BUCKET/.../manifests/NAME.json")
+        ->required();
+    app.add_option("-o,--output", a.output, "safetensors file to write");
+    app.add_option("--deadline", a.deadline_ms,
+                   "milliseconds until the KV has to be there; default: none, finest level")
+        ->check(CLI::PositiveNumber);
+    app.add_option("--policy", a.policy, "deadline, cachegen or fixed:LEVEL")->capture_default_str();
+    app.add_option("--finest", a.finest, "load no level finer than this one")->check(CLI::Range(0u, 255u));
+    app.add_option("--model", a.model, "Hugging Face directory: recompute with it what is not loaded");
+    app.add_option(
+           "--prefill-speed", a.prefill_speed,
+           "tokens per second that recomputing is planned with; default: measured with --model, else never")
+        ->check(CLI::PositiveNumber);
+    app.add_option("--greedy", a.greedy,
+                   "with --model: continue by this many tokens, and say when the first one was there");
+    app.add_option("--trust", a.trusted,
+                   "Ed25519 public key (PEM): accept only manifests that it has signed");
+    app.add_option("--salt", a.salt, "the salt that the publication was made with");
+    app.add_option("--bandwidth", a.bandwidth_mbit, "Mbit/s to assume before anything is measured")
+        ->check(CLI::PositiveNumber)
+        ->capture_default_str();
+    app.add_option("--hedge", a.hedge_ms, "send a second request after this many milliseconds of silence");
+    app.add_option("--transfers", a.transfers, "objects fetched at once")
+        ->check(CLI::Range(1, 64))
+        ->capture_default_str();
+    app.add_option("--cache", a.cache, "folder that keeps calibrations; empty: none")->capture_default_str();
+    app.add_option("--ca-file", a.http.ca_file, "certificates to trust (PEM) instead of the system's");
+    app.add_option("-j,--jobs", a.jobs, "threads that decode")
+        ->check(CLI::Range(1, 1024))
+        ->capture_default_str();
+    app.add_flag("--json", a.json, "print everything as JSON");
+    app.add_flag("-q,--quiet", a.quiet, "print nothing on success");
+}
+
+// The place of a manifest, with credentials where it is in S3.
+std::string resolve(const Arguments& a, HttpOptions& http) {
+    if (!is_s3(a.url)) {
+        if (!is_url(a.url)) throw Error(fmt::format("{}: not a URL; a folder has to be served", a.url));
+        return a.url;
+    }
+    const S3Location location =
+        require(locate_s3(a.url, [](const char* name) -> const char* { return std::getenv(name); }));
+    http.s3 = location.credentials;
+    return location.url;
+}
+
+SessionOptions options_of(const Arguments& a, Engine* engine) {
+    SessionOptions o;
+    if (a.deadline_ms) o.deadline = *a.deadline_ms / 1e3;
+    o.rule = require(rule_by_name(a.policy));
+    o.finest_level = a.finest;
+    o.transfers = a.transfers;
+    o.network.bytes_per_second = a.bandwidth_mbit * 1e6 / 8;
+    o.compute.decode_bytes_per_second = kDecodeSpeedPerCore * static_cast<double>(a.jobs);
+    if (a.prefill_speed > 0) {
+        o.compute.prefill = {{0, a.prefill_speed}};
+    } else if (engine != nullptr) {
+        o.compute.prefill = engine->measure_prefill();
+    }
+    if (a.hedge_ms > 0) o.download.hedge_after = from_seconds(a.hedge_ms / 1e3);
+    for (const std::string& path : a.trusted) o.trusted.push_back(load_public_key(path));
+    return o;
+}
+
+struct Outcome {
+    Summary summary;
+    std::vector<std::int32_t> continuation;
+    double first_token = 0;  // seconds since the session began
+};
+
+Outcome fetch(const Arguments& a, const std::string& url, Client& client, CodecAdapter& codec,
+              CacheSink& sink, Engine* engine) {
+    const SessionOptions options = options_of(a, engine);
+    Wanted wanted;
+    wanted.manifest_url = url;
+    wanted.salt = a.salt;
+    Outcome out;
+    const Time start = Clock::now();
+    {
+        Session session(client.loop(), client.transport(), wanted, options, codec, sink);
+        Progress progress("kvfetch", 0, "tokens");
+        std::size_t shown = 0;
+        while (!session.wait_for(std::chrono::milliseconds(100))) {
+            const std::size_t there = sink.tokens_there();
+            progress.advance(there - shown);
+            shown = there;
+        }
+        out.summary = session.wait();
+    }
+    if (!out.summary.status.ok()) throw Error(out.summary.status.message());
+    if (engine != nullptr && a.greedy > 0 && sink.complete_tokens() == out.summary.tokens) {
+        engine->greedy(sink.cache(), 1);
+        out.first_token = to_seconds(Clock::now() - start);
+        out.continuation = engine->greedy(sink.cache(), a.greedy);
+    }
+    return out;
+}
+
+void print_table(const Outcome& o, const CacheSink& sink, const CodecAdapter& codec) {
+    const Summary& s = o.summary;
+    fmt::print("{:>5} {:>13} {:>6} {:>10} {:>4} {:>8} {:>8} {:>8}  {}\n", "chunk", "tokens", "level", "bytes",
+               "reqs", "chosen", "here", "ready", "why");
+    for (std::size_t i = 0; i < s.chunks.size(); ++i) {
+        const ChunkReport& c = s.chunks[i];
+        fmt::print("{:>5} {:>13} {:>6} {:>10} {:>4} {:>5.0f} ms {:>8} {:>5.0f} ms  {}\n", i,
+                   fmt::format("{}-{}", c.tokens.first, c.tokens.end - 1),
+                   c.text ? "text" : fmt::format("{}", c.level), c.text ? 0 : c.bytes, c.requests,
+                   c.decided * 1e3, c.text ? "-" : fmt::format("{:.0f} ms", c.received * 1e3), c.ready * 1e3,
+                   c.reason);
+        if (!c.trouble.empty()) fmt::print("      {}\n", c.trouble);
+    }
+    fmt::print(
+        "{} tokens, {} of them text, in {:.0f} ms (manifest {:.0f} ms); {} bytes; expected KL {:.4f}\n",
+        s.tokens, s.text_tokens, s.time * 1e3, s.manifest_time * 1e3, s.network_bytes, s.kl);
+    if (codec.decode_seconds() > 0) {
+        fmt::print("decoding took {:.0f} ms at {:.0f} MB/s{}\n", codec.decode_seconds() * 1e3,
+                   static_cast<double>(codec.decoded_bytes()) / codec.decode_seconds() / 1e6,
+                   sink.recompute_seconds() > 0
+                       ? fmt::format(", recomputing {:.0f} ms", sink.recompute_seconds() * 1e3)
+                       : "");
+    }
+    if (!o.continuation.empty())
+        fmt::print("first token after {:.0f} ms; continuation: {}\n", o.first_token * 1e3,
+                   fmt::join(o.continuation, " "));
+}
+
+nlohmann::json to_json(const Outcome& o, const CacheSink& sink) {
+    const Summary& s = o.summary;
+    nlohmann::json out = {{"seconds", s.time},
+                          {"manifest_seconds", s.manifest_time},
+                          {"network_bytes", s.network_bytes},
+                          {"tokens", s.tokens},
+                          {"text_tokens", s.text_tokens},
+                          {"kl", s.kl},
+                          {"chunks", nlohmann::json::array()},
+                          {"decisions", nlohmann::json::array()}};
+    for (const ChunkReport& c : s.chunks) {
+        nlohmann::json chunk = {{"first", c.tokens.first}, {"end", c.tokens.end},  {"text", c.text},
+                                {"requests", c.requests},  {"decided", c.decided}, {"received", c.received},
+                                {"ready", c.ready},        {"reason", c.reason},   {"trouble", c.trouble}};
+        if (!c.text) chunk.update({{"level", c.level}, {"bytes", c.bytes}});
+        if (!c.text && c.kl >= 0) chunk["kl"] = c.kl;
+        out["chunks"].push_back(std::move(chunk));
+    }
+    for (const DecisionRecord& d : sink.decisions()) {
+        nlohmann::json record = {{"time", d.time},
+                                 {"chunk", d.decision.chunk},
+                                 {"text", d.decision.kind == Decision::Kind::kText},
+                                 {"reason", d.decision.reason},
+                                 {"bytes_per_second", d.network.robust},
+                                 {"first_byte", d.network.first_byte}};
+        if (d.decision.kind == Decision::Kind::kLoad) record.update({{"level", d.level}, {"bytes", d.bytes}});
+        out["decisions"].push_back(std::move(record));
+    }
+    if (!o.continuation.empty())
+        out.update({{"first_token_seconds", o.first_token}, {"continuation", o.continuation}});
+    return out;
+}
+
+// Returns the exit code: some tokens may be left for the caller to recompute.
+int run(const Arguments& a) {
+    if (a.greedy > 0 && a.model.empty()) throw Error("--greedy needs --model");
+    HttpOptions http = a.http;
+    const std::string url = resolve(a, http);
+    std::unique_ptr<Engine> engine;
+    if (!a.model.empty()) engine = load_engine(a.model, static_cast<int>(a.jobs));
+    Client client(http);
+    CodecAdapter codec(a.jobs, a.cache);
+    CacheSink sink(engine ? Recompute([&](const KvCache& context, std::span<const std::int32_t> ids) {
+        return engine->recompute(context, ids);
+    })
+                          : nullptr);
+    const Outcome outcome = fetch(a, url, client, codec, sink, engine.get());
+    if (!sink.error().empty()) throw Error("recomputing: " + sink.error());
+    const std::size_t complete = sink.complete_tokens();
+    if (!a.output.empty() && complete > 0) save_kv(a.output, first_tokens(sink.cache(), complete));
+    if (a.json) {
+        fmt::print("{}\n", to_json(outcome, sink).dump(2));
+    } else if (!a.quiet) {
+        print_table(outcome, sink, codec);
+    }
+    if (sink.left_out().empty()) return kExitOk;
+    for (const TokenRange r : sink.left_out())
+        fmt::print(stderr, "kvfetch: tokens {}-{} are left to be recomputed from text\n", r.first, r.end - 1);
+    if (!a.output.empty()) fmt::print(stderr, "kvfetch: {}: the first {} tokens\n", a.output, complete);
+    return kExitIncomplete;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    CLI::App app("Fetches a published KV cache before a deadline, at the best quality the network allows.",
+                 "kvfetch");
+    Arguments a;
+    declare(app, a);
+    int code = kExitOk;
+    const int failed = run_tool(app, argc, argv, [&] { code = run(a); });
+    return failed != kExitOk ? failed : code;
+}

@@ -1,0 +1,268 @@
+// kvpublish: a KV cache becomes a publication in a store, at several levels; and stores are cleaned up.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <thread>
+
+#include "codec/delta/levels.h"
+#include "codec/encoder.h"
+#include "streamer/publisher.h"
+#include "streamer/store.h"
+#include "tools/common/calibration_file.h"
+#include "tools/common/cli.h"
+#include "tools/common/file.h"
+#include "tools/common/kv_file.h"
+#include "tools/common/progress.h"
+#include "tools/stream/options.h"
+
+namespace {
+
+using namespace kvcast;
+using namespace kvcast::tools;
+using namespace kvcast::streamer;
+
+struct Arguments {
+    std::string input;
+    std::string target;
+    std::string levels = "all";
+    std::string calibration;
+    std::string quality;
+    std::size_t chunk_tokens = 256;
+    std::string ttl;
+    std::string session;
+    std::string salt;
+    std::string key;
+    bool without_tokens = false;
+    bool gc = false;
+    bool dry_run = false;
+    std::string grace;
+    HttpOptions http;
+    std::size_t jobs = std::max(1u, std::thread::hardware_concurrency());
+    bool quiet = false;
+};
+
+void declare(CLI::App& app, Arguments& a) {
+    app.add_option("IN", a.input, "KV cache (safetensors: k, v, token_ids); with --gc: DEST");
+    app.add_option("DEST", a.target,
+                   "folder to be served, or http://, https:// or s3://BUCKET/PREFIX, written with PUT");
+    app.add_option("--levels", a.levels,
+                   "all, or a list such as 0,2-5: 0 is lossless, then from finest to coarsest")
+        ->capture_default_str();
+    app.add_option("--calibration", a.calibration,
+                   "publish the klt profile with this .kvcal; default: delta");
+    app.add_option("--quality", a.quality, "what delta's levels cost this model: JSON as in data/quality");
+    app.add_option("-c,--chunk", a.chunk_tokens, "tokens per chunk")
+        ->check(CLI::Range(std::size_t{1}, ChunkLimits::kTokens))
+        ->capture_default_str();
+    app.add_option("--ttl", a.ttl, "life of the publication: 90s, 15m, 12h, 7d; default: no end");
+    app.add_option("--session", a.session, "tag by which --gc can remove the publication");
+    app.add_option("--salt", a.salt, "secret that keeps the chunks' identities apart from other tenants'");
+    app.add_option("--sign", a.key, "Ed25519 private key (PEM) that signs the manifest");
+    app.add_flag("--without-tokens", a.without_tokens, "keep the token ids out of the manifest");
+    app.add_flag("--gc", a.gc, "remove what is expired, or of --session, and objects that no manifest names");
+    app.add_flag("--dry-run", a.dry_run, "with --gc: only say what would be removed");
+    app.add_option("--grace", a.grace, "with --gc: leave unnamed objects that are younger; default: 1h");
+    app.add_option("--ca-file", a.http.ca_file, "certificates to trust (PEM) instead of the system's");
+    app.add_option("-j,--jobs", a.jobs, "threads")->check(CLI::Range(1, 1024))->capture_default_str();
+    app.add_flag("-q,--quiet", a.quiet, "print nothing on success");
+}
+
+std::int64_t wall_clock() {
+    return std::chrono::duration_cast<std::chrono::seconds>(
+               std::chrono::system_clock::now().time_since_epoch())
+        .count();
+}
+
+// "0,2-5" as levels in ascending order.
+std::vector<unsigned> parse_levels(const std::string& text, unsigned last) {
+    std::vector<unsigned> out;
+    if (text == "all") {
+        for (unsigned l = 0; l <= last; ++l) out.push_back(l);
+        return out;
+    }
+    std::size_t at = 0;
+    while (at <= text.size()) {
+        const std::size_t end = std::min(text.find(',', at), text.size());
+        const Range r = parse_range(text.substr(at, end - at), last + 1, "levels");
+        for (std::size_t l = r.first; l < r.end; ++l) out.push_back(static_cast<unsigned>(l));
+        at = end + 1;
+    }
+    std::ranges::sort(out);
+    out.erase(std::unique(out.begin(), out.end()), out.end());
+    return out;
+}
+
+// KL by level of the delta profile, from a file as kveval writes it.
+std::map<unsigned, double> read_quality(const std::string& path) {
+    std::map<unsigned, double> out;
+    if (path.empty()) return out;
+    const MappedFile file(path);
+    const auto* text = reinterpret_cast<const char*>(file.bytes().data());
+    const auto json = nlohmann::json::parse(text, text + file.bytes().size(), nullptr, false);
+    try {
+        for (const auto& row : json.at("profiles").at("kvcast delta, flat steps"))
+            out[row.at("level").get<unsigned>()] = std::max(row.at("kl").get<double>(), 0.0);
+    } catch (const nlohmann::json::exception& e) {
+        throw Error(fmt::format("{}: {}", path, e.what()));
+    }
+    return out;
+}
+
+class Publication {
+  public:
+    Publication(const Arguments& a, const KvInput& kv)
+        : a_(a),
+          kv_(kv),
+          calibration_(load_calibration(a.calibration)),
+          levels_(parse_levels(a.levels, calibration_
+                                             ? static_cast<unsigned>(calibration_->data().levels.size())
+                                             : kDeltaLevels)),
+          pool_(a.jobs) {
+        if (levels_.empty()) throw Error("no levels");
+        for (const unsigned level : levels_) encoders_.emplace_back(options_of(level));
+    }
+
+    void publish(Destination& destination) {
+        std::optional<PrivateKey> key;
+        if (!a_.key.empty()) key = load_private_key(a_.key);
+        Publisher publisher = require(Publisher::open(destination, wall_clock()));
+        Manifest manifest = describe();
+        const bool klt = std::ranges::any_of(levels_, [&](unsigned l) { return l != 0 && calibration_; });
+        if (klt) {
+            const MappedFile file(a_.calibration);
+            manifest.calibration = require(publisher.put_calibration(
+                {reinterpret_cast<const std::uint8_t*>(file.bytes().data()), file.bytes().size()}));
+        }
+        const std::size_t tokens = kv_.token_ids().size();
+        Progress progress("kvpublish", tokens * levels_.size(), "tokens");
+        Hash parent = {};
+        for (std::size_t first = 0; first < tokens; first += a_.chunk_tokens) {
+            const std::size_t count = std::min(a_.chunk_tokens, tokens - first);
+            manifest.chunks.push_back(put_chunk(publisher, first, count, parent));
+            parent = manifest.chunks.back().chain;
+            progress.advance(count * levels_.size());
+        }
+        const std::string name = require(publisher.finish(manifest, key ? &*key : nullptr));
+        report(publisher, manifest, join_url(destination.root(), name));
+    }
+
+  private:
+    EncodeOptions options_of(unsigned level) const {
+        EncodeOptions o;
+        o.level = level;
+        o.profile = level == 0 ? Profile::kLossless : calibration_ ? Profile::kKlt : Profile::kDelta;
+        if (o.profile == Profile::kKlt) {
+            o.calibration = calibration_;
+            o.sinks = kKltSinks;
+        }
+        return o;
+    }
+
+    Manifest describe() const {
+        Manifest m;
+        m.model = kv_.model();
+        m.layout = kv_.layout();
+        m.base_position = kv_.base_position();
+        m.created = wall_clock();
+        if (!a_.ttl.empty()) m.expires = m.created + parse_duration(a_.ttl);
+        m.session = a_.session;
+        const std::map<unsigned, double> quality = read_quality(a_.quality);
+        for (const unsigned level : levels_) {
+            ManifestLevel l = {level, options_of(level).profile, std::nullopt};
+            if (l.profile == Profile::kLossless) l.kl = 0;
+            if (l.profile == Profile::kKlt) l.kl = calibration_->data().levels[level - 1].micronats * 1e-6;
+            if (l.profile == Profile::kDelta && quality.contains(level)) l.kl = quality.at(level);
+            m.levels.push_back(l);
+        }
+        return m;
+    }
+
+    ManifestChunk put_chunk(Publisher& publisher, std::size_t first, std::size_t count, const Hash& parent) {
+        const auto ids = std::span(kv_.token_ids()).subspan(first, count);
+        const std::vector<PlaneRows> rows = kv_.rows(first);
+        const ChunkInput input = {&kv_.layout(),       kv_.model(), a_.salt, ids, first,
+                                  kv_.base_position(), parent,      rows,    0};
+        ManifestChunk chunk;
+        chunk.tokens = count;
+        if (!a_.without_tokens) chunk.token_ids.assign(ids.begin(), ids.end());
+        for (std::size_t i = 0; i < levels_.size(); ++i) {
+            if (Status s = encoders_[i].encode(input, pool_, object_, chunk.chain); !s.ok())
+                throw Error(fmt::format("{}: {}", a_.input, s.message()));
+            chunk.objects.push_back(require(publisher.put_object(chunk.chain, levels_[i], object_)));
+        }
+        return chunk;
+    }
+
+    void report(const Publisher& publisher, const Manifest& m, const std::string& url) const {
+        if (a_.quiet) return;
+        const double plain = static_cast<double>(m.tokens() * m.layout.values_per_token() *
+                                                 kernels::dtype_bytes(m.layout.dtype));
+        fmt::print("{:>5} {:>9} {:>12} {:>8} {:>9}\n", "level", "profile", "bytes", "ratio", "KL");
+        for (const ManifestLevel& l : m.levels) {
+            std::uint64_t bytes = 0;
+            for (const ManifestChunk& c : m.chunks)
+                bytes += std::ranges::find(c.objects, l.level, &ManifestObject::level)->bytes;
+            fmt::print("{:>5} {:>9} {:>12} {:>7.2f}x {:>9}\n", l.level, profile_name(l.profile), bytes,
+                       plain / static_cast<double>(bytes), l.kl ? fmt::format("{:.4f}", *l.kl) : "unknown");
+        }
+        const PublishedBytes& b = publisher.bytes();
+        fmt::print("{} tokens in {} chunks: {} objects written ({} bytes), {} were there ({} bytes)\n{}\n",
+                   m.tokens(), m.chunks.size(), b.objects_written, b.written, b.objects_reused, b.reused,
+                   url);
+    }
+
+    const Arguments& a_;
+    const KvInput& kv_;
+    std::shared_ptr<const Calibration> calibration_;
+    std::vector<unsigned> levels_;
+    ThreadPool pool_;
+    std::vector<ChunkEncoder> encoders_;
+    std::vector<std::uint8_t> object_;
+};
+
+void collect_garbage(const Arguments& a) {
+    CollectOptions options;
+    options.now = wall_clock();
+    if (!a.session.empty()) options.session = a.session;
+    if (!a.grace.empty()) options.grace_seconds = a.grace == "0" ? 0 : parse_duration(a.grace);
+    options.dry_run = a.dry_run;
+    const auto destination = open_destination(a.input, a.http);
+    const Collection c = require(collect(*destination, options));
+    if (a.quiet) return;
+    fmt::print(
+        "{}: {} {} publications and {} objects ({} bytes); kept {} publications, {} objects, {} young ones\n",
+        a.input, a.dry_run ? "would remove" : "removed", c.manifests_removed, c.objects_removed,
+        c.bytes_removed, c.manifests_kept, c.objects_kept, c.objects_young);
+}
+
+void run(const Arguments& a) {
+    if (a.gc) {
+        if (a.input.empty() || !a.target.empty()) throw Error("kvpublish --gc takes one argument, the store");
+        if (!is_url(a.input) && !std::filesystem::is_directory(a.input))
+            throw Error(fmt::format("{}: not a folder", a.input));
+        return collect_garbage(a);
+    }
+    if (a.input.empty() || a.target.empty())
+        throw Error("kvpublish takes two arguments, a KV cache and a store");
+    if (a.dry_run || !a.grace.empty()) throw Error("--dry-run and --grace need --gc");
+    if (!a.quality.empty() && !a.calibration.empty())
+        throw Error("--quality is for delta; a calibration knows its own");
+    const KvInput kv(std::make_unique<SafetensorsReader>(a.input));
+    Publication publication(a, kv);
+    publication.publish(*open_destination(a.target, a.http));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    CLI::App app("Publishes a KV cache at several levels to a store, and cleans stores up (--gc).",
+                 "kvpublish");
+    Arguments a;
+    declare(app, a);
+    return run_tool(app, argc, argv, [&] { run(a); });
+}
