@@ -1,5 +1,6 @@
 // kvfetch: a publication becomes a KV cache again, before a deadline.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cstdlib>

@@ -1,5 +1,6 @@
 // kvprefill: a model reads token ids, and its KV cache becomes a safetensors file.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <chrono>
 #include <optional>
@@ -27,6 +28,7 @@ struct Arguments {
     std::uint64_t base_position = 0;
     std::string model_name;
     model::LoadOptions load;
+    std::size_t greedy = 0;
     bool quiet = false;
 };
 
@@ -40,7 +42,7 @@ void declare(CLI::App& app, Arguments& a) {
     app.add_option("--text", a.text,
                    "UTF-8 text instead of TOKENS; needs the model's tokenizer.json and the Python package "
                    "tokenizers");
-    app.add_option("-o,--output", a.output, "safetensors file to write")->required();
+    app.add_option("-o,--output", a.output, "safetensors file to write; with --greedy optional");
     app.add_option("--name", a.name, "which array of an object to take");
     app.add_flag("--raw", a.raw, "TOKENS is raw little-endian int32 instead of JSON");
     app.add_option("--tokens", a.limit, "only the first N tokens")->check(CLI::PositiveNumber);
@@ -53,6 +55,7 @@ void declare(CLI::App& app, Arguments& a) {
     app.add_option("--model-name", a.model_name, "kvcast.model of the output; default: the model's own name");
     app.add_option("--device", a.load.device, "cpu, cuda or cuda:N")->capture_default_str();
     app.add_option("-j,--jobs", a.load.threads, "threads; default: one per core")->check(CLI::Range(1, 1024));
+    app.add_option("--greedy", a.greedy, "print the likeliest continuation of this many tokens");
     app.add_flag("-q,--quiet", a.quiet, "print nothing on success");
 }
 
@@ -67,6 +70,27 @@ model::TokenIds token_ids(const Arguments& a) {
                               a.raw ? model::TokenFileKind::kRaw : model::TokenFileKind::kJson);
 }
 
+void write_prefilled(const Arguments& a, const model::Runner& runner, const model::TokenIds& ids) {
+    const auto start = std::chrono::steady_clock::now();
+    KvCache cache = model::prefilled(runner, ids, dtype_of(a.dtype), a.base_position);
+    const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
+    if (!a.model_name.empty()) cache.model = a.model_name;
+    save_kv(a.output, cache);
+    if (a.quiet) return;
+    fmt::print("{}: {} tokens, {} layers of {} heads x {}, {}, prefilled in {:.2f} s\n", a.output, ids.size(),
+               runner.config().layers, runner.config().kv_heads, runner.config().head_dim, a.dtype,
+               spent.count());
+}
+
+// The first token's time is that of a server that has nothing stored.
+void continue_greedily(const Arguments& a, const model::Runner& runner, const model::TokenIds& ids) {
+    const auto start = std::chrono::steady_clock::now();
+    runner.greedy(ids, 1);
+    const std::chrono::duration<double> first = std::chrono::steady_clock::now() - start;
+    fmt::print("first token after {:.0f} ms; continuation: {}\n", first.count() * 1e3,
+               fmt::join(runner.greedy(ids, a.greedy), " "));
+}
+
 void prefill(const Arguments& a) {
     if (a.output == "-")
         throw Error("kvprefill writes a file, not standard output: safetensors needs seeking");
@@ -77,16 +101,10 @@ void prefill(const Arguments& a) {
                                 a.text.empty() ? a.tokens : a.text, ids.size(), a.limit));
     }
     if (a.limit != 0) ids.resize(a.limit);
+    if (a.output.empty() && a.greedy == 0) throw Error("give an --output, or --greedy");
     const auto runner = model::Runner::load(a.model, a.load);
-    const auto start = std::chrono::steady_clock::now();
-    KvCache cache = model::prefilled(runner, ids, dtype_of(a.dtype), a.base_position);
-    const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
-    if (!a.model_name.empty()) cache.model = a.model_name;
-    save_kv(a.output, cache);
-    if (a.quiet) return;
-    fmt::print("{}: {} tokens, {} layers of {} heads x {}, {}, prefilled in {:.2f} s\n", a.output, ids.size(),
-               runner.config().layers, runner.config().kv_heads, runner.config().head_dim, a.dtype,
-               spent.count());
+    if (!a.output.empty()) write_prefilled(a, runner, ids);
+    if (a.greedy > 0) continue_greedily(a, runner, ids);
 }
 
 }  // namespace

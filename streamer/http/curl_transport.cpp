@@ -285,7 +285,6 @@ struct CurlTransport::Impl {
                 curl_easy_setopt(easy, CURLOPT_READDATA, &exchange);
                 curl_easy_setopt(easy, CURLOPT_SEEKFUNCTION, on_rewind);
                 curl_easy_setopt(easy, CURLOPT_SEEKDATA, &exchange);
-                add_header(exchange, "Expect:");
                 break;
         }
     }

@@ -46,7 +46,12 @@ class Collect final : public HttpHandler {
 Status failed(const std::string& name, const Answer& a) {
     if (!a.result.status.ok())
         return {a.result.status.code(), fmt::format("{}: {}", name, a.result.status.message())};
-    return {ErrorCode::kHttpStatus, fmt::format("{}: HTTP status {}", name, a.result.http_status)};
+    // S3 says more in the body.
+    pugi::xml_document document;
+    document.load_buffer(a.body.data(), a.body.size());
+    const std::string said = document.child("Error").child_value("Message");
+    return {ErrorCode::kHttpStatus, fmt::format("{}: HTTP status {}{}{}", name, a.result.http_status,
+                                                said.empty() ? "" : ": ", said)};
 }
 
 bool good(const Answer& a) {
