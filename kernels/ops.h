@@ -14,6 +14,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "kernels/math.h"
 
@@ -182,7 +183,12 @@ struct Ops {
 // The complete, portable backend.
 const Ops& scalar_ops();
 
-// The fastest backend that this machine can run.
+// Every backend that this machine can run, the scalar one first and the fastest last. All write the same
+// bytes and values; they differ in speed only.
+std::span<const Ops* const> available_ops();
+
+// The fastest of them, or the one that the environment variable KVCAST_KERNELS names (read once; a name that
+// is not available is ignored).
 const Ops& best_ops();
 
 }  // namespace kvcast::kernels

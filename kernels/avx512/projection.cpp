@@ -1,0 +1,215 @@
+// Projections with VNNI: 32 products of 16-bit integers and their sums in one instruction.
+//
+// A matrix is turned, 64 outputs at a time, into panels of input pairs: lane o of the vector of pair i holds
+// (matrix[o][2i], matrix[o][2i + 1]). A pair of a token's features, broadcast, then serves 16 outputs at
+// once, and no sum crosses lanes.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/avx512/slots.h"
+
+namespace kvcast::kernels::avx512 {
+namespace {
+
+constexpr std::size_t kLanes32 = 16;      // sums in a vector
+constexpr std::size_t kPanels = 4;        // vectors of sums per token
+constexpr std::size_t kTokens = 4;        // tokens that share a panel's loads
+constexpr std::size_t kMostPairs = 1024;  // of inputs: 256 KiB of panels
+
+std::int32_t pair_at(const std::int16_t* features) {
+    std::int32_t pair = 0;
+    std::memcpy(&pair, features, sizeof pair);
+    return pair;
+}
+
+// The last feature of an odd number of them, and nothing.
+std::int32_t single_at(const std::int16_t* features) {
+    return static_cast<std::uint16_t>(*features);
+}
+
+struct Panels {
+    alignas(64) std::int32_t pairs[kMostPairs][kPanels][kLanes32];
+};
+
+// 16 x 16 transposition of 32-bit lanes.
+void transpose(__m512i rows[16]) {
+    __m512i t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        rows[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        rows[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        rows[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        rows[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        t[i] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 4; ++i) {
+        rows[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        rows[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+        rows[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+        rows[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+    }
+}
+
+// Panels of up to 64 outputs from `output` on; what the matrix lacks is zero.
+void fill(const Projection& p, std::size_t output, Panels& out) {
+    const std::size_t outputs = std::min(kPanels * kLanes32, p.outputs - output);
+    for (std::size_t panel = 0; panel * kLanes32 < outputs; ++panel) {
+        for (std::size_t i = 0; i < p.inputs; i += 2 * kLanes32) {
+            const std::size_t inputs = std::min(2 * kLanes32, p.inputs - i);
+            const auto mask = static_cast<__mmask32>((std::uint64_t{1} << inputs) - 1);
+            __m512i rows[kLanes32];
+            for (std::size_t lane = 0; lane < kLanes32; ++lane) {
+                const std::size_t o = panel * kLanes32 + lane;
+                rows[lane] = o < outputs
+                                 ? _mm512_maskz_loadu_epi16(mask, p.matrix + (output + o) * p.inputs + i)
+                                 : _mm512_setzero_si512();
+            }
+            transpose(rows);
+            for (std::size_t pair = 0; 2 * pair < inputs; ++pair)
+                _mm512_store_si512(out.pairs[i / 2 + pair][panel], rows[pair]);
+        }
+    }
+}
+
+template <std::size_t Vectors, std::size_t Tokens>
+struct Sums {
+    __m512i at[Tokens][Vectors];
+};
+
+// Adds the products of `count` inputs to the sums.
+template <std::size_t Vectors, std::size_t Tokens>
+void accumulate(const Panels& panels, const std::int16_t* features, std::size_t stride, std::size_t count,
+                Sums<Vectors, Tokens>& sums) {
+    const std::size_t whole = count / 2;
+    for (std::size_t pair = 0; pair < whole; ++pair) {
+        __m512i column[Vectors];
+        for (std::size_t v = 0; v < Vectors; ++v) column[v] = _mm512_load_si512(panels.pairs[pair][v]);
+        for (std::size_t t = 0; t < Tokens; ++t) {
+            const __m512i f = _mm512_set1_epi32(pair_at(features + t * stride + 2 * pair));
+            for (std::size_t v = 0; v < Vectors; ++v)
+                sums.at[t][v] = _mm512_dpwssd_epi32(sums.at[t][v], column[v], f);
+        }
+    }
+    if (count % 2 == 0) return;
+    for (std::size_t t = 0; t < Tokens; ++t) {
+        const __m512i f = _mm512_set1_epi32(single_at(features + t * stride + 2 * whole));
+        for (std::size_t v = 0; v < Vectors; ++v) {
+            const __m512i column = _mm512_load_si512(panels.pairs[whole][v]);
+            sums.at[t][v] = _mm512_dpwssd_epi32(sums.at[t][v], column, f);
+        }
+    }
+}
+
+// Rounds, shifts and adds one token's sums of 16 outputs from `output` on.
+void add(const Projection& p, std::size_t token, std::size_t output, __m512i sum) {
+    const std::size_t outputs = std::min(kLanes32, p.outputs - output);
+    const auto mask = static_cast<__mmask16>((1u << outputs) - 1);
+    const __m512i shift = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, p.shifts + output));
+    const __m512i half =
+        _mm512_sllv_epi32(_mm512_set1_epi32(1), _mm512_sub_epi32(shift, _mm512_set1_epi32(1)));
+    std::int32_t* out = p.sums + token * p.sum_stride + output;
+    const __m512i shifted = _mm512_srav_epi32(_mm512_add_epi32(sum, half), shift);
+    _mm512_mask_storeu_epi32(out, mask, _mm512_add_epi32(_mm512_maskz_loadu_epi32(mask, out), shifted));
+}
+
+template <std::size_t Vectors, std::size_t Tokens>
+void project_tile(const Projection& p, const Panels& panels, std::size_t token, std::size_t output) {
+    Sums<Vectors, Tokens> sums;
+    for (auto& row : sums.at) std::fill(std::begin(row), std::end(row), _mm512_setzero_si512());
+    accumulate<Vectors, Tokens>(panels, p.features + token * p.feature_stride, p.feature_stride, p.inputs,
+                                sums);
+    for (std::size_t t = 0; t < Tokens; ++t) {
+        for (std::size_t v = 0; v < Vectors; ++v) add(p, token + t, output + v * kLanes32, sums.at[t][v]);
+    }
+}
+
+template <std::size_t Vectors>
+void project_outputs(const Projection& p, const Panels& panels, std::size_t output) {
+    std::size_t t = 0;
+    for (; t + kTokens <= p.tokens; t += kTokens) project_tile<Vectors, kTokens>(p, panels, t, output);
+    for (; t < p.tokens; ++t) project_tile<Vectors, 1>(p, panels, t, output);
+}
+
+}  // namespace
+
+void project(const Projection& p) {
+    if (p.inputs > 2 * kMostPairs) return scalar::project(p);
+    Panels panels;
+    for (std::size_t output = 0; output < p.outputs; output += kPanels * kLanes32) {
+        fill(p, output, panels);
+        switch ((std::min(p.outputs - output, kPanels * kLanes32) + kLanes32 - 1) / kLanes32) {
+            case 1:
+                project_outputs<1>(p, panels, output);
+                break;
+            case 2:
+                project_outputs<2>(p, panels, output);
+                break;
+            case 3:
+                project_outputs<3>(p, panels, output);
+                break;
+            default:
+                project_outputs<4>(p, panels, output);
+        }
+    }
+}
+
+// Two columns whose features are not zero, interleaved, are a panel of one pair. Sums of 32 outputs lie in
+// two vectors in the order that unpacking gives, and are put straight at the end.
+void project_sparse(const Projection& p) {
+    constexpr std::size_t kOutputs = 192;  // sums held at once, in 12 registers
+    constexpr std::size_t kGroups = kOutputs / 32;
+    const __m512i low_half = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i high_half = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+    for (std::size_t begin = 0; begin < p.outputs; begin += kOutputs) {
+        const std::size_t outputs = std::min(kOutputs, p.outputs - begin);
+        __mmask32 masks[kGroups];
+        for (std::size_t g = 0; g < kGroups; ++g) {
+            const std::size_t there = outputs > 32 * g ? std::min<std::size_t>(outputs - 32 * g, 32) : 0;
+            masks[g] = static_cast<__mmask32>((std::uint64_t{1} << there) - 1);
+        }
+        for (std::size_t t = 0; t < p.tokens; ++t) {
+            const std::int16_t* features = p.features + t * p.feature_stride;
+            __m512i low[kGroups], high[kGroups];
+            for (std::size_t g = 0; g < kGroups; ++g) low[g] = high[g] = _mm512_setzero_si512();
+            std::size_t i = 0;
+            const auto next = [&] {
+                while (i < p.inputs && features[i] == 0) ++i;
+                return i;
+            };
+            while (next() < p.inputs) {
+                const std::size_t first = i++;
+                const std::size_t second = next() < p.inputs ? i++ : first;
+                const auto f = static_cast<std::uint16_t>(features[first]);
+                const auto g2 = static_cast<std::uint16_t>(second == first ? 0 : features[second]);
+                const __m512i pair =
+                    _mm512_set1_epi32(static_cast<std::int32_t>(f | std::uint32_t{g2} << 16));
+                const std::int16_t* a = p.matrix + first * p.outputs + begin;
+                const std::int16_t* b = p.matrix + second * p.outputs + begin;
+                for (std::size_t g = 0; g < kGroups; ++g) {
+                    const __m512i x = _mm512_maskz_loadu_epi16(masks[g], a + 32 * g);
+                    const __m512i y = _mm512_maskz_loadu_epi16(masks[g], b + 32 * g);
+                    low[g] = _mm512_dpwssd_epi32(low[g], _mm512_unpacklo_epi16(x, y), pair);
+                    high[g] = _mm512_dpwssd_epi32(high[g], _mm512_unpackhi_epi16(x, y), pair);
+                }
+            }
+            for (std::size_t g = 0; 32 * g < outputs; ++g) {
+                const std::size_t output = begin + 32 * g;
+                add(p, t, output, _mm512_permutex2var_epi32(low[g], low_half, high[g]));
+                if (output + kLanes32 < p.outputs)
+                    add(p, t, output + kLanes32, _mm512_permutex2var_epi32(low[g], high_half, high[g]));
+            }
+        }
+    }
+}
+
+}  // namespace kvcast::kernels::avx512

@@ -1,0 +1,11 @@
+// The tables behind available_ops(). Those of an instruction set must not be used on machines that lack it.
+#pragma once
+
+#include "kernels/ops.h"
+
+namespace kvcast::kernels {
+
+const Ops& avx2_ops();    // AVX2
+const Ops& avx512_ops();  // AVX-512 BW, VL and VNNI, on top of AVX2
+
+}  // namespace kvcast::kernels
