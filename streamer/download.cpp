@@ -41,7 +41,9 @@ Download::Download(EventLoop& loop, Transport& transport, DownloadRequest reques
       request_(std::move(request)),
       options_(options),
       observer_(observer),
-      random_(seed) {
+      random_(seed),
+      bytes_(std::move(request_.storage)) {
+    bytes_.clear();
     begin_attempt();
 }
 

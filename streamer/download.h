@@ -26,8 +26,9 @@ struct DownloadOptions {
 
 struct DownloadRequest {
     std::string url;
-    std::optional<std::uint64_t> bytes;  // the object's size, where it is known
-    std::uint64_t limit = 0;             // an object that is larger is refused
+    std::optional<std::uint64_t> bytes;      // the object's size, where it is known
+    std::uint64_t limit = 0;                 // an object that is larger is refused
+    std::vector<std::uint8_t> storage = {};  // memory to use again; its content is dropped
 };
 
 class DownloadObserver {
@@ -73,7 +74,7 @@ class Download {
 
     EventLoop& loop_;
     Transport& transport_;
-    const DownloadRequest request_;
+    DownloadRequest request_;
     const DownloadOptions options_;
     DownloadObserver& observer_;
     std::mt19937_64 random_;

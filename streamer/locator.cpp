@@ -40,8 +40,10 @@ Locator::Locator(const Environment& environment, Wanted wanted, Heard heard, Don
 }
 
 void Locator::fetch(std::string url, std::uint64_t limit) {
-    download_ = std::make_unique<Download>(environment_.loop, environment_.transport,
-                                           DownloadRequest{std::move(url), std::nullopt, limit},
+    DownloadRequest request;
+    request.url = std::move(url);
+    request.limit = limit;
+    download_ = std::make_unique<Download>(environment_.loop, environment_.transport, std::move(request),
                                            environment_.download, *this, environment_.seed++);
 }
 

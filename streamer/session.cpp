@@ -122,7 +122,7 @@ class Session::Impl : public std::enable_shared_from_this<Impl> {
     void decode(std::size_t chunk, std::vector<std::uint8_t> object);
     Status decode_on_lane(std::size_t chunk, const ManifestObject& promised,
                           std::span<const std::uint8_t> object);
-    void on_decoded(std::size_t chunk, std::uint64_t bytes, const Status& status);
+    void on_decoded(std::size_t chunk, std::vector<std::uint8_t> object, const Status& status);
     void recompute();
     void on_recomputed(std::size_t first, std::size_t end);
     Seconds compute_busy() const;
@@ -154,6 +154,7 @@ class Session::Impl : public std::enable_shared_from_this<Impl> {
     std::list<std::unique_ptr<Transfer>> transfers_;
     bool calibration_ready_ = true;
     std::vector<Held> held_;
+    std::vector<std::vector<std::uint8_t>> spare_;  // memory of objects that were decoded
     std::uint64_t undecoded_bytes_ = 0;
     std::size_t network_failures_ = 0;
     TokenRange computing_;  // what the compute lane works on, in chunks
@@ -313,9 +314,10 @@ void Session::Impl::want_calibration() {
     const auto& calibration = located_.manifest.calibration;
     if (!calibration || codec_.has_calibration(calibration->id)) return;
     calibration_ready_ = false;
-    const std::string url = join_url(located_.root, calibration_name(calibration->id));
-    transfers_.push_back(std::make_unique<Transfer>(
-        *this, kCalibration, 0, DownloadRequest{url, calibration->bytes, calibration->bytes}));
+    DownloadRequest request;
+    request.url = join_url(located_.root, calibration_name(calibration->id));
+    request.bytes = request.limit = calibration->bytes;
+    transfers_.push_back(std::make_unique<Transfer>(*this, kCalibration, 0, std::move(request)));
 }
 
 // ---- decisions ----
@@ -393,10 +395,14 @@ void Session::Impl::load(std::size_t chunk, std::size_t choice) {
     view.choice = choice;
     view.received = 0;
     const ManifestObject& object = promised(chunk, choice);
-    const std::string url =
-        join_url(located_.root, object_name(located_.manifest.chunks[chunk].chain, object));
-    transfers_.push_back(
-        std::make_unique<Transfer>(*this, chunk, choice, DownloadRequest{url, object.bytes, object.bytes}));
+    DownloadRequest request;
+    request.url = join_url(located_.root, object_name(located_.manifest.chunks[chunk].chain, object));
+    request.bytes = request.limit = object.bytes;
+    if (!spare_.empty()) {
+        request.storage = std::move(spare_.back());
+        spare_.pop_back();
+    }
+    transfers_.push_back(std::make_unique<Transfer>(*this, chunk, choice, std::move(request)));
 }
 
 void Session::Impl::text(std::size_t chunk) {
@@ -497,7 +503,7 @@ void Session::Impl::calibration_is_there(const Status& status) {
         if (status.ok()) {
             decode(h.chunk, std::move(h.object));
         } else {
-            on_decoded(h.chunk, h.object.size(), {status.code(), "calibration: " + status.message()});
+            on_decoded(h.chunk, std::move(h.object), {status.code(), "calibration: " + status.message()});
         }
     }
 }
@@ -509,10 +515,10 @@ void Session::Impl::decode(std::size_t chunk, std::vector<std::uint8_t> object) 
         held_.push_back({chunk, std::move(object)});
         return;
     }
-    decode_lane_.run([self = shared_from_this(), chunk, &promise, object = std::move(object)] {
+    decode_lane_.run([self = shared_from_this(), chunk, &promise, object = std::move(object)]() mutable {
         const Status status = self->decode_on_lane(chunk, promise, object);
-        self->loop_.post([self, chunk, bytes = object.size(), status] {
-            self->on_decoded(chunk, bytes, status);
+        self->loop_.post([self, chunk, object = std::move(object), status]() mutable {
+            self->on_decoded(chunk, std::move(object), status);
             self->pump();
         });
     });
@@ -529,9 +535,10 @@ Status Session::Impl::decode_on_lane(std::size_t chunk, const ManifestObject& pr
     });
 }
 
-void Session::Impl::on_decoded(std::size_t chunk, std::uint64_t bytes, const Status& status) {
+void Session::Impl::on_decoded(std::size_t chunk, std::vector<std::uint8_t> object, const Status& status) {
     if (ended_ || cancelled_) return;
-    undecoded_bytes_ -= bytes;
+    undecoded_bytes_ -= object.size();
+    spare_.push_back(std::move(object));
     ChunkView& view = views_[chunk];
     if (status.ok()) {
         view.status = ChunkStatus::kReady;

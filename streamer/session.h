@@ -99,7 +99,7 @@ struct SessionOptions {
     std::size_t transfers = 2;                              // objects at once
     std::uint64_t memory_bytes = std::uint64_t{256} << 20;  // of objects on their way or not yet decoded; a
                                                             // single larger one is taken alone
-    std::uint64_t chunk_bytes = std::uint64_t{1} << 30;  // decoded; larger chunks are refused
+    std::uint64_t chunk_bytes = std::uint64_t{1} << 30;     // decoded; larger chunks are refused
     DownloadOptions download = {};
     std::vector<PublicKey> trusted = {};            // none: manifests need no signature
     std::function<std::int64_t()> wall_clock = {};  // seconds since 1970; default: the system's

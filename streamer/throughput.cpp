@@ -41,10 +41,22 @@ void Throughput::on_end(Seconds now, std::uint64_t bytes, Seconds seconds) {
         open_.time += now - last_change_;
         last_change_ = now;
         --busy_;
+    } else if (silent(now)) {
+        open_.time += now - last_byte_;  // given up in silence: that is evidence too
     }
+    if (silent(now)) last_byte_ = now;  // it is in the slice
     if (in_flight_ > 0) --in_flight_;
-    if (open_.time > 0 && open_.bytes >= kSliceBytes) close_slice();
+    if ((open_.time > 0 && open_.bytes >= kSliceBytes) || open_.time >= kLongSlice) close_slice();
     if (bytes > 0 && seconds > 0) last_transfer_ = static_cast<double>(bytes) / seconds;
+}
+
+// Whether a byte is awaited for longer than usual.
+bool Throughput::silent(Seconds now) const {
+    return in_flight_ > 0 && now - last_byte_ > kUsualWait * first_byte();
+}
+
+Seconds Throughput::first_byte() const {
+    return first_byte_ > 0 ? first_byte_ : prior_.first_byte;
 }
 
 void Throughput::close_slice() {
@@ -81,8 +93,8 @@ Throughput::Slice Throughput::recent() const {
 ThroughputEstimate Throughput::estimate(Seconds now) const {
     ThroughputEstimate e;
     e.measured = count_ > 0;
-    e.first_byte = first_byte_ > 0 ? first_byte_ : prior_.first_byte;
-    if (in_flight_ > 0 && now - last_byte_ > kUsualWait * e.first_byte) e.silence = now - last_byte_;
+    e.first_byte = first_byte();
+    if (silent(now)) e.silence = now - last_byte_;
     // Silence is time in which nothing came: it dilutes what was seen before.
     const Slice seen = recent();
     e.mean = seen.bytes / (seen.time + e.silence);

@@ -51,6 +51,8 @@ class Throughput {
     };
     static constexpr std::size_t kSlices = 8;
 
+    bool silent(Seconds now) const;
+    Seconds first_byte() const;
     void close_slice();
     Slice recent() const;
 

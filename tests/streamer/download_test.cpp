@@ -23,7 +23,7 @@ class DownloadTest : public testing::Test, public DownloadObserver {
     }
 
     void begin(std::optional<std::uint64_t> bytes = 200'000) {
-        download.emplace(loop, network, DownloadRequest{"u", bytes, 300'000}, options, *this, 1);
+        download.emplace(loop, network, DownloadRequest{"u", bytes, 300'000, {1, 2, 3}}, options, *this, 1);
     }
 
     void on_first_byte(Duration latency) override { latencies.push_back(latency); }

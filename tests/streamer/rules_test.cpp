@@ -292,5 +292,16 @@ TEST(ThroughputTest, SilenceLowersTheEstimate) {
     EXPECT_LT(t.estimate(now + 5).mean, 0.1 * before);
 }
 
+TEST(ThroughputTest, SilenceThatWasGivenUpIsRemembered) {
+    Throughput t({5e6, 0.01});
+    t.on_request(0);
+    t.on_request(0);
+    t.on_end(1, 0, 1);
+    t.on_end(1, 0, 1);
+    EXPECT_LT(t.estimate(1).mean, 0.1 * 5e6);
+    t.on_request(1);
+    EXPECT_LT(t.estimate(1).mean, 0.1 * 5e6);
+}
+
 }  // namespace
 }  // namespace kvcast::test
