@@ -69,7 +69,7 @@ void run(const Arguments& a) {
             bytes += c.bytes;
             last = std::max(last, c.received);
         }
-        received += last;
+        received += last - s.manifest_time;
     }
     fmt::print("{{\"bytes\": {}, \"seconds\": {:.6f}, \"cpu_seconds\": {:.6f}}}\n", bytes, received,
                cpu_seconds() - cpu);

@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 """Writes seeds for the fuzzers: make_seeds.py KVENC VECTORS DIR. Small valid files, with what controls the
 target in front of each."""
+import base64
 import glob
 import json
 import os
@@ -28,8 +29,13 @@ def safetensors(dtype, layers, tokens, heads, dim, pairing):
     return struct.pack("<Q", len(text)) + text + ids + k
 
 
-for target in ("fuzz_safetensors", "fuzz_kvenc", "fuzz_chunk", "fuzz_klt"):
+for target in ("fuzz_safetensors", "fuzz_kvenc", "fuzz_chunk", "fuzz_klt", "fuzz_manifest"):
     os.makedirs(f"{out}/{target}", exist_ok=True)
+manifest = open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "manifest.json"), "rb").read()
+envelope = {"payloadType": "application/vnd.kvcast.manifest+json", "payload": base64.b64encode(manifest).decode(),
+            "signatures": [{"keyid": "", "sig": base64.b64encode(bytes(64)).decode()}]}
+open(f"{out}/fuzz_manifest/plain", "wb").write(manifest)
+open(f"{out}/fuzz_manifest/envelope", "w").write(json.dumps(envelope))
 cases = [("BF16", 1, 5, 2, 8, "half"), ("F16", 2, 33, 1, 4, "interleaved"), ("F32", 1, 2, 1, 6, "none")]
 for i, case in enumerate(cases):
     data = safetensors(*case)
