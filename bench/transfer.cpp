@@ -60,6 +60,7 @@ void run(const Arguments& a) {
         SessionOptions options;
         options.rule = tools::require(rule_by_name(a.policy));
         options.transfers = a.transfers;
+        options.memory = client.memory();
         Session session(client.loop(), client.transport(), wanted, options, codec, sink);
         const Summary s = session.wait();
         tools::require(s.status);

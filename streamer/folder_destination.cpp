@@ -74,13 +74,13 @@ class Folder final : public Destination {
             const File file(temporary, O_WRONLY | O_CREAT | O_TRUNC);
             if (file.get() < 0) return failed(temporary, "create it");
             if (!write_all(file.get(), bytes) || ::fdatasync(file.get()) != 0) {
-                const Status status = failed(temporary, "write it");
+                Status status = failed(temporary, "write it");
                 ::unlink(temporary.c_str());
                 return status;
             }
         }
         if (::rename(temporary.c_str(), target.c_str()) == 0) return {};
-        const Status status = failed(target, "rename it");
+        Status status = failed(target, "rename it");
         ::unlink(temporary.c_str());
         return status;
     }

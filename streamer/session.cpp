@@ -56,6 +56,7 @@ class Session::Impl : public std::enable_shared_from_this<Impl> {
           network_(options_.network),
           random_(options_.seed != 0 ? options_.seed : drawn_seed()) {
         if (!options_.rule) options_.rule = deadline_rule();
+        if (!options_.memory) options_.memory = std::make_shared<MemoryPool>();
     }
 
     void begin();
@@ -154,7 +155,6 @@ class Session::Impl : public std::enable_shared_from_this<Impl> {
     std::list<std::unique_ptr<Transfer>> transfers_;
     bool calibration_ready_ = true;
     std::vector<Held> held_;
-    std::vector<std::vector<std::uint8_t>> spare_;  // memory of objects that were decoded
     std::uint64_t undecoded_bytes_ = 0;
     std::size_t network_failures_ = 0;
     TokenRange computing_;  // what the compute lane works on, in chunks
@@ -398,10 +398,7 @@ void Session::Impl::load(std::size_t chunk, std::size_t choice) {
     DownloadRequest request;
     request.url = join_url(located_.root, object_name(located_.manifest.chunks[chunk].chain, object));
     request.bytes = request.limit = object.bytes;
-    if (!spare_.empty()) {
-        request.storage = std::move(spare_.back());
-        spare_.pop_back();
-    }
+    request.storage = options_.memory->take(object.bytes);
     transfers_.push_back(std::make_unique<Transfer>(*this, chunk, choice, std::move(request)));
 }
 
@@ -538,7 +535,7 @@ Status Session::Impl::decode_on_lane(std::size_t chunk, const ManifestObject& pr
 void Session::Impl::on_decoded(std::size_t chunk, std::vector<std::uint8_t> object, const Status& status) {
     if (ended_ || cancelled_) return;
     undecoded_bytes_ -= object.size();
-    spare_.push_back(std::move(object));
+    options_.memory->give(std::move(object));
     ChunkView& view = views_[chunk];
     if (status.ok()) {
         view.status = ChunkStatus::kReady;

@@ -21,6 +21,7 @@
 #include "streamer/download.h"
 #include "streamer/event_loop.h"
 #include "streamer/locator.h"
+#include "streamer/memory_pool.h"
 #include "streamer/rules/rule.h"
 
 namespace kvcast::streamer {
@@ -102,6 +103,7 @@ struct SessionOptions {
     std::uint64_t chunk_bytes = std::uint64_t{1} << 30;     // decoded; larger chunks are refused
     DownloadOptions download = {};
     std::vector<PublicKey> trusted = {};            // none: manifests need no signature
+    std::shared_ptr<MemoryPool> memory = nullptr;   // shared by sessions; none: one of the session's own
     std::function<std::int64_t()> wall_clock = {};  // seconds since 1970; default: the system's
     std::uint64_t seed = 0;                         // of the jitter; 0: drawn
 };

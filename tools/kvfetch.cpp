@@ -125,7 +125,8 @@ struct Outcome {
 
 Outcome fetch(const Arguments& a, const std::string& url, Client& client, CodecAdapter& codec,
               CacheSink& sink, Engine* engine) {
-    const SessionOptions options = options_of(a, engine);
+    SessionOptions options = options_of(a, engine);
+    options.memory = client.memory();
     Wanted wanted;
     wanted.manifest_url = url;
     wanted.salt = a.salt;

@@ -6,6 +6,7 @@
 
 #include "streamer/event_loop.h"
 #include "streamer/http/curl_transport.h"
+#include "streamer/memory_pool.h"
 
 namespace kvcast::streamer {
 
@@ -23,10 +24,13 @@ class Client {
 
     ThreadLoop& loop() { return loop_; }
     Transport& transport() { return *transport_; }
+    // For SessionOptions::memory.
+    const std::shared_ptr<MemoryPool>& memory() const { return memory_; }
 
   private:
     ThreadLoop loop_;
     std::unique_ptr<CurlTransport> transport_;
+    std::shared_ptr<MemoryPool> memory_ = std::make_shared<MemoryPool>();
 };
 
 }  // namespace kvcast::streamer

@@ -17,7 +17,7 @@ namespace kvcast::streamer {
 namespace {
 
 constexpr long kRedirects = 5;
-constexpr long kBufferBytes = 512 * 1024;
+constexpr long kBufferBytes = 128 * 1024;
 
 // curl_global_init() is not thread-safe everywhere; a static is.
 void initialise() {

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "streamer/download.h"
+#include "streamer/memory_pool.h"
 #include "tests/streamer/fake_network.h"
 
 namespace kvcast::test {
@@ -387,6 +388,25 @@ TEST(Retry, IsWorthItWhereTheAnswerMayChange) {
     EXPECT_FALSE(worth(ErrorCode::kTls, 0));
     EXPECT_FALSE(worth(ErrorCode::kObjectMismatch, 200));
     EXPECT_FALSE(worth(ErrorCode::kBadArgument, 0));
+}
+
+TEST(MemoryPoolTest, KeepsWhatFitsAndGivesTheSmallestThatIsEnough) {
+    MemoryPool pool(1000);
+    const auto sized = [](std::size_t bytes) {
+        Bytes out;
+        out.reserve(bytes);
+        out.push_back(1);
+        return out;
+    };
+    pool.give(sized(600));
+    pool.give(sized(300));
+    pool.give(sized(200));  // too much together
+    pool.give({});
+    EXPECT_EQ(pool.take(250).capacity(), 300u);
+    EXPECT_EQ(pool.take(700).capacity(), 0u);
+    const Bytes large = pool.take(10);
+    EXPECT_EQ(large.capacity(), 600u);
+    EXPECT_TRUE(large.empty());
 }
 
 }  // namespace
