@@ -17,9 +17,11 @@ class Lane {
     Lane(const Lane&) = delete;
     Lane& operator=(const Lane&) = delete;
 
+    // Once stopped, tasks are dropped: they may own whoever owns the lane.
     void run(std::function<void()> task) {
         {
             const std::scoped_lock lock(mutex_);
+            if (stop_) return;
             tasks_.push(std::move(task));
         }
         wake_.notify_one();

@@ -55,7 +55,7 @@ class Session::Impl : public std::enable_shared_from_this<Impl> {
           start_(loop.now()),
           network_(options_.network),
           random_(options_.seed != 0 ? options_.seed : drawn_seed()) {
-        if (!options_.rule) options_.rule = deadline_rule();
+        if (!options_.rule) options_.rule = two_pointer_rule();
         if (!options_.memory) options_.memory = std::make_shared<MemoryPool>();
     }
 

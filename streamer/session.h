@@ -93,7 +93,7 @@ class Sink {
 
 struct SessionOptions {
     Seconds deadline = std::numeric_limits<Seconds>::infinity();  // since the session's start
-    std::shared_ptr<const Rule> rule;                             // default: deadline_rule()
+    std::shared_ptr<const Rule> rule;                             // default: two_pointer_rule()
     ComputeModel compute = {};
     NetworkPrior network = {};
     std::optional<unsigned> finest_level = std::nullopt;    // finer ones are not loaded

@@ -34,7 +34,7 @@ struct Arguments {
     std::string url;
     std::string output;
     std::optional<double> deadline_ms;
-    std::string policy = "deadline";
+    std::string policy = "two-pointer";
     std::optional<unsigned> finest;
     std::string model;
     double prefill_speed = 0;
@@ -59,7 +59,8 @@ void declare(CLI::App& app, Arguments& a) {
     app.add_option("--deadline", a.deadline_ms,
                    "milliseconds until the KV has to be there; default: none, finest level")
         ->check(CLI::PositiveNumber);
-    app.add_option("--policy", a.policy, "deadline, cachegen or fixed:LEVEL")->capture_default_str();
+    app.add_option("--policy", a.policy, "two-pointer, deadline, cachegen or fixed:LEVEL")
+        ->capture_default_str();
     app.add_option("--finest", a.finest, "load no level finer than this one")->check(CLI::Range(0u, 255u));
     app.add_option("--model", a.model, "Hugging Face directory: recompute with it what is not loaded");
     app.add_option(

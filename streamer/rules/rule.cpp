@@ -51,6 +51,7 @@ std::size_t coarsest_level(const ChunkView& chunk) {
 }
 
 Result<std::unique_ptr<Rule>> rule_by_name(std::string_view name) {
+    if (name == "two-pointer") return two_pointer_rule();
     if (name == "deadline") return deadline_rule();
     if (name == "cachegen") return cachegen_rule();
     if (name.starts_with("fixed:")) {
@@ -60,8 +61,9 @@ Result<std::unique_ptr<Rule>> rule_by_name(std::string_view name) {
         if (error == std::errc() && end == digits.data() + digits.size() && level <= 255)
             return fixed_level_rule(level);
     }
-    return Status(ErrorCode::kBadArgument,
-                  fmt::format("unknown policy '{}', expected deadline, cachegen or fixed:LEVEL", name));
+    return Status(
+        ErrorCode::kBadArgument,
+        fmt::format("unknown policy '{}', expected two-pointer, deadline, cachegen or fixed:LEVEL", name));
 }
 
 }  // namespace kvcast::streamer

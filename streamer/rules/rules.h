@@ -18,7 +18,11 @@ std::unique_ptr<Rule> cachegen_rule();
 // The finest level whose remaining bytes, and what follows them, fit before the deadline.
 std::unique_ptr<Rule> deadline_rule();
 
-// By name: "deadline", "cachegen", "fixed:N". kBadArgument lists the names.
+// As little text from the front, and as fine a level for what is loaded from the back, as the deadline
+// allows.
+std::unique_ptr<Rule> two_pointer_rule();
+
+// By name: "two-pointer", "deadline", "cachegen", "fixed:N". kBadArgument lists the names.
 Result<std::unique_ptr<Rule>> rule_by_name(std::string_view name);
 
 }  // namespace kvcast::streamer

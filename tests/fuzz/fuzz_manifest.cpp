@@ -1,5 +1,5 @@
-// Any document is either refused or a manifest that comes back from its own text, and no signature opens what it was not
-// made for.
+// Any document is either refused or a manifest that comes back from its own text, and no signature opens what
+// it was not made for.
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>

@@ -1,10 +1,13 @@
 // Downloads get the whole object or say why not, whatever the server does.
 #include <gtest/gtest.h>
 
+#include <future>
+#include <memory>
 #include <numeric>
 #include <optional>
 
 #include "streamer/download.h"
+#include "streamer/lane.h"
 #include "streamer/memory_pool.h"
 #include "tests/streamer/fake_network.h"
 
@@ -407,6 +410,20 @@ TEST(MemoryPoolTest, KeepsWhatFitsAndGivesTheSmallestThatIsEnough) {
     const Bytes large = pool.take(10);
     EXPECT_EQ(large.capacity(), 600u);
     EXPECT_TRUE(large.empty());
+}
+
+TEST(LaneTest, RunsTasksInOrderAndDropsThemOnceStopped) {
+    const auto owned = std::make_shared<int>(0);
+    std::vector<int> order;
+    Lane lane;
+    std::promise<void> ran;
+    for (int n = 0; n < 3; ++n) lane.run([&order, n] { order.push_back(n); });
+    lane.run([&] { ran.set_value(); });
+    ran.get_future().wait();
+    EXPECT_EQ(order, (std::vector<int>{0, 1, 2}));
+    lane.stop();
+    lane.run([owned] { FAIL(); });
+    EXPECT_EQ(owned.use_count(), 1);
 }
 
 }  // namespace

@@ -19,6 +19,7 @@
 #include "streamer/store.h"
 #include "tests/streamer/fault_server.h"
 #include "tests/streamer/keys.h"
+#include "tests/streamer/poll_loop.h"
 #include "tests/streamer/publication.h"
 #include "tools/stream/codec_adapter.h"
 
@@ -141,7 +142,7 @@ TEST_F(FaultTest, WithoutAFaultEverythingIsLoadedAtTheLevelAskedFor) {
     EXPECT_DOUBLE_EQ(s.kl, 0.02);
 }
 
-TEST_F(FaultTest, TheDeadlineRuleTakesTheFinestLevelOnAFastLink) {
+TEST_F(FaultTest, TheDefaultRuleTakesTheFinestLevelOnAFastLink) {
     serve();
     options.rule = nullptr;
     options.deadline = 10;
@@ -221,6 +222,21 @@ TEST_F(FaultTest, ManySessionsShareAClient) {
         }));
     }
     for (auto& r : running) r.get();
+}
+
+TEST_F(FaultTest, TheCallersEventLoopWillDo) {
+    serve();
+    PollLoop loop;
+    CurlTransport transport(loop, http);
+    tools::CodecAdapter codec(1, "");
+    sink.emplace(*published);
+    {
+        Session session(loop, transport, wanted, options, codec, *sink);
+        loop.run_until([&] { return sink->finished(); });
+        sink->expect_complete(session.wait(), kTokens);
+        Session dropped(loop, transport, wanted, options, codec, *sink);
+    }
+    for (int i = 0; i < 10; ++i) loop.turn();  // the dropped session's last task
 }
 
 TEST_F(FaultTest, MemoryBoundsWhatIsInFlight) {
@@ -451,6 +467,23 @@ INSTANTIATE_TEST_SUITE_P(
                     Trouble{"ChangedObject", R"("fault": "none", "etag": "2")", 2, true}),
     [](const auto& tested) { return tested.param.name; });
 
+// The publisher's own mistake: the manifest promises a damaged object, hash and all.
+TEST_F(FaultTest, AnObjectThatDoesNotDecodeIsReplacedByAnotherLevel) {
+    serve();
+    Manifest m = published->manifest;
+    ManifestObject& promise = m.chunks[1].objects[1];
+    std::vector<std::uint8_t> object = store->get(object_name(m.chunks[1].chain, promise)).value();
+    object.back() ^= 0x55;
+    auto publisher = Publisher::open(*store, m.created);
+    promise = publisher.value().put_object(m.chunks[1].chain, 2, object).value();
+    ASSERT_TRUE(publisher.value().finish(m, nullptr).ok());
+    published->manifest = m;
+    const Summary s = fetch_completely();
+    EXPECT_EQ(s.text_tokens, 0u);
+    EXPECT_EQ(s.chunks[1].level, 6u);
+    EXPECT_THAT(s.chunks[1].trouble, HasSubstr("level 2"));
+}
+
 TEST_F(FaultTest, AChunkThatNoLevelBringsIsText) {
     serve();
     const std::string folder_of_chunk = to_hex(published->manifest.chunks[2].chain) + "/";
@@ -467,18 +500,27 @@ TEST_F(FaultTest, EverythingDownAfterTheManifestIsText) {
     EXPECT_EQ(fetch_completely().text_tokens, kTokens);
 }
 
-TEST_F(FaultTest, ADripIsAbandonedForText) {
+// What rules do about networks that fail slowly.
+class RuleFaultTest : public FaultTest, public testing::WithParamInterface<const char*> {
+  protected:
+    RuleFaultTest() { options.rule = std::move(rule_by_name(GetParam()).value()); }
+};
+
+INSTANTIATE_TEST_SUITE_P(Rules, RuleFaultTest, testing::Values("deadline", "two-pointer"),
+                         [](const auto& tested) {
+                             return std::string(tested.param) == "deadline" ? "deadline" : "two_pointer";
+                         });
+
+TEST_P(RuleFaultTest, ADripIsAbandonedForText) {
     serve();
-    options.rule = deadline_rule();
     options.deadline = 2;
     fault("kvc$", R"("fault": "pace", "rate": 2000)");
     const Summary s = fetch_completely();
     EXPECT_GT(s.text_tokens, 0u);
 }
 
-TEST_F(FaultTest, ABandwidthCliffOnTheLastChunkIsOvercome) {
+TEST_P(RuleFaultTest, ABandwidthCliffOnTheLastChunkIsOvercome) {
     serve();
-    options.rule = deadline_rule();
     options.deadline = 1.5;
     fault(to_hex(published->manifest.chunks[3].chain) + "/", R"("fault": "pace", "rate": 1000)");
     const Summary s = fetch_completely();
@@ -486,10 +528,9 @@ TEST_F(FaultTest, ABandwidthCliffOnTheLastChunkIsOvercome) {
     EXPECT_FALSE(s.chunks[0].text);
 }
 
-TEST_F(FaultTest, StallsEverywhereAreTextInTime) {
+TEST_P(RuleFaultTest, StallsEverywhereAreTextInTime) {
     for (const char* kind : {"stall-before-headers", "stall-after-headers", "stall-mid-body"}) {
         serve();
-        options.rule = deadline_rule();
         options.deadline = 1.5;
         options.download.first_byte_timeout = std::chrono::seconds(30);
         options.download.stall_timeout = std::chrono::seconds(30);

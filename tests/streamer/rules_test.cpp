@@ -176,7 +176,7 @@ TEST_F(RuleTest, PrefillTimeFollowsThePosition) {
 
 TEST_F(RuleTest, ArePure) {
     std::mt19937 random(1);
-    for (const char* name : {"deadline", "cachegen", "fixed:2"}) {
+    for (const char* name : {"two-pointer", "deadline", "cachegen", "fixed:2"}) {
         const auto made = rule_by_name(name);
         const Rule& rule = *made.value();
         for (int i = 0; i < 300; ++i) {

@@ -148,7 +148,14 @@ def main():
                 time.sleep(0.1)
         environment.update(AWS_ACCESS_KEY_ID=KEY, AWS_SECRET_ACCESS_KEY=SECRET, AWS_REGION="us-east-1",
                            AWS_ENDPOINT_URL="http://127.0.0.1:%d" % port)
-        create_bucket("bucket")
+        while True:  # the storage servers may still be starting
+            try:
+                create_bucket("bucket")
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
         return subprocess.run(command, env=environment).returncode
     finally:
         for s in servers:

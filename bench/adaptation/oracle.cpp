@@ -1,0 +1,80 @@
+#include "bench/adaptation/oracle.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace kvcast::bench {
+namespace {
+
+constexpr double kNever = std::numeric_limits<double>::infinity();
+constexpr std::size_t kLeastBins = 2048;
+constexpr std::size_t kBinsPerChunk = 64;
+
+}  // namespace
+
+Oracle::Oracle(const std::vector<ChunkView>& chunks) : chunks_(chunks.size()) {
+    bins_ = std::max(kLeastBins, kBinsPerChunk * chunks_);
+    double finest = 0;
+    for (const ChunkView& c : chunks) finest += static_cast<double>(c.levels.front().bytes);
+    bin_bytes_ = finest / static_cast<double>(bins_ - 1);
+    kl_.assign((chunks_ + 1) * bins_, 0);
+    coarsest_.assign(chunks_ + 1, 0);
+    for (std::size_t i = chunks_; i-- > 0;) {
+        coarsest_[i] = coarsest_[i + 1] + static_cast<double>(chunks[i].levels.back().bytes);
+        double* here = kl_.data() + i * bins_;
+        const double* after = here + bins_;
+        std::fill_n(here, bins_, kNever);
+        for (const streamer::LevelView& l : chunks[i].levels) {
+            const auto bins = static_cast<std::size_t>(static_cast<double>(l.bytes) / bin_bytes_);
+            const double kl = l.kl * static_cast<double>(chunks[i].tokens);
+            for (std::size_t b = bins; b < bins_; ++b) here[b] = std::min(here[b], after[b - bins] + kl);
+        }
+    }
+}
+
+double Oracle::least_kl(std::size_t first, double bytes) const {
+    if (bytes < coarsest_[first]) return kNever;
+    const auto bin =
+        static_cast<std::size_t>(std::clamp(bytes / bin_bytes_, 0.0, static_cast<double>(bins_ - 1)));
+    return kl_[first * bins_ + bin];
+}
+
+SessionResult Oracle::solve(const Scenario& s) const {
+    SessionResult best;
+    best.missed = true;
+    best.time = kNever;
+    double best_kl = kNever, tokens = 0;
+    std::size_t prefix = 0;
+    for (const ChunkView& c : s.chunks) tokens += static_cast<double>(c.tokens);
+    for (std::size_t p = 0; p <= chunks_; ++p) {
+        const Seconds text = s.compute.prefill_time(0, prefix);
+        const Seconds decode = p < chunks_ ? s.compute.decode_time(s.chunks.back().tokens) : 0;
+        const Seconds all_decoded = s.compute.decode_time(static_cast<std::size_t>(tokens) - prefix);
+        const Seconds arrival =
+            p < chunks_ ? s.trace->when(s.start + s.first_byte, coarsest_[p]) - s.start + decode : 0;
+        const Seconds fastest = std::max({text, arrival, all_decoded});
+        best.time = std::min(best.time, fastest);
+        const Seconds network_end = s.deadline - decode;
+        if (text <= s.deadline && all_decoded <= s.deadline && fastest <= s.deadline) {
+            const double bytes = network_end > s.first_byte
+                                     ? s.trace->bytes(s.start + s.first_byte, s.start + network_end)
+                                     : 0;
+            const double kl = p < chunks_ ? least_kl(p, bytes) : 0;
+            best.missed = false;
+            if (kl < best_kl) {
+                best_kl = kl;
+                best.text_tokens = prefix;
+            }
+        }
+        if (p < chunks_) prefix += s.chunks[p].tokens;
+    }
+    if (best.missed) {
+        best_kl = 0;
+        for (const ChunkView& c : s.chunks) best_kl += c.levels.back().kl * static_cast<double>(c.tokens);
+    }
+    best.kl = best_kl / tokens;
+    return best;
+}
+
+}  // namespace kvcast::bench

@@ -1,0 +1,34 @@
+// What could have been done by someone who knew the link's future.
+//
+// The oracle recomputes a prefix of p chunks (text is dearer the later it stands, and needs all before it)
+// while it loads the others back to back. For the loaded suffix, a dynamic programme over (chunk, bytes)
+// gives the least mean KL within a number of bytes; the trace says how many bytes come before the deadline,
+// less the wait for the first byte and the decoding of the last chunk. The best p wins.
+#pragma once
+
+#include <vector>
+
+#include "bench/adaptation/simulator.h"
+
+namespace kvcast::bench {
+
+class Oracle {
+  public:
+    // For any number of scenarios with these chunks.
+    explicit Oracle(const std::vector<ChunkView>& chunks);
+
+    // Of the scenario's own choices: no miss where one can be avoided, then the least KL; `time` is the
+    // shortest in which everything can be there at the coarsest level or as text.
+    SessionResult solve(const Scenario& scenario) const;
+
+  private:
+    double least_kl(std::size_t first, double bytes) const;
+
+    std::vector<double> kl_;  // [first chunk][bin]: sum over tokens of the suffix; infinite: does not fit
+    std::vector<double> coarsest_;  // [first chunk]: bytes of the suffix at its coarsest
+    std::size_t bins_ = 0;
+    double bin_bytes_ = 1;
+    std::size_t chunks_ = 0;
+};
+
+}  // namespace kvcast::bench

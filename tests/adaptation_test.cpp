@@ -1,0 +1,140 @@
+// The simulator keeps time as arithmetic does, and nobody beats the oracle.
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "bench/adaptation/oracle.h"
+#include "streamer/rules/rules.h"
+#include "tests/tools/scratch.h"
+
+namespace kvcast::test {
+namespace {
+
+using namespace bench;
+using namespace streamer;
+
+Trace constant(double rate) {
+    return Trace("constant", {{0, rate}, {1, rate}}, 2);
+}
+
+std::vector<ChunkView> chunks(std::size_t count) {
+    std::vector<ChunkView> out;
+    for (std::size_t i = 0; i < count; ++i) {
+        ChunkView c;
+        c.first_token = 100 * i;
+        c.tokens = 100;
+        c.levels = {{0, 1'000'000, 0, true}, {2, 400'000, 0.01, true}, {5, 100'000, 0.05, true}};
+        out.push_back(c);
+    }
+    return out;
+}
+
+Scenario scenario(const Trace& trace, std::size_t count = 8) {
+    Scenario s;
+    s.chunks = chunks(count);
+    s.compute.bytes_per_token = 10'000;
+    s.compute.decode_bytes_per_second = 1e9;
+    s.trace = &trace;
+    s.prior = {trace.rate(0), 0.01};
+    return s;
+}
+
+TEST(TraceTest, IntegralAndItsInverseAgree) {
+    const Trace t("t", {{0, 100}, {1, 0}, {2, 50}}, 4);
+    EXPECT_DOUBLE_EQ(t.bytes(0, 4), 200);
+    EXPECT_DOUBLE_EQ(t.bytes(0.5, 2.5), 75);
+    EXPECT_DOUBLE_EQ(t.bytes(3, 5), 150) << "it begins again";
+    EXPECT_DOUBLE_EQ(t.when(0, 100), 1);
+    EXPECT_DOUBLE_EQ(t.when(0, 150), 3);
+    EXPECT_DOUBLE_EQ(t.when(3.5, 50), 4.25);
+    for (const double bytes : {1.0, 33.0, 199.0, 1234.0})
+        EXPECT_NEAR(t.bytes(0.7, t.when(0.7, bytes)), bytes, 1e-6);
+}
+
+TEST(TraceTest, FilesAreChecked) {
+    const tools::ScratchDirectory folder;
+    tools::store(folder / "good", "0 8\n1.5 16\n");
+    EXPECT_DOUBLE_EQ(Trace::load(folder / "good", 100).rate(2), 2e8);
+    for (const char* bad : {"", "0 1\n", "0 1\n1 x\n", "0 1\n0 1\n", "1 1\n0 1\n", "0 1\n1 -1\n"}) {
+        tools::store(folder / "bad", bad);
+        EXPECT_NE(tools::error_of([&] { Trace::load(folder / "bad", 1); }), "") << bad;
+    }
+}
+
+TEST(Simulator, TakesAsLongAsArithmeticSays) {
+    const Trace trace = constant(1e6);
+    Scenario s = scenario(trace);
+    s.deadline = 4;
+    const SessionResult r = simulate(s, *fixed_level_rule(2));
+    // The bytes, the wait for first bytes (in the open once for every pair of transfers that ends together),
+    // and the last chunk's decoding.
+    EXPECT_GE(r.time, 3.2 + 0.01 + 0.001);
+    EXPECT_LE(r.time, 3.2 + 4 * 0.01 + 0.01);
+    EXPECT_NEAR(r.bytes, 3.2e6, 10);
+    EXPECT_FALSE(r.missed);
+    EXPECT_DOUBLE_EQ(r.kl, 0.01);
+}
+
+TEST(Simulator, ASlowDecoderIsWaitedFor) {
+    const Trace trace = constant(1e9);
+    Scenario s = scenario(trace);
+    s.compute.decode_bytes_per_second = 1e7;
+    EXPECT_NEAR(simulate(s, *fixed_level_rule(2)).time, 0.8, 0.05);
+}
+
+TEST(Simulator, AnOutageMeansTextInTime) {
+    const Trace trace("outage", {{0, 1e6}, {0.2, 0}}, 100);
+    Scenario s = scenario(trace);
+    s.compute.prefill = {{0, 2000}};  // 0.4 s
+    s.deadline = 1.5;
+    const SessionResult r = simulate(s, *deadline_rule());
+    EXPECT_FALSE(r.missed) << r.time;
+    EXPECT_GT(r.text_tokens, 0u);
+}
+
+TEST(OracleTest, SpendsTheBytesThereAreOnTheLeastKl) {
+    const Trace trace = constant(1e6);
+    Scenario s = scenario(trace);
+    const Oracle oracle(s.chunks);
+    s.deadline = 1000;
+    EXPECT_DOUBLE_EQ(oracle.solve(s).kl, 0);
+    s.deadline = 0.5;
+    EXPECT_TRUE(oracle.solve(s).missed);
+    EXPECT_NEAR(oracle.solve(s).time, 0.81, 0.01);
+    s.deadline = 3.25;
+    EXPECT_NEAR(oracle.solve(s).kl, 0.01, 0.0005) << "all at level 2";
+    s.compute.prefill = {{0, 100}};
+    s.deadline = 0.75;  // 7 chunks at the coarsest level do not fit with one of text, which takes a second
+    EXPECT_TRUE(oracle.solve(s).missed);
+    s.compute.prefill = {{0, 200}};
+    EXPECT_FALSE(oracle.solve(s).missed);
+}
+
+TEST(OracleTest, IsNotBeaten) {
+    std::mt19937 random(3);
+    const auto drawn = [&](double low, double high) {
+        return std::uniform_real_distribution<double>(low, high)(random);
+    };
+    for (int i = 0; i < 150; ++i) {
+        std::vector<Trace::Sample> samples;
+        for (int n = 0; n < 20; ++n) samples.push_back({0.2 * n, drawn(0, 4e6)});
+        const Trace trace("drawn", samples, 4);
+        Scenario s = scenario(trace, 1 + random() % 12);
+        s.deadline = drawn(0.2, 6);
+        s.start = drawn(0, 4);
+        if (random() % 2 != 0) s.compute.prefill = {{0, drawn(100, 3000)}};
+        const SessionResult best = Oracle(s.chunks).solve(s);
+        for (const char* name : {"two-pointer", "deadline", "cachegen", "fixed:2"}) {
+            const auto rule = rule_by_name(name);
+            const SessionResult got = simulate(s, *rule.value());
+            EXPECT_LT(got.time, kLongestSession) << name;
+            if (got.missed) continue;
+            EXPECT_FALSE(best.missed) << name;
+            EXPECT_LE(best.time, got.time + 1e-6) << name;
+            EXPECT_LE(best.kl, got.kl + 1e-9) << name;
+        }
+    }
+}
+
+}  // namespace
+}  // namespace kvcast::test
