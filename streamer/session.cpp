@@ -192,7 +192,6 @@ void Session::Impl::Transfer::on_first_byte(Duration latency) {
 
 void Session::Impl::Transfer::on_bytes(std::size_t count) {
     owner.network_.on_bytes(owner.now(), count);
-    owner.network_failures_ = 0;
     if (chunk != kCalibration) owner.views_[chunk].received = std::min(download->received() + count, bytes);
 }
 
@@ -434,6 +433,7 @@ void Session::Impl::on_transfer(Transfer& ended, Result<std::vector<std::uint8_t
     ChunkReport& report = reports_[transfer->chunk];
     report.requests += transfer->download->requests();
     if (object.ok()) {
+        network_failures_ = 0;
         views_[transfer->chunk].status = ChunkStatus::kDecoding;
         report.received = now();
         undecoded_bytes_ += object.value().size();

@@ -1,4 +1,4 @@
-// CacheGen's published adaptation (arXiv 2310.07240, section 5.3 and algorithm 1), taken at its word:
+// CacheGen's published streaming adaptation (arXiv 2310.07240), taken at its word:
 //
 //   throughput = of the previous chunk
 //   if prefill of the remaining tokens fits into the remaining time: text

@@ -12,7 +12,7 @@ namespace kvcast::streamer {
 // Every chunk at one level, in order; where a chunk lacks it, the next coarser one.
 std::unique_ptr<Rule> fixed_level_rule(unsigned level);
 
-// CacheGen, algorithm 1 and section 5.3 (arXiv 2310.07240).
+// CacheGen's streaming adaptation (arXiv 2310.07240).
 std::unique_ptr<Rule> cachegen_rule();
 
 // The finest level whose remaining bytes, and what follows them, fit before the deadline.
