@@ -28,10 +28,16 @@ struct alignas(64) AliasTable {
     std::uint32_t entry[2 * kSymbols];  // pack_entry()
 };
 
-// Encoding table: the slot of rank r of symbol s is slot[start[s] + r].
+// Encoding table: the slot of rank r of symbol s is slot[start[s] + r]. Slots follow their indices in
+// stretches: stretch i begins at index stretch_start[i], where slot = index + stretch_offset[i].
 struct alignas(64) EncodeTable {
+    static constexpr std::size_t kStretches = 2 * kSymbols;
+
     std::uint32_t frequency[kSymbols];
-    std::uint32_t start[kSymbols];
+    std::uint32_t reciprocal[kSymbols];        // floor(2^32 / frequency), at most 2^32 - 1
+    std::uint16_t stretch_start[kStretches];   // ascending; 2^14 behind the last one
+    std::uint16_t stretch_offset[kStretches];  // modulo 2^16
+    std::uint16_t start[kSymbols];
     std::uint16_t slot[kProbabilityTotal];
 };
 
@@ -44,8 +50,39 @@ struct alignas(64) RansDecoder {
     std::uint32_t overrun;
 };
 
+// `count` values of one table and shift, in groups of 32: value = (symbol - 7) * 2^shift + raw - 2^(shift -
+// 1), in wrapping 16-bit arithmetic; shift <= 11. Without a table all values are zero and nothing is coded.
+struct Strip {
+    const AliasTable* table;
+    unsigned shift;
+    std::size_t count;
+    std::int16_t* values;
+};
+
+// Floating-point elements of one exponent table: exponent = center - (symbol - 7), modulo the exponent's
+// range, sign and mantissa raw. Bits are left in the low bits of each uint32.
+struct FloatStrip {
+    const AliasTable* table;
+    std::uint32_t center;
+    std::uint32_t* bits;
+};
+
+// What encodes a Strip. |value| must not exceed 32767 - 2^shift.
+struct EncodeStrip {
+    const EncodeTable* table;
+    unsigned shift;
+    std::size_t count;
+    const std::int16_t* values;
+};
+
+struct EncodeFloatStrip {
+    const EncodeTable* table;
+    std::uint32_t center;
+    const std::uint32_t* bits;
+};
+
 // 32 lanes writing words downward from `next`. The caller guarantees room: at most 4 bytes per value
-// plus 2 bytes per started 16 values and raw bit.
+// plus 2 bytes per started 16 values and raw bit, and 64 bytes more, which may be overwritten.
 struct alignas(64) RansEncoder {
     std::uint32_t state[kLanes];
     std::uint8_t* next;
@@ -126,21 +163,20 @@ struct Moments {
 struct Ops {
     const char* name;
 
-    // `count` values of one table and shift, in groups of 32: value = (symbol - 7) * 2^shift + raw - 2^(shift
-    // - 1), in wrapping 16-bit arithmetic. shift <= 11.
-    void (*decode_strip)(RansDecoder& decoder, const AliasTable& table, unsigned shift, std::size_t count,
-                         std::int16_t* values);
+    // Strips of several decoders, which may be decoded side by side: strip i belongs to decoder i modulo
+    // their number, and each decoder takes its own in order. Decoders that have blocks of like shape gain
+    // most, four of them at once.
+    void (*decode_strips)(std::span<RansDecoder* const> decoders, std::span<const Strip> strips);
 
-    // The inverse; strips are given in reverse order. |value| must not exceed 32767 - 2^shift.
-    void (*encode_strip)(RansEncoder& encoder, const EncodeTable& table, unsigned shift, std::size_t count,
-                         const std::int16_t* values);
+    // The inverse: each encoder gets its strips in the reverse of the decoder's order. Two encoders at once
+    // are nearly twice as fast as one.
+    void (*encode_strips)(std::span<RansEncoder* const> encoders, std::span<const EncodeStrip> strips);
 
-    // `count` floating-point elements of type `dtype`: exponent = center - (symbol - 7), modulo the
-    // exponent's range, sign and mantissa raw. Bits are left in the low bits of each uint32.
-    void (*decode_floats)(RansDecoder& decoder, const AliasTable& table, std::uint32_t center, Dtype dtype,
-                          std::size_t count, std::uint32_t* bits);
-    void (*encode_floats)(RansEncoder& encoder, const EncodeTable& table, std::uint32_t center, Dtype dtype,
-                          std::size_t count, const std::uint32_t* bits);
+    // One strip of `count` elements of type `dtype` from each decoder.
+    void (*decode_floats)(std::span<RansDecoder* const> decoders, std::span<const FloatStrip> strips,
+                          Dtype dtype, std::size_t count);
+    void (*encode_floats)(std::span<RansEncoder* const> encoders, std::span<const EncodeFloatStrip> strips,
+                          Dtype dtype, std::size_t count);
 
     // Rows to a tile of floats, un-rotated. One multiply-add per output in binary32, products first, not
     // fused.

@@ -9,6 +9,16 @@
 
 namespace kvcast::entropy {
 
+namespace {
+
+kernels::Strip strip_of(unsigned spread_class, std::size_t count, std::int16_t* values) {
+    if (spread_class == 0) return {nullptr, 0, count, values};
+    const ClassCoding c = class_coding(spread_class);
+    return {&alias_table(c.table), c.shift, count, values};
+}
+
+}  // namespace
+
 BlockReader::BlockReader(const kernels::Ops& ops, std::span<const std::uint8_t> block) : ops_(ops) {
     std::memcpy(decoder_.state, block.data(), kBlockStateBytes);
     decoder_.next = block.data() + kBlockStateBytes;
@@ -42,17 +52,15 @@ bool BlockReader::vector(std::span<std::int16_t> values, std::int32_t low, std::
 }
 
 void BlockReader::strip(unsigned spread_class, std::size_t count, std::int16_t* values) {
-    if (spread_class == 0) {
-        std::fill_n(values, count, std::int16_t{0});
-        return;
-    }
-    const ClassCoding c = class_coding(spread_class);
-    ops_.decode_strip(decoder_, alias_table(c.table), c.shift, count, values);
+    const kernels::Strip coded = strip_of(spread_class, count, values);
+    kernels::RansDecoder* const decoder = &decoder_;
+    ops_.decode_strips({&decoder, 1}, {&coded, 1});
 }
 
 void BlockReader::floats(ExponentModel model, kernels::Dtype dtype, std::size_t count, std::uint32_t* bits) {
-    ops_.decode_floats(decoder_, alias_table(kFirstExponentTable + model.table), model.center, dtype, count,
-                       bits);
+    const kernels::FloatStrip coded = {&alias_table(kFirstExponentTable + model.table), model.center, bits};
+    kernels::RansDecoder* const decoder = &decoder_;
+    ops_.decode_floats({&decoder, 1}, {&coded, 1}, dtype, count);
 }
 
 Status BlockReader::next_piece(std::span<const std::uint8_t> piece) {

@@ -1,6 +1,7 @@
 #include "codec/entropy/block_writer.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "codec/format/chunk_header.h"
@@ -55,22 +56,31 @@ std::size_t BlockWriter::greatest_size() const {
     return bytes;
 }
 
+kernels::EncodeStrip BlockWriter::strip_of(const Item& item) const {
+    const bool own = item.kind == Kind::kVector;
+    const auto* values = own ? vectors_.data() + item.offset : static_cast<const std::int16_t*>(item.values);
+    const ClassCoding c = class_coding(item.spread_class);
+    return {&encode_table(c.table), c.shift, item.count, values};
+}
+
+kernels::EncodeFloatStrip BlockWriter::floats_of(const Item& item) {
+    return {&encode_table(kFirstExponentTable + item.model.table), item.model.center,
+            static_cast<const std::uint32_t*>(item.values)};
+}
+
 void BlockWriter::encode(const Item& item, kernels::RansEncoder& encoder) const {
+    kernels::RansEncoder* const target = &encoder;
     if (item.kind == Kind::kWord) {
         const auto word = static_cast<std::uint16_t>(item.word);
         encoder.next -= sizeof(word);
         std::memcpy(encoder.next, &word, sizeof(word));
-        return;
+    } else if (item.kind == Kind::kFloats) {
+        const kernels::EncodeFloatStrip strip = floats_of(item);
+        ops_.encode_floats({&target, 1}, {&strip, 1}, item.dtype, item.count);
+    } else {
+        const kernels::EncodeStrip strip = strip_of(item);
+        ops_.encode_strips({&target, 1}, {&strip, 1});
     }
-    if (item.kind == Kind::kFloats) {
-        ops_.encode_floats(encoder, encode_table(kFirstExponentTable + item.model.table), item.model.center,
-                           item.dtype, item.count, static_cast<const std::uint32_t*>(item.values));
-        return;
-    }
-    const bool own = item.kind == Kind::kVector;
-    const auto* values = own ? vectors_.data() + item.offset : static_cast<const std::int16_t*>(item.values);
-    const ClassCoding c = class_coding(item.spread_class);
-    ops_.encode_strip(encoder, encode_table(c.table), c.shift, item.count, values);
 }
 
 void BlockWriter::add_cost(const Item& item, BlockCost& cost) const {
@@ -132,19 +142,62 @@ void BlockWriter::finish_run(std::span<std::vector<std::uint8_t>*> pieces, std::
     vectors_.clear();
 }
 
+// What an encoder has written, its states in front.
+void BlockWriter::end(const kernels::RansEncoder& encoder, std::vector<std::uint8_t>& out) {
+    const auto* states = reinterpret_cast<const std::uint8_t*>(encoder.state);
+    out.insert(out.end(), states, states + kBlockStateBytes);
+    out.insert(out.end(), const_cast<const std::uint8_t*>(encoder.next),
+               const_cast<const std::uint8_t*>(scratch_.data() + scratch_.size()));
+    items_.clear();
+    vectors_.clear();
+}
+
 void BlockWriter::finish(std::vector<std::uint8_t>& out, BlockCost* ideal) {
     if (ideal != nullptr) {
         for (const Item& item : items_) add_cost(item, *ideal);
     }
     kernels::RansEncoder encoder;
     begin(encoder);
-    const std::uint8_t* const end = encoder.next;
     for (auto item = items_.rbegin(); item != items_.rend(); ++item) encode(*item, encoder);
-    const auto* states = reinterpret_cast<const std::uint8_t*>(encoder.state);
-    out.insert(out.end(), states, states + kBlockStateBytes);
-    out.insert(out.end(), const_cast<const std::uint8_t*>(encoder.next), end);
-    items_.clear();
-    vectors_.clear();
+    end(encoder, out);
+}
+
+bool BlockWriter::alike(const Item& a, const Item& b) {
+    const bool strips = a.kind != Kind::kWord && a.kind != Kind::kFloats && b.kind != Kind::kWord &&
+                        b.kind != Kind::kFloats;
+    const bool floats = a.kind == Kind::kFloats && b.kind == Kind::kFloats && a.dtype == b.dtype;
+    return (strips || floats) && a.count == b.count;
+}
+
+void BlockWriter::finish_both(BlockWriter& a, std::vector<std::uint8_t>& out_a, BlockWriter& b,
+                              std::vector<std::uint8_t>& out_b, BlockCost* ideal_a, BlockCost* ideal_b) {
+    for (const auto& [writer, ideal] : {std::pair(&a, ideal_a), std::pair(&b, ideal_b)}) {
+        if (ideal == nullptr) continue;
+        for (const Item& item : writer->items_) writer->add_cost(item, *ideal);
+    }
+    kernels::RansEncoder encoder_a, encoder_b;
+    a.begin(encoder_a);
+    b.begin(encoder_b);
+    const std::array<kernels::RansEncoder*, 2> both = {&encoder_a, &encoder_b};
+    std::size_t i = a.items_.size(), j = b.items_.size();
+    while (i != 0 || j != 0) {
+        if (i != 0 && j != 0 && alike(a.items_[i - 1], b.items_[j - 1])) {
+            const Item &x = a.items_[--i], &y = b.items_[--j];
+            if (x.kind == Kind::kFloats) {
+                const std::array strips = {floats_of(x), floats_of(y)};
+                a.ops_.encode_floats(both, strips, x.dtype, x.count);
+            } else {
+                const std::array strips = {a.strip_of(x), b.strip_of(y)};
+                a.ops_.encode_strips(both, strips);
+            }
+        } else if (i >= j) {  // the one that is behind goes on alone until they are alike again
+            a.encode(a.items_[--i], encoder_a);
+        } else {
+            b.encode(b.items_[--j], encoder_b);
+        }
+    }
+    a.end(encoder_a, out_a);
+    b.end(encoder_b, out_b);
 }
 
 }  // namespace kvcast::entropy

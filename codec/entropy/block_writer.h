@@ -44,6 +44,12 @@ class BlockWriter {
     // cost is added to it, which takes longer than the encoding.
     void finish(std::vector<std::uint8_t>& out, BlockCost* ideal = nullptr);
 
+    // finish() for two writers at once, which takes little longer than one of them where their blocks are of
+    // like shape. Both were made with the same backend.
+    static void finish_both(BlockWriter& a, std::vector<std::uint8_t>& out_a, BlockWriter& b,
+                            std::vector<std::uint8_t>& out_b, BlockCost* ideal_a = nullptr,
+                            BlockCost* ideal_b = nullptr);
+
   private:
     enum class Kind : std::uint8_t { kWord, kVector, kStrip, kFloats, kBoundary };
     struct Item {
@@ -60,6 +66,10 @@ class BlockWriter {
     std::size_t greatest_size() const;
     void add_cost(const Item& item, BlockCost& cost) const;
     void begin(kernels::RansEncoder& encoder);
+    void end(const kernels::RansEncoder& encoder, std::vector<std::uint8_t>& out);
+    static bool alike(const Item& a, const Item& b);
+    kernels::EncodeStrip strip_of(const Item& item) const;
+    static kernels::EncodeFloatStrip floats_of(const Item& item);
     void encode(const Item& item, kernels::RansEncoder& encoder) const;
 
     const kernels::Ops& ops_;

@@ -53,7 +53,9 @@ void build(const std::uint16_t (&frequency)[kSymbols], AliasTable& alias, Encode
     std::uint32_t total = 0;
     for (unsigned s = 0; s < kSymbols; ++s) {
         encode.frequency[s] = frequency[s];
-        encode.start[s] = total;
+        encode.start[s] = static_cast<std::uint16_t>(total);
+        encode.reciprocal[s] = static_cast<std::uint32_t>(
+            std::min((std::uint64_t{1} << 32) / frequency[s], std::uint64_t{0xffffffff}));
         total += frequency[s];
     }
     std::array<std::uint32_t, kSymbols> rank = {};
@@ -73,12 +75,29 @@ void build(const std::uint16_t (&frequency)[kSymbols], AliasTable& alias, Encode
     }
 }
 
+// The table of slots as stretches.
+void find_stretches(EncodeTable& encode) {
+    std::size_t n = 0;
+    for (std::uint32_t i = 0; i < kernels::kProbabilityTotal; ++i) {
+        if (i != 0 && encode.slot[i] == encode.slot[i - 1] + 1) continue;
+        encode.stretch_start[n] = static_cast<std::uint16_t>(i);
+        encode.stretch_offset[n++] = static_cast<std::uint16_t>(encode.slot[i] - i);
+    }
+    for (; n < EncodeTable::kStretches; ++n) {
+        encode.stretch_start[n] = kernels::kProbabilityTotal;
+        encode.stretch_offset[n] = 0;
+    }
+}
+
 struct AllTables {
     std::array<AliasTable, kTables> alias;
     std::array<EncodeTable, kTables> encode;
 
     AllTables() {
-        for (std::size_t t = 0; t < kTables; ++t) build(kFrequencies[t], alias[t], encode[t]);
+        for (std::size_t t = 0; t < kTables; ++t) {
+            build(kFrequencies[t], alias[t], encode[t]);
+            find_stretches(encode[t]);
+        }
     }
 };
 

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "kernels/avx2/slots.h"
+#include "kernels/avx2/target.h"
 
 namespace kvcast::kernels::avx2 {
 namespace {
@@ -42,12 +43,12 @@ void fill(const Projection& p, std::size_t output, Panels& out) {
     }
 }
 
-__m256i multiply_add(__m256i sum, __m256i a, __m256i b) {
+KVCAST_AVX2_INLINE __m256i multiply_add(__m256i sum, __m256i a, __m256i b) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
 }
 
 // Rounds, shifts and adds one token's sums of up to 8 outputs from `output` on.
-void add(const Projection& p, std::size_t token, std::size_t output, __m256i sum) {
+KVCAST_AVX2_INLINE void add(const Projection& p, std::size_t token, std::size_t output, __m256i sum) {
     alignas(32) std::int32_t sums[kLanes32];
     _mm256_store_si256(reinterpret_cast<__m256i*>(sums), sum);
     const std::size_t outputs = std::min(kLanes32, p.outputs - output);
@@ -59,31 +60,42 @@ void add(const Projection& p, std::size_t token, std::size_t output, __m256i sum
 }
 
 template <std::size_t Tokens>
-void project_tile(const Projection& p, const Panels& panels, std::size_t token, std::size_t output) {
-    const std::int16_t* features = p.features + token * p.feature_stride;
-    __m256i sums[Tokens][kPanels];
-    for (auto& row : sums) row[0] = row[1] = _mm256_setzero_si256();
-    const auto step = [&](std::size_t pair, auto&& feature) {
-        const auto* column = reinterpret_cast<const __m256i*>(panels.pairs[pair]);
-        const __m256i first = _mm256_load_si256(column), second = _mm256_load_si256(column + 1);
-        for (std::size_t t = 0; t < Tokens; ++t) {
-            const __m256i f = _mm256_set1_epi32(feature(features + t * p.feature_stride + 2 * pair));
-            sums[t][0] = multiply_add(sums[t][0], first, f);
-            sums[t][1] = multiply_add(sums[t][1], second, f);
-        }
-    };
-    for (std::size_t pair = 0; pair < p.inputs / 2; ++pair) step(pair, pair_at);
-    if (p.inputs % 2 != 0)
-        step(p.inputs / 2,
-             [](const std::int16_t* at) { return std::int32_t{static_cast<std::uint16_t>(*at)}; });
+struct Sums {
+    __m256i at[Tokens][kPanels];
+};
+
+// Adds the products of one pair of inputs; Single: of the last of an odd number.
+template <std::size_t Tokens, bool Single>
+KVCAST_AVX2_INLINE void accumulate(const Panels& panels, std::size_t pair, const std::int16_t* features,
+                                   std::size_t stride, Sums<Tokens>& sums) {
+    const auto* column = reinterpret_cast<const __m256i*>(panels.pairs[pair]);
+    const __m256i first = _mm256_load_si256(column), second = _mm256_load_si256(column + 1);
     for (std::size_t t = 0; t < Tokens; ++t) {
-        add(p, token + t, output, sums[t][0]);
-        if (output + kLanes32 < p.outputs) add(p, token + t, output + kLanes32, sums[t][1]);
+        const std::int16_t* at = features + t * stride + 2 * pair;
+        const __m256i f =
+            _mm256_set1_epi32(Single ? std::int32_t{static_cast<std::uint16_t>(*at)} : pair_at(at));
+        sums.at[t][0] = multiply_add(sums.at[t][0], first, f);
+        sums.at[t][1] = multiply_add(sums.at[t][1], second, f);
+    }
+}
+
+template <std::size_t Tokens>
+KVCAST_AVX2 void project_tile(const Projection& p, const Panels& panels, std::size_t token,
+                              std::size_t output) {
+    const std::int16_t* features = p.features + token * p.feature_stride;
+    Sums<Tokens> sums;
+    for (auto& row : sums.at) row[0] = row[1] = _mm256_setzero_si256();
+    for (std::size_t pair = 0; pair < p.inputs / 2; ++pair)
+        accumulate<Tokens, false>(panels, pair, features, p.feature_stride, sums);
+    if (p.inputs % 2 != 0) accumulate<Tokens, true>(panels, p.inputs / 2, features, p.feature_stride, sums);
+    for (std::size_t t = 0; t < Tokens; ++t) {
+        add(p, token + t, output, sums.at[t][0]);
+        if (output + kLanes32 < p.outputs) add(p, token + t, output + kLanes32, sums.at[t][1]);
     }
 }
 
 // Outputs of one token from `begin` on, fewer than 64, of a matrix by columns.
-void add_rest(const Projection& p, std::size_t token, std::size_t begin) {
+KVCAST_AVX2 void add_rest(const Projection& p, std::size_t token, std::size_t begin) {
     std::int32_t sums[64] = {};
     const std::size_t outputs = p.outputs - begin;
     for (std::size_t i = 0; i < p.inputs; ++i) {
@@ -100,7 +112,7 @@ void add_rest(const Projection& p, std::size_t token, std::size_t begin) {
 
 }  // namespace
 
-void project(const Projection& p) {
+KVCAST_AVX2 void project(const Projection& p) {
     if (p.inputs > 2 * kMostPairs) return scalar::project(p);
     Panels panels;
     for (std::size_t output = 0; output < p.outputs; output += kPanels * kLanes32) {
@@ -111,7 +123,7 @@ void project(const Projection& p) {
     }
 }
 
-void project_sparse(const Projection& p) {
+KVCAST_AVX2 void project_sparse(const Projection& p) {
     constexpr std::size_t kOutputs = 64;  // sums held at once, in 8 registers
     constexpr std::size_t kGroups = kOutputs / 16;
     const std::size_t whole = p.outputs / kOutputs * kOutputs;

@@ -7,8 +7,21 @@ const Ops& avx512_ops() {
     static const Ops table = [] {
         Ops ops = avx2_ops();
         ops.name = "avx512";
+        ops.decode_strips = avx512::decode_strips;
+        ops.encode_strips = avx512::encode_strips;
+        ops.decode_floats = avx512::decode_floats;
+        ops.encode_floats = avx512::encode_floats;
+        ops.load_head = avx512::load_head;
+        ops.load_bits = avx512::load_bits;
+        ops.max_magnitude = avx512::max_magnitude;
+        ops.moments = avx512::moments;
+        ops.quantise = avx512::quantise;
+        ops.reconstruct = avx512::reconstruct;
         ops.project = avx512::project;
         ops.project_sparse = avx512::project_sparse;
+        ops.analyse = avx512::analyse;
+        ops.store_head = avx512::store_head;
+        ops.store_exact = avx512::store_exact;
         return ops;
     }();
     return table;

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "kernels/avx512/slots.h"
+#include "kernels/avx512/target.h"
 
 namespace kvcast::kernels::avx512 {
 namespace {
@@ -34,7 +35,7 @@ struct Panels {
 };
 
 // 16 x 16 transposition of 32-bit lanes.
-void transpose(__m512i rows[16]) {
+KVCAST_AVX512_INLINE void transpose(__m512i rows[16]) {
     __m512i t[16];
     for (int i = 0; i < 16; i += 2) {
         t[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
@@ -61,7 +62,7 @@ void transpose(__m512i rows[16]) {
 }
 
 // Panels of up to 64 outputs from `output` on; what the matrix lacks is zero.
-void fill(const Projection& p, std::size_t output, Panels& out) {
+KVCAST_AVX512_INLINE void fill(const Projection& p, std::size_t output, Panels& out) {
     const std::size_t outputs = std::min(kPanels * kLanes32, p.outputs - output);
     for (std::size_t panel = 0; panel * kLanes32 < outputs; ++panel) {
         for (std::size_t i = 0; i < p.inputs; i += 2 * kLanes32) {
@@ -88,8 +89,8 @@ struct Sums {
 
 // Adds the products of `count` inputs to the sums.
 template <std::size_t Vectors, std::size_t Tokens>
-void accumulate(const Panels& panels, const std::int16_t* features, std::size_t stride, std::size_t count,
-                Sums<Vectors, Tokens>& sums) {
+KVCAST_AVX512_INLINE void accumulate(const Panels& panels, const std::int16_t* features, std::size_t stride,
+                                     std::size_t count, Sums<Vectors, Tokens>& sums) {
     const std::size_t whole = count / 2;
     for (std::size_t pair = 0; pair < whole; ++pair) {
         __m512i column[Vectors];
@@ -111,7 +112,7 @@ void accumulate(const Panels& panels, const std::int16_t* features, std::size_t 
 }
 
 // Rounds, shifts and adds one token's sums of 16 outputs from `output` on.
-void add(const Projection& p, std::size_t token, std::size_t output, __m512i sum) {
+KVCAST_AVX512_INLINE void add(const Projection& p, std::size_t token, std::size_t output, __m512i sum) {
     const std::size_t outputs = std::min(kLanes32, p.outputs - output);
     const auto mask = static_cast<__mmask16>((1u << outputs) - 1);
     const __m512i shift = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, p.shifts + output));
@@ -123,7 +124,8 @@ void add(const Projection& p, std::size_t token, std::size_t output, __m512i sum
 }
 
 template <std::size_t Vectors, std::size_t Tokens>
-void project_tile(const Projection& p, const Panels& panels, std::size_t token, std::size_t output) {
+KVCAST_AVX512_INLINE void project_tile(const Projection& p, const Panels& panels, std::size_t token,
+                                       std::size_t output) {
     Sums<Vectors, Tokens> sums;
     for (auto& row : sums.at) std::fill(std::begin(row), std::end(row), _mm512_setzero_si512());
     accumulate<Vectors, Tokens>(panels, p.features + token * p.feature_stride, p.feature_stride, p.inputs,
@@ -134,7 +136,7 @@ void project_tile(const Projection& p, const Panels& panels, std::size_t token, 
 }
 
 template <std::size_t Vectors>
-void project_outputs(const Projection& p, const Panels& panels, std::size_t output) {
+KVCAST_AVX512 void project_outputs(const Projection& p, const Panels& panels, std::size_t output) {
     std::size_t t = 0;
     for (; t + kTokens <= p.tokens; t += kTokens) project_tile<Vectors, kTokens>(p, panels, t, output);
     for (; t < p.tokens; ++t) project_tile<Vectors, 1>(p, panels, t, output);
@@ -142,7 +144,7 @@ void project_outputs(const Projection& p, const Panels& panels, std::size_t outp
 
 }  // namespace
 
-void project(const Projection& p) {
+KVCAST_AVX512 void project(const Projection& p) {
     if (p.inputs > 2 * kMostPairs) return scalar::project(p);
     Panels panels;
     for (std::size_t output = 0; output < p.outputs; output += kPanels * kLanes32) {
@@ -165,7 +167,7 @@ void project(const Projection& p) {
 
 // Two columns whose features are not zero, interleaved, are a panel of one pair. Sums of 32 outputs lie in
 // two vectors in the order that unpacking gives, and are put straight at the end.
-void project_sparse(const Projection& p) {
+KVCAST_AVX512 void project_sparse(const Projection& p) {
     constexpr std::size_t kOutputs = 192;  // sums held at once, in 12 registers
     constexpr std::size_t kGroups = kOutputs / 32;
     const __m512i low_half = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);

@@ -130,62 +130,63 @@ void encode_group(RansEncoder& e, const EncodeTable& table, unsigned planes, uns
     }
 }
 
-}  // namespace
-
-void decode_strip(RansDecoder& decoder, const AliasTable& table, unsigned shift, std::size_t count,
-                  std::int16_t* values) {
+void decode_strip(RansDecoder& decoder, const Strip& strip) {
+    if (strip.table == nullptr) {
+        std::fill_n(strip.values, strip.count, std::int16_t{0});
+        return;
+    }
     std::int32_t high[kLanes];
     std::uint32_t raw[kLanes] = {};
+    const unsigned shift = strip.shift;
     const std::int32_t half = shift == 0 ? 0 : 1 << (shift - 1);
-    for (std::size_t at = 0; at < count; at += kLanes) {
-        const auto lanes = static_cast<unsigned>(std::min<std::size_t>(kLanes, count - at));
-        decode_group(decoder, table, shift, lanes, high, raw);
+    for (std::size_t at = 0; at < strip.count; at += kLanes) {
+        const auto lanes = static_cast<unsigned>(std::min<std::size_t>(kLanes, strip.count - at));
+        decode_group(decoder, *strip.table, shift, lanes, high, raw);
         for (unsigned i = 0; i < lanes; ++i) {
             const std::int32_t value = high[i] * (1 << shift) + static_cast<std::int32_t>(raw[i]) - half;
-            values[at + i] = static_cast<std::int16_t>(value);
+            strip.values[at + i] = static_cast<std::int16_t>(value);
         }
     }
 }
 
-void encode_strip(RansEncoder& encoder, const EncodeTable& table, unsigned shift, std::size_t count,
-                  const std::int16_t* values) {
+void decode_float_strip(RansDecoder& decoder, const FloatStrip& strip, Dtype dtype, std::size_t count) {
+    const unsigned mantissa = mantissa_bits(dtype);
+    const std::uint32_t range = exponent_mask(dtype);
+    const std::uint32_t mantissa_mask = (1u << mantissa) - 1;
+    const unsigned sign_shift = dtype == Dtype::kF32 ? 31 : 15;
     std::int32_t high[kLanes];
     std::uint32_t raw[kLanes];
+    for (std::size_t at = 0; at < count; at += kLanes) {
+        const auto lanes = static_cast<unsigned>(std::min<std::size_t>(kLanes, count - at));
+        decode_group(decoder, *strip.table, mantissa + 1, lanes, high, raw);
+        for (unsigned i = 0; i < lanes; ++i) {
+            const std::uint32_t exponent = (strip.center - static_cast<std::uint32_t>(high[i])) & range;
+            strip.bits[at + i] =
+                raw[i] >> mantissa << sign_shift | exponent << mantissa | (raw[i] & mantissa_mask);
+        }
+    }
+}
+
+void encode_strip(RansEncoder& encoder, const EncodeStrip& strip) {
+    std::int32_t high[kLanes];
+    std::uint32_t raw[kLanes];
+    const unsigned shift = strip.shift;
     const std::int32_t half = shift == 0 ? 0 : 1 << (shift - 1);
     const auto mask = (1u << shift) - 1;
-    for (std::size_t end = count; end > 0;) {
+    for (std::size_t end = strip.count; end > 0;) {
         const std::size_t at = (end - 1) / kLanes * kLanes;
         const auto lanes = static_cast<unsigned>(end - at);
         for (unsigned i = 0; i < lanes; ++i) {
-            const std::int32_t shifted = values[at + i] + half;
+            const std::int32_t shifted = strip.values[at + i] + half;
             high[i] = shifted >> shift;
             raw[i] = static_cast<std::uint32_t>(shifted) & mask;
         }
-        encode_group(encoder, table, shift, lanes, high, raw);
+        encode_group(encoder, *strip.table, shift, lanes, high, raw);
         end = at;
     }
 }
 
-void decode_floats(RansDecoder& decoder, const AliasTable& table, std::uint32_t center, Dtype dtype,
-                   std::size_t count, std::uint32_t* bits) {
-    const unsigned mantissa = mantissa_bits(dtype);
-    const std::uint32_t range = exponent_mask(dtype);
-    const std::uint32_t mantissa_mask = (1u << mantissa) - 1;
-    const unsigned sign_shift = dtype == Dtype::kF32 ? 31 : 15;
-    std::int32_t high[kLanes];
-    std::uint32_t raw[kLanes];
-    for (std::size_t at = 0; at < count; at += kLanes) {
-        const auto lanes = static_cast<unsigned>(std::min<std::size_t>(kLanes, count - at));
-        decode_group(decoder, table, mantissa + 1, lanes, high, raw);
-        for (unsigned i = 0; i < lanes; ++i) {
-            const std::uint32_t exponent = (center - static_cast<std::uint32_t>(high[i])) & range;
-            bits[at + i] = raw[i] >> mantissa << sign_shift | exponent << mantissa | (raw[i] & mantissa_mask);
-        }
-    }
-}
-
-void encode_floats(RansEncoder& encoder, const EncodeTable& table, std::uint32_t center, Dtype dtype,
-                   std::size_t count, const std::uint32_t* bits) {
+void encode_float_strip(RansEncoder& encoder, const EncodeFloatStrip& strip, Dtype dtype, std::size_t count) {
     const unsigned mantissa = mantissa_bits(dtype);
     const std::uint32_t range = exponent_mask(dtype);
     const std::uint32_t mantissa_mask = (1u << mantissa) - 1;
@@ -196,13 +197,36 @@ void encode_floats(RansEncoder& encoder, const EncodeTable& table, std::uint32_t
         const std::size_t at = (end - 1) / kLanes * kLanes;
         const auto lanes = static_cast<unsigned>(end - at);
         for (unsigned i = 0; i < lanes; ++i) {
-            const std::uint32_t b = bits[at + i];
-            high[i] = static_cast<std::int32_t>(center) - static_cast<std::int32_t>(b >> mantissa & range);
+            const std::uint32_t b = strip.bits[at + i];
+            high[i] =
+                static_cast<std::int32_t>(strip.center) - static_cast<std::int32_t>(b >> mantissa & range);
             raw[i] = (b >> sign_shift & 1u) << mantissa | (b & mantissa_mask);
         }
-        encode_group(encoder, table, mantissa + 1, lanes, high, raw);
+        encode_group(encoder, *strip.table, mantissa + 1, lanes, high, raw);
         end = at;
     }
+}
+
+}  // namespace
+
+void decode_strips(std::span<RansDecoder* const> decoders, std::span<const Strip> strips) {
+    for (std::size_t i = 0; i < strips.size(); ++i) decode_strip(*decoders[i % decoders.size()], strips[i]);
+}
+
+void decode_floats(std::span<RansDecoder* const> decoders, std::span<const FloatStrip> strips, Dtype dtype,
+                   std::size_t count) {
+    for (std::size_t d = 0; d < decoders.size(); ++d)
+        decode_float_strip(*decoders[d], strips[d], dtype, count);
+}
+
+void encode_strips(std::span<RansEncoder* const> encoders, std::span<const EncodeStrip> strips) {
+    for (std::size_t i = 0; i < strips.size(); ++i) encode_strip(*encoders[i % encoders.size()], strips[i]);
+}
+
+void encode_floats(std::span<RansEncoder* const> encoders, std::span<const EncodeFloatStrip> strips,
+                   Dtype dtype, std::size_t count) {
+    for (std::size_t e = 0; e < encoders.size(); ++e)
+        encode_float_strip(*encoders[e], strips[e], dtype, count);
 }
 
 }  // namespace kvcast::kernels::scalar

@@ -5,8 +5,8 @@ namespace kvcast::kernels {
 const Ops& scalar_ops() {
     static constexpr Ops table = {
         .name = "scalar",
-        .decode_strip = scalar::decode_strip,
-        .encode_strip = scalar::encode_strip,
+        .decode_strips = scalar::decode_strips,
+        .encode_strips = scalar::encode_strips,
         .decode_floats = scalar::decode_floats,
         .encode_floats = scalar::encode_floats,
         .load_head = scalar::load_head,

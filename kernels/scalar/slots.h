@@ -5,14 +5,12 @@
 
 namespace kvcast::kernels::scalar {
 
-void decode_strip(RansDecoder& decoder, const AliasTable& table, unsigned shift, std::size_t count,
-                  std::int16_t* values);
-void encode_strip(RansEncoder& encoder, const EncodeTable& table, unsigned shift, std::size_t count,
-                  const std::int16_t* values);
-void decode_floats(RansDecoder& decoder, const AliasTable& table, std::uint32_t center, Dtype dtype,
-                   std::size_t count, std::uint32_t* bits);
-void encode_floats(RansEncoder& encoder, const EncodeTable& table, std::uint32_t center, Dtype dtype,
-                   std::size_t count, const std::uint32_t* bits);
+void decode_strips(std::span<RansDecoder* const> decoders, std::span<const Strip> strips);
+void encode_strips(std::span<RansEncoder* const> encoders, std::span<const EncodeStrip> strips);
+void decode_floats(std::span<RansDecoder* const> decoders, std::span<const FloatStrip> strips, Dtype dtype,
+                   std::size_t count);
+void encode_floats(std::span<RansEncoder* const> encoders, std::span<const EncodeFloatStrip> strips,
+                   Dtype dtype, std::size_t count);
 
 void load_head(const HeadLoad& head);
 void load_bits(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens, std::size_t channels,

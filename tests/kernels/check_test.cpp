@@ -1,11 +1,16 @@
-// Every slot of every backend gives what the scalar one gives: odd sizes, odd alignments, and nothing written
-// outside. Slots that a backend has not replaced are the scalar ones, and are not compared.
+// Every slot of every backend gives what the scalar one gives: odd sizes, odd alignments, damaged streams,
+// and nothing read or written outside. A slot that a backend has not replaced is compared with itself.
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <limits>
 #include <random>
 #include <vector>
 
+#include "codec/entropy/model.h"
+#include "codec/rope/rope_table.h"
 #include "kernels/ops.h"
+#include "tests/kernels/guarded.h"
 
 namespace kvcast::test {
 namespace {
@@ -84,7 +89,6 @@ std::vector<Problem> problems() {
 using Slot = void (*Ops::*)(const Projection&);
 
 void compare(const Ops& ops, Slot slot) {
-    if (ops.*slot == scalar_ops().*slot) GTEST_SKIP() << ops.name << " has no project of its own";
     std::uint64_t seed = 1;
     for (const Problem& p : problems()) {
         Run expected = make(p, seed), got = make(p, seed);
@@ -104,9 +108,532 @@ TEST_P(Backend, ProjectsSparseFeaturesLikeScalar) {
     compare(*GetParam(), &Ops::project_sparse);
 }
 
+// ---- strips ----
+
+constexpr std::size_t kRoom = 64;
+
+struct StripCase {
+    unsigned spread_class;
+    std::size_t count;
+};
+
+// Strips of odd lengths and every class, some of them not coded, with values far beyond their class.
+std::vector<StripCase> strip_cases(std::uint64_t seed) {
+    std::mt19937_64 random(seed);
+    std::vector<StripCase> out;
+    for (const std::size_t count : {0, 1, 2, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 252, 256, 300})
+        out.push_back({static_cast<unsigned>(random() % entropy::kClasses), count});
+    for (unsigned c = 0; c < entropy::kClasses; ++c) out.push_back({c, 1 + random() % 100});
+    return out;
+}
+
+std::vector<std::int16_t> strip_values(const StripCase& c, std::mt19937_64& random) {
+    std::vector<std::int16_t> out(c.count);
+    if (c.spread_class == 0) return out;
+    std::normal_distribution<double> draw(0, 0.125 * std::exp2(0.5 * (c.spread_class - 1.0)));
+    for (auto& v : out) {
+        const double wide = random() % 50 == 0 ? 40 : 1;
+        v = static_cast<std::int16_t>(std::clamp(std::nearbyint(draw(random) * wide), -28000.0, 28000.0));
+    }
+    return out;
+}
+
+// What an encoder wrote, and its states.
+struct Stream {
+    std::vector<std::uint8_t> bytes;
+    std::vector<std::uint32_t> states;
+    bool operator==(const Stream&) const = default;
+};
+
+// Encodes through guarded memory with no more room than the contract asks for; damage in front is noticed.
+template <typename F>
+std::vector<Stream> encode_with(std::size_t encoders, std::size_t room, F&& encode) {
+    std::vector<std::unique_ptr<Guarded<std::uint8_t>>> memory;
+    std::vector<RansEncoder> state(encoders);
+    std::vector<RansEncoder*> pointers;
+    for (RansEncoder& e : state) {
+        memory.push_back(std::make_unique<Guarded<std::uint8_t>>(room + kRoom));
+        std::fill(std::begin(e.state), std::end(e.state), kStateLow);
+        e.next = memory.back()->data() + room + kRoom;
+        pointers.push_back(&e);
+    }
+    encode(std::span<RansEncoder* const>(pointers));
+    std::vector<Stream> out;
+    for (std::size_t i = 0; i < encoders; ++i) {
+        EXPECT_TRUE(memory[i]->front_is_whole());
+        const std::uint8_t* end = memory[i]->data() + room + kRoom;
+        out.push_back({{static_cast<const std::uint8_t*>(state[i].next), end},
+                       {std::begin(state[i].state), std::end(state[i].state)}});
+    }
+    return out;
+}
+
+// Where decoders stopped, and what they found.
+struct Decoded {
+    std::vector<std::vector<std::int32_t>> values;
+    std::vector<std::vector<std::uint32_t>> states;
+    std::vector<std::ptrdiff_t> left;
+    std::vector<bool> overrun;
+    bool operator==(const Decoded&) const = default;
+};
+
+template <typename F>
+Decoded decode_with(const std::vector<Stream>& streams, F&& decode) {
+    std::vector<std::unique_ptr<Guarded<std::uint8_t>>> memory;
+    std::vector<RansDecoder> state(streams.size());
+    std::vector<RansDecoder*> pointers;
+    for (std::size_t i = 0; i < streams.size(); ++i) {
+        memory.push_back(std::make_unique<Guarded<std::uint8_t>>(streams[i].bytes));
+        std::copy(streams[i].states.begin(), streams[i].states.end(), state[i].state);
+        state[i].next = memory[i]->data();
+        state[i].end = memory[i]->data() + streams[i].bytes.size();
+        state[i].overrun = 0;
+        pointers.push_back(&state[i]);
+    }
+    Decoded out;
+    out.values = decode(std::span<RansDecoder* const>(pointers));
+    for (const RansDecoder& d : state) {
+        out.states.emplace_back(std::begin(d.state), std::end(d.state));
+        out.left.push_back(d.end - d.next);
+        out.overrun.push_back(d.overrun != 0);
+    }
+    return out;
+}
+
+// Some strips per decoder, encoded by `ops` side by side.
+struct StripProblem {
+    std::size_t abreast;
+    std::vector<StripCase> cases;                   // [step * abreast + decoder]
+    std::vector<std::vector<std::int16_t>> values;  // the same
+
+    StripProblem(std::size_t n, bool same_counts, std::uint64_t seed) : abreast(n) {
+        std::mt19937_64 random(seed);
+        for (const StripCase& c : strip_cases(seed)) {
+            for (std::size_t d = 0; d < n; ++d) {
+                StripCase own = c;
+                if (d != 0) own.spread_class = static_cast<unsigned>(random() % entropy::kClasses);
+                if (d != 0 && !same_counts) own.count = random() % 80;
+                cases.push_back(own);
+                values.push_back(strip_values(own, random));
+            }
+        }
+    }
+
+    std::vector<Stream> encode(const Ops& ops) const {
+        std::size_t room = 0;
+        for (const StripCase& c : cases) room += 4 * c.count + (c.count + 15) / 16 * 2 * 12;
+        return encode_with(abreast, room, [&](std::span<RansEncoder* const> encoders) {
+            // Strips of class 0 are not coded: each encoder has its own number of strips.
+            for (std::size_t step = cases.size() / abreast; step-- > 0;) {
+                std::vector<EncodeStrip> strips;
+                std::vector<RansEncoder*> active;
+                for (std::size_t d = 0; d < abreast; ++d) {
+                    const std::size_t i = step * abreast + d;
+                    if (cases[i].spread_class == 0) continue;
+                    const entropy::ClassCoding c = entropy::class_coding(cases[i].spread_class);
+                    strips.push_back(
+                        {&entropy::encode_table(c.table), c.shift, cases[i].count, values[i].data()});
+                    active.push_back(encoders[d]);
+                }
+                ops.encode_strips(active, strips);
+            }
+        });
+    }
+
+    Decoded decode(const Ops& ops, const std::vector<Stream>& streams) const {
+        return decode_with(streams, [&](std::span<RansDecoder* const> decoders) {
+            std::vector<std::unique_ptr<Guarded<std::int16_t>>> out;
+            std::vector<Strip> strips;
+            for (const StripCase& c : cases) {
+                out.push_back(std::make_unique<Guarded<std::int16_t>>(c.count));
+                const auto coding = entropy::class_coding(std::max(c.spread_class, 1u));
+                strips.push_back({c.spread_class == 0 ? nullptr : &entropy::alias_table(coding.table),
+                                  coding.shift, c.count, out.back()->data()});
+            }
+            ops.decode_strips(decoders, strips);
+            std::vector<std::vector<std::int32_t>> got;
+            for (auto& v : out) {
+                EXPECT_TRUE(v->front_is_whole());
+                const auto read = v->values();
+                got.emplace_back(read.begin(), read.end());
+            }
+            return got;
+        });
+    }
+};
+
+TEST_P(Backend, CodesStripsLikeScalar) {
+    for (const std::size_t abreast : {1, 2, 3, 4, 5, 7}) {
+        for (const bool same : {true, false}) {
+            const StripProblem problem(abreast, same, abreast);
+            const auto streams = problem.encode(scalar_ops());
+            ASSERT_EQ(problem.encode(*GetParam()), streams) << abreast;
+            const Decoded expected = problem.decode(scalar_ops(), streams);
+            ASSERT_EQ(problem.decode(*GetParam(), streams), expected) << abreast;
+            for (std::size_t i = 0; i < problem.values.size(); ++i)
+                ASSERT_TRUE(std::equal(problem.values[i].begin(), problem.values[i].end(),
+                                       expected.values[i].begin(), expected.values[i].end()));
+            for (const auto left : expected.left) ASSERT_EQ(left, 0);
+        }
+    }
+}
+
+// Cut, flipped and random: whatever scalar makes of it, at whatever length.
+template <typename Problem>
+void compare_damaged(const Problem& problem, const Ops& ops, int rounds) {
+    std::mt19937_64 random(1);
+    const auto whole = problem.encode(scalar_ops());
+    for (int round = 0; round < rounds; ++round) {
+        auto streams = whole;
+        for (Stream& s : streams) {
+            if (round % 3 == 0) s.bytes.resize(random() % (s.bytes.size() + 1));
+            if (round % 3 == 1 && !s.bytes.empty())
+                s.bytes[random() % s.bytes.size()] ^= static_cast<std::uint8_t>(1u << random() % 8);
+            if (round % 3 == 2) {
+                s.bytes.resize(random() % 700);
+                for (auto& b : s.bytes) b = static_cast<std::uint8_t>(random());
+                for (auto& x : s.states) x = static_cast<std::uint32_t>(random());
+            }
+        }
+        ASSERT_EQ(problem.decode(ops, streams), problem.decode(scalar_ops(), streams)) << round;
+    }
+}
+
+TEST_P(Backend, ReadsDamagedStripsLikeScalar) {
+    for (const std::size_t abreast : {1, 2, 4})
+        compare_damaged(StripProblem(abreast, true, 3), *GetParam(), 150);
+}
+
+// ---- floats ----
+
+struct FloatProblem {
+    Dtype dtype;
+    std::size_t count;
+    std::size_t abreast;
+    std::vector<entropy::ExponentModel> models;
+    std::vector<std::vector<std::uint32_t>> bits;
+
+    FloatProblem(Dtype d, std::size_t n, std::size_t width, std::uint64_t seed)
+        : dtype(d), count(n), abreast(width) {
+        std::mt19937_64 random(seed);
+        const std::uint32_t range = exponent_mask(d);
+        for (std::size_t i = 0; i < abreast; ++i) {
+            const auto center = static_cast<std::uint32_t>(random() % (range + 1));
+            models.push_back({center, static_cast<std::uint32_t>(random() % entropy::kExponentTables)});
+            std::vector<std::uint32_t> own(count);
+            for (auto& b : own) {
+                const std::uint32_t near = (center + static_cast<std::uint32_t>(random() % 7) - 3) & range;
+                const std::uint32_t exponent =
+                    random() % 20 == 0 ? static_cast<std::uint32_t>(random()) & range : near;
+                const unsigned mantissa = mantissa_bits(d);
+                const auto sign = static_cast<std::uint32_t>(random() & 1) << (8 * dtype_bytes(d) - 1);
+                b = sign | exponent << mantissa |
+                    (static_cast<std::uint32_t>(random()) & ((1u << mantissa) - 1));
+            }
+            bits.push_back(std::move(own));
+        }
+    }
+
+    std::vector<Stream> encode(const Ops& ops) const {
+        const std::size_t room = 4 * count + (count + 15) / 16 * 2 * 24;
+        return encode_with(abreast, room, [&](std::span<RansEncoder* const> encoders) {
+            std::vector<EncodeFloatStrip> strips;
+            for (std::size_t i = 0; i < abreast; ++i)
+                strips.push_back({&entropy::encode_table(entropy::kFirstExponentTable + models[i].table),
+                                  models[i].center, bits[i].data()});
+            ops.encode_floats(encoders, strips, dtype, count);
+        });
+    }
+
+    Decoded decode(const Ops& ops, const std::vector<Stream>& streams) const {
+        return decode_with(streams, [&](std::span<RansDecoder* const> decoders) {
+            std::vector<std::unique_ptr<Guarded<std::uint32_t>>> out;
+            std::vector<FloatStrip> strips;
+            for (const auto& m : models) {
+                out.push_back(std::make_unique<Guarded<std::uint32_t>>(count));
+                strips.push_back({&entropy::alias_table(entropy::kFirstExponentTable + m.table), m.center,
+                                  out.back()->data()});
+            }
+            ops.decode_floats(decoders, strips, dtype, count);
+            std::vector<std::vector<std::int32_t>> got;
+            for (auto& v : out) {
+                EXPECT_TRUE(v->front_is_whole());
+                const auto read = v->values();
+                got.emplace_back(read.begin(), read.end());
+            }
+            return got;
+        });
+    }
+};
+
+constexpr Dtype kDtypes[] = {Dtype::kBf16, Dtype::kF16, Dtype::kF32};
+
+TEST_P(Backend, CodesFloatsLikeScalar) {
+    for (const Dtype dtype : kDtypes) {
+        for (const std::size_t count : {0, 1, 15, 16, 17, 31, 32, 33, 100, 252, 256}) {
+            for (const std::size_t abreast : {1, 2, 3, 4, 6}) {
+                const FloatProblem problem(dtype, count, abreast, count + abreast);
+                const auto streams = problem.encode(scalar_ops());
+                ASSERT_EQ(problem.encode(*GetParam()), streams) << count << " of " << abreast;
+                const Decoded expected = problem.decode(scalar_ops(), streams);
+                ASSERT_EQ(problem.decode(*GetParam(), streams), expected) << count << " of " << abreast;
+                for (std::size_t i = 0; i < abreast; ++i) {
+                    for (std::size_t at = 0; at < count; ++at)
+                        ASSERT_EQ(static_cast<std::uint32_t>(expected.values[i][at]), problem.bits[i][at]);
+                }
+            }
+        }
+    }
+}
+
+TEST_P(Backend, ReadsDamagedFloatsLikeScalar) {
+    for (const Dtype dtype : kDtypes) {
+        for (const std::size_t abreast : {1, 2, 4})
+            compare_damaged(FloatProblem(dtype, 90, abreast, 5), *GetParam(), 60);
+    }
+}
+
+// ---- rows and tiles ----
+
+// Shapes and turns of heads: whole and odd sizes, every pairing, part of the channels turned.
+struct HeadCase {
+    std::size_t tokens;
+    std::size_t channels;
+    RopePairing pairing;
+    std::size_t turned;  // channels
+};
+
+std::vector<HeadCase> head_cases() {
+    std::vector<HeadCase> out;
+    for (const std::size_t tokens : {0, 1, 3, 15, 16, 17, 31, 32, 33, 64, 100, 256}) {
+        for (const std::size_t channels : {1, 2, 4, 7, 8, 12, 16, 64, 100}) {
+            out.push_back({tokens, channels, RopePairing::kNone, 0});
+            for (const RopePairing pairing : {RopePairing::kHalf, RopePairing::kInterleaved}) {
+                if (channels % 2 == 0) out.push_back({tokens, channels, pairing, channels});
+                if (channels >= 12) out.push_back({tokens, channels, pairing, channels / 2 / 2 * 2});
+            }
+        }
+    }
+    out.push_back({40, 576, RopePairing::kInterleaved, 64});
+    out.push_back({3, 1300, RopePairing::kHalf, 128});
+    return out;
+}
+
+// Cosines and sines of a case, as the codec makes them; the turned channels may begin behind others.
+struct Turn {
+    std::vector<std::int16_t> cos;
+    std::vector<std::int16_t> sin;
+    Rotation rotation = {};
+
+    Turn(const HeadCase& c, std::uint64_t seed) {
+        if (c.pairing == RopePairing::kNone) return;
+        const std::size_t pairs = c.turned / 2, stride = c.tokens + seed % 3;
+        std::mt19937_64 random(seed);
+        for (std::size_t i = 0; i < pairs * stride; ++i) {
+            const SinCos t = sin_cos(random());
+            cos.push_back(t.cos);
+            sin.push_back(t.sin);
+        }
+        const bool half = c.pairing == RopePairing::kHalf;
+        rotation = {pairs,          seed % 2 != 0 ? c.channels - c.turned : 0,
+                    half ? 1u : 2u, half ? pairs : 1u,
+                    cos.data(),     sin.data(),
+                    stride};
+    }
+};
+
+std::vector<std::uint8_t> random_elements(std::size_t count, Dtype dtype, std::uint64_t seed) {
+    std::mt19937_64 random(seed);
+    std::normal_distribution<float> draw(0, 3);
+    std::vector<std::uint8_t> out(count * dtype_bytes(dtype));
+    for (std::size_t i = 0; i < count; ++i) {
+        const bool any = random() % 16 == 0;
+        std::uint32_t bits = any ? static_cast<std::uint32_t>(random()) : to_bits(dtype, draw(random));
+        if (std::isnan(from_bits(dtype, dtype == Dtype::kF32 ? bits : bits & 0xffff))) bits = 0;
+        std::memcpy(&out[i * dtype_bytes(dtype)], &bits, dtype_bytes(dtype));
+    }
+    return out;
+}
+
+// Runs one slot on guarded arrays and returns what it wrote.
+template <typename T, typename F>
+std::vector<T> written(std::size_t count, T fill, F&& run) {
+    Guarded<T> out(std::vector<T>(count, fill));
+    run(out.data());
+    EXPECT_TRUE(out.front_is_whole());
+    return out.values();
+}
+
+std::vector<std::uint32_t> as_bits(const std::vector<float>& values) {
+    std::vector<std::uint32_t> out;
+    for (const float v : values) out.push_back(std::bit_cast<std::uint32_t>(v));
+    return out;
+}
+
+TEST_P(Backend, LoadsHeadsLikeScalar) {
+    std::uint64_t seed = 0;
+    for (const HeadCase& c : head_cases()) {
+        for (const Dtype dtype : kDtypes) {
+            const Turn turn(c, ++seed);
+            const std::size_t width = c.channels + seed % 3, stride = c.tokens + seed % 2;
+            const std::size_t elements = c.tokens == 0 ? 0 : (c.tokens - 1) * width + c.channels;
+            Guarded<std::uint8_t> rows(random_elements(elements, dtype, seed));
+            const auto run = [&](const Ops& ops) {
+                return as_bits(written<float>(c.channels * stride, 7.0f, [&](float* tile) {
+                    ops.load_head({rows.data(), width * dtype_bytes(dtype), dtype, c.tokens, c.channels,
+                                   turn.rotation, tile, stride});
+                }));
+            };
+            ASSERT_EQ(run(*GetParam()), run(scalar_ops()))
+                << c.tokens << " x " << c.channels << ", " << c.turned << " turned";
+            const auto bits = [&](const Ops& ops) {
+                return written<std::uint32_t>(c.channels * stride, 7, [&](std::uint32_t* tile) {
+                    ops.load_bits(rows.data(), width * dtype_bytes(dtype), dtype, c.tokens, c.channels, tile,
+                                  stride);
+                });
+            };
+            ASSERT_EQ(bits(*GetParam()), bits(scalar_ops())) << c.tokens << " x " << c.channels;
+        }
+    }
+}
+
+TEST_P(Backend, StoresHeadsLikeScalar) {
+    std::uint64_t seed = 0;
+    for (const HeadCase& c : head_cases()) {
+        for (const Dtype dtype : kDtypes) {
+            const Turn turn(c, ++seed);
+            std::mt19937_64 random(seed);
+            const std::size_t width = c.channels + seed % 3, stride = c.tokens + seed % 2;
+            std::vector<std::int16_t> states(c.channels * stride);
+            for (auto& s : states) s = static_cast<std::int16_t>(random() >> random() % 16);
+            Guarded<std::int16_t> tile(states);
+            const int exponents[] = {kMinExponent, -40, -12, 0, kMaxExponent};
+            const Scale scale = {static_cast<std::int32_t>(128 + random() % 128), exponents[seed % 5]};
+            const std::size_t bytes =
+                c.tokens == 0 ? 0 : ((c.tokens - 1) * width + c.channels) * dtype_bytes(dtype);
+            const auto run = [&](const Ops& ops) {
+                return written<std::uint8_t>(bytes, 0xee, [&](std::uint8_t* rows) {
+                    ops.store_head({tile.data(), stride, c.tokens, c.channels, turn.rotation, scale, dtype,
+                                    rows, width * dtype_bytes(dtype)});
+                });
+            };
+            ASSERT_EQ(run(*GetParam()), run(scalar_ops()))
+                << c.tokens << " x " << c.channels << ", " << c.turned << " turned";
+        }
+    }
+}
+
+TEST_P(Backend, StoresExactHeadsLikeScalar) {
+    std::uint64_t seed = 0;
+    for (const HeadCase& c : head_cases()) {
+        for (const Dtype source : kDtypes) {
+            const Dtype dtype = ++seed % 2 != 0 ? source : kDtypes[seed % 3];
+            const Turn turn(c, seed);
+            const std::size_t width = c.channels + seed % 3, stride = c.tokens + seed % 2;
+            const auto elements = random_elements(c.channels * stride, source, seed);
+            std::vector<std::uint32_t> bits(c.channels * stride);
+            for (std::size_t i = 0; i < bits.size(); ++i)
+                std::memcpy(&bits[i], &elements[i * dtype_bytes(source)], dtype_bytes(source));
+            Guarded<std::uint32_t> tile(bits);
+            const std::size_t bytes =
+                c.tokens == 0 ? 0 : ((c.tokens - 1) * width + c.channels) * dtype_bytes(dtype);
+            const auto run = [&](const Ops& ops) {
+                return written<std::uint8_t>(bytes, 0xee, [&](std::uint8_t* rows) {
+                    ops.store_exact({tile.data(), stride, c.tokens, c.channels, turn.rotation, source, dtype,
+                                     rows, width * dtype_bytes(dtype)});
+                });
+            };
+            ASSERT_EQ(run(*GetParam()), run(scalar_ops())) << c.tokens << " x " << c.channels;
+        }
+    }
+}
+
+// ---- rows of a tile ----
+
+std::vector<float> random_floats(std::size_t count, double deviation, std::uint64_t seed) {
+    std::mt19937_64 random(seed);
+    std::normal_distribution<double> draw(0, deviation);
+    std::vector<float> out(count);
+    for (float& x : out) x = static_cast<float>(draw(random));
+    return out;
+}
+
+constexpr std::size_t kCounts[] = {0, 1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 252, 256, 1000};
+
+TEST_P(Backend, MeasuresLikeScalar) {
+    for (const std::size_t count : kCounts) {
+        auto values = random_floats(count, 1000, count);
+        for (int special = 0; special < 4; ++special) {
+            if (count != 0 && special == 1) values[count / 2] = -std::numeric_limits<float>::infinity();
+            if (count != 0 && special == 2) values[count / 2] = std::numeric_limits<float>::quiet_NaN();
+            if (count != 0 && special == 3) values[count / 2] = -3e38f;
+            Guarded<float> v(values);
+            ASSERT_EQ(GetParam()->max_magnitude(v.data(), count),
+                      scalar_ops().max_magnitude(v.data(), count));
+        }
+        Guarded<float> v(random_floats(count, 1000, count));
+        for (const float scale : {1.0f, 0.37f, 700.0f}) {
+            const Moments expected = scalar_ops().moments(v.data(), count, scale);
+            const Moments got = GetParam()->moments(v.data(), count, scale);
+            ASSERT_EQ(got.sum, expected.sum) << count;
+            ASSERT_EQ(got.sum_of_squares, expected.sum_of_squares) << count;
+        }
+    }
+}
+
+TEST_P(Backend, QuantisesLikeScalar) {
+    for (const std::size_t count : kCounts) {
+        for (const unsigned shift : {0u, 1u, 3u, 8u, 11u}) {
+            for (const std::int32_t limit : {7, 30000}) {
+                std::mt19937_64 random(count + shift);
+                std::vector<std::int16_t> predicted(count);
+                for (auto& p : predicted) p = static_cast<std::int16_t>(random());
+                Guarded<float> values(random_floats(count, 4000, count));
+                Guarded<std::int16_t> prediction(predicted);
+                std::uint64_t sums[2] = {};
+                const auto run = [&](const Ops& ops, std::uint64_t& sum) {
+                    return written<std::int16_t>(count, 99, [&](std::int16_t* q) {
+                        sum = ops.quantise(values.data(), prediction.data(), count, 1.3f, shift, limit, q);
+                    });
+                };
+                const auto expected = run(scalar_ops(), sums[0]);
+                ASSERT_EQ(run(*GetParam(), sums[1]), expected) << count << ", shift " << shift;
+                ASSERT_EQ(sums[0], sums[1]);
+                Guarded<std::int16_t> q(expected);
+                const auto back = [&](const Ops& ops) {
+                    return written<std::int16_t>(count, 99, [&](std::int16_t* states) {
+                        ops.reconstruct(q.data(), prediction.data(), count, shift, states);
+                    });
+                };
+                ASSERT_EQ(back(*GetParam()), back(scalar_ops())) << count << ", shift " << shift;
+            }
+        }
+    }
+}
+
+TEST_P(Backend, AnalysesLikeScalar) {
+    for (const std::size_t inputs : {1, 31, 64, 192}) {
+        for (const std::size_t outputs : {0, 1, 15, 16, 33, 64, 100, 192}) {
+            for (const std::size_t tokens : {0, 1, 3, 4, 5, 64}) {
+                const std::size_t stride = outputs + inputs % 3;
+                Guarded<float> residual(random_floats(inputs * tokens, 100, inputs + tokens));
+                Guarded<float> matrix(random_floats(stride * inputs, 1, outputs));
+                const auto run = [&](const Ops& ops) {
+                    return as_bits(written<float>(tokens * outputs, 7.0f, [&](float* coefficients) {
+                        ops.analyse(residual.data(), inputs, matrix.data(), stride, outputs, tokens,
+                                    coefficients);
+                    }));
+                };
+                ASSERT_EQ(run(*GetParam()), run(scalar_ops()))
+                    << inputs << " x " << outputs << ", " << tokens;
+            }
+        }
+    }
+}
+
 TEST_P(Backend, IsComplete) {
     const Ops& o = *GetParam();
-    EXPECT_TRUE(o.decode_strip && o.encode_strip && o.decode_floats && o.encode_floats && o.load_head &&
+    EXPECT_TRUE(o.decode_strips && o.encode_strips && o.decode_floats && o.encode_floats && o.load_head &&
                 o.load_bits && o.max_magnitude && o.moments && o.quantise && o.reconstruct && o.project &&
                 o.project_sparse && o.analyse && o.store_head && o.store_exact);
 }

@@ -1,0 +1,551 @@
+// Rows to tiles and back. Tiles are transposed in registers, 8 channels by 32 tokens of 16-bit elements or 4
+// by 16 of 32-bit ones: a 128-bit lane then holds neighbouring channels of one token.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <limits>
+
+#include "kernels/avx512/slots.h"
+#include "kernels/avx512/target.h"
+#include "kernels/x86/words.h"
+
+namespace kvcast::kernels::avx512 {
+namespace {
+
+constexpr std::size_t kTile = 32;            // tokens on their way at once
+constexpr std::size_t kMostChannels = 1024;  // of a head: 64 KiB of scratch memory
+
+KVCAST_AVX512_INLINE std::uint32_t first_lanes(std::size_t count) {
+    return count >= 32 ? ~0u : (1u << count) - 1;
+}
+
+// Within each 128-bit lane, 8 x 8 elements of 16 bits change places.
+KVCAST_AVX512_INLINE void transpose16(__m512i (&r)[8]) {
+    __m512i a[8], b[8];
+    KVCAST_UNROLL
+    for (int i = 0; i < 4; ++i) {
+        a[2 * i] = _mm512_unpacklo_epi16(r[2 * i], r[2 * i + 1]);
+        a[2 * i + 1] = _mm512_unpackhi_epi16(r[2 * i], r[2 * i + 1]);
+    }
+    KVCAST_UNROLL
+    for (int i = 0; i < 8; i += 4) {
+        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 2]);
+        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 2]);
+        b[i + 2] = _mm512_unpacklo_epi32(a[i + 1], a[i + 3]);
+        b[i + 3] = _mm512_unpackhi_epi32(a[i + 1], a[i + 3]);
+    }
+    KVCAST_UNROLL
+    for (int i = 0; i < 4; ++i) {
+        r[2 * i] = _mm512_unpacklo_epi64(b[i], b[i + 4]);
+        r[2 * i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 4]);
+    }
+}
+
+// Within each 128-bit lane, 4 x 4 elements of 32 bits change places.
+KVCAST_AVX512_INLINE void transpose32(__m512i (&r)[4]) {
+    const __m512i a = _mm512_unpacklo_epi32(r[0], r[1]), b = _mm512_unpackhi_epi32(r[0], r[1]);
+    const __m512i c = _mm512_unpacklo_epi32(r[2], r[3]), d = _mm512_unpackhi_epi32(r[2], r[3]);
+    r[0] = _mm512_unpacklo_epi64(a, c);
+    r[1] = _mm512_unpackhi_epi64(a, c);
+    r[2] = _mm512_unpacklo_epi64(b, d);
+    r[3] = _mm512_unpackhi_epi64(b, d);
+}
+
+KVCAST_AVX512_INLINE void store_at(std::uint8_t* to, __m128i v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), v);
+}
+
+// Stores 8 channels of up to 32 tokens, transposed: lane L of r[j] is token 8 L + j.
+KVCAST_AVX512_INLINE void store_lanes16(const __m512i (&r)[8], std::size_t tokens, std::uint8_t* rows,
+                                        std::size_t row_bytes) {
+    KVCAST_UNROLL
+    for (int j = 0; j < 8; ++j) {
+        std::uint8_t* row = rows + static_cast<std::size_t>(j) * row_bytes;
+        const auto t = static_cast<std::size_t>(j);
+        if (t < tokens) store_at(row, _mm512_castsi512_si128(r[j]));
+        if (t + 8 < tokens) store_at(row + 8 * row_bytes, _mm512_extracti32x4_epi32(r[j], 1));
+        if (t + 16 < tokens) store_at(row + 16 * row_bytes, _mm512_extracti32x4_epi32(r[j], 2));
+        if (t + 24 < tokens) store_at(row + 24 * row_bytes, _mm512_extracti32x4_epi32(r[j], 3));
+    }
+}
+
+// The same for 4 channels of 32 bits and up to 16 tokens: lane L of r[j] is token 4 L + j.
+KVCAST_AVX512_INLINE void store_lanes32(const __m512i (&r)[4], std::size_t tokens, std::uint8_t* rows,
+                                        std::size_t row_bytes) {
+    KVCAST_UNROLL
+    for (int j = 0; j < 4; ++j) {
+        std::uint8_t* row = rows + static_cast<std::size_t>(j) * row_bytes;
+        const auto t = static_cast<std::size_t>(j);
+        if (t < tokens) store_at(row, _mm512_castsi512_si128(r[j]));
+        if (t + 4 < tokens) store_at(row + 4 * row_bytes, _mm512_extracti32x4_epi32(r[j], 1));
+        if (t + 8 < tokens) store_at(row + 8 * row_bytes, _mm512_extracti32x4_epi32(r[j], 2));
+        if (t + 12 < tokens) store_at(row + 12 * row_bytes, _mm512_extracti32x4_epi32(r[j], 3));
+    }
+}
+
+KVCAST_AVX512_INLINE __m128i row_at(const std::uint8_t* rows, std::size_t row_bytes, std::size_t token,
+                                    std::size_t tokens) {
+    if (token >= tokens) return _mm_setzero_si128();
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows + token * row_bytes));
+}
+
+// Tokens first, first + step, ... in the four lanes.
+KVCAST_AVX512_INLINE __m512i load_lanes(const std::uint8_t* rows, std::size_t row_bytes, std::size_t first,
+                                        std::size_t step, std::size_t tokens) {
+    __m512i r = _mm512_castsi128_si512(row_at(rows, row_bytes, first, tokens));
+    r = _mm512_inserti32x4(r, row_at(rows, row_bytes, first + step, tokens), 1);
+    r = _mm512_inserti32x4(r, row_at(rows, row_bytes, first + 2 * step, tokens), 2);
+    return _mm512_inserti32x4(r, row_at(rows, row_bytes, first + 3 * step, tokens), 3);
+}
+
+KVCAST_AVX512_INLINE __m512i low_half(__m512i v) {
+    return _mm512_cvtepu16_epi32(_mm512_castsi512_si256(v));
+}
+KVCAST_AVX512_INLINE __m512i high_half(__m512i v) {
+    return _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(v, 1));
+}
+
+// ---- states to elements ----
+
+// Values of an element type, in the low bits of 32. States times a scale are exact, and neither infinite, NaN
+// nor subnormal.
+template <Dtype D>
+KVCAST_AVX512_INLINE __m512i elements_of(__m512i states, __m512 scale) {
+    const __m512 value = _mm512_mul_ps(_mm512_cvtepi32_ps(states), scale);
+    const __m512i bits = _mm512_castps_si512(value);
+    if constexpr (D == Dtype::kF32) return bits;
+    if constexpr (D == Dtype::kF16) {
+        const __m512 most = _mm512_set1_ps(65504.0f);
+        const __m512 inside =
+            _mm512_max_ps(_mm512_min_ps(value, most), _mm512_sub_ps(_mm512_setzero_ps(), most));
+        return _mm512_cvtepu16_epi32(_mm512_cvtps_ph(inside, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    }
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    return _mm512_srli_epi32(rounded, 16);
+}
+
+// Scratch memory of one tile: [channel][kTile] elements.
+template <Dtype D>
+struct Scratch {
+    using Element = std::conditional_t<D == Dtype::kF32, std::uint32_t, std::uint16_t>;
+    alignas(64) Element at[kMostChannels][kTile];
+};
+
+// Puts 32 states, given in the order that unpacking leaves, into a row of scratch memory.
+template <Dtype D>
+KVCAST_AVX512_INLINE void put_row(Scratch<D>& scratch, std::size_t channel, __m512i low, __m512i high,
+                                  __m512 scale) {
+    auto* row = scratch.at[channel];
+    const __m512i a = elements_of<D>(low, scale), b = elements_of<D>(high, scale);
+    if constexpr (D == Dtype::kF32) {
+        const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+        const __m512i second =
+            _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+        _mm512_store_si512(row, _mm512_permutex2var_epi32(a, first, b));
+        _mm512_store_si512(row + 16, _mm512_permutex2var_epi32(a, second, b));
+    } else {
+        _mm512_store_si512(row, _mm512_packus_epi32(a, b));
+    }
+}
+
+template <Dtype D>
+KVCAST_AVX512_INLINE void put_channel(Scratch<D>& scratch, std::size_t channel, const std::int16_t* states,
+                                      std::uint32_t lanes, __m512 scale) {
+    const __m512i s = _mm512_maskz_loadu_epi16(lanes, states);
+    const __m512i doubled_low = _mm512_unpacklo_epi16(s, s), doubled_high = _mm512_unpackhi_epi16(s, s);
+    put_row<D>(scratch, channel, _mm512_srai_epi32(doubled_low, 16), _mm512_srai_epi32(doubled_high, 16),
+               scale);
+}
+
+// x * f + y * g in units of 2^kTrigBits, of 16-bit integers that were unpacked to pairs.
+KVCAST_AVX512_INLINE __m512i turned(__m512i pair, __m512i factors) {
+    const __m512i half = _mm512_set1_epi32(1 << (kTrigBits - 1));
+    return _mm512_srai_epi32(_mm512_add_epi32(_mm512_madd_epi16(pair, factors), half), kTrigBits);
+}
+
+template <Dtype D>
+KVCAST_AVX512_INLINE void put_pair(Scratch<D>& scratch, const HeadStore& h, std::size_t pair,
+                                   std::size_t token, std::uint32_t lanes, __m512 scale) {
+    const Rotation& r = h.rotation;
+    const std::size_t first = r.first + pair * r.pair_step, second = first + r.partner;
+    const __m512i a = _mm512_maskz_loadu_epi16(lanes, h.tile + first * h.tile_stride + token);
+    const __m512i b = _mm512_maskz_loadu_epi16(lanes, h.tile + second * h.tile_stride + token);
+    const __m512i cos = _mm512_maskz_loadu_epi16(lanes, r.cos + pair * r.table_stride + token);
+    const __m512i sin = _mm512_maskz_loadu_epi16(lanes, r.sin + pair * r.table_stride + token);
+    const __m512i minus = _mm512_sub_epi16(_mm512_setzero_si512(), sin);
+    const __m512i low = _mm512_unpacklo_epi16(a, b), high = _mm512_unpackhi_epi16(a, b);
+    put_row<D>(scratch, first, turned(low, _mm512_unpacklo_epi16(cos, minus)),
+               turned(high, _mm512_unpackhi_epi16(cos, minus)), scale);
+    put_row<D>(scratch, second, turned(low, _mm512_unpacklo_epi16(sin, cos)),
+               turned(high, _mm512_unpackhi_epi16(sin, cos)), scale);
+}
+
+// Scratch memory to rows.
+template <Dtype D>
+KVCAST_AVX512_INLINE void store_rows(const Scratch<D>& scratch, std::size_t channels, std::size_t tokens,
+                                     std::uint8_t* rows, std::size_t row_bytes) {
+    std::size_t c = 0;
+    if constexpr (D == Dtype::kF32) {
+        for (; c + 4 <= channels; c += 4) {
+            for (std::size_t t = 0; t < tokens; t += 16) {
+                __m512i r[4];
+                KVCAST_UNROLL
+                for (int i = 0; i < 4; ++i)
+                    r[i] = _mm512_load_si512(scratch.at[c + static_cast<std::size_t>(i)] + t);
+                transpose32(r);
+                store_lanes32(r, tokens - t, rows + t * row_bytes + 4 * c, row_bytes);
+            }
+        }
+    } else {
+        for (; c + 8 <= channels; c += 8) {
+            __m512i r[8];
+            KVCAST_UNROLL
+            for (int i = 0; i < 8; ++i) r[i] = _mm512_load_si512(scratch.at[c + static_cast<std::size_t>(i)]);
+            transpose16(r);
+            store_lanes16(r, tokens, rows + 2 * c, row_bytes);
+        }
+    }
+    for (; c < channels; ++c) {
+        for (std::size_t t = 0; t < tokens; ++t) {
+            const auto element = scratch.at[c][t];
+            std::memcpy(rows + t * row_bytes + c * sizeof element, &element, sizeof element);
+        }
+    }
+}
+
+template <Dtype D>
+KVCAST_AVX512 void store_head_as(const HeadStore& h) {
+    Scratch<D> scratch;
+    const Rotation& r = h.rotation;
+    const __m512 scale = _mm512_set1_ps(value_of(1, h.scale));
+    const std::size_t turned_end = r.first + 2 * r.pairs;
+    for (std::size_t token = 0; token < h.tokens; token += kTile) {
+        const std::size_t tokens = std::min(kTile, h.tokens - token);
+        const std::uint32_t lanes = first_lanes(tokens);
+        for (std::size_t p = 0; p < r.pairs; ++p) put_pair<D>(scratch, h, p, token, lanes, scale);
+        for (std::size_t c = 0; c < h.channels; ++c) {
+            if (r.pairs != 0 && c == r.first) c = turned_end;
+            if (c < h.channels) put_channel<D>(scratch, c, h.tile + c * h.tile_stride + token, lanes, scale);
+        }
+        store_rows<D>(scratch, h.channels, tokens, static_cast<std::uint8_t*>(h.rows) + token * h.row_bytes,
+                      h.row_bytes);
+    }
+}
+
+// ---- stored bits ----
+
+KVCAST_AVX512 void store_bits16(const ExactStore& h) {
+    auto* rows = static_cast<std::uint8_t*>(h.rows);
+    const std::size_t whole = h.channels / 8 * 8;
+    for (std::size_t token = 0; token < h.tokens; token += kTile) {
+        const std::size_t tokens = std::min(kTile, h.tokens - token);
+        const std::uint32_t lanes = first_lanes(tokens);
+        for (std::size_t c = 0; c < whole; c += 8) {
+            __m512i r[8];
+            KVCAST_UNROLL
+            for (int i = 0; i < 8; ++i) {
+                const std::uint32_t* from =
+                    h.tile + (c + static_cast<std::size_t>(i)) * h.tile_stride + token;
+                const __m512i low = _mm512_maskz_loadu_epi32(static_cast<__mmask16>(lanes), from);
+                const __m512i high = _mm512_maskz_loadu_epi32(static_cast<__mmask16>(lanes >> 16), from + 16);
+                r[i] = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(low)),
+                                          _mm512_cvtepi32_epi16(high), 1);
+            }
+            transpose16(r);
+            store_lanes16(r, tokens, rows + token * h.row_bytes + 2 * c, h.row_bytes);
+        }
+    }
+    ExactStore rest = h;
+    rest.tile += whole * h.tile_stride;
+    rest.channels -= whole;
+    rest.rows = rows + 2 * whole;
+    if (rest.channels != 0) scalar::store_exact(rest);
+}
+
+KVCAST_AVX512 void store_bits32(const ExactStore& h) {
+    auto* rows = static_cast<std::uint8_t*>(h.rows);
+    const std::size_t whole = h.channels / 4 * 4;
+    for (std::size_t token = 0; token < h.tokens; token += 16) {
+        const std::size_t tokens = std::min<std::size_t>(16, h.tokens - token);
+        const auto lanes = static_cast<__mmask16>(first_lanes(tokens));
+        for (std::size_t c = 0; c < whole; c += 4) {
+            __m512i r[4];
+            KVCAST_UNROLL
+            for (int i = 0; i < 4; ++i)
+                r[i] = _mm512_maskz_loadu_epi32(
+                    lanes, h.tile + (c + static_cast<std::size_t>(i)) * h.tile_stride + token);
+            transpose32(r);
+            store_lanes32(r, tokens, rows + token * h.row_bytes + 4 * c, h.row_bytes);
+        }
+    }
+    ExactStore rest = h;
+    rest.tile += whole * h.tile_stride;
+    rest.channels -= whole;
+    rest.rows = rows + 4 * whole;
+    if (rest.channels != 0) scalar::store_exact(rest);
+}
+
+// ---- rows to tiles ----
+
+struct Bits {
+    KVCAST_AVX512_INLINE static __m512i of16(__m512i element) { return element; }
+};
+struct FromBf16 {
+    KVCAST_AVX512_INLINE static __m512i of16(__m512i element) { return _mm512_slli_epi32(element, 16); }
+};
+struct FromF16 {
+    KVCAST_AVX512_INLINE static __m512i of16(__m512i element) {
+        return _mm512_castps_si512(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(element)));
+    }
+};
+
+// Rows of 16-bit elements to a channel-major tile of 32 bits, each converted on its way; the channels that
+// are done, a multiple of 8.
+template <typename Convert>
+KVCAST_AVX512_INLINE std::size_t load_tile16(const void* from, std::size_t row_bytes, std::size_t all_tokens,
+                                             std::size_t channels, std::uint32_t* tile, std::size_t stride) {
+    const std::size_t whole = channels / 8 * 8;
+    for (std::size_t token = 0; token < all_tokens; token += kTile) {
+        const auto* rows = static_cast<const std::uint8_t*>(from) + token * row_bytes;
+        const std::size_t tokens = std::min(kTile, all_tokens - token);
+        const std::uint32_t lanes = first_lanes(tokens);
+        for (std::size_t c = 0; c < whole; c += 8) {
+            __m512i r[8];
+            KVCAST_UNROLL
+            for (int j = 0; j < 8; ++j)
+                r[j] = load_lanes(rows + 2 * c, row_bytes, static_cast<std::size_t>(j), 8, tokens);
+            transpose16(r);
+            KVCAST_UNROLL
+            for (int i = 0; i < 8; ++i) {
+                std::uint32_t* to = tile + (c + static_cast<std::size_t>(i)) * stride + token;
+                _mm512_mask_storeu_epi32(to, static_cast<__mmask16>(lanes), Convert::of16(low_half(r[i])));
+                _mm512_mask_storeu_epi32(to + 16, static_cast<__mmask16>(lanes >> 16),
+                                         Convert::of16(high_half(r[i])));
+            }
+        }
+    }
+    return whole;
+}
+
+KVCAST_AVX512_INLINE std::size_t load_tile32(const void* from, std::size_t row_bytes, std::size_t all_tokens,
+                                             std::size_t channels, std::uint32_t* tile, std::size_t stride) {
+    const std::size_t whole = channels / 4 * 4;
+    for (std::size_t token = 0; token < all_tokens; token += 16) {
+        const auto* rows = static_cast<const std::uint8_t*>(from) + token * row_bytes;
+        const std::size_t tokens = std::min<std::size_t>(16, all_tokens - token);
+        for (std::size_t c = 0; c < whole; c += 4) {
+            __m512i r[4];
+            KVCAST_UNROLL
+            for (int j = 0; j < 4; ++j)
+                r[j] = load_lanes(rows + 4 * c, row_bytes, static_cast<std::size_t>(j), 4, tokens);
+            transpose32(r);
+            KVCAST_UNROLL
+            for (int i = 0; i < 4; ++i)
+                _mm512_mask_storeu_epi32(tile + (c + static_cast<std::size_t>(i)) * stride + token,
+                                         static_cast<__mmask16>(first_lanes(tokens)), r[i]);
+        }
+    }
+    return whole;
+}
+
+KVCAST_AVX512 std::size_t load_floats(const HeadLoad& h, std::uint32_t* tile) {
+    switch (h.dtype) {
+        case Dtype::kBf16:
+            return load_tile16<FromBf16>(h.rows, h.row_bytes, h.tokens, h.channels, tile, h.tile_stride);
+        case Dtype::kF16:
+            return load_tile16<FromF16>(h.rows, h.row_bytes, h.tokens, h.channels, tile, h.tile_stride);
+        default:
+            return load_tile32(h.rows, h.row_bytes, h.tokens, h.channels, tile, h.tile_stride);
+    }
+}
+
+KVCAST_AVX512 std::size_t copy_bits(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens,
+                                    std::size_t channels, std::uint32_t* tile, std::size_t stride) {
+    return dtype == Dtype::kF32 ? load_tile32(rows, row_bytes, tokens, channels, tile, stride)
+                                : load_tile16<Bits>(rows, row_bytes, tokens, channels, tile, stride);
+}
+
+KVCAST_AVX512_INLINE __m512 as_floats(__mmask16 lanes, const std::int16_t* v) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(lanes, v)));
+}
+
+KVCAST_AVX512 void unrotate(float* a, float* b, const std::int16_t* cos, const std::int16_t* sin,
+                            std::size_t tokens) {
+    const __m512 unit = _mm512_set1_ps(1.0f / (1 << kTrigBits));
+    for (std::size_t t = 0; t < tokens; t += 16) {
+        const auto lanes = static_cast<__mmask16>(first_lanes(std::min<std::size_t>(16, tokens - t)));
+        const __m512 c = as_floats(lanes, cos + t), s = as_floats(lanes, sin + t);
+        const __m512 x = _mm512_maskz_loadu_ps(lanes, a + t), y = _mm512_maskz_loadu_ps(lanes, b + t);
+        const __m512 first = _mm512_add_ps(_mm512_mul_ps(x, c), _mm512_mul_ps(y, s));
+        const __m512 second = _mm512_sub_ps(_mm512_mul_ps(y, c), _mm512_mul_ps(x, s));
+        _mm512_mask_storeu_ps(a + t, lanes, _mm512_mul_ps(first, unit));
+        _mm512_mask_storeu_ps(b + t, lanes, _mm512_mul_ps(second, unit));
+    }
+}
+
+KVCAST_AVX512_INLINE __m512 rounded(__m512 x) {
+    const __m512 shifter = _mm512_set1_ps(12582912.0f);  // as round_even()
+    return _mm512_sub_ps(_mm512_add_ps(x, shifter), shifter);
+}
+
+}  // namespace
+
+void store_head(const HeadStore& head) {
+    if (head.channels > kMostChannels) return scalar::store_head(head);
+    switch (head.dtype) {
+        case Dtype::kBf16:
+            return store_head_as<Dtype::kBf16>(head);
+        case Dtype::kF16:
+            return store_head_as<Dtype::kF16>(head);
+        default:
+            return store_head_as<Dtype::kF32>(head);
+    }
+}
+
+void store_exact(const ExactStore& head) {
+    if (head.rotation.pairs != 0 || head.source != head.dtype) return scalar::store_exact(head);
+    return head.dtype == Dtype::kF32 ? store_bits32(head) : store_bits16(head);
+}
+
+void load_bits(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens, std::size_t channels,
+               std::uint32_t* tile, std::size_t tile_stride) {
+    const std::size_t done = copy_bits(rows, row_bytes, dtype, tokens, channels, tile, tile_stride);
+    if (done != channels)
+        scalar::load_bits(static_cast<const std::uint8_t*>(rows) + done * dtype_bytes(dtype), row_bytes,
+                          dtype, tokens, channels - done, tile + done * tile_stride, tile_stride);
+}
+
+void load_head(const HeadLoad& head) {
+    const std::size_t done = load_floats(head, reinterpret_cast<std::uint32_t*>(head.tile));
+    if (done != head.channels) {
+        HeadLoad rest = head;
+        rest.rows = static_cast<const std::uint8_t*>(head.rows) + done * dtype_bytes(head.dtype);
+        rest.channels -= done;
+        rest.tile += done * head.tile_stride;
+        rest.rotation = {};
+        scalar::load_head(rest);
+    }
+    const Rotation& r = head.rotation;
+    for (std::size_t p = 0; p < r.pairs; ++p) {
+        float* a = head.tile + (r.first + p * r.pair_step) * head.tile_stride;
+        unrotate(a, a + r.partner * head.tile_stride, r.cos + p * r.table_stride, r.sin + p * r.table_stride,
+                 head.tokens);
+    }
+}
+
+KVCAST_AVX512 float max_magnitude(const float* values, std::size_t count) {
+    const __m512i mask = _mm512_set1_epi32(0x7fffffff);
+    __m512i largest = _mm512_setzero_si512();
+    for (std::size_t i = 0; i < count; i += 16) {
+        const auto lanes = static_cast<__mmask16>(first_lanes(std::min<std::size_t>(16, count - i)));
+        const __m512i bits = _mm512_maskz_loadu_epi32(lanes, values + i);
+        largest = _mm512_max_epi32(largest, _mm512_and_si512(bits, mask));
+    }
+    const auto bits = static_cast<std::uint32_t>(_mm512_reduce_max_epi32(largest));
+    return bits >= 0x7f800000u ? std::numeric_limits<float>::infinity() : std::bit_cast<float>(bits);
+}
+
+KVCAST_AVX512 Moments moments(const float* values, std::size_t count, float scale) {
+    const __m512 factor = _mm512_set1_ps(scale);
+    __m512i sum = _mm512_setzero_si512(), squares = _mm512_setzero_si512();
+    for (std::size_t i = 0; i < count; i += 16) {
+        const auto lanes = static_cast<__mmask16>(first_lanes(std::min<std::size_t>(16, count - i)));
+        const __m512 x = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, values + i), factor);
+        const __m512i v = _mm512_cvttps_epi32(rounded(x));
+        const __m512i odd = _mm512_srli_epi64(v, 32);
+        squares = _mm512_add_epi64(squares, _mm512_mul_epi32(v, v));
+        squares = _mm512_add_epi64(squares, _mm512_mul_epi32(odd, odd));
+        sum = _mm512_add_epi64(sum, _mm512_srai_epi64(_mm512_slli_epi64(v, 32), 32));
+        sum = _mm512_add_epi64(sum, _mm512_srai_epi64(v, 32));
+    }
+    return {_mm512_reduce_add_epi64(sum), static_cast<std::uint64_t>(_mm512_reduce_add_epi64(squares))};
+}
+
+KVCAST_AVX512 std::uint64_t quantise(const float* values, const std::int16_t* prediction, std::size_t count,
+                                     float inverse_unit, unsigned shift, std::int32_t limit,
+                                     std::int16_t* q) {
+    const __m512 factor = _mm512_set1_ps(inverse_unit);
+    const __m512 step = _mm512_set1_ps(power_of_two(-static_cast<int>(shift)));
+    const __m512 most = _mm512_set1_ps(static_cast<float>(limit));
+    const __m512 least = _mm512_sub_ps(_mm512_setzero_ps(), most);
+    __m512i sum = _mm512_setzero_si512();
+    for (std::size_t i = 0; i < count; i += 16) {
+        const auto lanes = static_cast<__mmask16>(first_lanes(std::min<std::size_t>(16, count - i)));
+        const __m512 x = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, values + i), factor);
+        const __m512 residual = _mm512_mul_ps(_mm512_sub_ps(x, as_floats(lanes, prediction + i)), step);
+        const __m512i v = _mm512_cvttps_epi32(rounded(_mm512_min_ps(most, _mm512_max_ps(least, residual))));
+        _mm256_mask_storeu_epi16(q + i, lanes, _mm512_cvtepi32_epi16(v));
+        const __m512i magnitude = _mm512_maskz_abs_epi32(lanes, v);
+        sum = _mm512_add_epi64(sum,
+                               _mm512_add_epi64(_mm512_srli_epi64(magnitude, 32),
+                                                _mm512_and_si512(magnitude, _mm512_set1_epi64(0xffffffff))));
+    }
+    return static_cast<std::uint64_t>(_mm512_reduce_add_epi64(sum));
+}
+
+KVCAST_AVX512 void reconstruct(const std::int16_t* q, const std::int16_t* prediction, std::size_t count,
+                               unsigned shift, std::int16_t* states) {
+    const __m512i factors = _mm512_set1_epi32(1 | 1 << (16 + shift));  // prediction * 1 + q * 2^shift
+    for (std::size_t i = 0; i < count; i += 32) {
+        const std::uint32_t lanes = first_lanes(count - i);
+        const __m512i p = _mm512_maskz_loadu_epi16(lanes, prediction + i);
+        const __m512i x = _mm512_maskz_loadu_epi16(lanes, q + i);
+        const __m512i low = _mm512_madd_epi16(_mm512_unpacklo_epi16(p, x), factors);
+        const __m512i high = _mm512_madd_epi16(_mm512_unpackhi_epi16(p, x), factors);
+        _mm512_mask_storeu_epi16(states + i, lanes, _mm512_packs_epi32(low, high));
+    }
+}
+
+// Sums of up to four tokens and 64 outputs stay in registers; inputs come in order, as rounding demands.
+KVCAST_AVX512 void analyse(const float* residual, std::size_t inputs, const float* matrix,
+                           std::size_t row_stride, std::size_t outputs, std::size_t tokens,
+                           float* coefficients) {
+    constexpr std::size_t kVectors = 4, kTokens = 4;
+    for (std::size_t begin = 0; begin < outputs; begin += 16 * kVectors) {
+        __mmask16 masks[kVectors];
+        KVCAST_UNROLL
+        for (std::size_t v = 0; v < kVectors; ++v) {
+            const std::size_t at = begin + 16 * v;
+            masks[v] = static_cast<__mmask16>(
+                outputs > at ? first_lanes(std::min<std::size_t>(16, outputs - at)) : 0);
+        }
+        for (std::size_t t = 0; t < tokens; t += kTokens) {
+            const std::size_t last = tokens - t - 1;  // tokens that are not there repeat the last one
+            __m512 sums[kTokens][kVectors];
+            const float* from[kTokens];
+            KVCAST_UNROLL
+            for (std::size_t k = 0; k < kTokens; ++k) {
+                from[k] = residual + (t + std::min(k, last)) * inputs;
+                KVCAST_UNROLL
+                for (std::size_t v = 0; v < kVectors; ++v) sums[k][v] = _mm512_setzero_ps();
+            }
+            for (std::size_t i = 0; i < inputs; ++i) {
+                const float* row = matrix + i * row_stride + begin;
+                __m512 columns[kVectors];
+                KVCAST_UNROLL
+                for (std::size_t v = 0; v < kVectors; ++v)
+                    columns[v] = _mm512_maskz_loadu_ps(masks[v], row + 16 * v);
+                KVCAST_UNROLL
+                for (std::size_t k = 0; k < kTokens; ++k) {
+                    const __m512 r = _mm512_set1_ps(from[k][i]);
+                    KVCAST_UNROLL
+                    for (std::size_t v = 0; v < kVectors; ++v)
+                        sums[k][v] = _mm512_add_ps(sums[k][v], _mm512_mul_ps(r, columns[v]));
+                }
+            }
+            KVCAST_UNROLL
+            for (std::size_t k = 0; k < kTokens; ++k) {
+                if (k > last) break;
+                KVCAST_UNROLL
+                for (std::size_t v = 0; v < kVectors; ++v)
+                    _mm512_mask_storeu_ps(coefficients + (t + k) * outputs + begin + 16 * v, masks[v],
+                                          sums[k][v]);
+            }
+        }
+    }
+}
+
+}  // namespace kvcast::kernels::avx512
