@@ -3,8 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <mutex>
+#include <optional>
+#include <utility>
 
 #include "codec/delta/quantised_head.h"
 #include "codec/klt/klt_decoder.h"
@@ -13,13 +16,17 @@
 
 namespace kvcast {
 
+// Blocks that one worker decodes side by side.
+constexpr std::size_t kAbreast = 4;
+
 struct DecodeWorkspace::Buffers {
-    KltDecoder klt;                    // first: what it holds is aligned to 64 bytes
-    std::uint64_t klt_owner = 0;       // number of the decoder whose layers `klt` is going through
-    std::vector<std::int16_t> states;  // one head [channel][body token]
-    std::vector<std::uint32_t> bits;   // one head, or one row
-    QuantisedScratch quantised;
-    ExactModels models;
+    KltDecoder klt;               // first: what it holds is aligned to 64 bytes
+    std::uint64_t klt_owner = 0;  // number of the decoder whose layers `klt` is going through
+    // Of each block: one head [channel][body token], or one row.
+    std::array<std::vector<std::int16_t>, kAbreast> states;
+    std::array<std::vector<std::uint32_t>, kAbreast> bits;
+    std::array<QuantisedScratch, kAbreast> quantised;
+    std::array<ExactModels, kAbreast> models;
 };
 
 DecodeWorkspace::DecodeWorkspace() : buffers_(std::make_unique<Buffers>()) {}
@@ -61,40 +68,79 @@ struct HeadJob {
     kernels::Rotation exact_rotation;
     std::uint8_t* out;  // row 0, channel 0 of this head
     std::size_t row_bytes;
+    bool fits = true;  // side information was in range
 
     std::size_t exact_rows() const { return header.delta.exact_rows; }
     std::size_t body_tokens() const { return header.tokens - exact_rows(); }
     std::uint8_t* body() const { return out + exact_rows() * row_bytes; }
 };
 
-bool decode_exact_rows(entropy::BlockReader& in, const HeadJob& job, DecodeWorkspace::Buffers& w) {
+// A block that is being decoded, at its next head.
+struct OpenBlock {
+    std::size_t layer = 0;
+    std::size_t block = 0;
+    std::span<const PlaneBuffer> planes;  // of its layer
+    std::optional<entropy::BlockReader> reader;
+    std::size_t head = 0;
+    std::size_t stop = 0;
+    bool fits = true;  // side information was in range so far
+};
+
+bool decode_exact_rows(entropy::BlockReader& in, const HeadJob& job, std::vector<std::uint32_t>& bits) {
     bool fits = true;
-    grow(w.bits, job.dim);
+    grow(bits, job.dim);
     for (std::size_t t = 0; t < job.exact_rows(); ++t) {
-        fits = read_exact_row(in, job.header.layout.dtype, {w.bits.data(), job.dim}) && fits;
-        job.ops.store_exact({w.bits.data(), 1, 1, job.dim, job.exact_rotation, job.header.layout.dtype,
+        fits = read_exact_row(in, job.header.layout.dtype, {bits.data(), job.dim}) && fits;
+        job.ops.store_exact({bits.data(), 1, 1, job.dim, job.exact_rotation, job.header.layout.dtype,
                              job.dtype, job.out + t * job.row_bytes, job.row_bytes});
     }
     return fits;
 }
 
-bool decode_body(entropy::BlockReader& in, const HeadJob& job, DecodeWorkspace::Buffers& w) {
-    const std::size_t tokens = job.body_tokens();
-    if (tokens == 0) return true;
-    if (job.params.mode == PlaneMode::kQuantised) {
-        grow(w.states, job.dim * tokens);
-        const bool fits = read_quantised_head(in, job.ops, job.header.delta, job.params, w.states.data(),
-                                              {job.dim, tokens, tokens}, w.quantised);
-        job.ops.store_head({w.states.data(), tokens, tokens, job.dim, job.state_rotation, job.params.scale,
-                            job.dtype, job.body(), job.row_bytes});
-        return fits;
+void decode_quantised_bodies(std::span<entropy::BlockReader* const> readers, std::span<HeadJob> jobs,
+                             DecodeWorkspace::Buffers& w) {
+    const HeadJob& first = jobs[0];
+    const std::size_t tokens = first.body_tokens();
+    std::array<QuantisedHead, kAbreast> heads;
+    for (std::size_t i = 0; i < jobs.size(); ++i) {
+        grow(w.states[i], first.dim * tokens);
+        heads[i] = {jobs[i].params, w.states[i].data()};
     }
-    grow(w.bits, job.dim * tokens);
-    const Dtype source = job.header.layout.dtype;
-    const bool fits = read_exact_body(in, source, w.bits.data(), tokens, job.dim, tokens, w.models);
-    job.ops.store_exact({w.bits.data(), tokens, tokens, job.dim, job.exact_rotation, source, job.dtype,
-                         job.body(), job.row_bytes});
-    return fits;
+    read_quantised_heads(readers, first.ops, first.header.delta, {heads.data(), jobs.size()},
+                         {first.dim, tokens, tokens}, w.quantised);
+    for (std::size_t i = 0; i < jobs.size(); ++i) {
+        HeadJob& job = jobs[i];
+        job.fits = job.fits && heads[i].fits;
+        job.ops.store_head({w.states[i].data(), tokens, tokens, job.dim, job.state_rotation, job.params.scale,
+                            job.dtype, job.body(), job.row_bytes});
+    }
+}
+
+void decode_exact_bodies(std::span<entropy::BlockReader* const> readers, std::span<HeadJob> jobs,
+                         DecodeWorkspace::Buffers& w) {
+    const HeadJob& first = jobs[0];
+    const std::size_t tokens = first.body_tokens();
+    const Dtype source = first.header.layout.dtype;
+    std::array<ExactBody, kAbreast> bodies;
+    for (std::size_t i = 0; i < jobs.size(); ++i) {
+        grow(w.bits[i], first.dim * tokens);
+        bodies[i].tile = w.bits[i].data();
+    }
+    read_exact_bodies(readers, source, {bodies.data(), jobs.size()}, tokens, first.dim, tokens, w.models);
+    for (std::size_t i = 0; i < jobs.size(); ++i) {
+        HeadJob& job = jobs[i];
+        job.fits = job.fits && bodies[i].fits;
+        job.ops.store_exact({bodies[i].tile, tokens, tokens, job.dim, job.exact_rotation, source, job.dtype,
+                             job.body(), job.row_bytes});
+    }
+}
+
+// The next head of each block, of one mode and size.
+void decode_bodies(std::span<entropy::BlockReader* const> readers, std::span<HeadJob> jobs,
+                   DecodeWorkspace::Buffers& w) {
+    if (jobs[0].body_tokens() == 0) return;
+    jobs[0].params.mode == PlaneMode::kQuantised ? decode_quantised_bodies(readers, jobs, w)
+                                                 : decode_exact_bodies(readers, jobs, w);
 }
 
 Status in_block(const ChunkHeader& h, std::size_t layer, std::size_t block, const Status& s) {
@@ -172,8 +218,7 @@ Status ChunkDecoder::verify_layer(std::size_t layer) const {
 
 Status ChunkDecoder::decode_block(std::size_t layer, std::size_t block, std::span<const PlaneBuffer> planes,
                                   DecodeWorkspace& workspace) const {
-    const State& s = *state_;
-    const ChunkHeader& h = s.header;
+    const ChunkHeader& h = header();
     const std::size_t blocks = h.blocks_per_layer();
     if (layer >= h.layout.layers || block >= blocks || planes.size() != h.layout.planes.size()) {
         return {ErrorCode::kBadArgument,
@@ -181,39 +226,105 @@ Status ChunkDecoder::decode_block(std::size_t layer, std::size_t block, std::spa
     }
     if (h.profile == Profile::kKlt)
         return {ErrorCode::kBadArgument, "blocks of a klt chunk cannot be decoded alone"};
-    const std::uint64_t begin = s.block_begin[layer * blocks + block];
-    const std::uint64_t end = s.block_begin[layer * blocks + block + 1];
-    if (end > s.bytes.size())
+    const std::size_t at = layer * blocks + block;
+    if (state_->block_begin[at + 1] > state_->bytes.size())
         return in_block(h, layer, block, {ErrorCode::kTruncated, "its bytes are missing"});
-    entropy::BlockReader in(*s.ops, s.bytes.subspan(begin, end - begin));
-    const std::size_t k_heads = h.layout.planes[0].heads;
-    const std::size_t stop = std::min((block + 1) * h.block_heads, h.layout.heads_per_layer());
-    bool fits = true;
-    for (std::size_t head = block * h.block_heads; head < stop; ++head) {
-        const std::size_t plane = head < k_heads ? 0 : 1;
-        const std::size_t dim = h.layout.planes[plane].head_dim;
-        const std::size_t column = (head - plane * k_heads) * dim;
-        const PlaneBuffer& buffer = planes[plane];
-        const bool first = plane == 0;
-        const auto shift = first ? s.shift.rotation() : kernels::Rotation{};
-        const auto turned = first && h.unrotated ? s.absolute.rotation(h.delta.exact_rows) : shift;
-        const HeadJob job = {h,
-                             *s.ops,
-                             s.dtype,
-                             plane,
-                             dim,
-                             h.planes[layer * planes.size() + plane],
-                             turned,
-                             shift,
-                             static_cast<std::uint8_t*>(buffer.rows) + column * kernels::dtype_bytes(s.dtype),
-                             buffer.row_bytes};
-        fits = decode_exact_rows(in, job, workspace.buffers()) && fits;
-        fits = decode_body(in, job, workspace.buffers()) && fits;
+    return decode_group(at, 1, planes, workspace).second;
+}
+
+namespace {
+
+// Heads of several blocks until all are done.
+class BlockGroup {
+  public:
+    BlockGroup(std::span<OpenBlock> blocks, DecodeWorkspace::Buffers& w) : blocks_(blocks), w_(w) {}
+
+    // `job` describes the next head of a block.
+    template <typename MakeJob>
+    void run(MakeJob&& job) {
+        for (;;) {
+            readers_.clear();
+            jobs_.clear();
+            owners_.clear();
+            for (OpenBlock& b : blocks_) {
+                if (b.head == b.stop) continue;
+                jobs_.push_back(job(b));
+                readers_.push_back(&*b.reader);
+                owners_.push_back(&b);
+                jobs_.back().fits = decode_exact_rows(*b.reader, jobs_.back(), w_.bits[0]);
+                ++b.head;
+            }
+            if (jobs_.empty()) return;
+            decode_heads();
+        }
     }
-    if (Status closed = in.close(); !closed.ok()) return in_block(h, layer, block, closed);
-    if (!fits)
-        return in_block(h, layer, block, {ErrorCode::kCorruptBlock, "its side information is out of range"});
-    return {};
+
+  private:
+    // All at once where they are alike, else each alone.
+    void decode_heads() {
+        const bool alike = std::all_of(jobs_.begin(), jobs_.end(), [&](const HeadJob& j) {
+            return j.dim == jobs_[0].dim && j.params.mode == jobs_[0].params.mode;
+        });
+        const std::size_t step = alike ? jobs_.size() : 1;
+        for (std::size_t i = 0; i < jobs_.size(); i += step)
+            decode_bodies(std::span(readers_).subspan(i, step), std::span(jobs_).subspan(i, step), w_);
+        for (std::size_t i = 0; i < jobs_.size(); ++i) owners_[i]->fits = owners_[i]->fits && jobs_[i].fits;
+    }
+
+    std::span<OpenBlock> blocks_;
+    DecodeWorkspace::Buffers& w_;
+    std::vector<entropy::BlockReader*> readers_;
+    std::vector<HeadJob> jobs_;
+    std::vector<OpenBlock*> owners_;
+};
+
+}  // namespace
+
+std::pair<std::size_t, Status> ChunkDecoder::decode_group(std::size_t first, std::size_t count,
+                                                          std::span<const PlaneBuffer> planes,
+                                                          DecodeWorkspace& workspace) const {
+    const State& s = *state_;
+    const ChunkHeader& h = s.header;
+    const std::size_t per_layer = h.layout.planes.size(), blocks = h.blocks_per_layer();
+    const std::size_t k_heads = h.layout.planes[0].heads;
+    std::array<OpenBlock, kAbreast> open;
+    for (std::size_t i = 0; i < count; ++i) {
+        const std::size_t layer = (first + i) / blocks, block = (first + i) % blocks;
+        const std::uint64_t begin = s.block_begin[first + i], end = s.block_begin[first + i + 1];
+        open[i].layer = layer;
+        open[i].block = block;
+        open[i].planes = planes.subspan((layer - first / blocks) * per_layer, per_layer);
+        open[i].reader.emplace(*s.ops, s.bytes.subspan(begin, end - begin));
+        open[i].head = block * h.block_heads;
+        open[i].stop = std::min((block + 1) * h.block_heads, h.layout.heads_per_layer());
+    }
+    const auto job = [&](const OpenBlock& b) -> HeadJob {
+        const std::size_t plane = b.head < k_heads ? 0 : 1;
+        const std::size_t dim = h.layout.planes[plane].head_dim;
+        const std::size_t column = (b.head - plane * k_heads) * dim;
+        const auto shift = plane == 0 ? s.shift.rotation() : kernels::Rotation{};
+        const auto turned = plane == 0 && h.unrotated ? s.absolute.rotation(h.delta.exact_rows) : shift;
+        return {h,
+                *s.ops,
+                s.dtype,
+                plane,
+                dim,
+                h.planes[b.layer * per_layer + plane],
+                turned,
+                shift,
+                static_cast<std::uint8_t*>(b.planes[plane].rows) + column * kernels::dtype_bytes(s.dtype),
+                b.planes[plane].row_bytes,
+                true};
+    };
+    BlockGroup({open.data(), count}, workspace.buffers()).run(job);
+    for (std::size_t i = 0; i < count; ++i) {
+        const OpenBlock& b = open[i];
+        Status closed = b.reader->close();
+        if (closed.ok() && !b.fits)
+            closed = {ErrorCode::kCorruptBlock, "its side information is out of range"};
+        if (!closed.ok()) return {first + i, in_block(h, b.layer, b.block, closed)};
+    }
+    return {first + count, Status()};
 }
 
 Status ChunkDecoder::decode_klt_layer(std::size_t layer, std::span<const PlaneBuffer> planes,
@@ -274,18 +385,22 @@ Status ChunkDecoder::decode_layers(std::size_t first, std::size_t end, std::span
         }
         return {};
     }
+    // Side by side as many as leave every worker some.
+    const std::size_t count = (end - first) * blocks;
+    const std::size_t abreast = std::clamp<std::size_t>(count / executor.workers(), 1, kAbreast);
     std::mutex mutex;
-    std::size_t first_failed = (end - first) * blocks;  // the same report whatever the order
+    std::size_t first_failed = end * blocks;  // the same report whatever the order
     Status failure;
-    executor.run((end - first) * blocks, [&](std::size_t i, std::size_t worker) {
-        const std::size_t layer = i / blocks;
-        Status s = decode_block(first + layer, i % blocks, planes.subspan(layer * per_layer, per_layer),
-                                workspaces[worker]);
-        if (s.ok()) return;
+    executor.run((count + abreast - 1) / abreast, [&](std::size_t i, std::size_t worker) {
+        const std::size_t begin = first * blocks + i * abreast;
+        const std::size_t size = std::min(abreast, end * blocks - begin);
+        const auto from_layer = planes.subspan((begin / blocks - first) * per_layer);
+        auto [at, status] = decode_group(begin, size, from_layer, workspaces[worker]);
+        if (status.ok()) return;
         const std::lock_guard lock(mutex);
-        if (i < first_failed) {
-            first_failed = i;
-            failure = std::move(s);
+        if (at < first_failed) {
+            first_failed = at;
+            failure = std::move(status);
         }
     });
     return failure;

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "codec/executor.h"
@@ -98,6 +99,11 @@ class ChunkDecoder {
 
   private:
     struct State;
+    // Blocks first to first + count - 1, counted over all layers, side by side; `planes` begins with the
+    // first one's layer. The first block that failed and why, or kOk.
+    std::pair<std::size_t, Status> decode_group(std::size_t first, std::size_t count,
+                                                std::span<const PlaneBuffer> planes,
+                                                DecodeWorkspace& workspace) const;
     Status decode_klt_layer(std::size_t layer, std::span<const PlaneBuffer> planes, Executor& executor,
                             DecodeWorkspace& workspace) const;
     explicit ChunkDecoder(std::unique_ptr<State> state);

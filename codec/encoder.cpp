@@ -69,15 +69,36 @@ class LayerEncoder {
     LayerEncoder(const Job& job, std::size_t layer, Workspace& w)
         : job_(job), layer_(layer), w_(w), layout_(*job.input.layout), places_(head_places(layout_)) {}
 
-    void run() {
+    // Loads the layer and decides how each plane is coded.
+    void begin() {
         const std::size_t width = places_.back().layer_column + places_.back().dim;
         w_.tile.resize(std::max(w_.tile.size(), width * job_.body_tokens()));
         w_.symbols.resize(std::max(w_.symbols.size(), width * job_.body_tokens()));
         w_.bits.resize(std::max(w_.bits.size(), width * job_.body_tokens()));
         w_.rows.resize(std::max(w_.rows.size(), width * job_.exact_rows()));
         for (std::size_t p = 0; p < layout_.planes.size(); ++p) params(p) = plan(p);
-        write_blocks();
+        job_.blocks[layer_].clear();
     }
+
+    // Takes the heads of a block down in the writer.
+    void take_down(std::size_t block) {
+        const std::size_t stop = std::min((block + 1) * job_.header.block_heads, places_.size());
+        for (std::size_t h = block * job_.header.block_heads; h < stop; ++h) write_head(places_[h]);
+        before_ = job_.blocks[layer_].size();
+    }
+
+    // After the writer has finished the block.
+    void end_block(std::size_t block) {
+        const std::size_t bytes = job_.blocks[layer_].size() - before_;
+        job_.header.block_bytes[layer_ * job_.header.blocks_per_layer() + block] =
+            static_cast<std::uint32_t>(bytes);
+    }
+
+    void end() { job_.header.layer_crc[layer_] = crc32(job_.blocks[layer_]); }
+
+    entropy::BlockWriter& writer() { return w_.writer; }
+    std::vector<std::uint8_t>& out() { return job_.blocks[layer_]; }
+    entropy::BlockCost* cost() { return job_.costs != nullptr ? &(*job_.costs)[layer_] : nullptr; }
 
   private:
     PlaneParams& params(std::size_t plane) {
@@ -139,21 +160,6 @@ class LayerEncoder {
         return std::sqrt(std::max(0.0, sum) / values) / scale;
     }
 
-    void write_blocks() {
-        const std::size_t per_block = job_.header.block_heads;
-        const std::size_t blocks = job_.header.blocks_per_layer();
-        std::vector<std::uint8_t>& out = job_.blocks[layer_];
-        out.clear();
-        for (std::size_t b = 0; b < blocks; ++b) {
-            const std::size_t stop = std::min((b + 1) * per_block, places_.size());
-            for (std::size_t h = b * per_block; h < stop; ++h) write_head(places_[h]);
-            const std::size_t before = out.size();
-            w_.writer.finish(out, job_.costs != nullptr ? &(*job_.costs)[layer_] : nullptr);
-            job_.header.block_bytes[layer_ * blocks + b] = static_cast<std::uint32_t>(out.size() - before);
-        }
-        job_.header.layer_crc[layer_] = crc32(out);
-    }
-
     void write_head(const HeadPlace& h) {
         write_exact_rows(h);
         const std::size_t tokens = job_.body_tokens();
@@ -183,7 +189,24 @@ class LayerEncoder {
     Workspace& w_;
     const Layout& layout_;
     std::vector<HeadPlace> places_;
+    std::size_t before_ = 0;  // bytes of the layer's blocks before this one
 };
+
+// One layer, or two side by side: coding takes little longer for both.
+void encode_layers(std::span<LayerEncoder> layers, std::size_t blocks) {
+    for (LayerEncoder& l : layers) l.begin();
+    for (std::size_t b = 0; b < blocks; ++b) {
+        for (LayerEncoder& l : layers) l.take_down(b);
+        if (layers.size() == 2) {
+            entropy::BlockWriter::finish_both(layers[0].writer(), layers[0].out(), layers[1].writer(),
+                                              layers[1].out(), layers[0].cost(), layers[1].cost());
+        } else {
+            layers[0].writer().finish(layers[0].out(), layers[0].cost());
+        }
+        for (LayerEncoder& l : layers) l.end_block(b);
+    }
+    for (LayerEncoder& l : layers) l.end();
+}
 
 std::size_t auto_block_heads(const Layout& layout, std::size_t tokens) {
     std::size_t widest = 1;
@@ -266,7 +289,7 @@ ChunkHeader plan_header(const ChunkInput& input, const EncodeOptions& options) {
 struct ChunkEncoder::State {
     EncodeOptions options;
     const kernels::Ops* ops;
-    std::vector<Workspace> workspaces;
+    std::vector<Workspace> workspaces;  // two per worker
     std::vector<std::vector<std::uint8_t>> blocks;
     KltEncoder klt;
     std::shared_ptr<const KltAnalysis> analysis;  // made for the first klt chunk
@@ -286,7 +309,7 @@ Status ChunkEncoder::encode(const ChunkInput& input, Executor& executor, std::ve
     const RopeTable rope =
         header.unrotated ? RopeTable(header.layout.rope, header.position(), 1, header.tokens) : RopeTable();
     const std::size_t layers = header.layout.layers;
-    while (s.workspaces.size() < executor.workers()) s.workspaces.emplace_back(*s.ops);
+    while (s.workspaces.size() < 2 * executor.workers()) s.workspaces.emplace_back(*s.ops);
     s.blocks.resize(layers);
     std::vector<entropy::BlockCost> costs(report != nullptr ? layers : 0);
     if (header.profile == Profile::kKlt) {
@@ -300,8 +323,11 @@ Status ChunkEncoder::encode(const ChunkInput& input, Executor& executor, std::ve
     } else {
         const Job job = {
             input, s.options, *s.ops, header, rope, s.blocks, report != nullptr ? &costs : nullptr};
-        executor.run(layers, [&](std::size_t layer, std::size_t worker) {
-            LayerEncoder(job, layer, s.workspaces[worker]).run();
+        executor.run((layers + 1) / 2, [&](std::size_t i, std::size_t worker) {
+            std::vector<LayerEncoder> pair;
+            for (std::size_t l = 2 * i; l < std::min(2 * i + 2, layers); ++l)
+                pair.emplace_back(job, l, s.workspaces[2 * worker + l % 2]);
+            encode_layers(pair, job.header.blocks_per_layer());
         });
     }
 

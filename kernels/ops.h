@@ -197,7 +197,7 @@ struct Ops {
     std::uint64_t (*quantise)(const float* values, const std::int16_t* prediction, std::size_t count,
                               float inverse_unit, unsigned shift, std::int32_t limit, std::int16_t* q);
 
-    // states = saturate16(prediction + q * 2^shift).
+    // states = saturate16(prediction + q * 2^shift); shift <= 14. `states` may be `q`.
     void (*reconstruct)(const std::int16_t* q, const std::int16_t* prediction, std::size_t count,
                         unsigned shift, std::int16_t* states);
 

@@ -166,49 +166,65 @@ void write_quantised_head(entropy::BlockWriter& out, const kernels::Ops& ops, co
 
 namespace {
 
-void read_by_mean(entropy::BlockReader& in, const kernels::Ops& ops, const PlaneParams& plane, std::size_t c,
-                  std::int16_t* row, TileShape shape, QuantisedScratch& s) {
-    in.strip(as_class(s.classes[c]), shape.tokens, s.states.data());
-    std::fill_n(s.prediction.data(), shape.tokens, mean_state(s.means[c], plane));
-    ops.reconstruct(s.states.data(), s.prediction.data(), shape.tokens, plane.guard_bits, row);
+// Side information of one head; false where it is out of range.
+bool read_side(entropy::BlockReader& in, const DeltaParams& delta, QuantisedScratch& s) {
+    constexpr std::int32_t last_class = entropy::kClasses - 1;
+    bool fits = in.vector(s.classes, 0, last_class);
+    if (delta.predictor == Predictor::kAnchor) fits = in.vector(s.delta_classes, 0, last_class) && fits;
+    return in.vector(s.means, -kMeanLimit, kMeanLimit) && fits;
 }
 
-void read_by_anchor(entropy::BlockReader& in, const kernels::Ops& ops, const DeltaParams& delta,
-                    const PlaneParams& plane, std::size_t c, std::int16_t* row, TileShape shape,
-                    QuantisedScratch& s) {
+// Symbols of one channel, in place, to states.
+void reconstruct_by_mean(const kernels::Ops& ops, const PlaneParams& plane, std::size_t c, std::int16_t* row,
+                         TileShape shape, QuantisedScratch& s) {
+    std::fill_n(s.prediction.data(), shape.tokens, mean_state(s.means[c], plane));
+    ops.reconstruct(row, s.prediction.data(), shape.tokens, plane.guard_bits, row);
+}
+
+void reconstruct_by_anchor(const kernels::Ops& ops, const DeltaParams& delta, const PlaneParams& plane,
+                           std::size_t c, std::int16_t* row, TileShape shape, QuantisedScratch& s) {
     const Anchors anchors(delta, shape.tokens);
-    const std::size_t first = anchors.count();
-    const std::size_t rest = shape.tokens - first;
-    std::int16_t* q = s.states.data();
-    in.strip(as_class(s.classes[c]), first, q);
-    in.strip(as_class(s.delta_classes[c]), rest, q + first);
+    const std::size_t first = anchors.count(), rest = shape.tokens - first;
     std::fill_n(s.prediction.data(), first, mean_state(s.means[c], plane));
-    ops.reconstruct(q, s.prediction.data(), first, plane.guard_bits - delta.anchor_shift, s.joined.data());
+    ops.reconstruct(row, s.prediction.data(), first, plane.guard_bits - delta.anchor_shift, s.joined.data());
     anchors.spread(s.joined.data(), s.prediction.data());
-    ops.reconstruct(q + first, s.prediction.data(), rest, plane.guard_bits, s.joined.data() + first);
+    ops.reconstruct(row + first, s.prediction.data(), rest, plane.guard_bits, s.joined.data() + first);
     anchors.join(s.joined.data(), row);
 }
 
 }  // namespace
 
-bool read_quantised_head(entropy::BlockReader& in, const kernels::Ops& ops, const DeltaParams& delta,
-                         const PlaneParams& plane, std::int16_t* tile, TileShape shape,
-                         QuantisedScratch& scratch) {
-    resize(scratch, shape);
+void read_quantised_heads(std::span<entropy::BlockReader* const> readers, const kernels::Ops& ops,
+                          const DeltaParams& delta, std::span<QuantisedHead> heads, TileShape shape,
+                          std::span<QuantisedScratch> scratch) {
     const bool anchored = delta.predictor == Predictor::kAnchor;
-    constexpr std::int32_t last_class = entropy::kClasses - 1;
-    bool fits = in.vector(scratch.classes, 0, last_class);
-    if (anchored) fits = in.vector(scratch.delta_classes, 0, last_class) && fits;
-    fits = in.vector(scratch.means, -kMeanLimit, kMeanLimit) && fits;
+    const std::size_t first = anchored ? Anchors(delta, shape.tokens).count() : shape.tokens;
+    for (std::size_t i = 0; i < readers.size(); ++i) {
+        resize(scratch[i], shape);
+        heads[i].fits = read_side(*readers[i], delta, scratch[i]);
+    }
+    std::vector<kernels::Strip>& strips = scratch[0].strips;
+    strips.clear();
     for (std::size_t c = 0; c < shape.channels; ++c) {
-        std::int16_t* row = tile + c * shape.stride;
-        if (anchored) {
-            read_by_anchor(in, ops, delta, plane, c, row, shape, scratch);
-        } else {
-            read_by_mean(in, ops, plane, c, row, shape, scratch);
+        for (std::size_t i = 0; i < readers.size(); ++i)
+            strips.push_back(entropy::decoding_strip(as_class(scratch[i].classes[c]), first,
+                                                     heads[i].tile + c * shape.stride));
+        for (std::size_t i = 0; anchored && i < readers.size(); ++i)
+            strips.push_back(entropy::decoding_strip(as_class(scratch[i].delta_classes[c]),
+                                                     shape.tokens - first,
+                                                     heads[i].tile + c * shape.stride + first));
+    }
+    entropy::BlockReader::strips(readers, strips);
+    for (std::size_t i = 0; i < readers.size(); ++i) {
+        for (std::size_t c = 0; c < shape.channels; ++c) {
+            std::int16_t* row = heads[i].tile + c * shape.stride;
+            if (anchored) {
+                reconstruct_by_anchor(ops, delta, heads[i].plane, c, row, shape, scratch[i]);
+            } else {
+                reconstruct_by_mean(ops, heads[i].plane, c, row, shape, scratch[i]);
+            }
         }
     }
-    return fits;
 }
 
 }  // namespace kvcast

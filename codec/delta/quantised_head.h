@@ -24,6 +24,7 @@ struct QuantisedScratch {
     std::vector<std::int16_t> states;
     std::vector<std::int16_t> joined;
     std::vector<float> gathered;
+    std::vector<kernels::Strip> strips;
 };
 
 // Extents of a tile, channel-major.
@@ -43,9 +44,18 @@ void write_quantised_head(entropy::BlockWriter& out, const kernels::Ops& ops, co
                           const PlaneParams& plane, const float* tile, TileShape shape, std::int16_t* symbols,
                           QuantisedScratch& scratch);
 
-// Reads a head into states. False where side information is out of range (the tile is filled all the same).
-bool read_quantised_head(entropy::BlockReader& in, const kernels::Ops& ops, const DeltaParams& delta,
-                         const PlaneParams& plane, std::int16_t* tile, TileShape shape,
-                         QuantisedScratch& scratch);
+// One head that is read: its plane's parameters, where its states go, and whether its side information was in
+// range (the tile is filled all the same).
+struct QuantisedHead {
+    PlaneParams plane;
+    std::int16_t* tile = nullptr;
+    bool fits = true;
+};
+
+// Reads the next head of each of some blocks, all of one shape, side by side. `scratch` has one entry per
+// reader.
+void read_quantised_heads(std::span<entropy::BlockReader* const> readers, const kernels::Ops& ops,
+                          const DeltaParams& delta, std::span<QuantisedHead> heads, TileShape shape,
+                          std::span<QuantisedScratch> scratch);
 
 }  // namespace kvcast

@@ -3,21 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "codec/format/chunk_header.h"
 
 namespace kvcast::entropy {
-
-namespace {
-
-kernels::Strip strip_of(unsigned spread_class, std::size_t count, std::int16_t* values) {
-    if (spread_class == 0) return {nullptr, 0, count, values};
-    const ClassCoding c = class_coding(spread_class);
-    return {&alias_table(c.table), c.shift, count, values};
-}
-
-}  // namespace
 
 BlockReader::BlockReader(const kernels::Ops& ops, std::span<const std::uint8_t> block) : ops_(ops) {
     std::memcpy(decoder_.state, block.data(), kBlockStateBytes);
@@ -52,15 +43,36 @@ bool BlockReader::vector(std::span<std::int16_t> values, std::int32_t low, std::
 }
 
 void BlockReader::strip(unsigned spread_class, std::size_t count, std::int16_t* values) {
-    const kernels::Strip coded = strip_of(spread_class, count, values);
+    const kernels::Strip one = decoding_strip(spread_class, count, values);
+    strips({&one, 1});
+}
+
+void BlockReader::strips(std::span<const kernels::Strip> strips) {
     kernels::RansDecoder* const decoder = &decoder_;
-    ops_.decode_strips({&decoder, 1}, {&coded, 1});
+    ops_.decode_strips({&decoder, 1}, strips);
 }
 
 void BlockReader::floats(ExponentModel model, kernels::Dtype dtype, std::size_t count, std::uint32_t* bits) {
-    const kernels::FloatStrip coded = {&alias_table(kFirstExponentTable + model.table), model.center, bits};
-    kernels::RansDecoder* const decoder = &decoder_;
-    ops_.decode_floats({&decoder, 1}, {&coded, 1}, dtype, count);
+    BlockReader* const reader = this;
+    floats({&reader, 1}, {&model, 1}, dtype, count, {&bits, 1});
+}
+
+void BlockReader::strips(std::span<BlockReader* const> readers, std::span<const kernels::Strip> strips) {
+    std::array<kernels::RansDecoder*, BlockReader::kMostAbreast> decoders = {};
+    for (std::size_t i = 0; i < readers.size(); ++i) decoders[i] = &readers[i]->decoder_;
+    readers[0]->ops_.decode_strips({decoders.data(), readers.size()}, strips);
+}
+
+void BlockReader::floats(std::span<BlockReader* const> readers, std::span<const ExponentModel> models,
+                         kernels::Dtype dtype, std::size_t count, std::span<std::uint32_t* const> bits) {
+    std::array<kernels::RansDecoder*, BlockReader::kMostAbreast> decoders = {};
+    std::array<kernels::FloatStrip, BlockReader::kMostAbreast> strips = {};
+    for (std::size_t i = 0; i < readers.size(); ++i) {
+        decoders[i] = &readers[i]->decoder_;
+        strips[i] = {&alias_table(kFirstExponentTable + models[i].table), models[i].center, bits[i]};
+    }
+    readers[0]->ops_.decode_floats({decoders.data(), readers.size()}, {strips.data(), readers.size()}, dtype,
+                                   count);
 }
 
 Status BlockReader::next_piece(std::span<const std::uint8_t> piece) {

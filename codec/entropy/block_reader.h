@@ -27,8 +27,18 @@ class BlockReader {
     // `count` values of one spread class (class 0: zeros).
     void strip(unsigned spread_class, std::size_t count, std::int16_t* values);
 
+    // Strips one after another; see decoding_strip().
+    void strips(std::span<const kernels::Strip> strips);
+
     // `count` floating-point elements under one exponent model.
     void floats(ExponentModel model, kernels::Dtype dtype, std::size_t count, std::uint32_t* bits);
+
+    // The same from up to kMostAbreast blocks at once, of one backend, which is faster than one after
+    // another: strip i belongs to reader i modulo their number.
+    static constexpr std::size_t kMostAbreast = 8;
+    static void strips(std::span<BlockReader* const> readers, std::span<const kernels::Strip> strips);
+    static void floats(std::span<BlockReader* const> readers, std::span<const ExponentModel> models,
+                       kernels::Dtype dtype, std::size_t count, std::span<std::uint32_t* const> bits);
 
     // Bytes of the piece that are not read yet. States hold some of what comes next: between two points of a
     // block the difference tells what lies between them up to a few words.

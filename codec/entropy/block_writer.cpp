@@ -163,8 +163,8 @@ void BlockWriter::finish(std::vector<std::uint8_t>& out, BlockCost* ideal) {
 }
 
 bool BlockWriter::alike(const Item& a, const Item& b) {
-    const bool strips = a.kind != Kind::kWord && a.kind != Kind::kFloats && b.kind != Kind::kWord &&
-                        b.kind != Kind::kFloats;
+    const bool strips =
+        a.kind != Kind::kWord && a.kind != Kind::kFloats && b.kind != Kind::kWord && b.kind != Kind::kFloats;
     const bool floats = a.kind == Kind::kFloats && b.kind == Kind::kFloats && a.dtype == b.dtype;
     return (strips || floats) && a.count == b.count;
 }

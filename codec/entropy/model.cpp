@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <limits>
+#include <numeric>
 
 namespace kvcast::entropy {
 namespace {
@@ -113,13 +114,18 @@ std::uint64_t histogram_cost(std::size_t table, const std::array<std::uint32_t, 
     return cost;
 }
 
-std::array<std::uint32_t, kSymbols> symbols_around(std::span<const std::uint32_t> counts,
+// How often each symbol occurs where `counts` are of exponents, `total` together.
+std::array<std::uint32_t, kSymbols> symbols_around(std::span<const std::uint32_t> counts, std::uint32_t total,
                                                    std::int32_t center) {
     std::array<std::uint32_t, kSymbols> out = {};
-    for (std::size_t e = 0; e < counts.size(); ++e) {
-        const std::int32_t d = center - static_cast<std::int32_t>(e) + kernels::kSymbolZero;
-        out[d >= 0 && d < static_cast<std::int32_t>(kernels::kEscape) ? d : kernels::kEscape] += counts[e];
+    std::uint32_t inside = 0;
+    for (std::int32_t s = 0; s < static_cast<std::int32_t>(kernels::kEscape); ++s) {
+        const std::int32_t exponent = center + kernels::kSymbolZero - s;
+        if (exponent < 0 || exponent >= static_cast<std::int32_t>(counts.size())) continue;
+        out[static_cast<std::size_t>(s)] = counts[static_cast<std::size_t>(exponent)];
+        inside += counts[static_cast<std::size_t>(exponent)];
     }
+    out[kernels::kEscape] = total - inside;
     return out;
 }
 
@@ -128,6 +134,12 @@ std::array<std::uint32_t, kSymbols> symbols_around(std::span<const std::uint32_t
 const AliasTable& alias_table(std::size_t table) {
     return all_tables().alias[table];
 }
+kernels::Strip decoding_strip(unsigned spread_class, std::size_t count, std::int16_t* values) {
+    if (spread_class == 0) return {nullptr, 0, count, values};
+    const ClassCoding c = class_coding(spread_class);
+    return {&alias_table(c.table), c.shift, count, values};
+}
+
 const EncodeTable& encode_table(std::size_t table) {
     return all_tables().encode[table];
 }
@@ -161,16 +173,31 @@ unsigned class_for(std::uint64_t sum_of_magnitudes, std::size_t count) {
     return static_cast<unsigned>(at - std::begin(kClassThresholds)) + 1;
 }
 
+namespace {
+
+// Cost of values as differences to `reference`; stops where it is more than `most`.
+std::uint64_t vector_cost(std::span<const std::int16_t> values, std::int32_t reference, unsigned spread_class,
+                          std::uint64_t most) {
+    std::uint64_t cost = 0;
+    for (std::size_t i = 0; i < values.size() && cost <= most; ++i)
+        cost += value_cost(spread_class, values[i] - reference);
+    return cost;
+}
+
+}  // namespace
+
 unsigned cheapest_class(std::span<const std::int16_t> values, std::int32_t reference) {
     const bool all_equal =
         std::all_of(values.begin(), values.end(), [&](std::int16_t v) { return v == reference; });
     if (all_equal) return 0;
-    unsigned best = 1;
-    std::uint64_t least = std::numeric_limits<std::uint64_t>::max();
+    std::uint64_t sum = 0;
+    for (const std::int16_t v : values) sum += static_cast<std::uint64_t>(std::abs(v - reference));
+    // From a good guess on, most classes are given up after a few values.
+    unsigned best = std::max(class_for(sum, values.size()), 1u);
+    std::uint64_t least = vector_cost(values, reference, best, std::numeric_limits<std::uint64_t>::max());
     for (unsigned c = 1; c < kClasses; ++c) {
-        std::uint64_t cost = 0;
-        for (const std::int16_t v : values) cost += value_cost(c, v - reference);
-        if (cost < least) {
+        const std::uint64_t cost = vector_cost(values, reference, c, least);
+        if (cost < least || (cost == least && c < best)) {
             least = cost;
             best = c;
         }
@@ -183,9 +210,10 @@ ExponentModel cheapest_exponent_model(std::span<const std::uint32_t> counts) {
         static_cast<std::int32_t>(std::max_element(counts.begin(), counts.end()) - counts.begin());
     ExponentModel best = {static_cast<std::uint32_t>(mode), 0};
     std::uint64_t least = std::numeric_limits<std::uint64_t>::max();
+    const std::uint32_t total = std::accumulate(counts.begin(), counts.end(), 0u);
     for (std::int32_t center = mode - 1; center <= mode + 1; ++center) {
         if (center < 0 || center >= static_cast<std::int32_t>(counts.size())) continue;
-        const auto symbols = symbols_around(counts, center);
+        const auto symbols = symbols_around(counts, total, center);
         for (std::uint32_t t = 0; t < kExponentTables; ++t) {
             const std::uint64_t cost = histogram_cost(kFirstExponentTable + t, symbols);
             if (cost >= least) continue;

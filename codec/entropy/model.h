@@ -31,6 +31,9 @@ constexpr ClassCoding class_coding(unsigned spread_class) {
 }
 
 const kernels::AliasTable& alias_table(std::size_t table);
+
+// `count` values of one class, to be decoded to `values` (class 0: zeros).
+kernels::Strip decoding_strip(unsigned spread_class, std::size_t count, std::int16_t* values);
 const kernels::EncodeTable& encode_table(std::size_t table);
 
 // Code length in 1/256 bit: of a symbol, and of a value in a class (raw bits and escape included).

@@ -52,19 +52,27 @@ void write_exact_body(entropy::BlockWriter& out, Dtype dtype, const std::uint32_
     }
 }
 
-bool read_exact_body(entropy::BlockReader& in, Dtype dtype, std::uint32_t* tile, std::size_t tile_stride,
-                     std::size_t channels, std::size_t tokens, ExactModels& models) {
-    models.centers.resize(channels);
-    models.tables.resize(channels);
+void read_exact_bodies(std::span<entropy::BlockReader* const> readers, Dtype dtype,
+                       std::span<ExactBody> bodies, std::size_t tile_stride, std::size_t channels,
+                       std::size_t tokens, std::span<ExactModels> models) {
     const auto last_exponent = static_cast<std::int32_t>(kernels::exponent_mask(dtype));
-    const bool centers_fit = in.vector(models.centers, 0, last_exponent);
-    const bool tables_fit = in.vector(models.tables, 0, kLastTable);
-    for (std::size_t c = 0; c < channels; ++c) {
-        const ExponentModel m = {static_cast<std::uint32_t>(models.centers[c]),
-                                 static_cast<std::uint32_t>(models.tables[c])};
-        in.floats(m, dtype, tokens, tile + c * tile_stride);
+    for (std::size_t i = 0; i < readers.size(); ++i) {
+        models[i].centers.resize(channels);
+        models[i].tables.resize(channels);
+        bodies[i].fits = readers[i]->vector(models[i].centers, 0, last_exponent);
+        bodies[i].fits = readers[i]->vector(models[i].tables, 0, kLastTable) && bodies[i].fits;
     }
-    return centers_fit && tables_fit;
+    std::array<ExponentModel, entropy::BlockReader::kMostAbreast> model = {};
+    std::array<std::uint32_t*, entropy::BlockReader::kMostAbreast> row = {};
+    for (std::size_t c = 0; c < channels; ++c) {
+        for (std::size_t i = 0; i < readers.size(); ++i) {
+            model[i] = {static_cast<std::uint32_t>(models[i].centers[c]),
+                        static_cast<std::uint32_t>(models[i].tables[c])};
+            row[i] = bodies[i].tile + c * tile_stride;
+        }
+        entropy::BlockReader::floats(readers, {model.data(), readers.size()}, dtype, tokens,
+                                     {row.data(), readers.size()});
+    }
 }
 
 }  // namespace kvcast

@@ -28,8 +28,15 @@ struct ExactModels {
 void write_exact_body(entropy::BlockWriter& out, kernels::Dtype dtype, const std::uint32_t* tile,
                       std::size_t tile_stride, std::size_t channels, std::size_t tokens, ExactModels& models);
 
-// False where a model is out of range (the tile is filled all the same).
-bool read_exact_body(entropy::BlockReader& in, kernels::Dtype dtype, std::uint32_t* tile,
-                     std::size_t tile_stride, std::size_t channels, std::size_t tokens, ExactModels& models);
+// A body that is read: where it goes, and whether its models were in range (the tile is filled all the same).
+struct ExactBody {
+    std::uint32_t* tile = nullptr;
+    bool fits = true;
+};
+
+// Reads a body from each of some blocks, all of one shape, side by side; `models` has one entry per reader.
+void read_exact_bodies(std::span<entropy::BlockReader* const> readers, kernels::Dtype dtype,
+                       std::span<ExactBody> bodies, std::size_t tile_stride, std::size_t channels,
+                       std::size_t tokens, std::span<ExactModels> models);
 
 }  // namespace kvcast

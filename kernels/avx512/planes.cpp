@@ -57,6 +57,27 @@ KVCAST_AVX512_INLINE void store_at(std::uint8_t* to, __m128i v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), v);
 }
 
+KVCAST_AVX512_INLINE void store_at(std::uint8_t* to, __m256i v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), v);
+}
+
+// Stores 16 channels of 32 tokens, transposed: lane L of a[j] and b[j] is token 8 L + j.
+KVCAST_AVX512_INLINE void store_whole16(const __m512i (&a)[8], const __m512i (&b)[8], std::uint8_t* rows,
+                                        std::size_t row_bytes) {
+    const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+    const __m512i second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+    KVCAST_UNROLL
+    for (int j = 0; j < 8; ++j) {
+        std::uint8_t* row = rows + static_cast<std::size_t>(j) * row_bytes;
+        const __m512i low = _mm512_permutex2var_epi64(a[j], first, b[j]);
+        const __m512i high = _mm512_permutex2var_epi64(a[j], second, b[j]);
+        store_at(row, _mm512_castsi512_si256(low));
+        store_at(row + 8 * row_bytes, _mm512_extracti64x4_epi64(low, 1));
+        store_at(row + 16 * row_bytes, _mm512_castsi512_si256(high));
+        store_at(row + 24 * row_bytes, _mm512_extracti64x4_epi64(high, 1));
+    }
+}
+
 // Stores 8 channels of up to 32 tokens, transposed: lane L of r[j] is token 8 L + j.
 KVCAST_AVX512_INLINE void store_lanes16(const __m512i (&r)[8], std::size_t tokens, std::uint8_t* rows,
                                         std::size_t row_bytes) {
@@ -111,20 +132,21 @@ KVCAST_AVX512_INLINE __m512i high_half(__m512i v) {
 
 // Values of an element type, in the low bits of 32. States times a scale are exact, and neither infinite, NaN
 // nor subnormal.
-template <Dtype D>
-KVCAST_AVX512_INLINE __m512i elements_of(__m512i states, __m512 scale) {
-    const __m512 value = _mm512_mul_ps(_mm512_cvtepi32_ps(states), scale);
+KVCAST_AVX512_INLINE __m512 values_of(__m512i states, __m512 scale) {
+    return _mm512_mul_ps(_mm512_cvtepi32_ps(states), scale);
+}
+
+// Rounded to bfloat16 in the high half of each lane.
+KVCAST_AVX512_INLINE __m512i rounded_bf16(__m512 value) {
     const __m512i bits = _mm512_castps_si512(value);
-    if constexpr (D == Dtype::kF32) return bits;
-    if constexpr (D == Dtype::kF16) {
-        const __m512 most = _mm512_set1_ps(65504.0f);
-        const __m512 inside =
-            _mm512_max_ps(_mm512_min_ps(value, most), _mm512_sub_ps(_mm512_setzero_ps(), most));
-        return _mm512_cvtepu16_epi32(_mm512_cvtps_ph(inside, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-    }
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-    return _mm512_srli_epi32(rounded, 16);
+    return _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+}
+
+KVCAST_AVX512_INLINE __m512i rounded_f16(__m512 value) {
+    const __m512 most = _mm512_set1_ps(65504.0f);
+    const __m512 inside = _mm512_max_ps(_mm512_min_ps(value, most), _mm512_sub_ps(_mm512_setzero_ps(), most));
+    return _mm512_cvtepu16_epi32(_mm512_cvtps_ph(inside, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
 // Scratch memory of one tile: [channel][kTile] elements.
@@ -139,15 +161,21 @@ template <Dtype D>
 KVCAST_AVX512_INLINE void put_row(Scratch<D>& scratch, std::size_t channel, __m512i low, __m512i high,
                                   __m512 scale) {
     auto* row = scratch.at[channel];
-    const __m512i a = elements_of<D>(low, scale), b = elements_of<D>(high, scale);
+    const __m512 a = values_of(low, scale), b = values_of(high, scale);
     if constexpr (D == Dtype::kF32) {
         const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
         const __m512i second =
             _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
-        _mm512_store_si512(row, _mm512_permutex2var_epi32(a, first, b));
-        _mm512_store_si512(row + 16, _mm512_permutex2var_epi32(a, second, b));
+        _mm512_store_ps(row, _mm512_permutex2var_ps(a, first, b));
+        _mm512_store_ps(row + 16, _mm512_permutex2var_ps(a, second, b));
+    } else if constexpr (D == Dtype::kF16) {
+        _mm512_store_si512(row, _mm512_packus_epi32(rounded_f16(a), rounded_f16(b)));
     } else {
-        _mm512_store_si512(row, _mm512_packus_epi32(a, b));
+        // The odd words of both, four of the one and four of the other in turn.
+        const __m512i high_words = _mm512_set_epi32(
+            0x003f003d, 0x003b0039, 0x001f001d, 0x001b0019, 0x00370035, 0x00330031, 0x00170015, 0x00130011,
+            0x002f002d, 0x002b0029, 0x000f000d, 0x000b0009, 0x00270025, 0x00230021, 0x00070005, 0x00030001);
+        _mm512_store_si512(row, _mm512_permutex2var_epi16(rounded_bf16(a), high_words, rounded_bf16(b)));
     }
 }
 
@@ -200,6 +228,17 @@ KVCAST_AVX512_INLINE void store_rows(const Scratch<D>& scratch, std::size_t chan
             }
         }
     } else {
+        for (; tokens == kTile && c + 16 <= channels; c += 16) {
+            __m512i a[8], b[8];
+            KVCAST_UNROLL
+            for (int i = 0; i < 8; ++i) a[i] = _mm512_load_si512(scratch.at[c + static_cast<std::size_t>(i)]);
+            transpose16(a);
+            KVCAST_UNROLL
+            for (int i = 0; i < 8; ++i)
+                b[i] = _mm512_load_si512(scratch.at[c + static_cast<std::size_t>(i) + 8]);
+            transpose16(b);
+            store_whole16(a, b, rows + 2 * c, row_bytes);
+        }
         for (; c + 8 <= channels; c += 8) {
             __m512i r[8];
             KVCAST_UNROLL
