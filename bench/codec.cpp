@@ -20,7 +20,7 @@ namespace {
 using namespace kvcast;
 using namespace kvcast::tools;
 
-constexpr int kRepetitions = 5;
+constexpr int kRepetitions = 15;
 
 // Shortest of some runs, in seconds.
 template <typename F>
@@ -115,22 +115,22 @@ class Cache {
     std::vector<std::vector<std::uint8_t>> planes_;
 };
 
-std::vector<std::vector<std::uint8_t>> encode_all(const KvInput& kv, ChunkEncoder& encoder, std::size_t chunk,
-                                                  Executor& executor, std::vector<EncodeReport>* reports) {
-    std::vector<std::vector<std::uint8_t>> objects;
+void encode_all(const KvInput& kv, ChunkEncoder& encoder, std::size_t chunk,
+                std::vector<std::vector<std::uint8_t>>& objects, Executor& executor,
+                std::vector<EncodeReport>* reports) {
+    const std::size_t tokens = kv.token_ids().size();
+    objects.resize((tokens + chunk - 1) / chunk);
     Hash chain = {};
-    for (std::size_t first = 0; first < kv.token_ids().size(); first += chunk) {
-        const auto ids =
-            std::span(kv.token_ids()).subspan(first, std::min(chunk, kv.token_ids().size() - first));
+    for (std::size_t first = 0; first < tokens; first += chunk) {
+        const auto ids = std::span(kv.token_ids()).subspan(first, std::min(chunk, tokens - first));
         const auto rows = kv.rows(first);
         const ChunkInput input = {&kv.layout(), kv.model(), "", ids, first, kv.base_position(), chain, rows};
         EncodeReport report;
-        const Status s = encoder.encode(input, executor, objects.emplace_back(), chain,
+        const Status s = encoder.encode(input, executor, objects[first / chunk], chain,
                                         reports != nullptr ? &report : nullptr);
         if (!s.ok()) throw Error(s.message());
         if (reports != nullptr) reports->push_back(report);
     }
-    return objects;
 }
 
 void decode_all(const std::vector<std::vector<std::uint8_t>>& objects, Cache& cache, Executor& executor,
@@ -163,6 +163,11 @@ void account(const std::vector<EncodeReport>& reports, std::size_t raw_bytes, st
     row.coder_loss = (blocks - ideal) / ideal;
 }
 
+std::string name_of(const EncodeOptions& o) {
+    return o.profile == Profile::kLossless ? "lossless"
+                                           : fmt::format("{} {}", profile_name(o.profile), o.level);
+}
+
 Row measure(const KvInput& kv, const EncodeOptions& options, std::size_t chunk, std::size_t jobs) {
     const unsigned level = options.profile == Profile::kLossless ? 0 : options.level;
     ChunkEncoder encoder(options);
@@ -173,16 +178,17 @@ Row measure(const KvInput& kv, const EncodeOptions& options, std::size_t chunk, 
     const std::size_t raw_bytes = values * kernels::dtype_bytes(kv.layout().dtype);
     Row row;
     row.level = level;
-    row.name = level == 0 ? "lossless" : fmt::format("{} {}", profile_name(options.profile), level);
+    row.name = name_of(options);
     std::vector<EncodeReport> reports;
-    const auto objects = encode_all(kv, encoder, chunk, serial, &reports);
+    std::vector<std::vector<std::uint8_t>> objects;
+    encode_all(kv, encoder, chunk, objects, serial, &reports);
     account(reports, raw_bytes, values, row);
 
     Cache cache(kv);
     Cache again(kv);
     std::vector<std::vector<std::uint8_t>> encoded;
     row.encode_gbs = static_cast<double>(raw_bytes) / 1e9 /
-                     shortest([&] { encoded = encode_all(kv, encoder, chunk, pool, nullptr); });
+                     shortest([&] { encode_all(kv, encoder, chunk, encoded, pool, nullptr); });
     row.decode_gbs = static_cast<double>(raw_bytes) / 1e9 /
                      shortest([&] { decode_all(objects, cache, pool, workspaces, options.calibration); });
     decode_all(objects, again, serial, workspaces, options.calibration);
@@ -230,7 +236,7 @@ std::vector<EncodeOptions> all_levels(const std::shared_ptr<const Calibration>& 
 }
 
 void bench(const std::string& path, const std::string& calibration, std::size_t chunk, std::size_t jobs,
-           bool json) {
+           bool json, const std::string& only) {
     const KvInput kv(std::make_unique<SafetensorsReader>(path));
     Cache copy(kv);
     const std::size_t raw_bytes =
@@ -245,6 +251,7 @@ void bench(const std::string& path, const std::string& calibration, std::size_t 
                    raw_bytes, 1.0, 16.0, "", "", "", "", memcpy_gbs, memcpy_gbs);
     }
     for (const EncodeOptions& options : all_levels(load_calibration(calibration))) {
+        if (!name_of(options).starts_with(only)) continue;
         const Row row = measure(kv, options, chunk, jobs);
         json ? out["levels"].push_back(as_json(row)) : print(row);
     }
@@ -268,12 +275,14 @@ int main(int argc, char** argv) {
     std::size_t chunk = 256;
     std::size_t jobs = std::max(1u, std::thread::hardware_concurrency());
     bool json = false;
+    std::string only;
     app.add_option("FILE", path, "KV cache (safetensors)")->required();
     app.add_option("-c,--chunk", chunk, "tokens per chunk")
         ->check(CLI::Range(1, 65535))
         ->capture_default_str();
     app.add_option("-j,--jobs", jobs, "threads")->check(CLI::Range(1, 1024))->capture_default_str();
     app.add_option("--calibration", calibration, "measure klt too, with this calibration (.kvcal)");
+    app.add_option("--only", only, "levels whose name begins so, e.g. 'delta' or 'klt 6'");
     app.add_flag("--json", json, "machine-readable output");
-    return run_tool(app, argc, argv, [&] { bench(path, calibration, chunk, jobs, json); });
+    return run_tool(app, argc, argv, [&] { bench(path, calibration, chunk, jobs, json, only); });
 }

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "codec/delta/quantised_head.h"
@@ -16,15 +17,22 @@ namespace {
 
 constexpr std::size_t kTargetBlockValues = std::size_t{96} << 10;
 
-// Buffers of one worker; they grow to the largest layer seen and stay.
+// Buffers of one worker; they grow to the largest layer seen and stay. What a writer refers to stays apart
+// for each of the two blocks that are coded side by side.
 struct Workspace {
-    explicit Workspace(const kernels::Ops& ops) : writer(ops) {}
+    struct Part {
+        explicit Part(const kernels::Ops& ops) : writer(ops) {}
 
-    entropy::BlockWriter writer;
-    std::vector<float> tile;            // [channel of the layer][body token]
-    std::vector<std::int16_t> symbols;  // the same shape
-    std::vector<std::uint32_t> bits;    // the same shape, exact planes
-    std::vector<std::uint32_t> rows;    // exact rows of the layer
+        entropy::BlockWriter writer;
+        std::vector<std::int16_t> symbols;  // [channel of the layer][body token]
+        std::vector<std::uint32_t> bits;    // the same shape, exact planes
+        std::vector<std::uint32_t> rows;    // exact rows of the layer
+    };
+
+    explicit Workspace(const kernels::Ops& ops) : parts{Part(ops), Part(ops)} {}
+
+    std::vector<float> tile;  // [channel of the layer][body token]
+    std::array<Part, 2> parts;
     QuantisedScratch quantised;
     ExactModels models;
 };
@@ -66,39 +74,41 @@ std::vector<HeadPlace> head_places(const Layout& layout) {
 
 class LayerEncoder {
   public:
-    LayerEncoder(const Job& job, std::size_t layer, Workspace& w)
-        : job_(job), layer_(layer), w_(w), layout_(*job.input.layout), places_(head_places(layout_)) {}
+    // What is coded of the layer refers to `part` of the workspace.
+    LayerEncoder(const Job& job, std::size_t layer, Workspace& w, std::size_t part)
+        : job_(job),
+          layer_(layer),
+          w_(w),
+          part_(w.parts[part]),
+          layout_(*job.input.layout),
+          places_(head_places(layout_)) {}
 
     // Loads the layer and decides how each plane is coded.
     void begin() {
         const std::size_t width = places_.back().layer_column + places_.back().dim;
         w_.tile.resize(std::max(w_.tile.size(), width * job_.body_tokens()));
-        w_.symbols.resize(std::max(w_.symbols.size(), width * job_.body_tokens()));
-        w_.bits.resize(std::max(w_.bits.size(), width * job_.body_tokens()));
-        w_.rows.resize(std::max(w_.rows.size(), width * job_.exact_rows()));
+        part_.symbols.resize(std::max(part_.symbols.size(), width * job_.body_tokens()));
+        part_.bits.resize(std::max(part_.bits.size(), width * job_.body_tokens()));
+        part_.rows.resize(std::max(part_.rows.size(), width * job_.exact_rows()));
         for (std::size_t p = 0; p < layout_.planes.size(); ++p) params(p) = plan(p);
-        job_.blocks[layer_].clear();
+        out().clear();
     }
 
-    // Takes the heads of a block down in the writer.
-    void take_down(std::size_t block) {
+    // Takes the heads of a block down.
+    void take_down(std::size_t block, entropy::BlockWriter& writer) {
         const std::size_t stop = std::min((block + 1) * job_.header.block_heads, places_.size());
-        for (std::size_t h = block * job_.header.block_heads; h < stop; ++h) write_head(places_[h]);
-        before_ = job_.blocks[layer_].size();
+        for (std::size_t h = block * job_.header.block_heads; h < stop; ++h) write_head(places_[h], writer);
     }
 
-    // After the writer has finished the block.
-    void end_block(std::size_t block) {
-        const std::size_t bytes = job_.blocks[layer_].size() - before_;
+    // Where the layer's blocks go, one after another, and what they should cost.
+    std::vector<std::uint8_t>& out() { return job_.blocks[layer_]; }
+    entropy::BlockCost* cost() { return job_.costs != nullptr ? &(*job_.costs)[layer_] : nullptr; }
+
+    void note_size(std::size_t block, std::size_t bytes) {
         job_.header.block_bytes[layer_ * job_.header.blocks_per_layer() + block] =
             static_cast<std::uint32_t>(bytes);
     }
-
-    void end() { job_.header.layer_crc[layer_] = crc32(job_.blocks[layer_]); }
-
-    entropy::BlockWriter& writer() { return w_.writer; }
-    std::vector<std::uint8_t>& out() { return job_.blocks[layer_]; }
-    entropy::BlockCost* cost() { return job_.costs != nullptr ? &(*job_.costs)[layer_] : nullptr; }
+    void end() { job_.header.layer_crc[layer_] = crc32(out()); }
 
   private:
     PlaneParams& params(std::size_t plane) {
@@ -160,52 +170,80 @@ class LayerEncoder {
         return std::sqrt(std::max(0.0, sum) / values) / scale;
     }
 
-    void write_head(const HeadPlace& h) {
-        write_exact_rows(h);
+    void write_head(const HeadPlace& h, entropy::BlockWriter& writer) {
+        write_exact_rows(h, writer);
         const std::size_t tokens = job_.body_tokens();
         if (tokens == 0) return;
         if (params(h.plane).mode == PlaneMode::kQuantised) {
-            write_quantised_head(w_.writer, job_.ops, job_.header.delta, params(h.plane), tile(h),
-                                 {h.dim, tokens, tokens}, w_.symbols.data() + h.layer_column * tokens,
+            write_quantised_head(writer, job_.ops, job_.header.delta, params(h.plane), tile(h),
+                                 {h.dim, tokens, tokens}, part_.symbols.data() + h.layer_column * tokens,
                                  w_.quantised);
             return;
         }
-        std::uint32_t* bits = w_.bits.data() + h.layer_column * tokens;
+        std::uint32_t* bits = part_.bits.data() + h.layer_column * tokens;
         job_.ops.load_bits(element(h, job_.exact_rows()), row_bytes(h), layout_.dtype, tokens, h.dim, bits,
                            tokens);
-        write_exact_body(w_.writer, layout_.dtype, bits, tokens, h.dim, tokens, w_.models);
+        write_exact_body(writer, layout_.dtype, bits, tokens, h.dim, tokens, w_.models);
     }
 
-    void write_exact_rows(const HeadPlace& h) {
+    void write_exact_rows(const HeadPlace& h, entropy::BlockWriter& writer) {
         for (std::size_t t = 0; t < job_.exact_rows(); ++t) {
-            std::uint32_t* bits = w_.rows.data() + h.layer_column * job_.exact_rows() + t * h.dim;
+            std::uint32_t* bits = part_.rows.data() + h.layer_column * job_.exact_rows() + t * h.dim;
             job_.ops.load_bits(element(h, t), row_bytes(h), layout_.dtype, 1, h.dim, bits, 1);
-            write_exact_row(w_.writer, layout_.dtype, {bits, h.dim});
+            write_exact_row(writer, layout_.dtype, {bits, h.dim});
         }
     }
 
     const Job& job_;
     std::size_t layer_;
     Workspace& w_;
+    Workspace::Part& part_;
     const Layout& layout_;
     std::vector<HeadPlace> places_;
-    std::size_t before_ = 0;  // bytes of the layer's blocks before this one
 };
 
-// One layer, or two side by side: coding takes little longer for both.
-void encode_layers(std::span<LayerEncoder> layers, std::size_t blocks) {
-    for (LayerEncoder& l : layers) l.begin();
-    for (std::size_t b = 0; b < blocks; ++b) {
-        for (LayerEncoder& l : layers) l.take_down(b);
-        if (layers.size() == 2) {
-            entropy::BlockWriter::finish_both(layers[0].writer(), layers[0].out(), layers[1].writer(),
-                                              layers[1].out(), layers[0].cost(), layers[1].cost());
-        } else {
-            layers[0].writer().finish(layers[0].out(), layers[0].cost());
-        }
-        for (LayerEncoder& l : layers) l.end_block(b);
+// Blocks are coded in pairs, which takes little longer than one of them: those of one layer, or of two layers
+// that have one each.
+void encode_pair_of_layers(const Job& job, std::size_t first, Workspace& w) {
+    const std::size_t count = std::min<std::size_t>(2, job.header.layout.layers - first);
+    std::vector<LayerEncoder> layers;
+    for (std::size_t i = 0; i < count; ++i) {
+        layers.emplace_back(job, first + i, w, i).begin();
+        layers[i].take_down(0, w.parts[i].writer);
     }
-    for (LayerEncoder& l : layers) l.end();
+    LayerEncoder &a = layers.front(), &b = layers.back();
+    if (count == 2) {
+        entropy::BlockWriter::finish_both(w.parts[0].writer, a.out(), w.parts[1].writer, b.out(), a.cost(),
+                                          b.cost());
+    } else {
+        w.parts[0].writer.finish(a.out(), a.cost());
+    }
+    for (LayerEncoder& l : layers) {
+        l.note_size(0, l.out().size());
+        l.end();
+    }
+}
+
+void encode_layer(const Job& job, std::size_t layer, Workspace& w) {
+    const std::size_t blocks = job.header.blocks_per_layer();
+    LayerEncoder l(job, layer, w, 0);
+    l.begin();
+    entropy::BlockWriter &a = w.parts[0].writer, &b = w.parts[1].writer;
+    for (std::size_t block = 0; block < blocks; block += 2) {
+        const std::size_t before = l.out().size();
+        l.take_down(block, a);
+        if (block + 1 == blocks) {
+            a.finish(l.out(), l.cost());
+            l.note_size(block, l.out().size() - before);
+            break;
+        }
+        l.take_down(block + 1, b);
+        const std::size_t first =
+            entropy::BlockWriter::finish_both(a, l.out(), b, l.out(), l.cost(), l.cost());
+        l.note_size(block, first);
+        l.note_size(block + 1, l.out().size() - before - first);
+    }
+    l.end();
 }
 
 std::size_t auto_block_heads(const Layout& layout, std::size_t tokens) {
@@ -289,7 +327,7 @@ ChunkHeader plan_header(const ChunkInput& input, const EncodeOptions& options) {
 struct ChunkEncoder::State {
     EncodeOptions options;
     const kernels::Ops* ops;
-    std::vector<Workspace> workspaces;  // two per worker
+    std::vector<Workspace> workspaces;
     std::vector<std::vector<std::uint8_t>> blocks;
     KltEncoder klt;
     std::shared_ptr<const KltAnalysis> analysis;  // made for the first klt chunk
@@ -309,7 +347,7 @@ Status ChunkEncoder::encode(const ChunkInput& input, Executor& executor, std::ve
     const RopeTable rope =
         header.unrotated ? RopeTable(header.layout.rope, header.position(), 1, header.tokens) : RopeTable();
     const std::size_t layers = header.layout.layers;
-    while (s.workspaces.size() < 2 * executor.workers()) s.workspaces.emplace_back(*s.ops);
+    while (s.workspaces.size() < executor.workers()) s.workspaces.emplace_back(*s.ops);
     s.blocks.resize(layers);
     std::vector<entropy::BlockCost> costs(report != nullptr ? layers : 0);
     if (header.profile == Profile::kKlt) {
@@ -323,22 +361,26 @@ Status ChunkEncoder::encode(const ChunkInput& input, Executor& executor, std::ve
     } else {
         const Job job = {
             input, s.options, *s.ops, header, rope, s.blocks, report != nullptr ? &costs : nullptr};
-        executor.run((layers + 1) / 2, [&](std::size_t i, std::size_t worker) {
-            std::vector<LayerEncoder> pair;
-            for (std::size_t l = 2 * i; l < std::min(2 * i + 2, layers); ++l)
-                pair.emplace_back(job, l, s.workspaces[2 * worker + l % 2]);
-            encode_layers(pair, job.header.blocks_per_layer());
-        });
+        if (header.blocks_per_layer() == 1) {
+            executor.run((layers + 1) / 2, [&](std::size_t i, std::size_t worker) {
+                encode_pair_of_layers(job, 2 * i, s.workspaces[worker]);
+            });
+        } else {
+            executor.run(layers, [&](std::size_t layer, std::size_t worker) {
+                encode_layer(job, layer, s.workspaces[worker]);
+            });
+        }
     }
 
     Result<std::vector<std::uint8_t>> head = write_header(header);
     if (!head.ok()) return head.status();
-    object = std::move(head.value());
+    object.assign(head.value().begin(), head.value().end());  // in the caller's memory, if it has some
     if (report != nullptr) *report = {object.size(), header.payload_bytes(), {}};
     for (const entropy::BlockCost& c : costs) {
         report->ideal.payload += c.payload;
         report->ideal.side += c.side;
     }
+    object.reserve(object.size() + header.payload_bytes());
     for (const auto& blocks : s.blocks) object.insert(object.end(), blocks.begin(), blocks.end());
     chain = header.chain;
     return {};

@@ -169,8 +169,9 @@ bool BlockWriter::alike(const Item& a, const Item& b) {
     return (strips || floats) && a.count == b.count;
 }
 
-void BlockWriter::finish_both(BlockWriter& a, std::vector<std::uint8_t>& out_a, BlockWriter& b,
-                              std::vector<std::uint8_t>& out_b, BlockCost* ideal_a, BlockCost* ideal_b) {
+std::size_t BlockWriter::finish_both(BlockWriter& a, std::vector<std::uint8_t>& out_a, BlockWriter& b,
+                                     std::vector<std::uint8_t>& out_b, BlockCost* ideal_a,
+                                     BlockCost* ideal_b) {
     for (const auto& [writer, ideal] : {std::pair(&a, ideal_a), std::pair(&b, ideal_b)}) {
         if (ideal == nullptr) continue;
         for (const Item& item : writer->items_) writer->add_cost(item, *ideal);
@@ -196,8 +197,11 @@ void BlockWriter::finish_both(BlockWriter& a, std::vector<std::uint8_t>& out_a, 
             b.encode(b.items_[--j], encoder_b);
         }
     }
+    const std::size_t before = out_a.size();
     a.end(encoder_a, out_a);
+    const std::size_t bytes = out_a.size() - before;
     b.end(encoder_b, out_b);
+    return bytes;
 }
 
 }  // namespace kvcast::entropy

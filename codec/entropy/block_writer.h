@@ -45,10 +45,11 @@ class BlockWriter {
     void finish(std::vector<std::uint8_t>& out, BlockCost* ideal = nullptr);
 
     // finish() for two writers at once, which takes little longer than one of them where their blocks are of
-    // like shape. Both were made with the same backend.
-    static void finish_both(BlockWriter& a, std::vector<std::uint8_t>& out_a, BlockWriter& b,
-                            std::vector<std::uint8_t>& out_b, BlockCost* ideal_a = nullptr,
-                            BlockCost* ideal_b = nullptr);
+    // like shape: the bytes of the first. Both were made with the same backend; both may append to the same
+    // vector, which then gets the first block first.
+    static std::size_t finish_both(BlockWriter& a, std::vector<std::uint8_t>& out_a, BlockWriter& b,
+                                   std::vector<std::uint8_t>& out_b, BlockCost* ideal_a = nullptr,
+                                   BlockCost* ideal_b = nullptr);
 
   private:
     enum class Kind : std::uint8_t { kWord, kVector, kStrip, kFloats, kBoundary };

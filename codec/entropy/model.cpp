@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <limits>
-#include <numeric>
 
 namespace kvcast::entropy {
 namespace {
@@ -114,6 +113,13 @@ std::uint64_t histogram_cost(std::size_t table, const std::array<std::uint32_t, 
     return cost;
 }
 
+// The same where the counts' sum fits 15 bits: products of 16 bits, added in 32.
+std::uint32_t histogram_cost(std::size_t table, const std::array<std::int16_t, kSymbols>& counts) {
+    std::int32_t cost = 0;
+    for (unsigned s = 0; s < kSymbols; ++s) cost += counts[s] * static_cast<std::int16_t>(kCosts[table][s]);
+    return static_cast<std::uint32_t>(cost);
+}
+
 // How often each symbol occurs where `counts` are of exponents, `total` together.
 std::array<std::uint32_t, kSymbols> symbols_around(std::span<const std::uint32_t> counts, std::uint32_t total,
                                                    std::int32_t center) {
@@ -206,16 +212,24 @@ unsigned cheapest_class(std::span<const std::int16_t> values, std::int32_t refer
 }
 
 ExponentModel cheapest_exponent_model(std::span<const std::uint32_t> counts) {
+    std::uint32_t most = 0, total = 0;
+    for (const std::uint32_t n : counts) {
+        most = std::max(most, n);
+        total += n;
+    }
     const auto mode =
-        static_cast<std::int32_t>(std::max_element(counts.begin(), counts.end()) - counts.begin());
+        static_cast<std::int32_t>(std::find(counts.begin(), counts.end(), most) - counts.begin());
     ExponentModel best = {static_cast<std::uint32_t>(mode), 0};
     std::uint64_t least = std::numeric_limits<std::uint64_t>::max();
-    const std::uint32_t total = std::accumulate(counts.begin(), counts.end(), 0u);
     for (std::int32_t center = mode - 1; center <= mode + 1; ++center) {
         if (center < 0 || center >= static_cast<std::int32_t>(counts.size())) continue;
         const auto symbols = symbols_around(counts, total, center);
+        std::array<std::int16_t, kSymbols> few;
+        for (unsigned s = 0; s < kSymbols; ++s) few[s] = static_cast<std::int16_t>(symbols[s]);
         for (std::uint32_t t = 0; t < kExponentTables; ++t) {
-            const std::uint64_t cost = histogram_cost(kFirstExponentTable + t, symbols);
+            const std::size_t table = kFirstExponentTable + t;
+            const std::uint64_t cost =
+                total <= 0x7fff ? histogram_cost(table, few) : histogram_cost(table, symbols);
             if (cost >= least) continue;
             least = cost;
             best = {static_cast<std::uint32_t>(center), t};

@@ -488,41 +488,77 @@ KVCAST_AVX512 float max_magnitude(const float* values, std::size_t count) {
 }
 
 KVCAST_AVX512 Moments moments(const float* values, std::size_t count, float scale) {
+    constexpr std::size_t kMostAtOnce = 16 * 256;  // values whose sum of 22 bits each stays within 32
     const __m512 factor = _mm512_set1_ps(scale);
-    __m512i sum = _mm512_setzero_si512(), squares = _mm512_setzero_si512();
-    for (std::size_t i = 0; i < count; i += 16) {
-        const auto lanes = static_cast<__mmask16>(first_lanes(std::min<std::size_t>(16, count - i)));
-        const __m512 x = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, values + i), factor);
-        const __m512i v = _mm512_cvttps_epi32(rounded(x));
-        const __m512i odd = _mm512_srli_epi64(v, 32);
-        squares = _mm512_add_epi64(squares, _mm512_mul_epi32(v, v));
-        squares = _mm512_add_epi64(squares, _mm512_mul_epi32(odd, odd));
-        sum = _mm512_add_epi64(sum, _mm512_srai_epi64(_mm512_slli_epi64(v, 32), 32));
-        sum = _mm512_add_epi64(sum, _mm512_srai_epi64(v, 32));
+    __m512i squares = _mm512_setzero_si512(), more_squares = squares;
+    Moments m = {0, 0};
+    for (std::size_t begin = 0; begin < count; begin += kMostAtOnce) {
+        const std::size_t end = std::min(count, begin + kMostAtOnce);
+        __m512i sum = _mm512_setzero_si512();
+        for (std::size_t i = begin; i < end; i += 16) {
+            const auto lanes = static_cast<__mmask16>(first_lanes(end - i));
+            const __m512 x = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, values + i), factor);
+            const __m512i v = _mm512_cvttps_epi32(rounded(x));
+            const __m512i odd = _mm512_srli_epi64(v, 32);
+            squares = _mm512_add_epi64(squares, _mm512_mul_epi32(v, v));
+            more_squares = _mm512_add_epi64(more_squares, _mm512_mul_epi32(odd, odd));
+            sum = _mm512_add_epi32(sum, v);
+        }
+        m.sum += _mm512_reduce_add_epi64(
+            _mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(sum)),
+                             _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(sum, 1))));
     }
-    return {_mm512_reduce_add_epi64(sum), static_cast<std::uint64_t>(_mm512_reduce_add_epi64(squares))};
+    m.sum_of_squares =
+        static_cast<std::uint64_t>(_mm512_reduce_add_epi64(_mm512_add_epi64(squares, more_squares)));
+    return m;
+}
+
+struct QuantiseStep {
+    __m512 factor;
+    __m512 step;
+    __m512 most;
+    __m512 least;
+};
+
+KVCAST_AVX512_INLINE __m512i quantised(const QuantiseStep& s, __m512 value, __m512 prediction) {
+    const __m512 residual = _mm512_mul_ps(_mm512_sub_ps(_mm512_mul_ps(value, s.factor), prediction), s.step);
+    return _mm512_cvttps_epi32(rounded(_mm512_min_ps(s.most, _mm512_max_ps(s.least, residual))));
 }
 
 KVCAST_AVX512 std::uint64_t quantise(const float* values, const std::int16_t* prediction, std::size_t count,
                                      float inverse_unit, unsigned shift, std::int32_t limit,
                                      std::int16_t* q) {
-    const __m512 factor = _mm512_set1_ps(inverse_unit);
-    const __m512 step = _mm512_set1_ps(power_of_two(-static_cast<int>(shift)));
     const __m512 most = _mm512_set1_ps(static_cast<float>(limit));
-    const __m512 least = _mm512_sub_ps(_mm512_setzero_ps(), most);
-    __m512i sum = _mm512_setzero_si512();
-    for (std::size_t i = 0; i < count; i += 16) {
-        const auto lanes = static_cast<__mmask16>(first_lanes(std::min<std::size_t>(16, count - i)));
-        const __m512 x = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, values + i), factor);
-        const __m512 residual = _mm512_mul_ps(_mm512_sub_ps(x, as_floats(lanes, prediction + i)), step);
-        const __m512i v = _mm512_cvttps_epi32(rounded(_mm512_min_ps(most, _mm512_max_ps(least, residual))));
-        _mm256_mask_storeu_epi16(q + i, lanes, _mm512_cvtepi32_epi16(v));
-        const __m512i magnitude = _mm512_maskz_abs_epi32(lanes, v);
-        sum = _mm512_add_epi64(sum,
-                               _mm512_add_epi64(_mm512_srli_epi64(magnitude, 32),
-                                                _mm512_and_si512(magnitude, _mm512_set1_epi64(0xffffffff))));
+    const QuantiseStep s = {_mm512_set1_ps(inverse_unit),
+                            _mm512_set1_ps(power_of_two(-static_cast<int>(shift))), most,
+                            _mm512_sub_ps(_mm512_setzero_ps(), most)};
+    const __m512i low_half = _mm512_set1_epi32(0xffff);
+    std::uint64_t total = 0;
+    constexpr std::size_t kMostAtOnce =
+        32 * 32768;  // values whose magnitudes' sum stays within 32 bits a lane
+    for (std::size_t begin = 0; begin < count; begin += kMostAtOnce) {
+        const std::size_t end = std::min(count, begin + kMostAtOnce);
+        __m512i sum = _mm512_setzero_si512();
+        for (std::size_t i = begin; i < end; i += 32) {
+            const std::uint32_t lanes = first_lanes(end - i);
+            const auto low = static_cast<__mmask16>(lanes), high = static_cast<__mmask16>(lanes >> 16);
+            const __m512i a =
+                quantised(s, _mm512_maskz_loadu_ps(low, values + i), as_floats(low, prediction + i));
+            const __m512i b = quantised(s, _mm512_maskz_loadu_ps(high, values + i + 16),
+                                        as_floats(high, prediction + i + 16));
+            const __m512i v = _mm512_maskz_mov_epi16(
+                lanes, _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(a)),
+                                          _mm512_cvtepi32_epi16(b), 1));
+            _mm512_mask_storeu_epi16(q + i, lanes, v);
+            const __m512i magnitude = _mm512_abs_epi16(v);
+            sum = _mm512_add_epi32(sum, _mm512_add_epi32(_mm512_and_si512(magnitude, low_half),
+                                                         _mm512_srli_epi32(magnitude, 16)));
+        }
+        total += static_cast<std::uint64_t>(_mm512_reduce_add_epi64(
+            _mm512_add_epi64(_mm512_cvtepu32_epi64(_mm512_castsi512_si256(sum)),
+                             _mm512_cvtepu32_epi64(_mm512_extracti64x4_epi64(sum, 1)))));
     }
-    return static_cast<std::uint64_t>(_mm512_reduce_add_epi64(sum));
+    return total;
 }
 
 KVCAST_AVX512 void reconstruct(const std::int16_t* q, const std::int16_t* prediction, std::size_t count,

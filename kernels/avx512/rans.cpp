@@ -331,7 +331,6 @@ void decode_floats_as(std::span<RansDecoder* const> decoders, std::span<const Fl
 struct Coding {
     __m512i frequency;
     __m512i reciprocal;
-    __m512i limit;       // state_limit() - 1
     __m512i start;       // 16 bits each, as everything below
     __m512i first;       // first index of each stretch
     __m512i offset;      // slot - index of each stretch
@@ -339,11 +338,9 @@ struct Coding {
 };
 
 KVCAST_AVX512_INLINE Coding load_coding(const EncodeTable& t) {
-    const __m512i frequency = _mm512_load_si512(t.frequency);
     Coding c;
-    c.frequency = frequency;
+    c.frequency = _mm512_load_si512(t.frequency);
     c.reciprocal = _mm512_load_si512(t.reciprocal);
-    c.limit = _mm512_sub_epi32(_mm512_slli_epi32(frequency, 32 - kProbabilityBits), _mm512_set1_epi32(1));
     c.start = _mm512_castsi256_si512(_mm256_load_si256(reinterpret_cast<const __m256i*>(t.start)));
     c.first = _mm512_load_si512(t.stretch_start);
     c.offset = _mm512_load_si512(t.stretch_offset);
@@ -392,8 +389,9 @@ struct Divided {
 
 KVCAST_AVX512_INLINE Divided divided(__m512i state, __m512i symbols, const Coding& c, __mmask16 lanes,
                                      std::uint8_t*& next) {
-    const __mmask16 full =
-        _mm512_mask_cmpgt_epu32_mask(lanes, state, _mm512_permutexvar_epi32(symbols, c.limit));
+    const __m512i frequency = _mm512_permutexvar_epi32(symbols, c.frequency);
+    const __mmask16 full = _mm512_mask_cmpge_epu32_mask(
+        lanes, _mm512_srli_epi32(state, 32 - kProbabilityBits), frequency);  // from state_limit() on
     const auto given = static_cast<unsigned>(std::popcount(static_cast<unsigned>(full)));
     const auto top = static_cast<__mmask16>(0xffff0000u >> given);
     _mm256_storeu_si256(
@@ -401,7 +399,6 @@ KVCAST_AVX512_INLINE Divided divided(__m512i state, __m512i symbols, const Codin
         _mm512_cvtepi32_epi16(_mm512_maskz_expand_epi32(top, _mm512_maskz_compress_epi32(full, state))));
     next -= 2 * given;
     const __m512i x = _mm512_mask_srli_epi32(state, full, state, 16);
-    const __m512i frequency = _mm512_permutexvar_epi32(symbols, c.frequency);
     const __m512i quotient = high_product(x, _mm512_permutexvar_epi32(symbols, c.reciprocal));
     const __m512i rank = _mm512_sub_epi32(x, _mm512_mullo_epi32(quotient, frequency));
     const __mmask16 short_by_one = _mm512_cmpge_epu32_mask(rank, frequency);
