@@ -178,6 +178,15 @@ struct Ops {
     void (*encode_floats)(std::span<RansEncoder* const> encoders, std::span<const EncodeFloatStrip> strips,
                           Dtype dtype, std::size_t count);
 
+    // Adds to counts[e] how many of `count` floating-point elements (as in a tile of stored bits) have
+    // exponent e; `counts` has an entry for every exponent of the type.
+    void (*count_exponents)(const std::uint32_t* bits, std::size_t count, Dtype dtype, std::uint32_t* counts);
+
+    // sums[t] = sum over s of counts[s] * costs[s / 2][t][s % 2] for 16 tables of 16 symbols; counts are not
+    // negative and sum up to at most 32767.
+    void (*table_costs)(const std::int16_t* counts, const std::int16_t (*costs)[kSymbols][2],
+                        std::int32_t* sums);
+
     // Rows to a tile of floats, un-rotated. One multiply-add per output in binary32, products first, not
     // fused.
     void (*load_head)(const HeadLoad& head);

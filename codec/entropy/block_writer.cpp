@@ -7,25 +7,19 @@
 #include "codec/format/chunk_header.h"
 
 namespace kvcast::entropy {
-namespace {
-
-// The median, within what a vector's word can hold.
-std::int32_t reference_of(std::span<const std::int16_t> values) {
-    if (values.empty()) return 0;
-    std::vector<std::int16_t> sorted(values.begin(), values.end());
-    const auto middle = sorted.begin() + static_cast<std::ptrdiff_t>(sorted.size() / 2);
-    std::nth_element(sorted.begin(), middle, sorted.end());
-    return std::clamp<std::int32_t>(*middle, -1024, 1023);
-}
-
-}  // namespace
-
 void BlockWriter::word(std::uint16_t value) {
     items_.push_back({.kind = Kind::kWord, .word = value});
 }
 
 void BlockWriter::vector(std::span<const std::int16_t> values) {
-    const std::int32_t reference = reference_of(values);
+    // The median, within what a vector's word can hold.
+    std::int32_t reference = 0;
+    if (!values.empty()) {
+        sorted_.assign(values.begin(), values.end());
+        const auto middle = sorted_.begin() + static_cast<std::ptrdiff_t>(sorted_.size() / 2);
+        std::nth_element(sorted_.begin(), middle, sorted_.end());
+        reference = std::clamp<std::int32_t>(*middle, -1024, 1023);
+    }
     const unsigned spread_class = cheapest_class(values, reference);
     word(static_cast<std::uint16_t>(reference * 32 | static_cast<std::int32_t>(spread_class)));
     if (spread_class == 0) return;

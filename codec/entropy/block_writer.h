@@ -25,6 +25,8 @@ class BlockWriter {
 
     void word(std::uint16_t value);
 
+    const kernels::Ops& ops() const { return ops_; }
+
     // See BlockReader::vector. The values are copied. Every value is in [-16384, 16383].
     void vector(std::span<const std::int16_t> values);
 
@@ -76,6 +78,7 @@ class BlockWriter {
     const kernels::Ops& ops_;
     std::vector<Item> items_;
     std::vector<std::int16_t> vectors_;
+    std::vector<std::int16_t> sorted_;
     std::vector<std::uint8_t> scratch_;
 };
 

@@ -113,11 +113,38 @@ std::uint64_t histogram_cost(std::size_t table, const std::array<std::uint32_t, 
     return cost;
 }
 
-// The same where the counts' sum fits 15 bits: products of 16 bits, added in 32.
-std::uint32_t histogram_cost(std::size_t table, const std::array<std::int16_t, kSymbols>& counts) {
-    std::int32_t cost = 0;
-    for (unsigned s = 0; s < kSymbols; ++s) cost += counts[s] * static_cast<std::int16_t>(kCosts[table][s]);
-    return static_cast<std::uint32_t>(cost);
+// Costs of the exponent tables as Ops::table_costs takes them.
+struct ExponentCosts {
+    alignas(64) std::int16_t of[kSymbols / 2][kSymbols][2];
+
+    ExponentCosts() {
+        for (std::size_t s = 0; s < kSymbols; ++s) {
+            for (std::size_t t = 0; t < kExponentTables; ++t)
+                of[s / 2][t][s % 2] = static_cast<std::int16_t>(kCosts[kFirstExponentTable + t][s]);
+        }
+    }
+};
+
+const ExponentCosts& exponent_costs() {
+    static const ExponentCosts costs;
+    return costs;
+}
+
+// What the symbols cost under each exponent table.
+std::array<std::uint64_t, kExponentTables> costs_of(const kernels::Ops& ops, std::uint32_t total,
+                                                    const std::array<std::uint32_t, kSymbols>& symbols) {
+    std::array<std::uint64_t, kExponentTables> out = {};
+    if (total > 0x7fff) {
+        for (std::size_t t = 0; t < kExponentTables; ++t)
+            out[t] = histogram_cost(kFirstExponentTable + t, symbols);
+        return out;
+    }
+    std::array<std::int16_t, kSymbols> counts;
+    std::array<std::int32_t, kExponentTables> sums;
+    for (std::size_t s = 0; s < kSymbols; ++s) counts[s] = static_cast<std::int16_t>(symbols[s]);
+    ops.table_costs(counts.data(), exponent_costs().of, sums.data());
+    for (std::size_t t = 0; t < kExponentTables; ++t) out[t] = static_cast<std::uint64_t>(sums[t]);
+    return out;
 }
 
 // How often each symbol occurs where `counts` are of exponents, `total` together.
@@ -211,27 +238,23 @@ unsigned cheapest_class(std::span<const std::int16_t> values, std::int32_t refer
     return best;
 }
 
-ExponentModel cheapest_exponent_model(std::span<const std::uint32_t> counts) {
-    std::uint32_t most = 0, total = 0;
-    for (const std::uint32_t n : counts) {
-        most = std::max(most, n);
-        total += n;
-    }
+ExponentModel cheapest_exponent_model(const kernels::Ops& ops, kernels::Dtype dtype,
+                                      std::span<const std::uint32_t> bits) {
+    std::array<std::uint32_t, 256> room = {};
+    const auto counts = std::span(room).first(kernels::exponent_mask(dtype) + 1);
+    ops.count_exponents(bits.data(), bits.size(), dtype, counts.data());
+    const std::uint32_t most = *std::max_element(counts.begin(), counts.end());
     const auto mode =
         static_cast<std::int32_t>(std::find(counts.begin(), counts.end(), most) - counts.begin());
+    const auto total = static_cast<std::uint32_t>(bits.size());
     ExponentModel best = {static_cast<std::uint32_t>(mode), 0};
     std::uint64_t least = std::numeric_limits<std::uint64_t>::max();
     for (std::int32_t center = mode - 1; center <= mode + 1; ++center) {
         if (center < 0 || center >= static_cast<std::int32_t>(counts.size())) continue;
-        const auto symbols = symbols_around(counts, total, center);
-        std::array<std::int16_t, kSymbols> few;
-        for (unsigned s = 0; s < kSymbols; ++s) few[s] = static_cast<std::int16_t>(symbols[s]);
+        const auto costs = costs_of(ops, total, symbols_around(counts, total, center));
         for (std::uint32_t t = 0; t < kExponentTables; ++t) {
-            const std::size_t table = kFirstExponentTable + t;
-            const std::uint64_t cost =
-                total <= 0x7fff ? histogram_cost(table, few) : histogram_cost(table, symbols);
-            if (cost >= least) continue;
-            least = cost;
+            if (costs[t] >= least) continue;
+            least = costs[t];
             best = {static_cast<std::uint32_t>(center), t};
         }
     }

@@ -8,27 +8,12 @@ namespace {
 using entropy::ExponentModel;
 using kernels::Dtype;
 
-ExponentModel model_of(Dtype dtype, std::span<const std::uint32_t> bits) {
-    const unsigned mantissa = kernels::mantissa_bits(dtype);
-    const std::uint32_t range = kernels::exponent_mask(dtype);
-    // Four histograms: neighbours often have the same exponent, and one counter would wait for itself.
-    std::array<std::array<std::uint32_t, 256>, 4> parts = {};
-    std::size_t i = 0;
-    for (; i + 4 <= bits.size(); i += 4) {
-        for (std::size_t k = 0; k < 4; ++k) ++parts[k][bits[i + k] >> mantissa & range];
-    }
-    for (; i < bits.size(); ++i) ++parts[0][bits[i] >> mantissa & range];
-    std::array<std::uint32_t, 256>& counts = parts[0];
-    for (std::size_t e = 0; e < counts.size(); ++e) counts[e] += parts[1][e] + parts[2][e] + parts[3][e];
-    return entropy::cheapest_exponent_model(std::span(counts).first(range + 1));
-}
-
 constexpr std::int32_t kLastTable = entropy::kExponentTables - 1;
 
 }  // namespace
 
 void write_exact_row(entropy::BlockWriter& out, Dtype dtype, std::span<const std::uint32_t> bits) {
-    const ExponentModel model = model_of(dtype, bits);
+    const ExponentModel model = entropy::cheapest_exponent_model(out.ops(), dtype, bits);
     out.word(static_cast<std::uint16_t>(model.center | model.table << 8));
     out.floats(model, dtype, bits);
 }
@@ -46,7 +31,8 @@ void write_exact_body(entropy::BlockWriter& out, Dtype dtype, const std::uint32_
     models.centers.resize(channels);
     models.tables.resize(channels);
     for (std::size_t c = 0; c < channels; ++c) {
-        const ExponentModel m = model_of(dtype, {tile + c * tile_stride, tokens});
+        const ExponentModel m =
+            entropy::cheapest_exponent_model(out.ops(), dtype, {tile + c * tile_stride, tokens});
         models.centers[c] = static_cast<std::int16_t>(m.center);
         models.tables[c] = static_cast<std::int16_t>(m.table);
     }

@@ -11,6 +11,8 @@ const Ops& avx512_ops() {
         ops.encode_strips = avx512::encode_strips;
         ops.decode_floats = avx512::decode_floats;
         ops.encode_floats = avx512::encode_floats;
+        ops.count_exponents = avx512::count_exponents;
+        ops.table_costs = avx512::table_costs;
         ops.load_head = avx512::load_head;
         ops.load_bits = avx512::load_bits;
         ops.max_magnitude = avx512::max_magnitude;

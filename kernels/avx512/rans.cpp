@@ -613,4 +613,57 @@ void encode_floats(std::span<RansEncoder* const> encoders, std::span<const Encod
     }
 }
 
+// Exponents as bytes, then one comparison for each that may occur. Few do: the elements are of one channel.
+KVCAST_AVX512 void count_exponents(const std::uint32_t* bits, std::size_t count, Dtype dtype,
+                                   std::uint32_t* counts) {
+    constexpr std::size_t kVectors = 8;       // of 64 exponents
+    constexpr std::uint32_t kMostKinds = 48;  // beyond, a histogram is faster
+    const __m128i by = _mm_cvtsi32_si128(static_cast<int>(mantissa_bits(dtype)));
+    const __m512i range = _mm512_set1_epi32(static_cast<int>(exponent_mask(dtype)));
+    while (count != 0) {
+        const std::size_t now = std::min(count, 64 * kVectors);
+        alignas(64) std::uint8_t exponents[64 * kVectors];
+        __m512i least = _mm512_set1_epi32(255), most = _mm512_setzero_si512();
+        for (std::size_t i = 0; i < now; i += 16) {
+            const auto lanes = static_cast<__mmask16>(first_lanes(std::min<std::size_t>(16, now - i)));
+            const __m512i b = _mm512_maskz_loadu_epi32(lanes, bits + i);
+            const __m512i e = _mm512_and_si512(_mm512_srl_epi32(b, by), range);
+            least = _mm512_mask_min_epu32(least, lanes, least, e);
+            most = _mm512_mask_max_epu32(most, lanes, most, e);
+            _mm_store_si128(reinterpret_cast<__m128i*>(exponents + i), _mm512_cvtepi32_epi8(e));
+        }
+        const std::uint32_t low = _mm512_reduce_min_epu32(least), high = _mm512_reduce_max_epu32(most);
+        if (high - low >= kMostKinds) {
+            scalar::count_exponents(bits, now, dtype, counts);
+        } else {
+            const std::size_t vectors = (now + 63) / 64;
+            const std::uint64_t last = now % 64 == 0 ? ~std::uint64_t{0} : (std::uint64_t{1} << now % 64) - 1;
+            for (std::uint32_t e = low; e <= high; ++e) {
+                const __m512i wanted = _mm512_set1_epi8(static_cast<char>(e));
+                int n = 0;
+                for (std::size_t v = 0; v < vectors; ++v) {
+                    const std::uint64_t same =
+                        _mm512_cmpeq_epi8_mask(_mm512_load_si512(exponents + 64 * v), wanted);
+                    n += std::popcount(v + 1 == vectors ? same & last : same);
+                }
+                counts[e] += static_cast<std::uint32_t>(n);
+            }
+        }
+        bits += now;
+        count -= now;
+    }
+}
+
+KVCAST_AVX512 void table_costs(const std::int16_t* counts, const std::int16_t (*costs)[kSymbols][2],
+                               std::int32_t* sums) {
+    __m512i sum = _mm512_setzero_si512();
+    KVCAST_UNROLL
+    for (std::size_t pair = 0; pair < kSymbols / 2; ++pair) {
+        std::int32_t n;
+        std::memcpy(&n, counts + 2 * pair, sizeof n);
+        sum = _mm512_dpwssd_epi32(sum, _mm512_loadu_si512(costs[pair]), _mm512_set1_epi32(n));
+    }
+    _mm512_storeu_si512(sums, sum);
+}
+
 }  // namespace kvcast::kernels::avx512

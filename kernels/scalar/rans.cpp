@@ -229,4 +229,22 @@ void encode_floats(std::span<RansEncoder* const> encoders, std::span<const Encod
         encode_float_strip(*encoders[e], strips[e], dtype, count);
 }
 
+// Four histograms: neighbours often have the same exponent, and one counter would wait for itself.
+void count_exponents(const std::uint32_t* bits, std::size_t count, Dtype dtype, std::uint32_t* counts) {
+    const unsigned mantissa = mantissa_bits(dtype);
+    const std::uint32_t range = exponent_mask(dtype);
+    std::uint32_t parts[4][256] = {};
+    for (std::size_t i = 0; i < count; ++i) ++parts[i % 4][bits[i] >> mantissa & range];
+    for (std::uint32_t e = 0; e <= range; ++e)
+        counts[e] += parts[0][e] + parts[1][e] + parts[2][e] + parts[3][e];
+}
+
+void table_costs(const std::int16_t* counts, const std::int16_t (*costs)[kSymbols][2], std::int32_t* sums) {
+    std::fill_n(sums, kSymbols, 0);
+    for (std::size_t pair = 0; pair < kSymbols / 2; ++pair) {
+        for (std::size_t t = 0; t < kSymbols; ++t)
+            sums[t] += counts[2 * pair] * costs[pair][t][0] + counts[2 * pair + 1] * costs[pair][t][1];
+    }
+}
+
 }  // namespace kvcast::kernels::scalar

@@ -9,6 +9,8 @@ const Ops& scalar_ops() {
         .encode_strips = scalar::encode_strips,
         .decode_floats = scalar::decode_floats,
         .encode_floats = scalar::encode_floats,
+        .count_exponents = scalar::count_exponents,
+        .table_costs = scalar::table_costs,
         .load_head = scalar::load_head,
         .load_bits = scalar::load_bits,
         .max_magnitude = scalar::max_magnitude,

@@ -306,6 +306,15 @@ TEST_P(Backend, ReadsDamagedStripsLikeScalar) {
 
 // ---- floats ----
 
+// Runs one slot on guarded arrays and returns what it wrote.
+template <typename T, typename F>
+std::vector<T> written(std::size_t count, T fill, F&& run) {
+    Guarded<T> out(std::vector<T>(count, fill));
+    run(out.data());
+    EXPECT_TRUE(out.front_is_whole());
+    return out.values();
+}
+
 struct FloatProblem {
     Dtype dtype;
     std::size_t count;
@@ -386,6 +395,49 @@ TEST_P(Backend, CodesFloatsLikeScalar) {
     }
 }
 
+TEST_P(Backend, CountsExponentsLikeScalar) {
+    std::mt19937_64 random(1);
+    for (const Dtype dtype : kDtypes) {
+        for (const std::size_t count : {0, 1, 15, 16, 17, 63, 64, 65, 252, 256, 511, 512, 513, 1500}) {
+            for (const std::uint32_t kinds : {1u, 2u, 30u, 47u, 48u, 49u, 256u}) {
+                std::vector<std::uint32_t> bits(count);
+                for (auto& b : bits) {
+                    const auto e = static_cast<std::uint32_t>(random() % kinds + 3) & exponent_mask(dtype);
+                    b = e << mantissa_bits(dtype) | (static_cast<std::uint32_t>(random()) & 1);
+                    if (random() % 2 != 0) b |= 1u << (8 * dtype_bytes(dtype) - 1);
+                }
+                Guarded<std::uint32_t> from(bits);
+                const auto run = [&](const Ops& ops) {
+                    return written<std::uint32_t>(exponent_mask(dtype) + 1, 5, [&](std::uint32_t* counts) {
+                        ops.count_exponents(from.data(), count, dtype, counts);
+                    });
+                };
+                ASSERT_EQ(run(*GetParam()), run(scalar_ops())) << count << " of " << kinds << " kinds";
+            }
+        }
+    }
+}
+
+TEST_P(Backend, AddsCostsLikeScalar) {
+    std::mt19937_64 random(2);
+    std::int16_t costs[kSymbols / 2][kSymbols][2];
+    for (auto& pair : costs) {
+        for (auto& table : pair) {
+            for (auto& cost : table) cost = static_cast<std::int16_t>(random() % 8000);
+        }
+    }
+    for (int round = 0; round < 20; ++round) {
+        std::vector<std::int16_t> counts(kSymbols);
+        for (auto& n : counts) n = static_cast<std::int16_t>(random() % 2000);
+        Guarded<std::int16_t> from(counts);
+        const auto run = [&](const Ops& ops) {
+            return written<std::int32_t>(
+                kSymbols, 9, [&](std::int32_t* sums) { ops.table_costs(from.data(), costs, sums); });
+        };
+        ASSERT_EQ(run(*GetParam()), run(scalar_ops()));
+    }
+}
+
 TEST_P(Backend, ReadsDamagedFloatsLikeScalar) {
     for (const Dtype dtype : kDtypes) {
         for (const std::size_t abreast : {1, 2, 4})
@@ -453,15 +505,6 @@ std::vector<std::uint8_t> random_elements(std::size_t count, Dtype dtype, std::u
         std::memcpy(&out[i * dtype_bytes(dtype)], &bits, dtype_bytes(dtype));
     }
     return out;
-}
-
-// Runs one slot on guarded arrays and returns what it wrote.
-template <typename T, typename F>
-std::vector<T> written(std::size_t count, T fill, F&& run) {
-    Guarded<T> out(std::vector<T>(count, fill));
-    run(out.data());
-    EXPECT_TRUE(out.front_is_whole());
-    return out.values();
 }
 
 std::vector<std::uint32_t> as_bits(const std::vector<float>& values) {
@@ -633,9 +676,10 @@ TEST_P(Backend, AnalysesLikeScalar) {
 
 TEST_P(Backend, IsComplete) {
     const Ops& o = *GetParam();
-    EXPECT_TRUE(o.decode_strips && o.encode_strips && o.decode_floats && o.encode_floats && o.load_head &&
-                o.load_bits && o.max_magnitude && o.moments && o.quantise && o.reconstruct && o.project &&
-                o.project_sparse && o.analyse && o.store_head && o.store_exact);
+    EXPECT_TRUE(o.decode_strips && o.encode_strips && o.decode_floats && o.encode_floats &&
+                o.count_exponents && o.table_costs && o.load_head && o.load_bits && o.max_magnitude &&
+                o.moments && o.quantise && o.reconstruct && o.project && o.project_sparse && o.analyse &&
+                o.store_head && o.store_exact);
 }
 
 std::vector<const Ops*> backends() {
