@@ -180,7 +180,9 @@ struct Ops {
 
     // Adds to counts[e] how many of `count` floating-point elements (as in a tile of stored bits) have
     // exponent e; `counts` has an entry for every exponent of the type.
-    void (*count_exponents)(const std::uint32_t* bits, std::size_t count, Dtype dtype, std::uint32_t* counts);
+    // Returns the exponent with the highest count, the lowest of several.
+    std::uint32_t (*count_exponents)(const std::uint32_t* bits, std::size_t count, Dtype dtype,
+                                     std::uint32_t* counts);
 
     // sums[t] = sum over s of counts[s] * costs[s / 2][t][s % 2] for 16 tables of 16 symbols; counts are not
     // negative and sum up to at most 32767.

@@ -242,10 +242,8 @@ ExponentModel cheapest_exponent_model(const kernels::Ops& ops, kernels::Dtype dt
                                       std::span<const std::uint32_t> bits) {
     std::array<std::uint32_t, 256> room = {};
     const auto counts = std::span(room).first(kernels::exponent_mask(dtype) + 1);
-    ops.count_exponents(bits.data(), bits.size(), dtype, counts.data());
-    const std::uint32_t most = *std::max_element(counts.begin(), counts.end());
     const auto mode =
-        static_cast<std::int32_t>(std::find(counts.begin(), counts.end(), most) - counts.begin());
+        static_cast<std::int32_t>(ops.count_exponents(bits.data(), bits.size(), dtype, counts.data()));
     const auto total = static_cast<std::uint32_t>(bits.size());
     ExponentModel best = {static_cast<std::uint32_t>(mode), 0};
     std::uint64_t least = std::numeric_limits<std::uint64_t>::max();

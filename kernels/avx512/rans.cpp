@@ -613,9 +613,25 @@ void encode_floats(std::span<RansEncoder* const> encoders, std::span<const Encod
     }
 }
 
+namespace {
+
+// Where the first of the largest of some numbers is; their count is a multiple of 16.
+KVCAST_AVX512 std::uint32_t first_of_most(const std::uint32_t* numbers, std::size_t count) {
+    __m512i most = _mm512_setzero_si512();
+    for (std::size_t i = 0; i < count; i += 16)
+        most = _mm512_max_epu32(most, _mm512_loadu_si512(numbers + i));
+    const __m512i wanted = _mm512_set1_epi32(static_cast<std::int32_t>(_mm512_reduce_max_epu32(most)));
+    std::size_t i = 0;
+    __mmask16 there = 0;
+    for (; (there = _mm512_cmpeq_epi32_mask(_mm512_loadu_si512(numbers + i), wanted)) == 0;) i += 16;
+    return static_cast<std::uint32_t>(i) + static_cast<std::uint32_t>(std::countr_zero(there));
+}
+
+}  // namespace
+
 // Exponents as bytes, then one comparison for each that may occur. Few do: the elements are of one channel.
-KVCAST_AVX512 void count_exponents(const std::uint32_t* bits, std::size_t count, Dtype dtype,
-                                   std::uint32_t* counts) {
+KVCAST_AVX512 std::uint32_t count_exponents(const std::uint32_t* bits, std::size_t count, Dtype dtype,
+                                            std::uint32_t* counts) {
     constexpr std::size_t kVectors = 8;       // of 64 exponents
     constexpr std::uint32_t kMostKinds = 48;  // beyond, a histogram is faster
     const __m128i by = _mm_cvtsi32_si128(static_cast<int>(mantissa_bits(dtype)));
@@ -652,6 +668,7 @@ KVCAST_AVX512 void count_exponents(const std::uint32_t* bits, std::size_t count,
         bits += now;
         count -= now;
     }
+    return first_of_most(counts, exponent_mask(dtype) + 1);
 }
 
 KVCAST_AVX512 void table_costs(const std::int16_t* counts, const std::int16_t (*costs)[kSymbols][2],

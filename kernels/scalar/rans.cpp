@@ -230,13 +230,15 @@ void encode_floats(std::span<RansEncoder* const> encoders, std::span<const Encod
 }
 
 // Four histograms: neighbours often have the same exponent, and one counter would wait for itself.
-void count_exponents(const std::uint32_t* bits, std::size_t count, Dtype dtype, std::uint32_t* counts) {
+std::uint32_t count_exponents(const std::uint32_t* bits, std::size_t count, Dtype dtype,
+                              std::uint32_t* counts) {
     const unsigned mantissa = mantissa_bits(dtype);
     const std::uint32_t range = exponent_mask(dtype);
     std::uint32_t parts[4][256] = {};
     for (std::size_t i = 0; i < count; ++i) ++parts[i % 4][bits[i] >> mantissa & range];
     for (std::uint32_t e = 0; e <= range; ++e)
         counts[e] += parts[0][e] + parts[1][e] + parts[2][e] + parts[3][e];
+    return static_cast<std::uint32_t>(std::max_element(counts, counts + range + 1) - counts);
 }
 
 void table_costs(const std::int16_t* counts, const std::int16_t (*costs)[kSymbols][2], std::int32_t* sums) {

@@ -409,7 +409,8 @@ TEST_P(Backend, CountsExponentsLikeScalar) {
                 Guarded<std::uint32_t> from(bits);
                 const auto run = [&](const Ops& ops) {
                     return written<std::uint32_t>(exponent_mask(dtype) + 1, 5, [&](std::uint32_t* counts) {
-                        ops.count_exponents(from.data(), count, dtype, counts);
+                        const std::uint32_t mode = ops.count_exponents(from.data(), count, dtype, counts);
+                        ASSERT_EQ(mode, std::max_element(counts, counts + exponent_mask(dtype) + 1) - counts);
                     });
                 };
                 ASSERT_EQ(run(*GetParam()), run(scalar_ops())) << count << " of " << kinds << " kinds";
