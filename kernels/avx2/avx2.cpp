@@ -7,8 +7,22 @@ const Ops& avx2_ops() {
     static const Ops table = [] {
         Ops ops = scalar_ops();
         ops.name = "avx2";
+        ops.decode_strips = avx2::decode_strips;
+        ops.encode_strips = avx2::encode_strips;
+        ops.decode_floats = avx2::decode_floats;
+        ops.encode_floats = avx2::encode_floats;
+        ops.table_costs = avx2::table_costs;
+        ops.load_head = avx2::load_head;
+        ops.load_bits = avx2::load_bits;
+        ops.max_magnitude = avx2::max_magnitude;
+        ops.moments = avx2::moments;
+        ops.quantise = avx2::quantise;
+        ops.reconstruct = avx2::reconstruct;
         ops.project = avx2::project;
         ops.project_sparse = avx2::project_sparse;
+        ops.analyse = avx2::analyse;
+        ops.store_head = avx2::store_head;
+        ops.store_exact = avx2::store_exact;
         return ops;
     }();
     return table;

@@ -5,6 +5,26 @@
 
 namespace kvcast::kernels::avx2 {
 
+void decode_strips(std::span<RansDecoder* const> decoders, std::span<const Strip> strips);
+void encode_strips(std::span<RansEncoder* const> encoders, std::span<const EncodeStrip> strips);
+void decode_floats(std::span<RansDecoder* const> decoders, std::span<const FloatStrip> strips, Dtype dtype,
+                   std::size_t count);
+void encode_floats(std::span<RansEncoder* const> encoders, std::span<const EncodeFloatStrip> strips,
+                   Dtype dtype, std::size_t count);
+void table_costs(const std::int16_t* counts, const std::int16_t (*costs)[kSymbols][2], std::int32_t* sums);
+void load_head(const HeadLoad& head);
+void load_bits(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens, std::size_t channels,
+               std::uint32_t* tile, std::size_t tile_stride);
+float max_magnitude(const float* values, std::size_t count);
+Moments moments(const float* values, std::size_t count, float scale);
+std::uint64_t quantise(const float* values, const std::int16_t* prediction, std::size_t count,
+                       float inverse_unit, unsigned shift, std::int32_t limit, std::int16_t* q);
+void reconstruct(const std::int16_t* q, const std::int16_t* prediction, std::size_t count, unsigned shift,
+                 std::int16_t* states);
+void analyse(const float* residual, std::size_t inputs, const float* matrix, std::size_t row_stride,
+             std::size_t outputs, std::size_t tokens, float* coefficients);
+void store_head(const HeadStore& head);
+void store_exact(const ExactStore& head);
 void project(const Projection& p);
 void project_sparse(const Projection& p);
 

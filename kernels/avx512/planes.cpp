@@ -17,7 +17,7 @@ namespace {
 constexpr std::size_t kTile = 32;            // tokens on their way at once
 constexpr std::size_t kMostChannels = 1024;  // of a head: 64 KiB of scratch memory
 
-KVCAST_AVX512_INLINE std::uint32_t first_lanes(std::size_t count) {
+constexpr std::uint32_t first_lanes(std::size_t count) {
     return count >= 32 ? ~0u : (1u << count) - 1;
 }
 

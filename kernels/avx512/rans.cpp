@@ -159,7 +159,7 @@ KVCAST_AVX512_INLINE void decode_group(States& s, const Table& t, unsigned shift
     }
 }
 
-KVCAST_AVX512_INLINE std::uint32_t first_lanes(std::size_t count) {
+constexpr std::uint32_t first_lanes(std::size_t count) {
     return static_cast<std::uint32_t>((std::uint64_t{1} << count) - 1);
 }
 

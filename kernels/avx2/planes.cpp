@@ -1,0 +1,434 @@
+// Rows to tiles and back; see kernels/avx512/planes.cpp. Tiles of 16 tokens by 8 channels of 16-bit elements
+// are transposed in registers; what is left over, and elements of 32 bits, the scalar backend does.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <limits>
+
+#include "kernels/avx2/slots.h"
+#include "kernels/avx2/target.h"
+#include "kernels/x86/words.h"
+
+namespace kvcast::kernels::avx2 {
+namespace {
+
+constexpr std::size_t kTile = 16;            // tokens on their way at once
+constexpr std::size_t kMostChannels = 1024;  // of a head: 32 KiB of scratch memory
+
+KVCAST_AVX2_INLINE __m256i load256(const void* p) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+}
+KVCAST_AVX2_INLINE void store256(void* p, __m256i v) {
+    _mm256_storeu_si256(static_cast<__m256i*>(p), v);
+}
+KVCAST_AVX2_INLINE void store128(void* p, __m128i v) {
+    _mm_storeu_si128(static_cast<__m128i*>(p), v);
+}
+
+// Within each 128-bit lane, 8 x 8 elements of 16 bits change places.
+KVCAST_AVX2_INLINE void transpose16(__m256i (&r)[8]) {
+    __m256i a[8], b[8];
+    KVCAST_UNROLL
+    for (int i = 0; i < 4; ++i) {
+        a[2 * i] = _mm256_unpacklo_epi16(r[2 * i], r[2 * i + 1]);
+        a[2 * i + 1] = _mm256_unpackhi_epi16(r[2 * i], r[2 * i + 1]);
+    }
+    KVCAST_UNROLL
+    for (int i = 0; i < 8; i += 4) {
+        b[i] = _mm256_unpacklo_epi32(a[i], a[i + 2]);
+        b[i + 1] = _mm256_unpackhi_epi32(a[i], a[i + 2]);
+        b[i + 2] = _mm256_unpacklo_epi32(a[i + 1], a[i + 3]);
+        b[i + 3] = _mm256_unpackhi_epi32(a[i + 1], a[i + 3]);
+    }
+    KVCAST_UNROLL
+    for (int i = 0; i < 4; ++i) {
+        r[2 * i] = _mm256_unpacklo_epi64(b[i], b[i + 4]);
+        r[2 * i + 1] = _mm256_unpackhi_epi64(b[i], b[i + 4]);
+    }
+}
+
+// Stores 8 channels of 16 tokens, transposed: lane L of r[j] is token 8 L + j.
+KVCAST_AVX2_INLINE void store_lanes(const __m256i (&r)[8], std::uint8_t* rows, std::size_t row_bytes) {
+    KVCAST_UNROLL
+    for (std::size_t j = 0; j < 8; ++j) {
+        store128(rows + j * row_bytes, _mm256_castsi256_si128(r[j]));
+        store128(rows + (j + 8) * row_bytes, _mm256_extracti128_si256(r[j], 1));
+    }
+}
+
+KVCAST_AVX2_INLINE __m256i load_lanes(const std::uint8_t* rows, std::size_t row_bytes, std::size_t j) {
+    const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows + j * row_bytes));
+    const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows + (j + 8) * row_bytes));
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+}
+
+// ---- states to elements ----
+
+KVCAST_AVX2_INLINE __m256i rounded_bf16(__m256 value) {
+    const __m256i bits = _mm256_castps_si256(value);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+    return _mm256_srli_epi32(rounded, 16);
+}
+
+KVCAST_AVX2_INLINE __m256i rounded_f16(__m256 value) {
+    const __m256 most = _mm256_set1_ps(65504.0f);
+    const __m256 inside = _mm256_max_ps(_mm256_min_ps(value, most), _mm256_sub_ps(_mm256_setzero_ps(), most));
+    return _mm256_cvtepu16_epi32(_mm256_cvtps_ph(inside, _MM_FROUND_TO_NEAREST_INT));
+}
+
+template <Dtype D>
+KVCAST_AVX2_INLINE __m256i elements_of(__m256i states, __m256 scale) {
+    const __m256 value = _mm256_mul_ps(_mm256_cvtepi32_ps(states), scale);
+    if constexpr (D == Dtype::kF16) return rounded_f16(value);
+    return rounded_bf16(value);
+}
+
+struct Scratch {
+    alignas(32) std::uint16_t at[kMostChannels][kTile];
+};
+
+// Puts 16 states, given in the order that unpacking leaves, into a row of scratch memory.
+template <Dtype D>
+KVCAST_AVX2_INLINE void put_row(Scratch& scratch, std::size_t channel, __m256i low, __m256i high,
+                                __m256 scale) {
+    store256(scratch.at[channel],
+             _mm256_packus_epi32(elements_of<D>(low, scale), elements_of<D>(high, scale)));
+}
+
+KVCAST_AVX2_INLINE __m256i turned(__m256i pair, __m256i factors) {
+    const __m256i half = _mm256_set1_epi32(1 << (kTrigBits - 1));
+    return _mm256_srai_epi32(_mm256_add_epi32(_mm256_madd_epi16(pair, factors), half), kTrigBits);
+}
+
+template <Dtype D>
+KVCAST_AVX2_INLINE void put_pair(Scratch& scratch, const HeadStore& h, std::size_t pair, std::size_t token,
+                                 __m256 scale) {
+    const Rotation& r = h.rotation;
+    const std::size_t first = r.first + pair * r.pair_step, second = first + r.partner;
+    const __m256i a = load256(h.tile + first * h.tile_stride + token);
+    const __m256i b = load256(h.tile + second * h.tile_stride + token);
+    const __m256i cos = load256(r.cos + pair * r.table_stride + token);
+    const __m256i sin = load256(r.sin + pair * r.table_stride + token);
+    const __m256i minus = _mm256_sub_epi16(_mm256_setzero_si256(), sin);
+    const __m256i low = _mm256_unpacklo_epi16(a, b), high = _mm256_unpackhi_epi16(a, b);
+    put_row<D>(scratch, first, turned(low, _mm256_unpacklo_epi16(cos, minus)),
+               turned(high, _mm256_unpackhi_epi16(cos, minus)), scale);
+    put_row<D>(scratch, second, turned(low, _mm256_unpacklo_epi16(sin, cos)),
+               turned(high, _mm256_unpackhi_epi16(sin, cos)), scale);
+}
+
+template <Dtype D>
+KVCAST_AVX2 void store_whole(const HeadStore& h, std::size_t tokens) {
+    Scratch scratch;
+    const Rotation& r = h.rotation;
+    const __m256 scale = _mm256_set1_ps(value_of(1, h.scale));
+    const std::size_t turned_end = r.first + 2 * r.pairs;
+    for (std::size_t token = 0; token < tokens; token += kTile) {
+        for (std::size_t p = 0; p < r.pairs; ++p) put_pair<D>(scratch, h, p, token, scale);
+        for (std::size_t c = 0; c < h.channels; ++c) {
+            if (r.pairs != 0 && c == r.first) c = turned_end;
+            if (c >= h.channels) break;
+            const __m256i s = load256(h.tile + c * h.tile_stride + token);
+            put_row<D>(scratch, c, _mm256_srai_epi32(_mm256_unpacklo_epi16(s, s), 16),
+                       _mm256_srai_epi32(_mm256_unpackhi_epi16(s, s), 16), scale);
+        }
+        std::uint8_t* rows = static_cast<std::uint8_t*>(h.rows) + token * h.row_bytes;
+        std::size_t c = 0;
+        for (; c + 8 <= h.channels; c += 8) {
+            __m256i t[8];
+            KVCAST_UNROLL
+            for (std::size_t i = 0; i < 8; ++i) t[i] = load256(scratch.at[c + i]);
+            transpose16(t);
+            store_lanes(t, rows + 2 * c, h.row_bytes);
+        }
+        for (; c < h.channels; ++c) {
+            for (std::size_t t = 0; t < kTile; ++t)
+                std::memcpy(rows + t * h.row_bytes + 2 * c, &scratch.at[c][t], 2);
+        }
+    }
+}
+
+// ---- rows to tiles ----
+
+struct Bits {
+    KVCAST_AVX2_INLINE static __m256i of16(__m128i element) { return _mm256_cvtepu16_epi32(element); }
+};
+struct FromBf16 {
+    KVCAST_AVX2_INLINE static __m256i of16(__m128i element) {
+        return _mm256_slli_epi32(_mm256_cvtepu16_epi32(element), 16);
+    }
+};
+struct FromF16 {
+    KVCAST_AVX2_INLINE static __m256i of16(__m128i element) {
+        return _mm256_castps_si256(_mm256_cvtph_ps(element));
+    }
+};
+
+// The part of a tile that is whole: tokens by 16, channels by 8.
+struct Extent {
+    std::size_t tokens;
+    std::size_t channels;
+};
+
+template <typename Convert>
+KVCAST_AVX2 void load_tile(const void* from, std::size_t row_bytes, Extent e, std::uint32_t* tile,
+                           std::size_t stride) {
+    for (std::size_t token = 0; token < e.tokens; token += kTile) {
+        const auto* rows = static_cast<const std::uint8_t*>(from) + token * row_bytes;
+        for (std::size_t c = 0; c < e.channels; c += 8) {
+            __m256i r[8];
+            KVCAST_UNROLL
+            for (std::size_t j = 0; j < 8; ++j) r[j] = load_lanes(rows + 2 * c, row_bytes, j);
+            transpose16(r);
+            KVCAST_UNROLL
+            for (std::size_t i = 0; i < 8; ++i) {
+                std::uint32_t* to = tile + (c + i) * stride + token;
+                store256(to, Convert::of16(_mm256_castsi256_si128(r[i])));
+                store256(to + 8, Convert::of16(_mm256_extracti128_si256(r[i], 1)));
+            }
+        }
+    }
+}
+
+Extent whole_part(std::size_t tokens, std::size_t channels) {
+    return {tokens / kTile * kTile, channels / 8 * 8};
+}
+
+KVCAST_AVX2_INLINE __m256 as_floats(const std::int16_t* v) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(v))));
+}
+
+KVCAST_AVX2 void unrotate(float* a, float* b, const std::int16_t* cos, const std::int16_t* sin,
+                          std::size_t tokens) {
+    constexpr float kUnit = 1.0f / (1 << kTrigBits);
+    const __m256 unit = _mm256_set1_ps(kUnit);
+    std::size_t t = 0;
+    for (; t + 8 <= tokens; t += 8) {
+        const __m256 c = as_floats(cos + t), s = as_floats(sin + t);
+        const __m256 x = _mm256_loadu_ps(a + t), y = _mm256_loadu_ps(b + t);
+        const __m256 first = _mm256_add_ps(_mm256_mul_ps(x, c), _mm256_mul_ps(y, s));
+        const __m256 second = _mm256_sub_ps(_mm256_mul_ps(y, c), _mm256_mul_ps(x, s));
+        _mm256_storeu_ps(a + t, _mm256_mul_ps(first, unit));
+        _mm256_storeu_ps(b + t, _mm256_mul_ps(second, unit));
+    }
+    for (; t < tokens; ++t) {
+        const auto c = static_cast<float>(cos[t]), s = static_cast<float>(sin[t]);
+        const float x = a[t], y = b[t];
+        a[t] = (x * c + y * s) * kUnit;
+        b[t] = (y * c - x * s) * kUnit;
+    }
+}
+
+KVCAST_AVX2_INLINE __m256 rounded(__m256 x) {
+    const __m256 shifter = _mm256_set1_ps(12582912.0f);  // as round_even()
+    return _mm256_sub_ps(_mm256_add_ps(x, shifter), shifter);
+}
+
+KVCAST_AVX2_INLINE std::int64_t sum_of_lanes(__m256i v) {
+    alignas(32) std::int64_t lanes[4];
+    store256(lanes, v);
+    return lanes[0] + lanes[1] + lanes[2] + lanes[3];
+}
+
+}  // namespace
+
+void store_head(const HeadStore& head) {
+    const std::size_t whole = head.tokens / kTile * kTile;
+    if (head.dtype == Dtype::kF32 || head.channels > kMostChannels || whole == 0)
+        return scalar::store_head(head);
+    head.dtype == Dtype::kBf16 ? store_whole<Dtype::kBf16>(head, whole)
+                               : store_whole<Dtype::kF16>(head, whole);
+    HeadStore rest = head;
+    rest.tokens -= whole;
+    rest.tile += whole;
+    rest.rows = static_cast<std::uint8_t*>(head.rows) + whole * head.row_bytes;
+    if (head.rotation.pairs != 0) {
+        rest.rotation.cos += whole;
+        rest.rotation.sin += whole;
+    }
+    if (rest.tokens != 0) scalar::store_head(rest);
+}
+
+KVCAST_AVX2 void store_exact(const ExactStore& head) {
+    const Extent whole = whole_part(head.tokens, head.channels);
+    const bool plain = head.rotation.pairs == 0 && head.source == head.dtype && head.dtype != Dtype::kF32;
+    if (!plain || whole.tokens == 0 || whole.channels == 0) return scalar::store_exact(head);
+    auto* rows = static_cast<std::uint8_t*>(head.rows);
+    for (std::size_t token = 0; token < whole.tokens; token += kTile) {
+        for (std::size_t c = 0; c < whole.channels; c += 8) {
+            __m256i r[8];
+            KVCAST_UNROLL
+            for (std::size_t i = 0; i < 8; ++i) {
+                const std::uint32_t* from = head.tile + (c + i) * head.tile_stride + token;
+                const __m256i mask = _mm256_set1_epi32(0xffff);
+                const __m256i low = _mm256_and_si256(load256(from), mask);
+                const __m256i high = _mm256_and_si256(load256(from + 8), mask);
+                r[i] = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
+            }
+            transpose16(r);
+            store_lanes(r, rows + token * head.row_bytes + 2 * c, head.row_bytes);
+        }
+    }
+    ExactStore rest = head;  // channels behind the whole ones, then tokens
+    rest.channels -= whole.channels;
+    rest.tile += whole.channels * head.tile_stride;
+    rest.rows = rows + 2 * whole.channels;
+    rest.tokens = whole.tokens;
+    if (rest.channels != 0) scalar::store_exact(rest);
+    rest = head;
+    rest.tokens -= whole.tokens;
+    rest.tile += whole.tokens;
+    rest.rows = rows + whole.tokens * head.row_bytes;
+    if (rest.tokens != 0) scalar::store_exact(rest);
+}
+
+void load_bits(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens, std::size_t channels,
+               std::uint32_t* tile, std::size_t tile_stride) {
+    const Extent whole = whole_part(tokens, channels);
+    if (dtype == Dtype::kF32 || whole.tokens == 0 || whole.channels == 0)
+        return scalar::load_bits(rows, row_bytes, dtype, tokens, channels, tile, tile_stride);
+    load_tile<Bits>(rows, row_bytes, whole, tile, tile_stride);
+    const auto* from = static_cast<const std::uint8_t*>(rows);
+    scalar::load_bits(from + 2 * whole.channels, row_bytes, dtype, whole.tokens, channels - whole.channels,
+                      tile + whole.channels * tile_stride, tile_stride);
+    scalar::load_bits(from + whole.tokens * row_bytes, row_bytes, dtype, tokens - whole.tokens, channels,
+                      tile + whole.tokens, tile_stride);
+}
+
+void load_head(const HeadLoad& head) {
+    const Extent whole = whole_part(head.tokens, head.channels);
+    if (head.dtype == Dtype::kF32 || whole.tokens == 0 || whole.channels == 0) return scalar::load_head(head);
+    auto* tile = reinterpret_cast<std::uint32_t*>(head.tile);
+    head.dtype == Dtype::kBf16 ? load_tile<FromBf16>(head.rows, head.row_bytes, whole, tile, head.tile_stride)
+                               : load_tile<FromF16>(head.rows, head.row_bytes, whole, tile, head.tile_stride);
+    const auto* rows = static_cast<const std::uint8_t*>(head.rows);
+    HeadLoad rest = head;  // channels behind the whole ones, then tokens
+    rest.rotation = {};
+    rest.rows = rows + 2 * whole.channels;
+    rest.tokens = whole.tokens;
+    rest.channels -= whole.channels;
+    rest.tile += whole.channels * head.tile_stride;
+    scalar::load_head(rest);
+    rest.rows = rows + whole.tokens * head.row_bytes;
+    rest.tokens = head.tokens - whole.tokens;
+    rest.channels = head.channels;
+    rest.tile = head.tile + whole.tokens;
+    scalar::load_head(rest);
+    const Rotation& r = head.rotation;
+    for (std::size_t p = 0; p < r.pairs; ++p) {
+        float* a = head.tile + (r.first + p * r.pair_step) * head.tile_stride;
+        unrotate(a, a + r.partner * head.tile_stride, r.cos + p * r.table_stride, r.sin + p * r.table_stride,
+                 head.tokens);
+    }
+}
+
+KVCAST_AVX2 float max_magnitude(const float* values, std::size_t count) {
+    const __m256i mask = _mm256_set1_epi32(0x7fffffff);
+    __m256i largest = _mm256_setzero_si256();
+    std::size_t i = 0;
+    for (; i + 8 <= count; i += 8)
+        largest = _mm256_max_epi32(largest, _mm256_and_si256(load256(values + i), mask));
+    alignas(32) std::uint32_t lanes[8];
+    store256(lanes, largest);
+    std::uint32_t bits = *std::max_element(lanes, lanes + 8);
+    for (; i < count; ++i) bits = std::max(bits, std::bit_cast<std::uint32_t>(values[i]) & 0x7fffffffu);
+    return bits >= 0x7f800000u ? std::numeric_limits<float>::infinity() : std::bit_cast<float>(bits);
+}
+
+KVCAST_AVX2 Moments moments(const float* values, std::size_t count, float scale) {
+    const __m256 factor = _mm256_set1_ps(scale);
+    __m256i sum = _mm256_setzero_si256(), squares = sum;
+    std::size_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+        const __m256i v = _mm256_cvttps_epi32(rounded(_mm256_mul_ps(_mm256_loadu_ps(values + i), factor)));
+        const __m256i odd = _mm256_srli_epi64(v, 32);
+        squares = _mm256_add_epi64(squares, _mm256_mul_epi32(v, v));
+        squares = _mm256_add_epi64(squares, _mm256_mul_epi32(odd, odd));
+        sum = _mm256_add_epi64(sum, _mm256_cvtepi32_epi64(_mm256_castsi256_si128(v)));
+        sum = _mm256_add_epi64(sum, _mm256_cvtepi32_epi64(_mm256_extracti128_si256(v, 1)));
+    }
+    const Moments rest = scalar::moments(values + i, count - i, scale);
+    return {sum_of_lanes(sum) + rest.sum,
+            static_cast<std::uint64_t>(sum_of_lanes(squares)) + rest.sum_of_squares};
+}
+
+KVCAST_AVX2 std::uint64_t quantise(const float* values, const std::int16_t* prediction, std::size_t count,
+                                   float inverse_unit, unsigned shift, std::int32_t limit, std::int16_t* q) {
+    const __m256 factor = _mm256_set1_ps(inverse_unit);
+    const __m256 step = _mm256_set1_ps(power_of_two(-static_cast<int>(shift)));
+    const __m256 most = _mm256_set1_ps(static_cast<float>(limit));
+    const __m256 least = _mm256_sub_ps(_mm256_setzero_ps(), most);
+    __m256i sum = _mm256_setzero_si256();
+    std::size_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+        const __m256 x = _mm256_mul_ps(_mm256_loadu_ps(values + i), factor);
+        const __m256 residual = _mm256_mul_ps(_mm256_sub_ps(x, as_floats(prediction + i)), step);
+        const __m256i v = _mm256_cvttps_epi32(rounded(_mm256_min_ps(most, _mm256_max_ps(least, residual))));
+        const __m256i packed = _mm256_permute4x64_epi64(_mm256_packs_epi32(v, v), 0xd8);
+        store128(q + i, _mm256_castsi256_si128(packed));
+        const __m256i magnitude = _mm256_abs_epi32(v);
+        sum = _mm256_add_epi64(sum,
+                               _mm256_add_epi64(_mm256_srli_epi64(magnitude, 32),
+                                                _mm256_and_si256(magnitude, _mm256_set1_epi64x(0xffffffff))));
+    }
+    return static_cast<std::uint64_t>(sum_of_lanes(sum)) +
+           scalar::quantise(values + i, prediction + i, count - i, inverse_unit, shift, limit, q + i);
+}
+
+KVCAST_AVX2 void reconstruct(const std::int16_t* q, const std::int16_t* prediction, std::size_t count,
+                             unsigned shift, std::int16_t* states) {
+    const __m256i factors = _mm256_set1_epi32(1 | 1 << (16 + shift));  // prediction * 1 + q * 2^shift
+    std::size_t i = 0;
+    for (; i + 16 <= count; i += 16) {
+        const __m256i p = load256(prediction + i), x = load256(q + i);
+        const __m256i low = _mm256_madd_epi16(_mm256_unpacklo_epi16(p, x), factors);
+        const __m256i high = _mm256_madd_epi16(_mm256_unpackhi_epi16(p, x), factors);
+        store256(states + i, _mm256_packs_epi32(low, high));
+    }
+    scalar::reconstruct(q + i, prediction + i, count - i, shift, states + i);
+}
+
+// Sums of up to four tokens and 16 outputs stay in registers; inputs come in order, as rounding demands.
+KVCAST_AVX2 void analyse(const float* residual, std::size_t inputs, const float* matrix,
+                         std::size_t row_stride, std::size_t outputs, std::size_t tokens,
+                         float* coefficients) {
+    constexpr std::size_t kTokens = 4;
+    const std::size_t whole = outputs / 16 * 16;
+    for (std::size_t t = 0; t < tokens; t += kTokens) {
+        const std::size_t last = tokens - t - 1;  // tokens that are not there repeat the last one
+        const float* from[kTokens];
+        for (std::size_t k = 0; k < kTokens; ++k) from[k] = residual + (t + std::min(k, last)) * inputs;
+        for (std::size_t begin = 0; begin < whole; begin += 16) {
+            __m256 sums[kTokens][2];
+            KVCAST_UNROLL
+            for (std::size_t k = 0; k < kTokens; ++k) sums[k][0] = sums[k][1] = _mm256_setzero_ps();
+            for (std::size_t i = 0; i < inputs; ++i) {
+                const float* row = matrix + i * row_stride + begin;
+                const __m256 a = _mm256_loadu_ps(row), b = _mm256_loadu_ps(row + 8);
+                KVCAST_UNROLL
+                for (std::size_t k = 0; k < kTokens; ++k) {
+                    const __m256 r = _mm256_set1_ps(from[k][i]);
+                    sums[k][0] = _mm256_add_ps(sums[k][0], _mm256_mul_ps(r, a));
+                    sums[k][1] = _mm256_add_ps(sums[k][1], _mm256_mul_ps(r, b));
+                }
+            }
+            for (std::size_t k = 0; k < kTokens && k <= last; ++k) {
+                float* out = coefficients + (t + k) * outputs + begin;
+                _mm256_storeu_ps(out, sums[k][0]);
+                _mm256_storeu_ps(out + 8, sums[k][1]);
+            }
+        }
+        for (std::size_t k = 0; k < kTokens && k <= last; ++k) {
+            for (std::size_t j = whole; j < outputs; ++j) {
+                float sum = 0;
+                for (std::size_t i = 0; i < inputs; ++i) sum += from[k][i] * matrix[i * row_stride + j];
+                coefficients[(t + k) * outputs + j] = sum;
+            }
+        }
+    }
+}
+
+}  // namespace kvcast::kernels::avx2
