@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "kernels/math.h"
 
@@ -140,6 +141,15 @@ struct ExactStore {
     std::size_t row_bytes;
 };
 
+// 16 outputs of a matrix by one pair of inputs: lane o holds the entries of inputs 2i and 2i + 1.
+struct alignas(64) MatrixPanel {
+    std::int16_t lanes[16][2];
+};
+
+// A matrix [outputs][inputs] as panels [outputs by 16][inputs by 2], zero where it has no entries.
+std::vector<MatrixPanel> pack_panels(std::span<const std::int16_t> matrix, std::size_t outputs,
+                                     std::size_t inputs);
+
 // int16 features of some tokens through a matrix with a shift per output:
 // sums[t][o] += (sum over i of matrix[o][i] * features[t][i] + 2^(shifts[o] - 1)) >> shifts[o].
 // The caller keeps the L1 norm of a row at most 65024 and shifts in 4..23, so that no sum overflows.
@@ -148,6 +158,7 @@ struct Projection {
     std::size_t feature_stride;
     std::size_t inputs;
     const std::int16_t* matrix;  // [outputs][inputs]; project_sparse: [inputs][outputs]
+    const MatrixPanel* panels;   // the same matrix for backends that prefer it so; project_sparse: not used
     const std::uint8_t* shifts;  // [outputs]
     std::size_t outputs;
     std::size_t tokens;

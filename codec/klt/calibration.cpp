@@ -293,6 +293,11 @@ Result<std::shared_ptr<const Calibration>> Calibration::read(std::span<const std
         for (std::size_t o = 0; o < n; ++o) {
             for (std::size_t i = 0; i < n; ++i) columns[i * n + o] = unit.transform.entries[o * n + i];
         }
+        Panels& panels = made->panels_.emplace_back();
+        panels.transform = kernels::pack_panels(unit.transform.entries, n, n);
+        for (const PredictionTerm& term : unit.terms)
+            panels.terms.push_back(
+                kernels::pack_panels(term.matrix.entries, term.matrix.outputs, term.matrix.inputs));
         for (const PredictionTerm& term : unit.terms) made->reach_ = std::max(made->reach_, term.layers_back);
     }
     return std::shared_ptr<const Calibration>(std::move(made));

@@ -21,7 +21,7 @@
 
 #include "codec/format/error.h"
 #include "codec/format/layout.h"
-#include "kernels/math.h"
+#include "kernels/ops.h"
 
 namespace kvcast {
 
@@ -149,6 +149,15 @@ class Calibration {
         return columns_[first_unit_[plane] + layer * units_per_layer_ + part];
     }
 
+    // The same transform, and the matrices of a unit's terms, as Ops::project reads them.
+    struct Panels {
+        std::vector<kernels::MatrixPanel> transform;
+        std::vector<std::vector<kernels::MatrixPanel>> terms;
+    };
+    const Panels& panels(std::size_t layer, std::size_t plane, std::size_t part) const {
+        return panels_[first_unit_[plane] + layer * units_per_layer_ + part];
+    }
+
     // How many layers back a term reaches at most.
     std::size_t reach() const { return reach_; }
 
@@ -163,6 +172,7 @@ class Calibration {
     std::size_t units_per_layer_ = 0;
     std::size_t reach_ = 0;
     std::vector<std::vector<std::int16_t>> columns_;  // [unit]: transform transposed
+    std::vector<Panels> panels_;                      // [unit]
 };
 
 // Whether bytes begin like a calibration file.

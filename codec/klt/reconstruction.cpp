@@ -36,7 +36,9 @@ void KltStates::predict(const kernels::Ops& ops, std::size_t layer, std::size_t 
     const CalibrationUnit& unit = calibration_->unit(layer, plane, part);
     const std::size_t width = data.part_width(plane);
     for (std::size_t t = 0; t < slice.count; ++t) std::copy_n(unit.bias.data(), width, sums + t * width);
-    for (const PredictionTerm& term : unit.terms) {
+    const Calibration::Panels& panels = calibration_->panels(layer, plane, part);
+    for (std::size_t i = 0; i < unit.terms.size(); ++i) {
+        const PredictionTerm& term = unit.terms[i];
         const std::int16_t* features = nullptr;
         std::size_t stride = data.tokens.features;
         if (term.source == PredictionTerm::Source::kTokens) {
@@ -47,8 +49,8 @@ void KltStates::predict(const kernels::Ops& ops, std::size_t layer, std::size_t 
                        part * data.part_width(term.plane);
         }
         const ShiftedMatrix& m = term.matrix;
-        ops.project(
-            {features, stride, m.inputs, m.entries.data(), m.shifts.data(), width, slice.count, sums, width});
+        ops.project({features, stride, m.inputs, m.entries.data(), panels.terms[i].data(), m.shifts.data(),
+                     width, slice.count, sums, width});
     }
 }
 
@@ -57,7 +59,7 @@ void KltStates::reconstruct(const kernels::Ops& ops, std::size_t layer, std::siz
     const CalibrationData& data = calibration_->data();
     const CalibrationUnit& unit = calibration_->unit(layer, plane, part);
     const std::size_t width = data.part_width(plane);
-    ops.project_sparse({coefficients, width, width, calibration_->columns(layer, plane, part).data(),
+    ops.project_sparse({coefficients, width, width, calibration_->columns(layer, plane, part).data(), nullptr,
                         unit.transform.shifts.data(), width, slice.count, sums, width});
     const std::size_t row = data.layout.planes[plane].width();
     std::int16_t* out = this->plane(layer, plane) + slice.first * row + part * width;

@@ -1,7 +1,6 @@
 // Projections with pmaddwd: 16 products of 16-bit integers, added in pairs, in one instruction.
 //
-// As with AVX-512, a matrix is turned into panels of input pairs, 16 outputs at a time: lane o of the vector
-// of pair i holds (matrix[o][2i], matrix[o][2i + 1]), and a pair of a token's features is broadcast.
+// A panel is two vectors of a matrix, by which a pair of a token's features, broadcast, is multiplied.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -9,38 +8,19 @@
 
 #include "kernels/avx2/slots.h"
 #include "kernels/avx2/target.h"
+#include "kernels/x86/words.h"
 
 namespace kvcast::kernels::avx2 {
 namespace {
 
-constexpr std::size_t kLanes32 = 8;       // sums in a vector
-constexpr std::size_t kPanels = 2;        // vectors of sums per token
-constexpr std::size_t kTokens = 4;        // tokens that share a panel's loads: 8 of the 16 registers are sums
-constexpr std::size_t kMostPairs = 1024;  // of inputs: 64 KiB of panels
-
-struct Panels {
-    alignas(32) std::int32_t pairs[kMostPairs][kPanels][kLanes32];
-};
+constexpr std::size_t kLanes32 = 8;  // sums in a vector
+constexpr std::size_t kPanels = 2;   // vectors of sums per token
+constexpr std::size_t kTokens = 4;   // tokens that share a panel's loads: 8 of the 16 registers are sums
 
 std::int32_t pair_at(const std::int16_t* features) {
     std::int32_t pair = 0;
     std::memcpy(&pair, features, sizeof pair);
     return pair;
-}
-
-void fill(const Projection& p, std::size_t output, Panels& out) {
-    const std::size_t pairs = (p.inputs + 1) / 2;
-    for (std::size_t i = 0; i < pairs; ++i) {
-        for (std::size_t lane = 0; lane < kPanels * kLanes32; ++lane) {
-            const std::size_t o = output + lane;
-            std::int32_t pair = 0;
-            if (o < p.outputs) {
-                const std::int16_t* at = p.matrix + o * p.inputs + 2 * i;
-                pair = 2 * i + 1 < p.inputs ? pair_at(at) : static_cast<std::uint16_t>(*at);
-            }
-            out.pairs[i][lane / kLanes32][lane % kLanes32] = pair;
-        }
-    }
 }
 
 KVCAST_AVX2_INLINE __m256i multiply_add(__m256i sum, __m256i a, __m256i b) {
@@ -49,14 +29,21 @@ KVCAST_AVX2_INLINE __m256i multiply_add(__m256i sum, __m256i a, __m256i b) {
 
 // Rounds, shifts and adds one token's sums of up to 8 outputs from `output` on.
 KVCAST_AVX2_INLINE void add(const Projection& p, std::size_t token, std::size_t output, __m256i sum) {
+    std::int32_t* out = p.sums + token * p.sum_stride + output;
+    const std::uint8_t* shifts = p.shifts + output;
+    if (output + kLanes32 <= p.outputs) {
+        const __m256i shift = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(shifts)));
+        const __m256i one = _mm256_set1_epi32(1);
+        const __m256i half = _mm256_sllv_epi32(one, _mm256_sub_epi32(shift, one));
+        const __m256i shifted = _mm256_srav_epi32(_mm256_add_epi32(sum, half), shift);
+        auto* at = reinterpret_cast<__m256i*>(out);
+        _mm256_storeu_si256(at, _mm256_add_epi32(_mm256_loadu_si256(at), shifted));
+        return;
+    }
     alignas(32) std::int32_t sums[kLanes32];
     _mm256_store_si256(reinterpret_cast<__m256i*>(sums), sum);
-    const std::size_t outputs = std::min(kLanes32, p.outputs - output);
-    std::int32_t* out = p.sums + token * p.sum_stride + output;
-    for (std::size_t o = 0; o < outputs; ++o) {
-        const unsigned shift = p.shifts[output + o];
-        out[o] += (sums[o] + (1 << (shift - 1))) >> shift;
-    }
+    for (std::size_t o = 0; output + o < p.outputs; ++o)
+        out[o] += (sums[o] + (1 << (shifts[o] - 1))) >> shifts[o];
 }
 
 template <std::size_t Tokens>
@@ -66,12 +53,13 @@ struct Sums {
 
 // Adds the products of one pair of inputs; Single: of the last of an odd number.
 template <std::size_t Tokens, bool Single>
-KVCAST_AVX2_INLINE void accumulate(const Panels& panels, std::size_t pair, const std::int16_t* features,
-                                   std::size_t stride, Sums<Tokens>& sums) {
-    const auto* column = reinterpret_cast<const __m256i*>(panels.pairs[pair]);
+KVCAST_AVX2_INLINE void accumulate(const MatrixPanel& panel, const std::int16_t* features, std::size_t stride,
+                                   Sums<Tokens>& sums) {
+    const auto* column = reinterpret_cast<const __m256i*>(panel.lanes);
     const __m256i first = _mm256_load_si256(column), second = _mm256_load_si256(column + 1);
+    KVCAST_UNROLL
     for (std::size_t t = 0; t < Tokens; ++t) {
-        const std::int16_t* at = features + t * stride + 2 * pair;
+        const std::int16_t* at = features + t * stride;
         const __m256i f =
             _mm256_set1_epi32(Single ? std::int32_t{static_cast<std::uint16_t>(*at)} : pair_at(at));
         sums.at[t][0] = multiply_add(sums.at[t][0], first, f);
@@ -80,14 +68,17 @@ KVCAST_AVX2_INLINE void accumulate(const Panels& panels, std::size_t pair, const
 }
 
 template <std::size_t Tokens>
-KVCAST_AVX2 void project_tile(const Projection& p, const Panels& panels, std::size_t token,
-                              std::size_t output) {
+KVCAST_AVX2 void project_tile(const Projection& p, std::size_t token, std::size_t output) {
     const std::int16_t* features = p.features + token * p.feature_stride;
+    const MatrixPanel* panels = p.panels + output / (kPanels * kLanes32) * ((p.inputs + 1) / 2);
     Sums<Tokens> sums;
-    for (auto& row : sums.at) row[0] = row[1] = _mm256_setzero_si256();
+    KVCAST_UNROLL
+    for (std::size_t t = 0; t < Tokens; ++t) sums.at[t][0] = sums.at[t][1] = _mm256_setzero_si256();
     for (std::size_t pair = 0; pair < p.inputs / 2; ++pair)
-        accumulate<Tokens, false>(panels, pair, features, p.feature_stride, sums);
-    if (p.inputs % 2 != 0) accumulate<Tokens, true>(panels, p.inputs / 2, features, p.feature_stride, sums);
+        accumulate<Tokens, false>(panels[pair], features + 2 * pair, p.feature_stride, sums);
+    if (p.inputs % 2 != 0)
+        accumulate<Tokens, true>(panels[p.inputs / 2], features + p.inputs - 1, p.feature_stride, sums);
+    KVCAST_UNROLL
     for (std::size_t t = 0; t < Tokens; ++t) {
         add(p, token + t, output, sums.at[t][0]);
         if (output + kLanes32 < p.outputs) add(p, token + t, output + kLanes32, sums.at[t][1]);
@@ -113,13 +104,10 @@ KVCAST_AVX2 void add_rest(const Projection& p, std::size_t token, std::size_t be
 }  // namespace
 
 KVCAST_AVX2 void project(const Projection& p) {
-    if (p.inputs > 2 * kMostPairs) return scalar::project(p);
-    Panels panels;
     for (std::size_t output = 0; output < p.outputs; output += kPanels * kLanes32) {
-        fill(p, output, panels);
         std::size_t t = 0;
-        for (; t + kTokens <= p.tokens; t += kTokens) project_tile<kTokens>(p, panels, t, output);
-        for (; t < p.tokens; ++t) project_tile<1>(p, panels, t, output);
+        for (; t + kTokens <= p.tokens; t += kTokens) project_tile<kTokens>(p, t, output);
+        for (; t < p.tokens; ++t) project_tile<1>(p, t, output);
     }
 }
 

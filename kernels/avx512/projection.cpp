@@ -1,8 +1,7 @@
 // Projections with VNNI: 32 products of 16-bit integers and their sums in one instruction.
 //
-// A matrix is turned, 64 outputs at a time, into panels of input pairs: lane o of the vector of pair i holds
-// (matrix[o][2i], matrix[o][2i + 1]). A pair of a token's features, broadcast, then serves 16 outputs at
-// once, and no sum crosses lanes.
+// A panel is one vector of a matrix: a pair of a token's features, broadcast, serves 16 outputs at once, and
+// no sum crosses lanes. Four tokens share the panels of 64 outputs.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -10,14 +9,14 @@
 
 #include "kernels/avx512/slots.h"
 #include "kernels/avx512/target.h"
+#include "kernels/x86/words.h"
 
 namespace kvcast::kernels::avx512 {
 namespace {
 
-constexpr std::size_t kLanes32 = 16;      // sums in a vector
-constexpr std::size_t kPanels = 4;        // vectors of sums per token
-constexpr std::size_t kTokens = 4;        // tokens that share a panel's loads
-constexpr std::size_t kMostPairs = 1024;  // of inputs: 256 KiB of panels
+constexpr std::size_t kLanes32 = 16;  // sums in a vector
+constexpr std::size_t kPanels = 4;    // vectors of sums per token
+constexpr std::size_t kTokens = 4;    // tokens that share a panel's loads
 
 std::int32_t pair_at(const std::int16_t* features) {
     std::int32_t pair = 0;
@@ -30,56 +29,10 @@ std::int32_t single_at(const std::int16_t* features) {
     return static_cast<std::uint16_t>(*features);
 }
 
-struct Panels {
-    alignas(64) std::int32_t pairs[kMostPairs][kPanels][kLanes32];
-};
-
-// 16 x 16 transposition of 32-bit lanes.
-KVCAST_AVX512_INLINE void transpose(__m512i rows[16]) {
-    __m512i t[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        rows[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        rows[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        rows[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        rows[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int i = 0; i < 4; ++i) {
-        t[i] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0x88);
-        t[i + 4] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0xdd);
-        t[i + 8] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0x88);
-        t[i + 12] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0xdd);
-    }
-    for (int i = 0; i < 4; ++i) {
-        rows[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-        rows[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-        rows[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-        rows[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-    }
-}
-
-// Panels of up to 64 outputs from `output` on; what the matrix lacks is zero.
-KVCAST_AVX512_INLINE void fill(const Projection& p, std::size_t output, Panels& out) {
-    const std::size_t outputs = std::min(kPanels * kLanes32, p.outputs - output);
-    for (std::size_t panel = 0; panel * kLanes32 < outputs; ++panel) {
-        for (std::size_t i = 0; i < p.inputs; i += 2 * kLanes32) {
-            const std::size_t inputs = std::min(2 * kLanes32, p.inputs - i);
-            const auto mask = static_cast<__mmask32>((std::uint64_t{1} << inputs) - 1);
-            __m512i rows[kLanes32];
-            for (std::size_t lane = 0; lane < kLanes32; ++lane) {
-                const std::size_t o = panel * kLanes32 + lane;
-                rows[lane] = o < outputs
-                                 ? _mm512_maskz_loadu_epi16(mask, p.matrix + (output + o) * p.inputs + i)
-                                 : _mm512_setzero_si512();
-            }
-            transpose(rows);
-            for (std::size_t pair = 0; 2 * pair < inputs; ++pair)
-                _mm512_store_si512(out.pairs[i / 2 + pair][panel], rows[pair]);
-        }
-    }
+// sum + products of pairs. Not the intrinsic: GCC 12 copies its accumulator around.
+KVCAST_AVX512_INLINE __m512i multiply_add(__m512i sum, __m512i a, __m512i b) {
+    asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+    return sum;
 }
 
 template <std::size_t Vectors, std::size_t Tokens>
@@ -87,27 +40,30 @@ struct Sums {
     __m512i at[Tokens][Vectors];
 };
 
-// Adds the products of `count` inputs to the sums.
+// Adds the products of `count` inputs to the sums; `row` is panels from one row of them to the next.
 template <std::size_t Vectors, std::size_t Tokens>
-KVCAST_AVX512_INLINE void accumulate(const Panels& panels, const std::int16_t* features, std::size_t stride,
-                                     std::size_t count, Sums<Vectors, Tokens>& sums) {
+KVCAST_AVX512_INLINE void accumulate(const MatrixPanel* panels, std::size_t row, const std::int16_t* features,
+                                     std::size_t stride, std::size_t count, Sums<Vectors, Tokens>& sums) {
     const std::size_t whole = count / 2;
     for (std::size_t pair = 0; pair < whole; ++pair) {
         __m512i column[Vectors];
-        for (std::size_t v = 0; v < Vectors; ++v) column[v] = _mm512_load_si512(panels.pairs[pair][v]);
+        KVCAST_UNROLL
+        for (std::size_t v = 0; v < Vectors; ++v) column[v] = _mm512_load_si512(panels + v * row + pair);
+        KVCAST_UNROLL
         for (std::size_t t = 0; t < Tokens; ++t) {
             const __m512i f = _mm512_set1_epi32(pair_at(features + t * stride + 2 * pair));
+            KVCAST_UNROLL
             for (std::size_t v = 0; v < Vectors; ++v)
-                sums.at[t][v] = _mm512_dpwssd_epi32(sums.at[t][v], column[v], f);
+                sums.at[t][v] = multiply_add(sums.at[t][v], column[v], f);
         }
     }
     if (count % 2 == 0) return;
+    KVCAST_UNROLL
     for (std::size_t t = 0; t < Tokens; ++t) {
         const __m512i f = _mm512_set1_epi32(single_at(features + t * stride + 2 * whole));
-        for (std::size_t v = 0; v < Vectors; ++v) {
-            const __m512i column = _mm512_load_si512(panels.pairs[whole][v]);
-            sums.at[t][v] = _mm512_dpwssd_epi32(sums.at[t][v], column, f);
-        }
+        KVCAST_UNROLL
+        for (std::size_t v = 0; v < Vectors; ++v)
+            sums.at[t][v] = multiply_add(sums.at[t][v], _mm512_load_si512(panels + v * row + whole), f);
     }
 }
 
@@ -124,43 +80,46 @@ KVCAST_AVX512_INLINE void add(const Projection& p, std::size_t token, std::size_
 }
 
 template <std::size_t Vectors, std::size_t Tokens>
-KVCAST_AVX512_INLINE void project_tile(const Projection& p, const Panels& panels, std::size_t token,
-                                       std::size_t output) {
+KVCAST_AVX512_INLINE void project_tile(const Projection& p, std::size_t token, std::size_t output) {
     Sums<Vectors, Tokens> sums;
-    for (auto& row : sums.at) std::fill(std::begin(row), std::end(row), _mm512_setzero_si512());
-    accumulate<Vectors, Tokens>(panels, p.features + token * p.feature_stride, p.feature_stride, p.inputs,
-                                sums);
+    KVCAST_UNROLL
     for (std::size_t t = 0; t < Tokens; ++t) {
+        KVCAST_UNROLL
+        for (std::size_t v = 0; v < Vectors; ++v) sums.at[t][v] = _mm512_setzero_si512();
+    }
+    const std::size_t row = (p.inputs + 1) / 2;
+    accumulate<Vectors, Tokens>(p.panels + output / kLanes32 * row, row,
+                                p.features + token * p.feature_stride, p.feature_stride, p.inputs, sums);
+    KVCAST_UNROLL
+    for (std::size_t t = 0; t < Tokens; ++t) {
+        KVCAST_UNROLL
         for (std::size_t v = 0; v < Vectors; ++v) add(p, token + t, output + v * kLanes32, sums.at[t][v]);
     }
 }
 
 template <std::size_t Vectors>
-KVCAST_AVX512 void project_outputs(const Projection& p, const Panels& panels, std::size_t output) {
+KVCAST_AVX512 void project_outputs(const Projection& p, std::size_t output) {
     std::size_t t = 0;
-    for (; t + kTokens <= p.tokens; t += kTokens) project_tile<Vectors, kTokens>(p, panels, t, output);
-    for (; t < p.tokens; ++t) project_tile<Vectors, 1>(p, panels, t, output);
+    for (; t + kTokens <= p.tokens; t += kTokens) project_tile<Vectors, kTokens>(p, t, output);
+    for (; t < p.tokens; ++t) project_tile<Vectors, 1>(p, t, output);
 }
 
 }  // namespace
 
-KVCAST_AVX512 void project(const Projection& p) {
-    if (p.inputs > 2 * kMostPairs) return scalar::project(p);
-    Panels panels;
+void project(const Projection& p) {
     for (std::size_t output = 0; output < p.outputs; output += kPanels * kLanes32) {
-        fill(p, output, panels);
         switch ((std::min(p.outputs - output, kPanels * kLanes32) + kLanes32 - 1) / kLanes32) {
             case 1:
-                project_outputs<1>(p, panels, output);
+                project_outputs<1>(p, output);
                 break;
             case 2:
-                project_outputs<2>(p, panels, output);
+                project_outputs<2>(p, output);
                 break;
             case 3:
-                project_outputs<3>(p, panels, output);
+                project_outputs<3>(p, output);
                 break;
             default:
-                project_outputs<4>(p, panels, output);
+                project_outputs<4>(p, output);
         }
     }
 }

@@ -276,11 +276,12 @@ TEST(Projection, SumsAtTheBoundsDoNotOverflow) {
     std::vector<std::int16_t> features = {-32768, -32768};
     for (const std::uint8_t shift : {std::uint8_t{4}, std::uint8_t{23}}) {
         std::int32_t sums = 7;
-        ops.project({features.data(), 2, 2, matrix.data(), &shift, 1, 1, &sums, 1});
+        ops.project(
+            {features.data(), 2, 2, matrix.data(), kernels::pack_panels(matrix, 1, 2).data(), &shift, 1, 1, &sums, 1});
         const std::int64_t exact = (std::int64_t{65024} * -32768 + (std::int64_t{1} << (shift - 1))) >> shift;
         EXPECT_EQ(sums, 7 + exact);
         std::int32_t sparse = 7;
-        ops.project_sparse({features.data(), 2, 2, matrix.data(), &shift, 1, 1, &sparse, 1});
+        ops.project_sparse({features.data(), 2, 2, matrix.data(), nullptr, &shift, 1, 1, &sparse, 1});
         EXPECT_EQ(sparse, sums);
     }
 }
@@ -305,10 +306,11 @@ TEST(Projection, SparseAndDenseAgreeInOddShapes) {
                 }
                 for (auto& f : features) f = static_cast<std::int16_t>(next(1) * next(32767));
                 std::vector<std::int32_t> a(tokens * (outputs + 1), 5), b = a;
-                ops.project({features.data(), inputs + 3, inputs, rows.data(), shifts.data(), outputs, tokens,
+                ops.project({features.data(), inputs + 3, inputs, rows.data(),
+                             kernels::pack_panels(rows, outputs, inputs).data(), shifts.data(), outputs, tokens,
                              a.data(), outputs + 1});
-                ops.project_sparse({features.data(), inputs + 3, inputs, columns.data(), shifts.data(),
-                                    outputs, tokens, b.data(), outputs + 1});
+                ops.project_sparse({features.data(), inputs + 3, inputs, columns.data(), nullptr,
+                                    shifts.data(), outputs, tokens, b.data(), outputs + 1});
                 EXPECT_EQ(a, b);
                 std::int64_t exact = 1 << (shifts[outputs - 1] - 1);
                 for (std::size_t i = 0; i < inputs; ++i)

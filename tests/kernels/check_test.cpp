@@ -34,6 +34,7 @@ constexpr std::int32_t kGuard = 0x5a5a5a5a;
 struct Run {
     std::vector<std::int16_t> features;
     std::vector<std::int16_t> matrix;
+    std::vector<MatrixPanel> panels;
     std::vector<std::uint8_t> shifts;
     std::vector<std::int32_t> sums;
     Projection projection = {};
@@ -61,15 +62,10 @@ Run make(const Problem& p, std::uint64_t seed) {
         for (std::size_t o = 0; o < p.outputs; ++o)
             r.sums[p.offset + t * sum_stride + o] = static_cast<std::int32_t>(random() % 2000) - 1000;
     }
-    r.projection = {r.features.data() + p.offset,
-                    feature_stride,
-                    p.inputs,
-                    r.matrix.data() + p.offset,
-                    r.shifts.data() + p.offset,
-                    p.outputs,
-                    p.tokens,
-                    r.sums.data() + p.offset,
-                    sum_stride};
+    r.panels = pack_panels(std::span(r.matrix).subspan(p.offset), p.outputs, p.inputs);
+    r.projection = {
+        r.features.data() + p.offset, feature_stride, p.inputs, r.matrix.data() + p.offset, r.panels.data(),
+        r.shifts.data() + p.offset,   p.outputs,      p.tokens, r.sums.data() + p.offset,   sum_stride};
     return r;
 }
 
