@@ -1,11 +1,15 @@
-// bench_codec: rate, error and speed of every level on real KV, in process. Each row is verified in the run
-// that times it: lossless rows bit for bit, lossy rows against a decoding on another executor.
+// bench_codec: rate, error and speed of every level on real KV, in process, with one thread and with all.
+// Each row is verified in the run that times it: lossless rows bit for bit, lossy rows against a decoding on
+// another executor. memcpy of the same planes, and zstd and lz4 on their bytes, stand beside.
 #include <fmt/format.h>
+#include <lz4.h>
+#include <zstd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <thread>
 
@@ -45,8 +49,10 @@ struct Row {
     double coder_loss = 0;  // block bytes beyond the ideal code length of the symbol model
     double error_k = 0;
     double error_v = 0;
-    double encode_gbs = 0;
+    double encode_gbs = 0;  // one thread
     double decode_gbs = 0;
+    double encode_all_gbs = 0;  // all threads
+    double decode_all_gbs = 0;
 };
 
 // The whole cache as planes of contiguous rows, and back.
@@ -97,6 +103,8 @@ class Cache {
         return energy == 0 ? 0 : std::sqrt(difference / energy);
     }
 
+    std::vector<std::vector<std::uint8_t>>& planes() { return planes_; }
+
     void copy_source() {
         const auto source = kv_.rows(0);
         for (std::size_t i = 0; i < planes_.size(); ++i)
@@ -146,7 +154,7 @@ void decode_all(const std::vector<std::vector<std::uint8_t>>& objects, Cache& ca
     }
 }
 
-void account(const std::vector<EncodeReport>& reports, std::size_t raw_bytes, std::size_t values, Row& row) {
+void account(const std::vector<EncodeReport>& reports, double raw_bytes, std::size_t values, Row& row) {
     double payload = 0;
     double ideal = 0;
     double blocks = 0;
@@ -157,7 +165,7 @@ void account(const std::vector<EncodeReport>& reports, std::size_t raw_bytes, st
         blocks += 8.0 * static_cast<double>(r.block_bytes);
     }
     const double bits = 8.0 * static_cast<double>(row.bytes);
-    row.ratio = static_cast<double>(raw_bytes) / static_cast<double>(row.bytes);
+    row.ratio = raw_bytes / static_cast<double>(row.bytes);
     row.bits_per_value = bits / static_cast<double>(values);
     row.overhead = (bits - payload) / bits;
     row.coder_loss = (blocks - ideal) / ideal;
@@ -175,7 +183,7 @@ Row measure(const KvInput& kv, const EncodeOptions& options, std::size_t chunk, 
     SerialExecutor serial;
     std::vector<DecodeWorkspace> workspaces(jobs);
     const std::size_t values = kv.token_ids().size() * kv.layout().values_per_token();
-    const std::size_t raw_bytes = values * kernels::dtype_bytes(kv.layout().dtype);
+    const auto raw_bytes = static_cast<double>(values * kernels::dtype_bytes(kv.layout().dtype));
     Row row;
     row.level = level;
     row.name = name_of(options);
@@ -187,11 +195,18 @@ Row measure(const KvInput& kv, const EncodeOptions& options, std::size_t chunk, 
     Cache cache(kv);
     Cache again(kv);
     std::vector<std::vector<std::uint8_t>> encoded;
-    row.encode_gbs = static_cast<double>(raw_bytes) / 1e9 /
-                     shortest([&] { encode_all(kv, encoder, chunk, encoded, pool, nullptr); });
-    row.decode_gbs = static_cast<double>(raw_bytes) / 1e9 /
-                     shortest([&] { decode_all(objects, cache, pool, workspaces, options.calibration); });
+    const auto encode_rate = [&](Executor& executor) {
+        return raw_bytes / shortest([&] { encode_all(kv, encoder, chunk, encoded, executor, nullptr); });
+    };
+    const auto decode_rate = [&](Executor& executor) {
+        return raw_bytes /
+               shortest([&] { decode_all(objects, cache, executor, workspaces, options.calibration); });
+    };
+    row.encode_gbs = encode_rate(serial) / 1e9;
+    row.decode_gbs = decode_rate(serial) / 1e9;
     decode_all(objects, again, serial, workspaces, options.calibration);
+    row.encode_all_gbs = encode_rate(pool) / 1e9;
+    row.decode_all_gbs = decode_rate(pool) / 1e9;
     const bool sound = encoded == objects && cache.equals(again) && (level != 0 || cache.equals_source());
     if (!sound) throw Error(fmt::format("level {}: the decoded cache is wrong", level));
     row.error_k = cache.error(0);
@@ -199,10 +214,81 @@ Row measure(const KvInput& kv, const EncodeOptions& options, std::size_t chunk, 
     return row;
 }
 
+// A general compressor on the bytes of each plane.
+struct Peer {
+    std::string name;
+    std::function<std::size_t(std::span<const std::uint8_t> from, std::span<std::uint8_t> to)> compress;
+    std::function<std::size_t(std::span<const std::uint8_t> from, std::span<std::uint8_t> to)> decompress;
+};
+
+Peer zstd_peer(int level) {
+    const std::shared_ptr<ZSTD_CCtx> c(ZSTD_createCCtx(), ZSTD_freeCCtx);
+    const std::shared_ptr<ZSTD_DCtx> d(ZSTD_createDCtx(), ZSTD_freeDCtx);
+    return {fmt::format("zstd -{}", level),
+            [=](auto from, auto to) {
+                return ZSTD_compressCCtx(c.get(), to.data(), to.size(), from.data(), from.size(), level);
+            },
+            [=](auto from, auto to) {
+                return ZSTD_decompressDCtx(d.get(), to.data(), to.size(), from.data(), from.size());
+            }};
+}
+
+Peer lz4_peer() {
+    const auto chars = [](auto span) { return reinterpret_cast<const char*>(span.data()); };
+    const auto room = [](auto span) { return reinterpret_cast<char*>(span.data()); };
+    return {"lz4",
+            [=](auto from, auto to) {
+                return static_cast<std::size_t>(LZ4_compress_default(
+                    chars(from), room(to), static_cast<int>(from.size()), static_cast<int>(to.size())));
+            },
+            [=](auto from, auto to) {
+                return static_cast<std::size_t>(LZ4_decompress_safe(
+                    chars(from), room(to), static_cast<int>(from.size()), static_cast<int>(to.size())));
+            }};
+}
+
+Row measure(const KvInput& kv, const Peer& peer) {
+    Cache source(kv), decoded(kv);
+    source.copy_source();
+    std::vector<std::vector<std::uint8_t>> compressed;
+    std::vector<std::size_t> sizes;
+    double raw_bytes = 0;
+    for (const auto& plane : source.planes()) {
+        compressed.emplace_back(ZSTD_compressBound(plane.size()) + 64);
+        sizes.push_back(0);
+        raw_bytes += static_cast<double>(plane.size());
+    }
+    Row row;
+    row.name = peer.name;
+    row.encode_gbs = raw_bytes / 1e9 / shortest([&] {
+                         for (std::size_t i = 0; i < sizes.size(); ++i)
+                             sizes[i] = peer.compress(source.planes()[i], compressed[i]);
+                     });
+    row.decode_gbs = raw_bytes / 1e9 / shortest([&] {
+                         for (std::size_t i = 0; i < sizes.size(); ++i)
+                             peer.decompress(std::span(compressed[i]).first(sizes[i]), decoded.planes()[i]);
+                     });
+    if (!decoded.equals_source()) throw Error(peer.name + " is wrong");
+    for (const std::size_t bytes : sizes) row.bytes += bytes;
+    row.ratio = raw_bytes / static_cast<double>(row.bytes);
+    row.bits_per_value = 8.0 * static_cast<double>(row.bytes) /
+                         static_cast<double>(kv.token_ids().size() * kv.layout().values_per_token());
+    return row;
+}
+
+std::string rate(double gbs) {
+    return gbs == 0 ? "" : fmt::format("{:.2f}", gbs);
+}
+
+std::string percent(double share) {
+    return share == 0 ? "" : fmt::format("{:.2f}%", 100 * share);
+}
+
 void print(const Row& r) {
-    fmt::print("{:<9} {:>9} {:>7.2f}x {:>8.3f} {:>7.2f}% {:>7.2f}% {:>7.2f}% {:>7.2f}% {:>8.2f} {:>8.2f}\n",
-               r.name, r.bytes, r.ratio, r.bits_per_value, 100 * r.overhead, 100 * r.coder_loss,
-               100 * r.error_k, 100 * r.error_v, r.encode_gbs, r.decode_gbs);
+    fmt::print("{:<9} {:>9} {:>7.2f}x {:>8.3f} {:>8} {:>7} {:>7} {:>7} {:>7} {:>7} {:>7} {:>7}\n", r.name,
+               r.bytes, r.ratio, r.bits_per_value, percent(r.overhead), percent(r.coder_loss),
+               percent(r.error_k), percent(r.error_v), rate(r.encode_gbs), rate(r.decode_gbs),
+               rate(r.encode_all_gbs), rate(r.decode_all_gbs));
 }
 
 nlohmann::json as_json(const Row& r) {
@@ -216,7 +302,9 @@ nlohmann::json as_json(const Row& r) {
             {"error_k", r.error_k},
             {"error_v", r.error_v},
             {"encode_gbs", r.encode_gbs},
-            {"decode_gbs", r.decode_gbs}};
+            {"decode_gbs", r.decode_gbs},
+            {"encode_all_gbs", r.encode_all_gbs},
+            {"decode_all_gbs", r.decode_all_gbs}};
 }
 
 // Lossless, delta, and klt where there is a calibration.
@@ -241,19 +329,33 @@ void bench(const std::string& path, const std::string& calibration, std::size_t 
     Cache copy(kv);
     const std::size_t raw_bytes =
         kv.token_ids().size() * kv.layout().values_per_token() * kernels::dtype_bytes(kv.layout().dtype);
-    const double memcpy_gbs = static_cast<double>(raw_bytes) / 1e9 / shortest([&] { copy.copy_source(); });
+    Row memory;
+    memory.name = "memcpy";
+    memory.bytes = raw_bytes;
+    memory.ratio = 1;
+    memory.bits_per_value = 8.0 * static_cast<double>(kernels::dtype_bytes(kv.layout().dtype));
+    memory.encode_gbs = memory.decode_gbs =
+        static_cast<double>(raw_bytes) / 1e9 / shortest([&] { copy.copy_source(); });
     if (!copy.equals_source()) throw Error("memcpy is wrong");
-    nlohmann::json out = {{"file", path}, {"bytes", raw_bytes}, {"jobs", jobs}, {"memcpy_gbs", memcpy_gbs}};
+    nlohmann::json out = {{"file", path},
+                          {"bytes", raw_bytes},
+                          {"jobs", jobs},
+                          {"kernels", kernels::best_ops().name},
+                          {"memcpy_gbs", memory.decode_gbs}};
+    const auto report = [&](const Row& row) { json ? out["levels"].push_back(as_json(row)) : print(row); };
     if (!json) {
-        fmt::print("{:<9} {:>9} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}\n", "level", "bytes", "ratio",
-                   "bits/val", "overhead", "coder", "err K", "err V", "enc GB/s", "dec GB/s");
-        fmt::print("{:<9} {:>9} {:>7.2f}x {:>8.3f} {:>8} {:>8} {:>8} {:>8} {:>8.2f} {:>8.2f}\n", "memcpy",
-                   raw_bytes, 1.0, 16.0, "", "", "", "", memcpy_gbs, memcpy_gbs);
+        fmt::print("{:<9} {:>9} {:>8} {:>8} {:>8} {:>7} {:>7} {:>7} {:>15} {:>15}\n", "", "", "", "", "", "",
+                   "", "", "GB/s, 1 thread", fmt::format("{} threads", jobs));
+        fmt::print("{:<9} {:>9} {:>8} {:>8} {:>8} {:>7} {:>7} {:>7} {:>7} {:>7} {:>7} {:>7}\n", "level",
+                   "bytes", "ratio", "bits/val", "overhead", "coder", "err K", "err V", "encode", "decode",
+                   "encode", "decode");
+        print(memory);
+    }
+    for (const Peer& peer : {zstd_peer(1), lz4_peer()}) {
+        if (peer.name.starts_with(only)) report(measure(kv, peer));
     }
     for (const EncodeOptions& options : all_levels(load_calibration(calibration))) {
-        if (!name_of(options).starts_with(only)) continue;
-        const Row row = measure(kv, options, chunk, jobs);
-        json ? out["levels"].push_back(as_json(row)) : print(row);
+        if (name_of(options).starts_with(only)) report(measure(kv, options, chunk, jobs));
     }
     if (json) {
         fmt::print("{}\n", out.dump(2));
@@ -261,9 +363,10 @@ void bench(const std::string& path, const std::string& calibration, std::size_t 
     }
     fmt::print(
         "overhead: all bytes but the values' own ideal code length; coder: blocks beyond the model's ideal "
-        "code length;\n"
-        "err: relative root mean square; speed: bf16 bytes, {} threads, best of {}, memcpy with one\n",
-        jobs, kRepetitions);
+        "code "
+        "length;\n"
+        "err: relative root mean square; speed: bf16 bytes, best of {}; kernels: {}\n",
+        kRepetitions, kernels::best_ops().name);
 }
 
 }  // namespace

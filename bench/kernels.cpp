@@ -1,12 +1,16 @@
 // bench_kernels: every slot of every backend that this machine has, one core, on data that the codec meets.
 // Each is compared with the scalar backend before it is timed; a difference ends the run. Rates are of values
 // (items) and, for what makes tensors, of bf16 bytes; memcpy of the same size stands beside them.
+#define ZSTD_STATIC_LINKING_ONLY  // the switch that makes zstd code literals by huff0
 #include <benchmark/benchmark.h>
 #include <fmt/format.h>
+#include <zstd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <random>
 #include <stdexcept>
 #include <vector>
@@ -152,16 +156,267 @@ void strips(const Ops& ops, unsigned spread_class, std::size_t abreast, std::siz
     add("encode" + name, abreast * kBlockValues, 0, [=, &ops] { all->encode(ops, false); });
 }
 
+// ---- floats ----
+
+// One channel of each of some blocks, as the lossless profile codes it.
+struct FloatBlock {
+    std::vector<std::uint32_t> bits;
+    std::vector<std::uint32_t> out;
+    std::vector<std::uint8_t> bytes;
+    std::uint32_t states[kLanes];
+    entropy::ExponentModel model;
+
+    explicit FloatBlock(std::uint64_t seed)
+        : bits(kBlockValues), out(kBlockValues), scratch_(kBlockValues * 8) {
+        const auto drawn = normal(kBlockValues, 1.0, seed);
+        for (std::size_t i = 0; i < bits.size(); ++i) bits[i] = to_bf16(drawn[i]);
+        model = entropy::cheapest_exponent_model(scalar_ops(), Dtype::kBf16, std::span(bits).first(kTokens));
+        const RansEncoder e = encoded(scalar_ops());
+        std::memcpy(states, e.state, sizeof states);
+        bytes.assign(e.next, scratch_.data() + scratch_.size());
+    }
+
+    RansEncoder encoded(const Ops& ops) {
+        RansEncoder e;
+        std::fill(std::begin(e.state), std::end(e.state), kStateLow);
+        e.next = scratch_.data() + scratch_.size();
+        RansEncoder* const p = &e;
+        for (std::size_t at = kBlockValues; at > 0; at -= kTokens) {
+            const EncodeFloatStrip s = {table<EncodeTable>(), model.center, bits.data() + at - kTokens};
+            ops.encode_floats({&p, 1}, {&s, 1}, Dtype::kBf16, kTokens);
+        }
+        return e;
+    }
+    bool same(const RansEncoder& e) const {
+        return std::equal(static_cast<const std::uint8_t*>(e.next), scratch_.data() + scratch_.size(),
+                          bytes.begin(), bytes.end());
+    }
+
+    template <typename T>
+    const T* table() const {
+        if constexpr (std::is_same_v<T, EncodeTable>)
+            return &entropy::encode_table(entropy::kFirstExponentTable + model.table);
+        else
+            return &entropy::alias_table(entropy::kFirstExponentTable + model.table);
+    }
+
+  private:
+    std::vector<std::uint8_t> scratch_;
+};
+
+void decode_floats(const Ops& ops, std::vector<FloatBlock>& blocks) {
+    std::vector<RansDecoder> decoders(blocks.size());
+    std::vector<RansDecoder*> pointers;
+    for (std::size_t i = 0; i < blocks.size(); ++i) {
+        decoders[i] = {{}, blocks[i].bytes.data(), blocks[i].bytes.data() + blocks[i].bytes.size(), 0};
+        std::memcpy(decoders[i].state, blocks[i].states, sizeof blocks[i].states);
+        pointers.push_back(&decoders[i]);
+    }
+    std::vector<FloatStrip> strips(blocks.size());
+    for (std::size_t at = 0; at < kBlockValues; at += kTokens) {
+        for (std::size_t i = 0; i < blocks.size(); ++i)
+            strips[i] = {blocks[i].table<AliasTable>(), blocks[i].model.center, blocks[i].out.data() + at};
+        ops.decode_floats(pointers, strips, Dtype::kBf16, kTokens);
+    }
+}
+
+void floats(const Ops& ops, std::size_t abreast) {
+    const auto blocks = std::make_shared<std::vector<FloatBlock>>();
+    for (std::size_t i = 0; i < abreast; ++i) blocks->emplace_back(i + 1);
+    const auto name = fmt::format("_floats/{}/bf16/abreast:{}", ops.name, abreast);
+    decode_floats(ops, *blocks);
+    for (FloatBlock& b : *blocks) {
+        require(b.out == b.bits, "decode" + name);
+        require(b.same(b.encoded(ops)), "encode" + name);
+    }
+    add("decode" + name, abreast * kBlockValues, 0, [=, &ops] { decode_floats(ops, *blocks); });
+    if (abreast != 1) return;
+    add("encode" + name, kBlockValues, 0, [=, &ops] { blocks->front().encoded(ops); });
+}
+
+// ---- tiles ----
+
+// A head of 64 channels and 256 tokens, turned by RoPE over all channels.
+struct Head {
+    RopeTable rope;
+    std::vector<std::int16_t> states;
+    std::vector<std::uint16_t> rows;
+    std::vector<float> tile;
+    std::vector<std::uint32_t> bits;
+    std::vector<std::int16_t> prediction;
+
+    Head()
+        : rope(Rope{.pairing = RopePairing::kHalf,
+                    .offset = 0,
+                    .dim = kChannels,
+                    .frequencies = std::vector<std::uint64_t>(kChannels / 2, 0x0123456789abcdefu)},
+               0, 1, kTokens),
+          states(kChannels * kTokens),
+          rows(kChannels * kTokens),
+          tile(kChannels * kTokens),
+          bits(kChannels * kTokens),
+          prediction(kChannels * kTokens) {
+        const auto drawn = normal(states.size(), 3000, 1);
+        for (std::size_t i = 0; i < drawn.size(); ++i) {
+            states[i] = static_cast<std::int16_t>(std::clamp(drawn[i], -32000.0f, 32000.0f));
+            rows[i] = to_bf16(drawn[i]);
+            bits[i] = rows[i];
+            prediction[i] = static_cast<std::int16_t>(states[i] / 3);
+        }
+    }
+};
+
+// A slot that makes `Result` from a head: the same as scalar's, then timed.
+template <typename Result>
+void slot(const Ops& ops, const std::string& slot_name, std::size_t values, std::size_t bytes, Result out,
+          std::function<void(const Ops&, Result&)> run) {
+    const auto name = fmt::format("{}/{}", slot_name, ops.name);
+    Result expected = out;
+    run(scalar_ops(), expected);
+    run(ops, out);
+    require(out == expected, name);
+    const auto kept = std::make_shared<Result>(std::move(out));
+    add(name, values, bytes, [=, &ops] { run(ops, *kept); });
+}
+
+void tiles(const Ops& ops) {
+    const auto head = std::make_shared<Head>();
+    constexpr std::size_t n = kChannels * kTokens, row_bytes = 2 * kChannels;
+    using Rows = std::vector<std::uint16_t>;
+    using Floats = std::vector<float>;
+    using States = std::vector<std::int16_t>;
+    for (const bool turned : {true, false}) {
+        const Rotation r = turned ? head->rope.rotation() : Rotation{};
+        const std::string suffix = turned ? "_rope" : "";
+        slot<Rows>(ops, "store_head" + suffix, n, 2 * n, Rows(n), [=](const Ops& o, Rows& rows) {
+            o.store_head({head->states.data(),
+                          kTokens,
+                          kTokens,
+                          kChannels,
+                          r,
+                          {200, -14},
+                          Dtype::kBf16,
+                          rows.data(),
+                          row_bytes});
+        });
+        slot<Floats>(ops, "load_head" + suffix, n, 2 * n, Floats(n), [=](const Ops& o, Floats& tile) {
+            o.load_head(
+                {head->rows.data(), row_bytes, Dtype::kBf16, kTokens, kChannels, r, tile.data(), kTokens});
+        });
+    }
+    slot<Rows>(ops, "store_exact", n, 2 * n, Rows(n), [=](const Ops& o, Rows& rows) {
+        o.store_exact({head->bits.data(),
+                       kTokens,
+                       kTokens,
+                       kChannels,
+                       {},
+                       Dtype::kBf16,
+                       Dtype::kBf16,
+                       rows.data(),
+                       row_bytes});
+    });
+    slot<std::vector<std::uint32_t>>(ops, "load_bits", n, 2 * n, std::vector<std::uint32_t>(n),
+                                     [=](const Ops& o, std::vector<std::uint32_t>& tile) {
+                                         o.load_bits(head->rows.data(), row_bytes, Dtype::kBf16, kTokens,
+                                                     kChannels, tile.data(), kTokens);
+                                     });
+    const Floats values = normal(n, 3000, 2);
+    slot<States>(ops, "quantise", n, 2 * n, States(n), [=](const Ops& o, States& q) {
+        o.quantise(values.data(), head->prediction.data(), n, 0.7f, 8, 30000, q.data());
+    });
+    slot<States>(ops, "reconstruct", n, 2 * n, States(n), [=](const Ops& o, States& states) {
+        o.reconstruct(head->states.data(), head->prediction.data(), n, 3, states.data());
+    });
+    slot<std::vector<std::int64_t>>(ops, "moments", n, 2 * n, std::vector<std::int64_t>(2),
+                                    [=](const Ops& o, std::vector<std::int64_t>& sums) {
+                                        const Moments m = o.moments(values.data(), n, 0.7f);
+                                        sums = {m.sum, static_cast<std::int64_t>(m.sum_of_squares)};
+                                    });
+    slot<float>(ops, "max_magnitude", n, 2 * n, 0.0f,
+                [=](const Ops& o, float& most) { most = o.max_magnitude(values.data(), n); });
+}
+
+// ---- products ----
+
+// 64 tokens through a square matrix of 192; items are multiply-adds of the dense product.
+void products(const Ops& ops) {
+    constexpr std::size_t width = 192, tokens = 64, macs = width * width * tokens;
+    std::vector<std::int16_t> matrix(width * width), dense(tokens * width), sparse(tokens * width);
+    std::mt19937_64 random(3);
+    for (auto& m : matrix) m = static_cast<std::int16_t>(random() % 601) - 300;
+    for (auto& f : dense) f = static_cast<std::int16_t>(random());
+    for (auto& f : sparse)
+        f = random() % 10 == 0 ? static_cast<std::int16_t>(random() % 100) : std::int16_t{0};
+    const auto panels = std::make_shared<const std::vector<MatrixPanel>>(pack_panels(matrix, width, width));
+    const std::vector<std::uint8_t> shifts(width, 12);
+    using Sums = std::vector<std::int32_t>;
+    slot<Sums>(ops, "project", macs, 0, Sums(tokens * width), [=](const Ops& o, Sums& sums) {
+        std::fill(sums.begin(), sums.end(), 0);
+        o.project({dense.data(), width, width, matrix.data(), panels->data(), shifts.data(), width, tokens,
+                   sums.data(), width});
+    });
+    slot<Sums>(ops, "project_sparse/zeros:90%", macs, 0, Sums(tokens * width), [=](const Ops& o, Sums& sums) {
+        std::fill(sums.begin(), sums.end(), 0);
+        o.project_sparse({sparse.data(), width, width, matrix.data(), nullptr, shifts.data(), width, tokens,
+                          sums.data(), width});
+    });
+    const auto residual = normal(tokens * width, 100, 4), basis = normal(width * width, 1, 5);
+    using Floats = std::vector<float>;
+    slot<Floats>(ops, "analyse", macs, 0, Floats(tokens * width), [=](const Ops& o, Floats& coefficients) {
+        o.analyse(residual.data(), width, basis.data(), width, width, tokens, coefficients.data());
+    });
+}
+
+// ---- what stands beside ----
+
+void memory(std::size_t bytes) {
+    const auto from = std::make_shared<std::vector<std::uint8_t>>(bytes, std::uint8_t{1});
+    const auto to = std::make_shared<std::vector<std::uint8_t>>(bytes);
+    add(fmt::format("memcpy/KiB:{}", bytes >> 10), bytes / 2, bytes,
+        [=] { std::memcpy(to->data(), from->data(), bytes); });
+}
+
+// zstd's literals are coded by huff0; without matches that is all it does.
+void huff0(unsigned spread_class) {
+    const double deviation = 0.125 * std::exp2(0.5 * (spread_class - 1.0));
+    const auto symbols = std::make_shared<std::vector<std::int8_t>>();
+    for (const float x : normal(kBlockValues, deviation, 1))
+        symbols->push_back(static_cast<std::int8_t>(std::nearbyint(x)));
+    const std::shared_ptr<ZSTD_CCtx> encoder(ZSTD_createCCtx(), ZSTD_freeCCtx);
+    const std::shared_ptr<ZSTD_DCtx> decoder(ZSTD_createDCtx(), ZSTD_freeDCtx);
+    ZSTD_CCtx_setParameter(encoder.get(), ZSTD_c_compressionLevel, ZSTD_minCLevel());
+    ZSTD_CCtx_setParameter(encoder.get(), ZSTD_c_literalCompressionMode, ZSTD_lcm_huffman);
+    const auto coded = std::make_shared<std::vector<std::uint8_t>>(ZSTD_compressBound(kBlockValues));
+    const auto out = std::make_shared<std::vector<std::int8_t>>(kBlockValues);
+    const auto encode = [=] {
+        return ZSTD_compress2(encoder.get(), coded->data(), coded->size(), symbols->data(), symbols->size());
+    };
+    const std::size_t bytes = encode();
+    const auto decode = [=] {
+        ZSTD_decompressDCtx(decoder.get(), out->data(), out->size(), coded->data(), bytes);
+    };
+    decode();
+    if (*out != *symbols) throw std::runtime_error("huff0 is wrong");
+    add(fmt::format("decode_huff0/zstd/class:{}", spread_class), kBlockValues, 0, decode);
+    add(fmt::format("encode_huff0/zstd/class:{}", spread_class), kBlockValues, 0, encode);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
     benchmark::Initialize(&argc, argv);
+    memory(2 * kChannels * kTokens);
+    memory(std::size_t{256} << 20);
     for (const Ops* ops : available_ops()) {
         for (const unsigned spread_class : {3u, 7u, 12u}) {
             for (const std::size_t strip : {32u, 256u}) {
                 for (const std::size_t abreast : {1u, 2u, 4u}) strips(*ops, spread_class, abreast, strip);
             }
         }
+        for (const std::size_t abreast : {1u, 4u}) floats(*ops, abreast);
+        tiles(*ops);
+        products(*ops);
     }
+    for (const unsigned spread_class : {3u, 7u}) huff0(spread_class);
     benchmark::RunSpecifiedBenchmarks();
 }

@@ -3,6 +3,12 @@
 #include <algorithm>
 
 namespace kvcast {
+namespace {
+
+// Share of zero coefficients from which on the sparse product is the faster one.
+constexpr double kSparse = 0.9;
+
+}  // namespace
 
 void KltStates::reset(const Calibration& calibration, std::span<const std::int32_t> token_ids) {
     calibration_ = &calibration;
@@ -59,8 +65,27 @@ void KltStates::reconstruct(const kernels::Ops& ops, std::size_t layer, std::siz
     const CalibrationData& data = calibration_->data();
     const CalibrationUnit& unit = calibration_->unit(layer, plane, part);
     const std::size_t width = data.part_width(plane);
-    ops.project_sparse({coefficients, width, width, calibration_->columns(layer, plane, part).data(), nullptr,
-                        unit.transform.shifts.data(), width, slice.count, sums, width});
+    // Skipping zeros pays where most coefficients are zero.
+    const std::size_t count = slice.count * width;
+    const auto zeros =
+        static_cast<std::size_t>(std::count(coefficients, coefficients + count, std::int16_t{0}));
+    const kernels::Projection p = {coefficients,
+                                   width,
+                                   width,
+                                   unit.transform.entries.data(),
+                                   calibration_->panels(layer, plane, part).transform.data(),
+                                   unit.transform.shifts.data(),
+                                   width,
+                                   slice.count,
+                                   sums,
+                                   width};
+    if (static_cast<double>(zeros) < kSparse * static_cast<double>(count)) {
+        ops.project(p);
+    } else {
+        kernels::Projection sparse = p;
+        sparse.matrix = calibration_->columns(layer, plane, part).data();
+        ops.project_sparse(sparse);
+    }
     const std::size_t row = data.layout.planes[plane].width();
     std::int16_t* out = this->plane(layer, plane) + slice.first * row + part * width;
     for (std::size_t t = 0; t < slice.count; ++t) {
