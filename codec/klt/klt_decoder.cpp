@@ -54,27 +54,41 @@ bool KltDecoder::read_gains() {
 }
 
 void KltDecoder::read_coefficients() {
+    constexpr std::size_t kMostStrips = 256;  // taken down before they are decoded
     const ChunkHeader& h = *chunk_.header;
     const CalibrationData& data = chunk_.calibration->data();
     std::size_t at = 0;
+    strips_.clear();
+    const auto flush = [&] {
+        reader_->strips(strips_);
+        strips_.clear();
+    };
     for (std::size_t p = 0; p < data.layout.planes.size(); ++p) {
         const std::size_t width = data.part_width(p), groups = data.groups(p);
         for (std::size_t part = 0; part < data.parts[p]; ++part, ++at) {
             const std::int8_t* classes = chunk_.calibration->unit(next_layer_, p, part).classes.data();
             for (std::size_t i = 0; i < body_.size(); ++i) {
-                const std::size_t level = level_index(h, body_[i]);
-                const unsigned multiplier = data.levels[level].multiplier;
+                const std::int8_t* base = classes + level_index(h, body_[i]) * groups;
                 std::int16_t* row = coefficients_[at].data() + body_[i] * width;
                 for (std::size_t g = 0; g < groups; ++g) {
-                    std::int16_t* q = row + g * kKltGroup;
                     const std::size_t count = std::min(kKltGroup, width - g * kKltGroup);
-                    const unsigned c = klt_class(classes[level * groups + g], gains_[at][i]);
-                    reader_->strip(c, count, q);
-                    if (c == 0) continue;
-                    for (std::size_t j = 0; j < count; ++j) q[j] = scaled_coefficient(q[j], multiplier);
+                    strips_.push_back(entropy::decoding_strip(klt_class(base[g], gains_[at][i]), count,
+                                                              row + g * kKltGroup));
                 }
+                if (strips_.size() >= kMostStrips) flush();
             }
         }
+    }
+    flush();
+}
+
+// Coefficients in steps to coefficients in units, in place.
+void KltDecoder::scale_slice(TokenSlice slice, std::int16_t* coefficients, std::size_t width) const {
+    const CalibrationData& data = chunk_.calibration->data();
+    for (std::size_t t = 0; t < slice.count; ++t) {
+        const unsigned multiplier = data.levels[level_index(*chunk_.header, slice.first + t)].multiplier;
+        std::int16_t* q = coefficients + t * width;
+        for (std::size_t j = 0; j < width; ++j) q[j] = scaled_coefficient(q[j], multiplier);
     }
 }
 
@@ -136,9 +150,11 @@ Status KltDecoder::layer(std::span<const std::uint8_t> block, std::span<const Pl
             const std::size_t width = data.part_width(p);
             scratch.sums.resize(std::max(scratch.sums.size(), slice.count * width));
             for (std::size_t part = 0; part < data.parts[p]; ++part, ++at) {
+                std::int16_t* coefficients = coefficients_[at].data() + slice.first * width;
+                scale_slice(slice, coefficients, width);
                 states_.predict(*chunk_.ops, next_layer_, p, part, slice, scratch.sums.data());
-                states_.reconstruct(*chunk_.ops, next_layer_, p, part, slice,
-                                    coefficients_[at].data() + slice.first * width, scratch.sums.data());
+                states_.reconstruct(*chunk_.ops, next_layer_, p, part, slice, coefficients,
+                                    scratch.sums.data());
             }
             if (!planes.empty()) store_slice(slice, p, planes[p], scratch);
         }

@@ -49,6 +49,7 @@ class KltDecoder {
     bool read_exact_rows(std::span<const PlaneBuffer> planes);
     bool read_gains();
     void read_coefficients();
+    void scale_slice(TokenSlice slice, std::int16_t* coefficients, std::size_t width) const;
     void store_slice(TokenSlice slice, std::size_t plane, const PlaneBuffer& out, Scratch& scratch) const;
 
     std::optional<entropy::BlockReader> reader_;  // first: it is aligned to 64 bytes
@@ -61,6 +62,7 @@ class KltDecoder {
     std::vector<std::vector<std::int16_t>> gains_;         // [unit of the layer][body token]
     std::vector<std::vector<std::int16_t>> coefficients_;  // [unit of the layer][token][part width]
     std::vector<std::uint32_t> bits_;
+    std::vector<kernels::Strip> strips_;
     std::vector<Scratch> scratch_;  // [worker]
 };
 

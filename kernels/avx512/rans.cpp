@@ -487,12 +487,14 @@ KVCAST_AVX512 void encode_abreast(RansEncoder* const* encoders, const EncodeStri
             codings[e] = load_coding(*strips[e].table);
             if (strips[e].count != together) together = 0;
         }
-        KVCAST_UNROLL
-        for (std::size_t e = 0; e < N && together == 0; ++e) {
-            for (std::size_t end = strips[e].count; end > 0;) {
-                const std::size_t at = (end - 1) / kLanes * kLanes;
-                encode_group(putters[e], codings[e], strips[e], at, first_lanes(end - at));
-                end = at;
+        if (together == 0) {
+            KVCAST_UNROLL
+            for (std::size_t e = 0; e < N; ++e) {
+                for (std::size_t end = strips[e].count; end > 0;) {
+                    const std::size_t at = (end - 1) / kLanes * kLanes;
+                    encode_group(putters[e], codings[e], strips[e], at, first_lanes(end - at));
+                    end = at;
+                }
             }
         }
         for (std::size_t end = together; end > 0;) {
