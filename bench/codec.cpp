@@ -307,6 +307,22 @@ nlohmann::json as_json(const Row& r) {
             {"decode_all_gbs", r.decode_all_gbs}};
 }
 
+// The calibration without what predicts from token ids and from two layers back: its speed is that of a
+// first-stage calibration, its rate is not.
+std::shared_ptr<const Calibration> first_stage(const Calibration& whole) {
+    CalibrationData data = whole.data();
+    for (CalibrationUnit& unit : data.units) {
+        std::erase_if(unit.terms, [](const PredictionTerm& t) {
+            return t.source == PredictionTerm::Source::kTokens || t.layers_back > 1;
+        });
+    }
+    const auto bytes = write_calibration(data);
+    if (!bytes.ok()) throw Error(bytes.status().message());
+    auto calibration = Calibration::read(bytes.value());
+    if (!calibration.ok()) throw Error(calibration.status().message());
+    return std::move(calibration.value());
+}
+
 // Lossless, delta, and klt where there is a calibration.
 std::vector<EncodeOptions> all_levels(const std::shared_ptr<const Calibration>& calibration) {
     std::vector<EncodeOptions> out(1);
@@ -324,7 +340,7 @@ std::vector<EncodeOptions> all_levels(const std::shared_ptr<const Calibration>& 
 }
 
 void bench(const std::string& path, const std::string& calibration, std::size_t chunk, std::size_t jobs,
-           bool json, const std::string& only) {
+           bool json, const std::string& only, bool few_terms) {
     const KvInput kv(std::make_unique<SafetensorsReader>(path));
     Cache copy(kv);
     const std::size_t raw_bytes =
@@ -354,7 +370,9 @@ void bench(const std::string& path, const std::string& calibration, std::size_t 
     for (const Peer& peer : {zstd_peer(1), lz4_peer()}) {
         if (peer.name.starts_with(only)) report(measure(kv, peer));
     }
-    for (const EncodeOptions& options : all_levels(load_calibration(calibration))) {
+    auto terms = load_calibration(calibration);
+    if (few_terms && terms != nullptr) terms = first_stage(*terms);
+    for (const EncodeOptions& options : all_levels(terms)) {
         if (name_of(options).starts_with(only)) report(measure(kv, options, chunk, jobs));
     }
     if (json) {
@@ -379,6 +397,7 @@ int main(int argc, char** argv) {
     std::size_t jobs = std::max(1u, std::thread::hardware_concurrency());
     bool json = false;
     std::string only;
+    bool few_terms = false;
     app.add_option("FILE", path, "KV cache (safetensors)")->required();
     app.add_option("-c,--chunk", chunk, "tokens per chunk")
         ->check(CLI::Range(1, 65535))
@@ -386,6 +405,9 @@ int main(int argc, char** argv) {
     app.add_option("-j,--jobs", jobs, "threads")->check(CLI::Range(1, 1024))->capture_default_str();
     app.add_option("--calibration", calibration, "measure klt too, with this calibration (.kvcal)");
     app.add_option("--only", only, "levels whose name begins so, e.g. 'delta' or 'klt 6'");
+    app.add_flag(
+        "--first-stage", few_terms,
+        "klt without what predicts from token ids and from two layers back: for its speed, not its rate");
     app.add_flag("--json", json, "machine-readable output");
-    return run_tool(app, argc, argv, [&] { bench(path, calibration, chunk, jobs, json, only); });
+    return run_tool(app, argc, argv, [&] { bench(path, calibration, chunk, jobs, json, only, few_terms); });
 }
