@@ -208,12 +208,18 @@ unsigned class_for(std::uint64_t sum_of_magnitudes, std::size_t count) {
 
 namespace {
 
-// Cost of values as differences to `reference`; stops where it is more than `most`.
+// Cost of values as differences to `reference`; stops where it is more than `most`. The sum of value_cost().
 std::uint64_t vector_cost(std::span<const std::int16_t> values, std::int32_t reference, unsigned spread_class,
                           std::uint64_t most) {
-    std::uint64_t cost = 0;
-    for (std::size_t i = 0; i < values.size() && cost <= most; ++i)
-        cost += value_cost(spread_class, values[i] - reference);
+    const ClassCoding c = class_coding(spread_class);
+    const std::int32_t offset = (c.shift == 0 ? 0 : 1 << (c.shift - 1)) - reference;
+    const std::uint16_t* costs = kCosts[c.table];
+    std::uint64_t cost = std::uint64_t{c.shift} * 256 * values.size();
+    for (std::size_t i = 0; i < values.size() && cost <= most; ++i) {
+        const auto symbol =
+            static_cast<std::uint32_t>(((values[i] + offset) >> c.shift) + kernels::kSymbolZero);
+        cost += costs[std::min(symbol, std::uint32_t{kernels::kEscape})];
+    }
     return cost;
 }
 
