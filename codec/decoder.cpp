@@ -328,7 +328,8 @@ std::pair<std::size_t, Status> ChunkDecoder::decode_group(std::size_t first, std
 }
 
 Status ChunkDecoder::decode_klt_layer(std::size_t layer, std::span<const PlaneBuffer> planes,
-                                      Executor& executor, DecodeWorkspace& workspace) const {
+                                      const std::span<const PlaneBuffer>* ahead, Executor& executor,
+                                      DecodeWorkspace& workspace) const {
     const State& s = *state_;
     DecodeWorkspace::Buffers& w = workspace.buffers();
     if (layer == 0) {
@@ -339,8 +340,13 @@ Status ChunkDecoder::decode_klt_layer(std::size_t layer, std::span<const PlaneBu
         return {ErrorCode::kBadArgument,
                 fmt::format("layer {} of a klt chunk, whose layers are decoded in order", layer)};
     }
-    const auto block = s.bytes.subspan(s.block_begin[layer], s.block_begin[layer + 1] - s.block_begin[layer]);
-    if (Status failed = w.klt.layer(block, planes, executor); !failed.ok()) {
+    const auto block = [&](std::size_t l) {
+        return s.bytes.subspan(s.block_begin[l], s.block_begin[l + 1] - s.block_begin[l]);
+    };
+    const KltDecoder::Layer now = {block(layer), planes};
+    KltDecoder::Layer next;
+    if (ahead != nullptr) next = {block(layer + 1), *ahead};
+    if (Status failed = w.klt.layer(now, ahead != nullptr ? &next : nullptr, executor); !failed.ok()) {
         w.klt_owner = 0;
         return in_block(s.header, layer, 0, failed);
     }
@@ -354,7 +360,7 @@ Status ChunkDecoder::decode_layer(std::size_t layer, std::span<const PlaneBuffer
         if (planes.size() != header().layout.planes.size())
             return {ErrorCode::kBadArgument, fmt::format("a layer with {} planes", planes.size())};
         SerialExecutor serial;
-        return decode_klt_layer(layer, planes, serial, workspace);
+        return decode_klt_layer(layer, planes, nullptr, serial, workspace);
     }
     for (std::size_t b = 0; b < header().blocks_per_layer(); ++b) {
         if (Status s = decode_block(layer, b, planes, workspace); !s.ok()) return s;
@@ -378,10 +384,15 @@ Status ChunkDecoder::decode_layers(std::size_t first, std::size_t end, std::span
         if (Status s = verify_layer(l); !s.ok()) return s;
     }
     if (klt) {
+        const auto planes_of = [&](std::size_t l) {
+            return l < first ? std::span<const PlaneBuffer>()
+                             : planes.subspan((l - first) * per_layer, per_layer);
+        };
         for (std::size_t l = 0; l < end; ++l) {
-            const auto out = l < first ? std::span<const PlaneBuffer>()
-                                       : planes.subspan((l - first) * per_layer, per_layer);
-            if (Status s = decode_klt_layer(l, out, executor, workspaces[0]); !s.ok()) return s;
+            const std::span<const PlaneBuffer> ahead = l + 1 < end ? planes_of(l + 1) : planes_of(l);
+            Status s =
+                decode_klt_layer(l, planes_of(l), l + 1 < end ? &ahead : nullptr, executor, workspaces[0]);
+            if (!s.ok()) return s;
         }
         return {};
     }

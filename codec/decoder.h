@@ -104,7 +104,9 @@ class ChunkDecoder {
     std::pair<std::size_t, Status> decode_group(std::size_t first, std::size_t count,
                                                 std::span<const PlaneBuffer> planes,
                                                 DecodeWorkspace& workspace) const;
-    Status decode_klt_layer(std::size_t layer, std::span<const PlaneBuffer> planes, Executor& executor,
+    // `ahead`: where the values of the layer after it go, if it is there and is decoded next.
+    Status decode_klt_layer(std::size_t layer, std::span<const PlaneBuffer> planes,
+                            const std::span<const PlaneBuffer>* ahead, Executor& executor,
                             DecodeWorkspace& workspace) const;
     explicit ChunkDecoder(std::unique_ptr<State> state);
     std::unique_ptr<State> state_;

@@ -15,12 +15,15 @@ void KltDecoder::begin(const Chunk& chunk) {
     reader_.reset();
     states_.reset(*chunk.calibration, chunk.header->token_ids);
     const CalibrationData& data = chunk.calibration->data();
-    gains_.clear();
-    coefficients_.clear();
-    for (std::size_t p = 0; p < data.layout.planes.size(); ++p) {
-        for (std::size_t i = 0; i < data.parts[p]; ++i) {
-            gains_.emplace_back(body_.size());
-            coefficients_.emplace_back(chunk.header->tokens * data.part_width(p));
+    read_layers_ = 0;
+    for (Symbols& symbols : symbols_) {
+        symbols.gains.clear();
+        symbols.coefficients.clear();
+        for (std::size_t p = 0; p < data.layout.planes.size(); ++p) {
+            for (std::size_t i = 0; i < data.parts[p]; ++i) {
+                symbols.gains.emplace_back(body_.size());
+                symbols.coefficients.emplace_back(chunk.header->tokens * data.part_width(p));
+            }
         }
     }
 }
@@ -47,13 +50,13 @@ bool KltDecoder::read_exact_rows(std::span<const PlaneBuffer> planes) {
     return fits;
 }
 
-bool KltDecoder::read_gains() {
+bool KltDecoder::read_gains(Symbols& symbols) {
     bool fits = true;
-    for (auto& gains : gains_) fits = reader_->vector(gains, kGainLow, kGainHigh) && fits;
+    for (auto& gains : symbols.gains) fits = reader_->vector(gains, kGainLow, kGainHigh) && fits;
     return fits;
 }
 
-void KltDecoder::read_coefficients() {
+void KltDecoder::read_coefficients(std::size_t layer, Symbols& symbols) {
     constexpr std::size_t kMostStrips = 256;  // taken down before they are decoded
     const ChunkHeader& h = *chunk_.header;
     const CalibrationData& data = chunk_.calibration->data();
@@ -66,13 +69,13 @@ void KltDecoder::read_coefficients() {
     for (std::size_t p = 0; p < data.layout.planes.size(); ++p) {
         const std::size_t width = data.part_width(p), groups = data.groups(p);
         for (std::size_t part = 0; part < data.parts[p]; ++part, ++at) {
-            const std::int8_t* classes = chunk_.calibration->unit(next_layer_, p, part).classes.data();
+            const std::int8_t* classes = chunk_.calibration->unit(layer, p, part).classes.data();
             for (std::size_t i = 0; i < body_.size(); ++i) {
                 const std::int8_t* base = classes + level_index(h, body_[i]) * groups;
-                std::int16_t* row = coefficients_[at].data() + body_[i] * width;
+                std::int16_t* row = symbols.coefficients[at].data() + body_[i] * width;
                 for (std::size_t g = 0; g < groups; ++g) {
                     const std::size_t count = std::min(kKltGroup, width - g * kKltGroup);
-                    strips_.push_back(entropy::decoding_strip(klt_class(base[g], gains_[at][i]), count,
+                    strips_.push_back(entropy::decoding_strip(klt_class(base[g], symbols.gains[at][i]), count,
                                                               row + g * kKltGroup));
                 }
                 if (strips_.size() >= kMostStrips) flush();
@@ -116,49 +119,70 @@ void KltDecoder::store_slice(TokenSlice slice, std::size_t plane, const PlaneBuf
     }
 }
 
-Status KltDecoder::layer(std::span<const std::uint8_t> block, std::span<const PlaneBuffer> planes,
-                         Executor& executor) {
-    const KltParams& params = chunk_.header->klt;
-    const CalibrationData& data = chunk_.calibration->data();
-    if (next_layer_ % params.run_layers == 0) {
-        reader_.emplace(*chunk_.ops, block);
+Status KltDecoder::read(std::size_t layer, const Layer& from, Symbols& symbols) {
+    const std::size_t run = chunk_.header->klt.run_layers;
+    if (layer % run == 0) {
+        reader_.emplace(*chunk_.ops, from.block);
         bytes_.states += kBlockStateBytes;
-    } else if (Status s = reader_->next_piece(block); !s.ok()) {
+    } else if (Status s = reader_->next_piece(from.block); !s.ok()) {
         return s;
     }
     const std::size_t before = reader_->left();
-    const bool rows_fit = read_exact_rows(planes);
+    const bool rows_fit = read_exact_rows(from.planes);
     const std::size_t after_rows = reader_->left();
-    const bool gains_fit = read_gains();
+    const bool gains_fit = read_gains(symbols);
     const std::size_t after_gains = reader_->left();
-    read_coefficients();
+    read_coefficients(layer, symbols);
     bytes_.exact_tokens += before - after_rows;
     bytes_.gains += after_rows - after_gains;
     bytes_.coefficients += after_gains - reader_->left();
-    const bool last = (next_layer_ + 1) % params.run_layers == 0 || next_layer_ + 1 == data.layout.layers;
+    const bool last = (layer + 1) % run == 0 || layer + 1 == chunk_.header->layout.layers;
     if (last) {
         if (Status s = reader_->close(); !s.ok()) return s;
     }
     if (!rows_fit || !gains_fit) return {ErrorCode::kCorruptBlock, "its side information is out of range"};
+    return {};
+}
 
+void KltDecoder::reconstruct_slice(TokenSlice slice, std::span<const PlaneBuffer> planes, Scratch& scratch) {
+    const CalibrationData& data = chunk_.calibration->data();
+    Symbols& symbols = symbols_[next_layer_ % 2];
+    std::size_t at = 0;
+    for (std::size_t p = 0; p < data.layout.planes.size(); ++p) {
+        const std::size_t width = data.part_width(p);
+        scratch.sums.resize(std::max(scratch.sums.size(), slice.count * width));
+        for (std::size_t part = 0; part < data.parts[p]; ++part, ++at) {
+            std::int16_t* coefficients = symbols.coefficients[at].data() + slice.first * width;
+            scale_slice(slice, coefficients, width);
+            states_.predict(*chunk_.ops, next_layer_, p, part, slice, scratch.sums.data());
+            states_.reconstruct(*chunk_.ops, next_layer_, p, part, slice, coefficients, scratch.sums.data());
+        }
+        if (!planes.empty()) store_slice(slice, p, planes[p], scratch);
+    }
+}
+
+Status KltDecoder::layer(const Layer& layer, const Layer* ahead, Executor& executor) {
+    if (read_layers_ == next_layer_) {
+        Symbols& symbols = symbols_[next_layer_ % 2];
+        symbols.status = read(next_layer_, layer, symbols);
+        ++read_layers_;
+    }
+    if (Status s = symbols_[next_layer_ % 2].status; !s.ok()) return s;
+
+    // Reading is one task beside those of the slices; alone, it would only push their states out of the
+    // cache.
+    const bool reads_ahead = ahead != nullptr && executor.workers() > 1;
+    const std::size_t first_slice = reads_ahead ? 1 : 0;
     scratch_.resize(std::max(scratch_.size(), executor.workers()));
-    executor.run(slices_.size(), [&](std::size_t i, std::size_t worker) {
-        const TokenSlice slice = slices_[i];
-        Scratch& scratch = scratch_[worker];
-        std::size_t at = 0;
-        for (std::size_t p = 0; p < data.layout.planes.size(); ++p) {
-            const std::size_t width = data.part_width(p);
-            scratch.sums.resize(std::max(scratch.sums.size(), slice.count * width));
-            for (std::size_t part = 0; part < data.parts[p]; ++part, ++at) {
-                std::int16_t* coefficients = coefficients_[at].data() + slice.first * width;
-                scale_slice(slice, coefficients, width);
-                states_.predict(*chunk_.ops, next_layer_, p, part, slice, scratch.sums.data());
-                states_.reconstruct(*chunk_.ops, next_layer_, p, part, slice, coefficients,
-                                    scratch.sums.data());
-            }
-            if (!planes.empty()) store_slice(slice, p, planes[p], scratch);
+    executor.run(slices_.size() + first_slice, [&](std::size_t i, std::size_t worker) {
+        if (i < first_slice) {
+            Symbols& symbols = symbols_[(next_layer_ + 1) % 2];
+            symbols.status = read(next_layer_ + 1, *ahead, symbols);
+        } else {
+            reconstruct_slice(slices_[i - first_slice], layer.planes, scratch_[worker]);
         }
     });
+    read_layers_ += first_slice;
     ++next_layer_;
     return {};
 }

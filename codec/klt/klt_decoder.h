@@ -1,6 +1,7 @@
 // Decodes a chunk of the klt profile layer after layer. FORMAT.md, section 11.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -35,10 +36,16 @@ class KltDecoder {
 
     const KltBytes& bytes() const { return bytes_; }
 
-    // Decodes the next layer from its block (checksum verified) into `planes`, which may be empty where its
-    // values are not wanted; token slices run on the executor. kCorruptBlock; then begin() again.
-    Status layer(std::span<const std::uint8_t> block, std::span<const PlaneBuffer> planes,
-                 Executor& executor);
+    // A layer's block (checksum verified) and where its values go; `planes` is empty where they are not
+    // wanted.
+    struct Layer {
+        std::span<const std::uint8_t> block;
+        std::span<const PlaneBuffer> planes;
+    };
+
+    // Decodes the next layer; token slices run on the executor. Where `ahead` is given, the layer after it,
+    // its symbols are read at the same time, and it comes next as `layer`. kCorruptBlock; then begin() again.
+    Status layer(const Layer& layer, const Layer* ahead, Executor& executor);
 
   private:
     struct Scratch {
@@ -46,9 +53,18 @@ class KltDecoder {
         std::vector<std::int16_t> tile;
     };
 
+    // What a layer's block says, before any arithmetic.
+    struct Symbols {
+        Status status;
+        std::vector<std::vector<std::int16_t>> gains;         // [unit of the layer][body token]
+        std::vector<std::vector<std::int16_t>> coefficients;  // [unit of the layer][token][part width]
+    };
+
+    Status read(std::size_t layer, const Layer& from, Symbols& symbols);
     bool read_exact_rows(std::span<const PlaneBuffer> planes);
-    bool read_gains();
-    void read_coefficients();
+    bool read_gains(Symbols& symbols);
+    void read_coefficients(std::size_t layer, Symbols& symbols);
+    void reconstruct_slice(TokenSlice slice, std::span<const PlaneBuffer> planes, Scratch& scratch);
     void scale_slice(TokenSlice slice, std::int16_t* coefficients, std::size_t width) const;
     void store_slice(TokenSlice slice, std::size_t plane, const PlaneBuffer& out, Scratch& scratch) const;
 
@@ -59,8 +75,8 @@ class KltDecoder {
     std::vector<std::uint32_t> body_;
     std::vector<TokenSlice> slices_;
     KltStates states_;
-    std::vector<std::vector<std::int16_t>> gains_;         // [unit of the layer][body token]
-    std::vector<std::vector<std::int16_t>> coefficients_;  // [unit of the layer][token][part width]
+    std::array<Symbols, 2> symbols_;  // of even and odd layers
+    std::size_t read_layers_ = 0;     // whose symbols have been read
     std::vector<std::uint32_t> bits_;
     std::vector<kernels::Strip> strips_;
     std::vector<Scratch> scratch_;  // [worker]
