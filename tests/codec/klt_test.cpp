@@ -106,6 +106,43 @@ TEST(Klt, ThreadsAndLayersOneByOneGiveTheSameValues) {
     for (std::size_t p = 0; p < planes; ++p) EXPECT_EQ(out[p], all.planes[3 * planes + p]);
 }
 
+// Threads read a layer ahead: what they find there is told when its turn comes, as without them.
+TEST(Klt, DamageIsTheSameWithThreads) {
+    const Case c = find_case("klt1-outliers");
+    const auto file = encode(make_cache(c), c);
+    const ChunkHeader intact = read_header(file).value();
+    std::vector<std::vector<std::uint8_t>> out;
+    std::vector<PlaneBuffer> buffers;
+    for (std::size_t i = 0; i < c.layout.layers * c.layout.planes.size(); ++i) {
+        const std::size_t row = c.layout.planes[i % c.layout.planes.size()].width() * 4;
+        out.emplace_back(c.tokens * row);
+        buffers.push_back({out.back().data(), row});
+    }
+    ThreadPool pool(3);
+    SerialExecutor serial;
+    std::vector<DecodeWorkspace> workspaces(3);
+    std::size_t found = 0;
+    for (std::size_t at = intact.header_bytes; at < file.size(); at += 41) {
+        auto damaged = file;
+        damaged[at] ^= 0x10;
+        ChunkHeader h = intact;
+        std::size_t begin = h.header_bytes;
+        for (std::size_t l = 0; l < h.layout.layers; begin += h.layer_payload_bytes(l), ++l)
+            h.layer_crc[l] = crc32(std::span(damaged).subspan(begin, h.layer_payload_bytes(l)));
+        const auto rewritten = write_header(h);
+        ASSERT_TRUE(rewritten.ok());
+        std::copy(rewritten.value().begin(), rewritten.value().end(), damaged.begin());
+        const auto decoder = ChunkDecoder::open(damaged, {.calibration = c.options.calibration});
+        ASSERT_TRUE(decoder.ok());
+        const Status alone = decoder.value().decode(buffers, serial, workspaces);
+        const Status together = decoder.value().decode(buffers, pool, workspaces);
+        ASSERT_EQ(alone.code(), together.code()) << "byte " << at;
+        ASSERT_EQ(alone.message(), together.message()) << "byte " << at;
+        found += !alone.ok();
+    }
+    EXPECT_GT(found, 2u);
+}
+
 TEST(Klt, LayersOutOfOrderAreRefused) {
     const Case c = find_case("klt1-t33");
     const auto file = encode(make_cache(c), c);
@@ -276,8 +313,8 @@ TEST(Projection, SumsAtTheBoundsDoNotOverflow) {
     std::vector<std::int16_t> features = {-32768, -32768};
     for (const std::uint8_t shift : {std::uint8_t{4}, std::uint8_t{23}}) {
         std::int32_t sums = 7;
-        ops.project(
-            {features.data(), 2, 2, matrix.data(), kernels::pack_panels(matrix, 1, 2).data(), &shift, 1, 1, &sums, 1});
+        ops.project({features.data(), 2, 2, matrix.data(), kernels::pack_panels(matrix, 1, 2).data(), &shift,
+                     1, 1, &sums, 1});
         const std::int64_t exact = (std::int64_t{65024} * -32768 + (std::int64_t{1} << (shift - 1))) >> shift;
         EXPECT_EQ(sums, 7 + exact);
         std::int32_t sparse = 7;
@@ -307,8 +344,8 @@ TEST(Projection, SparseAndDenseAgreeInOddShapes) {
                 for (auto& f : features) f = static_cast<std::int16_t>(next(1) * next(32767));
                 std::vector<std::int32_t> a(tokens * (outputs + 1), 5), b = a;
                 ops.project({features.data(), inputs + 3, inputs, rows.data(),
-                             kernels::pack_panels(rows, outputs, inputs).data(), shifts.data(), outputs, tokens,
-                             a.data(), outputs + 1});
+                             kernels::pack_panels(rows, outputs, inputs).data(), shifts.data(), outputs,
+                             tokens, a.data(), outputs + 1});
                 ops.project_sparse({features.data(), inputs + 3, inputs, columns.data(), nullptr,
                                     shifts.data(), outputs, tokens, b.data(), outputs + 1});
                 EXPECT_EQ(a, b);
