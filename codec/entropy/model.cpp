@@ -251,18 +251,19 @@ ExponentModel cheapest_exponent_model(const kernels::Ops& ops, kernels::Dtype dt
     const auto mode =
         static_cast<std::int32_t>(ops.count_exponents(bits.data(), bits.size(), dtype, counts.data()));
     const auto total = static_cast<std::uint32_t>(bits.size());
-    ExponentModel best = {static_cast<std::uint32_t>(mode), 0};
+    // Costs with the model's number behind: the least, the first of several, without a branch that none
+    // foresees.
     std::uint64_t least = std::numeric_limits<std::uint64_t>::max();
-    for (std::int32_t center = mode - 1; center <= mode + 1; ++center) {
+    for (std::uint32_t i = 0; i < 3; ++i) {
+        const std::int32_t center = mode - 1 + static_cast<std::int32_t>(i);
         if (center < 0 || center >= static_cast<std::int32_t>(counts.size())) continue;
         const auto costs = costs_of(ops, total, symbols_around(counts, total, center));
-        for (std::uint32_t t = 0; t < kExponentTables; ++t) {
-            if (costs[t] >= least) continue;
-            least = costs[t];
-            best = {static_cast<std::uint32_t>(center), t};
-        }
+        for (std::uint32_t t = 0; t < kExponentTables; ++t)
+            least = std::min(least, (costs[t] * 3 + i) * kExponentTables + t);
     }
-    return best;
+    const auto number = static_cast<std::uint32_t>(least % (3 * kExponentTables));
+    const std::int32_t center = mode - 1 + static_cast<std::int32_t>(number / kExponentTables);
+    return {static_cast<std::uint32_t>(center), number % static_cast<std::uint32_t>(kExponentTables)};
 }
 
 }  // namespace kvcast::entropy

@@ -427,14 +427,18 @@ KVCAST_AVX512_INLINE void put_escapes(__m512i high, std::uint32_t escapes, std::
     }
 }
 
-// Planes `first` to `end` of 16-bit raw parts, highest first.
-KVCAST_AVX512_INLINE void put_raw(__m512i raw, unsigned end, std::uint32_t lanes, std::uint8_t*& next) {
-    const std::ptrdiff_t bytes = lanes > 0xffff ? 4 : 2;
-    for (unsigned p = end; p-- > 0;) {
+// The lowest planes of 16-bit raw parts, highest first.
+KVCAST_AVX512_INLINE void put_raw(__m512i raw, unsigned planes, std::uint32_t lanes, std::uint8_t*& next) {
+    for (unsigned p = planes; p-- > 0;) {
         const __m512i bit = _mm512_set1_epi16(static_cast<std::int16_t>(1u << p));
-        const std::uint32_t plane = _mm512_test_epi16_mask(raw, bit) & lanes;
-        next -= bytes;
-        std::memcpy(next, &plane, static_cast<std::size_t>(bytes));
+        const std::uint32_t plane = _mm512_mask_test_epi16_mask(lanes, raw, bit);
+        if (lanes > 0xffff) {
+            next -= 4;
+            std::memcpy(next, &plane, 4);
+        } else {
+            next -= 2;
+            std::memcpy(next, &plane, 2);
+        }
     }
 }
 
