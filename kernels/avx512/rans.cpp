@@ -679,12 +679,13 @@ KVCAST_AVX512 std::uint32_t count_exponents(const std::uint32_t* bits, std::size
 
 KVCAST_AVX512 void table_costs(const std::int16_t* counts, const std::int16_t (*costs)[kSymbols][2],
                                std::int32_t* sums) {
+    // One load for all counts: they may just have been stored one by one.
+    const __m512i all = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(counts)));
     __m512i sum = _mm512_setzero_si512();
     KVCAST_UNROLL
-    for (std::size_t pair = 0; pair < kSymbols / 2; ++pair) {
-        std::int32_t n;
-        std::memcpy(&n, counts + 2 * pair, sizeof n);
-        sum = _mm512_dpwssd_epi32(sum, _mm512_loadu_si512(costs[pair]), _mm512_set1_epi32(n));
+    for (int pair = 0; pair < static_cast<int>(kSymbols / 2); ++pair) {
+        const __m512i n = _mm512_permutexvar_epi32(_mm512_set1_epi32(pair), all);
+        sum = _mm512_dpwssd_epi32(sum, _mm512_loadu_si512(costs[pair]), n);
     }
     _mm512_storeu_si512(sums, sum);
 }
