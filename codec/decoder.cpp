@@ -77,10 +77,10 @@ struct HeadJob {
 
 // A block that is being decoded, at its next head.
 struct OpenBlock {
+    std::optional<entropy::BlockReader> reader;  // first: it is aligned to 64 bytes
     std::size_t layer = 0;
     std::size_t block = 0;
     std::span<const PlaneBuffer> planes;  // of its layer
-    std::optional<entropy::BlockReader> reader;
     std::size_t head = 0;
     std::size_t stop = 0;
     bool fits = true;  // side information was in range so far
