@@ -97,7 +97,7 @@ struct SessionOptions {
     ComputeModel compute = {};
     NetworkPrior network = {};
     std::optional<unsigned> finest_level = std::nullopt;    // finer ones are not loaded
-    std::size_t transfers = 2;                              // objects at once
+    std::size_t transfers = kMostTransfers;                 // objects at once, at most
     std::uint64_t memory_bytes = std::uint64_t{256} << 20;  // of objects on their way or not yet decoded; a
                                                             // single larger one is taken alone
     std::uint64_t chunk_bytes = std::uint64_t{1} << 30;     // decoded; larger chunks are refused

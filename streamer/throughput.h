@@ -17,11 +17,12 @@ using Seconds = double;
 struct NetworkPrior {
     double bytes_per_second = 12.5e6;
     Seconds first_byte = 0.05;
+    double doubt = 2;  // relative error to expect of the rate until something is measured
 };
 
 struct ThroughputEstimate {
     double mean = 0;    // bytes per second, over recent time
-    double robust = 0;  // the mean discounted by how much it has erred lately; never above it
+    double robust = 0;  // the mean discounted by how much it has erred lately, the prior by its doubt
     double last = 0;    // of the last whole transfer alone, as CacheGen takes it
     Seconds first_byte = 0;
     Seconds silence = 0;    // since a byte came, where one is awaited longer than usual
@@ -40,6 +41,9 @@ class Throughput {
     void on_end(Seconds now, std::uint64_t bytes, Seconds seconds);
 
     ThroughputEstimate estimate(Seconds now) const;
+
+    // What a next session on the same link may begin with; the prior itself where nothing was measured.
+    NetworkPrior experience(Seconds now) const;
 
     std::uint64_t bytes() const { return bytes_; }  // of all transfers
 

@@ -3,6 +3,7 @@
 
 #include <random>
 
+#include "bench/adaptation/decision_time.h"
 #include "bench/adaptation/oracle.h"
 #include "streamer/rules/rules.h"
 #include "tests/tools/scratch.h"
@@ -134,6 +135,38 @@ TEST(OracleTest, IsNotBeaten) {
             EXPECT_LE(best.kl, got.kl + 1e-9) << name;
         }
     }
+}
+
+// Links that jump by factors of up to 16 every 0.2 s.
+TEST(DefaultRule, MissesLittleMoreThanTheOracle) {
+    std::mt19937 random(5);
+    const auto drawn = [&](double low, double high) {
+        return low * std::pow(high / low, std::uniform_real_distribution<double>(0, 1)(random));
+    };
+    int oracle = 0, rule = 0, cachegen = 0;
+    for (int i = 0; i < 400; ++i) {
+        std::vector<Trace::Sample> samples;
+        for (int n = 0; n < 20; ++n) samples.push_back({0.2 * n, drawn(0.5e6, 8e6)});
+        const Trace trace("drawn", samples, 4);
+        Scenario s = scenario(trace, 16);
+        s.deadline = drawn(0.3, 3);
+        s.prior = {2e6, 0.01};
+        s.compute.prefill = {{0, drawn(300, 3000)}};
+        oracle += Oracle(s.chunks).solve(s).missed ? 1 : 0;
+        rule += simulate(s, *two_pointer_rule()).missed ? 1 : 0;
+        cachegen += simulate(s, *cachegen_rule()).missed ? 1 : 0;
+    }
+    EXPECT_GE(oracle, 40) << "hard enough to tell";
+    EXPECT_LE(rule, oracle + 18) << "of 400";
+    EXPECT_GE(cachegen, oracle + 40);
+}
+
+TEST(DecisionTimeTest, GrowsWithTheChunks) {
+    const DecisionTime few = time_decisions(*two_pointer_rule(), 10);
+    const DecisionTime many = time_decisions(*two_pointer_rule(), 1000);
+    EXPECT_GT(few.p50, 0);
+    EXPECT_GE(few.p99, few.p50);
+    EXPECT_GT(many.p50, few.p50);
 }
 
 }  // namespace

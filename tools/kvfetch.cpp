@@ -43,7 +43,7 @@ struct Arguments {
     std::string salt;
     double bandwidth_mbit = 100;
     double hedge_ms = 0;
-    std::size_t transfers = 2;
+    std::size_t transfers = kMostTransfers;
     std::string cache = default_cache_folder();
     HttpOptions http;
     std::size_t jobs = std::max(1u, std::thread::hardware_concurrency());
@@ -76,7 +76,7 @@ void declare(CLI::App& app, Arguments& a) {
         ->check(CLI::PositiveNumber)
         ->capture_default_str();
     app.add_option("--hedge", a.hedge_ms, "send a second request after this many milliseconds of silence");
-    app.add_option("--transfers", a.transfers, "objects fetched at once")
+    app.add_option("--transfers", a.transfers, "objects fetched at once, at most")
         ->check(CLI::Range(1, 64))
         ->capture_default_str();
     app.add_option("--cache", a.cache, "folder that keeps calibrations; empty: none")->capture_default_str();

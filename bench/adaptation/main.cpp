@@ -11,6 +11,7 @@
 #include <optional>
 #include <sstream>
 
+#include "bench/adaptation/decision_time.h"
 #include "bench/adaptation/oracle.h"
 #include "streamer/manifest.h"
 #include "streamer/rules/rules.h"
@@ -149,6 +150,7 @@ class Bench {
             }
         }
         report();
+        report_decision_times();
     }
 
   private:
@@ -231,6 +233,15 @@ class Bench {
             "KL gain: how much of the oracle's distance to the coarsest level, over sessions that both "
             "finish in time. The "
             "oracle's times are the shortest possible ones, at the coarsest level or as text.\n");
+    }
+
+    void report_decision_times() const {
+        constexpr std::size_t kChunks = 1000;
+        fmt::print("\n{:<12} decision with {} chunks to come\n", "rule", kChunks);
+        for (std::size_t r = 0; r < rules_.size(); ++r) {
+            const DecisionTime t = time_decisions(*rules_[r], kChunks);
+            fmt::print("{:<12} p50 {:>5.1f} us, p99 {:>5.1f} us\n", a_.rules[r], t.p50 * 1e6, t.p99 * 1e6);
+        }
     }
 
     const Arguments& a_;

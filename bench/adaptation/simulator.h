@@ -21,7 +21,7 @@ struct Scenario {
     Seconds start = 0;          // in the trace
     Seconds first_byte = 0.01;  // from a request to its first byte
     Seconds deadline = 1;
-    std::size_t transfers = 2;
+    std::size_t transfers = streamer::kMostTransfers;
     NetworkPrior prior;
 };
 

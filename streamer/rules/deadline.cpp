@@ -15,9 +15,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <optional>
 
+#include "streamer/rules/outlook.h"
 #include "streamer/rules/rules.h"
 
 namespace kvcast::streamer {
@@ -27,10 +27,6 @@ constexpr double kMargin = 0.9;      // of the time left
 constexpr Seconds kNextLook = 0.03;  // until a rule is asked again at the latest
 constexpr unsigned kCoarsest = 255;
 constexpr double kTextAdvantage = 0.5;  // where both are late: text only if it takes half as long
-
-std::string what_is_left(Seconds left) {
-    return std::isinf(left) ? "no deadline" : fmt::format("{:.0f} ms are left", left * 1e3);
-}
 
 bool missing(const ChunkView& c) {
     return c.status == ChunkStatus::kPending || c.status == ChunkStatus::kLoading;
@@ -55,7 +51,7 @@ class Deadline final : public Rule {
         if (as_it_is > left) {
             if (auto again = start_over(state, as_it_is, left)) return *again;
         }
-        if (state.transfers >= state.most_transfers) return {};
+        if (!Outlook(state).wants_transfer()) return {};
         return next_load(state, left);
     }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "streamer/rules/outlook.h"
 #include "streamer/rules/rules.h"
 
 namespace kvcast::streamer {
@@ -13,7 +14,7 @@ class FixedLevel final : public Rule {
     const char* name() const override { return "fixed"; }
 
     Decision decide(const RuleState& state) const override {
-        if (state.transfers >= state.most_transfers) return {};
+        if (!Outlook(state).wants_transfer()) return {};
         const auto next = std::ranges::find(state.chunks, ChunkStatus::kPending, &ChunkView::status);
         if (next == state.chunks.end()) return {};
         const auto chunk = static_cast<std::size_t>(next - state.chunks.begin());
