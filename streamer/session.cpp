@@ -621,6 +621,7 @@ void Session::Impl::finish(const Status& status) {
     summary_.publication = publication_;
     summary_.time = now();
     summary_.network_bytes = network_.bytes();
+    summary_.network = network_.experience(now());
     double kl = 0;
     for (const ChunkReport& r : reports_) {
         const std::size_t tokens = r.tokens.end - r.tokens.first;

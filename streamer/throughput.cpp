@@ -66,8 +66,10 @@ void Throughput::close_slice() {
     if (count_ > 0) {
         const Slice before = recent();
         const double rate = std::max(closed.bytes / closed.time, 1.0);
-        const double wrong = std::abs(before.bytes / before.time - rate) / rate;
-        error_ += kSmoothing * (std::min(wrong, 1.0) - error_);
+        const double wrong = std::min(std::abs(before.bytes / before.time - rate) / rate, 1.0);
+        error_ += kSmoothing * (wrong - error_);
+        std::shift_right(errors_.begin(), errors_.end(), 1);
+        errors_[0] = wrong;
     }
     std::shift_right(slices_.begin(), slices_.end(), 1);
     slices_[0] = closed;
@@ -99,6 +101,7 @@ ThroughputEstimate Throughput::estimate(Seconds now) const {
     const Slice seen = recent();
     e.mean = seen.bytes / (seen.time + e.silence);
     e.robust = e.mean / (1 + (e.measured ? error_ : prior_.doubt));
+    e.cautious = e.mean / (1 + (e.measured ? std::ranges::max(errors_) : prior_.doubt));
     e.last = last_transfer_ > 0 ? last_transfer_ : prior_.bytes_per_second;
     return e;
 }

@@ -59,8 +59,7 @@ void declare(CLI::App& app, Arguments& a) {
     app.add_option("--deadline", a.deadline_ms,
                    "milliseconds until the KV has to be there; default: none, finest level")
         ->check(CLI::PositiveNumber);
-    app.add_option("--policy", a.policy, "two-pointer, deadline, cachegen or fixed:LEVEL")
-        ->capture_default_str();
+    app.add_option("--policy", a.policy, kRuleNames)->capture_default_str();
     app.add_option("--finest", a.finest, "load no level finer than this one")->check(CLI::Range(0u, 255u));
     app.add_option("--model", a.model, "Hugging Face directory: recompute with it what is not loaded");
     app.add_option(

@@ -52,7 +52,7 @@ DecisionTime time_decisions(const Rule& rule, std::size_t chunks) {
         RuleState state;
         state.deadline = drawn(0.1, 100);
         state.chunks = views;
-        state.network = {rate, rate, rate, 0.01, 0, true};
+        state.network = {rate, rate, rate, rate, 0.01, 0, true};
         state.compute = &compute;
         state.transfers = i % 4 < 2 ? kInFlight : 0;  // CacheGen's rule decides with none in flight only
         state.most_transfers = kMostTransfers;

@@ -47,7 +47,7 @@ struct Arguments {
     std::vector<std::string> traces;
     std::string publication = "data/publications/smollm2-2048.json";
     std::string csv;
-    std::vector<std::string> rules = {"fixed:6", "cachegen", "deadline", "two-pointer"};
+    std::vector<std::string> rules = {"fixed:6", "cachegen", "deadline", "prefix-only", "mpc", "two-pointer"};
     std::vector<double> scales = {100, 1000};
     std::size_t starts = 5;
     bool quick = false;

@@ -22,7 +22,15 @@ std::unique_ptr<Rule> deadline_rule();
 // allows.
 std::unique_ptr<Rule> two_pointer_rule();
 
-// By name: "two-pointer", "deadline", "cachegen", "fixed:N". kBadArgument lists the names.
+// Robust model predictive control: the least KL that is in time at a rate discounted by its worst recent
+// error.
+std::unique_ptr<Rule> mpc_rule();
+
+// For engines that accept only a loaded prefix: text is a suffix, all of it or none.
+std::unique_ptr<Rule> prefix_only_rule();
+
+// By name: one of kRuleNames, with a level for LEVEL. kBadArgument lists the names.
 Result<std::unique_ptr<Rule>> rule_by_name(std::string_view name);
+inline constexpr const char* kRuleNames = "two-pointer, mpc, prefix-only, deadline, cachegen or fixed:LEVEL";
 
 }  // namespace kvcast::streamer

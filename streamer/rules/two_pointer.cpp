@@ -17,9 +17,7 @@
 //          late is not begun while loading could still be in time (within twice the time left).
 //   load   The last pending chunk that is not text, at l; one step finer, if everything still fits: so what
 //          lies between two levels is used up, chunk by chunk.
-//   abandonment   Where no plan is in time, not even at the full rate, a transfer becomes text, if that fits
-//          behind the plan's text and is quicker; or starts over at the finest level that fits at 0.6 of the
-//          time left, else at the coarsest, if that leaves less to come.
+//   abandonment   As in abandon.h, where no plan is in time.
 //
 // State read: time, deadline, every chunk's status, levels and bytes received; robust rate, first byte,
 // silence; prefill and decode model, the engine's backlog; transfers in flight and how many there may be.
@@ -28,6 +26,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "streamer/rules/abandon.h"
 #include "streamer/rules/outlook.h"
 #include "streamer/rules/rules.h"
 
@@ -141,7 +140,8 @@ class TwoPointer final : public Rule {
         const Planner planner(state);
         const Plan plan = planner.best();
         if (!plan.in_time && planner.outlook().any_in_flight()) {
-            if (auto d = abandon(state, planner)) return *d;
+            const Plan frank = planner.least_text(planner.coarsest(), state.network.robust);
+            if (auto d = abandon(state, {frank.load, frank.text})) return *d;
         }
         if (!planner.outlook().any_pending()) return {};
         if (auto d = next_text(state, planner, plan)) return *d;
@@ -192,41 +192,6 @@ class TwoPointer final : public Rule {
                             plan.text_end == 0 ? "all loaded in" : "all but text loaded in", load * 1e3,
                             planner.careful_rate() / 1e6, what_is_left(planner.outlook().left()),
                             plan.in_time ? "" : ": late")};
-    }
-
-    // What would be late even at the full rate.
-    static std::optional<Decision> abandon(const RuleState& state, const Planner& planner) {
-        const double rate = std::max(state.network.robust, 1.0);
-        const Seconds left = planner.outlook().left();
-        const Plan plan = planner.least_text(planner.coarsest(), rate);
-        if (plan.load <= left) return std::nullopt;
-        std::optional<Decision> best;
-        double most = 0;
-        for (std::size_t i = 0; i < state.chunks.size(); ++i) {
-            const ChunkView& c = state.chunks[i];
-            if (c.status != ChunkStatus::kLoading) continue;
-            const auto to_come = static_cast<double>(c.levels[c.choice].bytes - c.received);
-            const Seconds text = plan.text + state.compute->prefill_time(c.first_token, c.tokens);
-            if (text < left && text < to_come / rate) {
-                return Decision{Decision::Kind::kText, i, 0,
-                                fmt::format("what is in flight takes {:.0f} ms, {}: recomputed by {:.0f}",
-                                            plan.load * 1e3, what_is_left(left), text * 1e3)};
-            }
-            const double toll = state.network.first_byte * rate;
-            for (std::size_t l = c.choice + 1; l < c.levels.size(); ++l) {
-                if (!c.levels[l].usable) continue;
-                const double gain = to_come - static_cast<double>(c.levels[l].bytes) - toll;
-                const bool in_time = plan.load - gain / rate <= kRateMargin * left;
-                if (!in_time && l != coarsest_level(c)) continue;
-                if (gain <= most) break;
-                most = gain;
-                best = Decision{Decision::Kind::kLoad, i, l,
-                                fmt::format("what is in flight takes {:.0f} ms, {}: over again at level {}",
-                                            plan.load * 1e3, what_is_left(left), c.levels[l].level)};
-                break;
-            }
-        }
-        return best;
     }
 };
 

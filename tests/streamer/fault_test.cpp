@@ -140,6 +140,7 @@ TEST_F(FaultTest, WithoutAFaultEverythingIsLoadedAtTheLevelAskedFor) {
         EXPECT_LE(c.received, c.ready);
     }
     EXPECT_DOUBLE_EQ(s.kl, 0.02);
+    EXPECT_GT(s.network.bytes_per_second, 0);
 }
 
 TEST_F(FaultTest, TheDefaultRuleTakesTheFinestLevelOnAFastLink) {

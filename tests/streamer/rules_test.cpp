@@ -29,7 +29,7 @@ class RuleTest : public testing::Test {
         compute.decode_bytes_per_second = 1e9;
         network(1e6);
     }
-    void network(double rate) { state.network = {rate, rate, rate, 0.01, 0, true}; }
+    void network(double rate) { state.network = {rate, rate, rate, rate, 0.01, 0, true}; }
     Decision decide(const Rule& rule) {
         state.chunks = chunks;
         state.compute = &compute;
@@ -166,6 +166,70 @@ TEST_F(RuleTest, DeadlineStartsOverWhereTheLinkIsSlowerThanItSeemed) {
     EXPECT_EQ(decide(*rule).kind, Kind::kWait);
 }
 
+TEST_F(RuleTest, MpcFillsTheTimeWithTwoNeighbouringLevels) {
+    const auto rule = mpc_rule();
+    EXPECT_EQ(decide(*rule).choice, 0u) << "without a deadline, the finest";
+    state.deadline = 5.5;  // 3.2 MB take 5.3 s at 0.6 of the rate
+    EXPECT_EQ(decide(*rule).choice, 1u);
+    EXPECT_THAT(decide(*rule).reason, HasSubstr("% of the rest"));
+    state.deadline = 6.5;
+    EXPECT_EQ(decide(*rule).choice, 0u) << "one chunk";
+    state.network.cautious = 0.5e6;
+    EXPECT_EQ(decide(*rule).choice, 1u) << "the link has erred";
+}
+
+TEST_F(RuleTest, MpcTakesTextForItsQuality) {
+    compute.prefill = {{0, 1000}};  // 0.1 s a chunk
+    state.deadline = 6;             // everything fits at level 2; with text for the front, at level 0
+    const Decision d = decide(*mpc_rule());
+    EXPECT_EQ(d.kind, Kind::kText);
+    EXPECT_EQ(d.chunk, 0u);
+    EXPECT_EQ(decide(*two_pointer_rule()).kind, Kind::kText);
+    state.deadline = 20;
+    EXPECT_EQ(decide(*mpc_rule()).kind, Kind::kLoad) << "level 0 is as good as text";
+}
+
+TEST_F(RuleTest, PrefixOnlyLoadsInOrder) {
+    const auto rule = prefix_only_rule();
+    compute.prefill = {{0, 1000}};  // 0.8 s for all
+    state.deadline = 5.5;
+    EXPECT_EQ(decide(*rule).kind, Kind::kLoad);
+    EXPECT_EQ(decide(*rule).chunk, 0u);
+    EXPECT_EQ(decide(*rule).choice, 1u);
+    state.deadline = 20;
+    EXPECT_EQ(decide(*rule).choice, 0u);
+}
+
+TEST_F(RuleTest, PrefixOnlyNeverLoadsBehindText) {
+    const auto rule = prefix_only_rule();
+    compute.prefill = {{0, 1000}};
+    chunks[0].status = ChunkStatus::kReady;
+    chunks[1].status = ChunkStatus::kText;
+    chunks[5].status = ChunkStatus::kLoading;
+    for (std::size_t i = 2; i < chunks.size(); ++i) {
+        const Decision d = decide(*rule);
+        EXPECT_EQ(d.kind, Kind::kText);
+        ASSERT_EQ(d.chunk, i);
+        chunks[i].status = ChunkStatus::kText;
+    }
+    EXPECT_EQ(decide(*rule).kind, Kind::kWait);
+}
+
+TEST_F(RuleTest, PrefixOnlyTurnsToTextAtItsLastMoment) {
+    const auto rule = prefix_only_rule();
+    compute.prefill = {{0, 1000}};
+    network(0.6e6);  // 1.3 s at the coarsest level
+    state.deadline = 1;
+    EXPECT_EQ(decide(*rule).kind, Kind::kLoad) << "0.8 s of text can wait";
+    state.now = 0.15;
+    EXPECT_EQ(decide(*rule).kind, Kind::kText);
+    state.now = 0.3;
+    EXPECT_EQ(decide(*rule).kind, Kind::kLoad) << "both are late, and text is not much quicker";
+    state.now = 0;
+    network(0.2e6);
+    EXPECT_EQ(decide(*rule).kind, Kind::kText) << "loading takes more than twice the time left";
+}
+
 // Two-pointer counts on 0.6 of the rate, and on 10 ms less than there are.
 TEST_F(RuleTest, TwoPointerTakesTheFinestLevelForAllAndAStepFinerForOne) {
     const auto rule = two_pointer_rule();
@@ -237,7 +301,7 @@ TEST_F(RuleTest, TwoPointerStartsLateTransfersOver) {
 }
 
 TEST_F(RuleTest, MoreTransfersWhereFirstBytesTakeLong) {
-    for (const char* name : {"two-pointer", "deadline", "fixed:2"}) {
+    for (const char* name : {"two-pointer", "mpc", "prefix-only", "deadline", "fixed:2"}) {
         const auto rule = rule_by_name(name);
         chunks[7].status = chunks[6].status = ChunkStatus::kLoading;
         chunks[7].choice = chunks[6].choice = 2;
@@ -262,7 +326,7 @@ TEST_F(RuleTest, PrefillTimeFollowsThePosition) {
 
 TEST_F(RuleTest, ArePure) {
     std::mt19937 random(1);
-    for (const char* name : {"two-pointer", "deadline", "cachegen", "fixed:2"}) {
+    for (const char* name : {"two-pointer", "mpc", "prefix-only", "deadline", "cachegen", "fixed:2"}) {
         const auto made = rule_by_name(name);
         const Rule& rule = *made.value();
         for (int i = 0; i < 300; ++i) {
@@ -292,7 +356,8 @@ TEST_F(RuleTest, ArePure) {
 }
 
 TEST(Rules, AreKnownByName) {
-    EXPECT_STREQ(rule_by_name("deadline").value()->name(), "deadline");
+    for (const char* name : {"two-pointer", "mpc", "prefix-only", "deadline", "cachegen"})
+        EXPECT_STREQ(rule_by_name(name).value()->name(), name);
     EXPECT_STREQ(rule_by_name("fixed:12").value()->name(), "fixed");
     for (const char* bad : {"", "Deadline", "fixed", "fixed:", "fixed:x", "fixed:-1", "fixed:256"})
         EXPECT_EQ(rule_by_name(bad).status().code(), ErrorCode::kBadArgument) << bad;
