@@ -163,6 +163,43 @@ TEST(DefaultRule, MissesLittleMoreThanTheOracle) {
     EXPECT_GE(cachegen, oracle + 40);
 }
 
+TEST(ReplayTest, ASimulatedSessionDecidesTheSameAgain) {
+    const Trace trace("steps", {{0, 2e6}, {0.4, 0.1e6}, {0.9, 4e6}}, 100);
+    Scenario s = scenario(trace, 16);
+    s.compute.prefill = {{0, 1500}};
+    for (const char* name : {"two-pointer", "mpc", "prefix-only", "deadline", "cachegen", "fixed:2"}) {
+        const auto rule = rule_by_name(name);
+        const SessionResult r = simulate(s, *rule.value(), true);
+        ASSERT_TRUE(r.recording);
+        const Recording again = replay(*r.recording, *rule.value());
+        ASSERT_EQ(again.decisions.size(), r.recording->decisions.size()) << name;
+        EXPECT_GE(again.decisions.size(), 16u);
+        for (std::size_t i = 0; i < again.decisions.size(); ++i) {
+            EXPECT_EQ(again.decisions[i].time, r.recording->decisions[i].time);
+            EXPECT_EQ(again.decisions[i].decision.reason, r.recording->decisions[i].decision.reason);
+        }
+        EXPECT_EQ(again.recomputed.size(), r.recording->recomputed.size());
+    }
+    const SessionResult r = simulate(s, *two_pointer_rule(), true);
+    EXPECT_NE(replay(*r.recording, *fixed_level_rule(5)).decisions.front().level,
+              r.recording->decisions.front().level)
+        << "another rule decides otherwise";
+}
+
+TEST(SharedLink, IsSharedEvenly) {
+    const Trace trace = constant(2e6);
+    Scenario s = scenario(trace);
+    s.deadline = 4;
+    const auto rule = fixed_level_rule(2);
+    const Seconds alone = simulate(s, *rule).time;
+    const auto both = simulate_together({s, s}, *rule, 0);
+    EXPECT_NEAR(both[0].time, both[1].time, 1e-6);
+    EXPECT_NEAR(both[0].time, 2 * alone, 0.1);
+    const auto apart = simulate_together({s, s}, *rule, 100);
+    EXPECT_NEAR(apart[0].time, alone, 1e-6);
+    EXPECT_NEAR(apart[1].time, alone, 0.02) << "its time begins with it";
+}
+
 TEST(DecisionTimeTest, GrowsWithTheChunks) {
     const DecisionTime few = time_decisions(*two_pointer_rule(), 10);
     const DecisionTime many = time_decisions(*two_pointer_rule(), 1000);
