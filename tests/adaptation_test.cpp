@@ -111,6 +111,19 @@ TEST(OracleTest, SpendsTheBytesThereAreOnTheLeastKl) {
     EXPECT_FALSE(oracle.solve(s).missed);
 }
 
+TEST(OracleTest, IsFasterWhereLessQualityWillDo) {
+    const Trace trace = constant(1e6);
+    Scenario s = scenario(trace);
+    const Oracle oracle(s.chunks);
+    EXPECT_NEAR(oracle.fastest(s, 0), 8.01, 0.05);
+    EXPECT_NEAR(oracle.fastest(s, 0.01), 3.21, 0.02);
+    EXPECT_NEAR(oracle.fastest(s, 0.05), 0.81, 0.02);
+    EXPECT_NEAR(oracle.fastest(s, 0.03), 2.01, 0.05) << "half of the chunks at level 2";
+    s.compute.prefill = {{0, 400}};
+    EXPECT_LE(oracle.fastest(s, 0), 2.01) << "all as text";
+    EXPECT_GE(oracle.fastest(s, 0), 1.5);
+}
+
 TEST(OracleTest, IsNotBeaten) {
     std::mt19937 random(3);
     const auto drawn = [&](double low, double high) {
@@ -124,11 +137,13 @@ TEST(OracleTest, IsNotBeaten) {
         s.deadline = drawn(0.2, 6);
         s.start = drawn(0, 4);
         if (random() % 2 != 0) s.compute.prefill = {{0, drawn(100, 3000)}};
-        const SessionResult best = Oracle(s.chunks).solve(s);
+        const Oracle oracle(s.chunks);
+        const SessionResult best = oracle.solve(s);
         for (const char* name : {"two-pointer", "mpc", "prefix-only", "deadline", "cachegen", "fixed:2"}) {
             const auto rule = rule_by_name(name);
             const SessionResult got = simulate(s, *rule.value());
             EXPECT_LT(got.time, kLongestSession) << name;
+            EXPECT_LE(oracle.fastest(s, got.kl), got.time + 1e-6) << name;
             if (got.missed) continue;
             EXPECT_FALSE(best.missed) << name;
             EXPECT_LE(best.time, got.time + 1e-6) << name;

@@ -16,6 +16,7 @@
 #include "tools/common/cli.h"
 #include "tools/common/file.h"
 #include "tools/common/progress.h"
+#include "tools/report/session_page.h"
 #include "tools/stream/cache_sink.h"
 #include "tools/stream/codec_adapter.h"
 #include "tools/stream/engine.h"
@@ -33,6 +34,7 @@ constexpr double kDecodeSpeedPerCore = 50e6;  // scalar klt, bytes of bf16 per s
 struct Arguments {
     std::string url;
     std::string output;
+    std::string report;
     std::optional<double> deadline_ms;
     std::string policy = "two-pointer";
     std::optional<unsigned> finest;
@@ -56,6 +58,7 @@ void declare(CLI::App& app, Arguments& a) {
                    "a publication's manifest: http://, https:// or s3://BUCKET/.../manifests/NAME.json")
         ->required();
     app.add_option("-o,--output", a.output, "safetensors file to write");
+    app.add_option("--report", a.report, "HTML page to write: what was decided, when and why");
     app.add_option("--deadline", a.deadline_ms,
                    "milliseconds until the KV has to be there; default: none, finest level")
         ->check(CLI::PositiveNumber);
@@ -105,6 +108,7 @@ SessionOptions options_of(const Arguments& a, Engine* engine) {
     o.rule = require(rule_by_name(a.policy));
     o.finest_level = a.finest;
     o.transfers = a.transfers;
+    o.record = !a.report.empty();
     o.network.bytes_per_second = a.bandwidth_mbit * 1e6 / 8;
     o.compute.decode_bytes_per_second = kDecodeSpeedPerCore * static_cast<double>(a.jobs);
     if (a.prefill_speed > 0) {
@@ -213,6 +217,13 @@ nlohmann::json to_json(const Outcome& o, const CacheSink& sink) {
     return out;
 }
 
+void write_report(const Arguments& a, const Summary& s) {
+    OutputFile file(a.report);
+    const std::string page = render({.title = a.url, .rule = a.policy, .recording = &*s.recording});
+    file.append(std::as_bytes(std::span(page)));
+    file.commit();
+}
+
 // Returns the exit code: some tokens may be left for the caller to recompute.
 int run(const Arguments& a) {
     if (a.greedy > 0 && a.model.empty()) throw Error("--greedy needs --model");
@@ -230,6 +241,7 @@ int run(const Arguments& a) {
     if (!sink.error().empty()) throw Error("recomputing: " + sink.error());
     const std::size_t complete = sink.complete_tokens();
     if (!a.output.empty() && complete > 0) save_kv(a.output, first_tokens(sink.cache(), complete));
+    if (!a.report.empty()) write_report(a, outcome.summary);
     if (a.json) {
         fmt::print("{}\n", to_json(outcome, sink).dump(2));
     } else if (!a.quiet) {

@@ -40,6 +40,36 @@ double Oracle::least_kl(std::size_t first, double bytes) const {
     return kl_[first * bins_ + bin];
 }
 
+// The other way round: the least bytes of the suffix for which its sum of KL is at most `kl`.
+double Oracle::least_bytes(std::size_t first, double kl) const {
+    const double* row = kl_.data() + first * bins_;
+    // KL falls with the bin; what a sum of products differs from itself in another order is let pass.
+    const auto bin = std::partition_point(row, row + bins_, [&](double k) { return k > kl + 1e-9; }) - row;
+    if (static_cast<std::size_t>(bin) == bins_) return kNever;
+    return std::max(static_cast<double>(bin) * bin_bytes_, coarsest_[first]);
+}
+
+Seconds Oracle::fastest(const Scenario& s, double kl) const {
+    double tokens = 0;
+    for (const ChunkView& c : s.chunks) tokens += static_cast<double>(c.tokens);
+    Seconds best = kNever;
+    std::size_t prefix = 0;
+    for (std::size_t p = 0; p <= chunks_; ++p) {
+        const Seconds text = s.compute.prefill_time(0, prefix);
+        if (text >= best) break;
+        const double bytes = p < chunks_ ? least_bytes(p, kl * tokens) : 0;
+        if (bytes < kNever) {
+            const Seconds all_decoded = s.compute.decode_time(static_cast<std::size_t>(tokens) - prefix);
+            const Seconds last = p < chunks_ ? s.compute.decode_time(s.chunks.back().tokens) : 0;
+            const Seconds arrival =
+                p < chunks_ ? s.trace->when(s.start + s.first_byte, bytes) - s.start + last : 0;
+            best = std::min(best, std::max({text, arrival, all_decoded}));
+        }
+        if (p < chunks_) prefix += s.chunks[p].tokens;
+    }
+    return best;
+}
+
 SessionResult Oracle::solve(const Scenario& s) const {
     SessionResult best;
     best.missed = true;

@@ -21,7 +21,13 @@ class Oracle {
     // shortest in which everything can be there at the coarsest level or as text.
     SessionResult solve(const Scenario& scenario) const;
 
+    // The shortest time in which everything can be there with a mean KL of at most `kl`: the same quality
+    // floor for oracle and rule. Infinite where there is no such time.
+    Seconds fastest(const Scenario& scenario, double kl) const;
+
   private:
+    double least_bytes(std::size_t first, double kl) const;
+
     double least_kl(std::size_t first, double bytes) const;
 
     std::vector<double> kl_;  // [first chunk][bin]: sum over tokens of the suffix; infinite: does not fit
