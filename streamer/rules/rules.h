@@ -18,8 +18,7 @@ std::unique_ptr<Rule> cachegen_rule();
 // The finest level whose remaining bytes, and what follows them, fit before the deadline.
 std::unique_ptr<Rule> deadline_rule();
 
-// As little text from the front, and as fine a level for what is loaded from the back, as the deadline
-// allows.
+// Text from the front and loading from the back until they meet, at as fine a level as the deadline allows.
 std::unique_ptr<Rule> two_pointer_rule();
 
 // Robust model predictive control: the least KL that is in time at a rate discounted by its worst recent

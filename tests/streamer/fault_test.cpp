@@ -526,7 +526,7 @@ TEST_P(RuleFaultTest, ABandwidthCliffOnTheLastChunkIsOvercome) {
     fault(to_hex(published->manifest.chunks[3].chain) + "/", R"("fault": "pace", "rate": 1000)");
     const Summary s = fetch_completely();
     EXPECT_TRUE(s.chunks[3].text);
-    EXPECT_FALSE(s.chunks[0].text);
+    EXPECT_FALSE(s.chunks[2].text);
 }
 
 TEST_P(RuleFaultTest, StallsEverywhereAreTextInTime) {

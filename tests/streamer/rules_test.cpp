@@ -260,7 +260,14 @@ TEST_F(RuleTest, TwoPointerRecomputesFromTheFrontAndLoadsFromTheBack) {
     state.compute_busy = 0.02;
     EXPECT_EQ(decide(*rule).chunk, 1u) << "it is about to be idle";
     state.deadline = 20;
-    EXPECT_EQ(decide(*rule).kind, Kind::kLoad) << "loading everything is in time";
+    EXPECT_EQ(decide(*rule).kind, Kind::kText) << "in time without it, but sooner with it";
+    state.deadline = std::numeric_limits<Seconds>::infinity();
+    EXPECT_EQ(decide(*rule).kind, Kind::kLoad) << "no hurry";
+    state.deadline = 20;
+    compute.prefill = {{0, 5}};  // 20 s a chunk
+    chunks[0].status = ChunkStatus::kPending;
+    state.compute_busy = 0;
+    EXPECT_EQ(decide(*rule).kind, Kind::kLoad) << "all is loaded before one chunk is recomputed";
 }
 
 TEST_F(RuleTest, TwoPointerBeginsNoTextThatWouldBeLate) {
