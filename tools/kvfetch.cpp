@@ -20,6 +20,7 @@
 #include "tools/stream/cache_sink.h"
 #include "tools/stream/codec_adapter.h"
 #include "tools/stream/engine.h"
+#include "tools/stream/link_memory.h"
 #include "tools/stream/options.h"
 
 namespace {
@@ -29,6 +30,7 @@ using namespace kvcast::tools;
 using namespace kvcast::streamer;
 
 constexpr int kExitIncomplete = 4;
+constexpr double kDoubtOfTheUser = 0.5;       // of --bandwidth
 constexpr double kDecodeSpeedPerCore = 50e6;  // scalar klt, bytes of bf16 per second
 
 struct Arguments {
@@ -43,7 +45,7 @@ struct Arguments {
     std::size_t greedy = 0;
     std::vector<std::string> trusted;
     std::string salt;
-    double bandwidth_mbit = 100;
+    std::optional<double> bandwidth_mbit;
     double hedge_ms = 0;
     std::size_t transfers = kMostTransfers;
     std::string cache = default_cache_folder();
@@ -74,14 +76,16 @@ void declare(CLI::App& app, Arguments& a) {
     app.add_option("--trust", a.trusted,
                    "Ed25519 public key (PEM): accept only manifests that it has signed");
     app.add_option("--salt", a.salt, "the salt that the publication was made with");
-    app.add_option("--bandwidth", a.bandwidth_mbit, "Mbit/s to assume before anything is measured")
-        ->check(CLI::PositiveNumber)
-        ->capture_default_str();
+    app.add_option("--bandwidth", a.bandwidth_mbit,
+                   "Mbit/s to assume before anything is measured; default: what the last run saw, else 100")
+        ->check(CLI::PositiveNumber);
     app.add_option("--hedge", a.hedge_ms, "send a second request after this many milliseconds of silence");
     app.add_option("--transfers", a.transfers, "objects fetched at once, at most")
         ->check(CLI::Range(1, 64))
         ->capture_default_str();
-    app.add_option("--cache", a.cache, "folder that keeps calibrations; empty: none")->capture_default_str();
+    app.add_option("--cache", a.cache,
+                   "folder that keeps calibrations, and what is known of links; empty: none")
+        ->capture_default_str();
     app.add_option("--ca-file", a.http.ca_file, "certificates to trust (PEM) instead of the system's");
     app.add_option("-j,--jobs", a.jobs, "threads that decode")
         ->check(CLI::Range(1, 1024))
@@ -102,14 +106,24 @@ std::string resolve(const Arguments& a, HttpOptions& http) {
     return location.url;
 }
 
-SessionOptions options_of(const Arguments& a, Engine* engine) {
+// Told by the user, seen by the last run with this server, or a guess.
+NetworkPrior network_of(const Arguments& a, const std::string& url) {
+    NetworkPrior link = remembered_link(a.cache, url).value_or(NetworkPrior{});
+    if (a.bandwidth_mbit) {
+        link.bytes_per_second = *a.bandwidth_mbit * 1e6 / 8;
+        link.doubt = kDoubtOfTheUser;
+    }
+    return link;
+}
+
+SessionOptions options_of(const Arguments& a, const std::string& url, Engine* engine) {
     SessionOptions o;
     if (a.deadline_ms) o.deadline = *a.deadline_ms / 1e3;
     o.rule = require(rule_by_name(a.policy));
     o.finest_level = a.finest;
     o.transfers = a.transfers;
     o.record = !a.report.empty();
-    o.network.bytes_per_second = a.bandwidth_mbit * 1e6 / 8;
+    o.network = network_of(a, url);
     o.compute.decode_bytes_per_second = kDecodeSpeedPerCore * static_cast<double>(a.jobs);
     if (a.prefill_speed > 0) {
         o.compute.prefill = {{0, a.prefill_speed}};
@@ -129,7 +143,7 @@ struct Outcome {
 
 Outcome fetch(const Arguments& a, const std::string& url, Client& client, CodecAdapter& codec,
               CacheSink& sink, Engine* engine) {
-    SessionOptions options = options_of(a, engine);
+    SessionOptions options = options_of(a, url, engine);
     options.memory = client.memory();
     Wanted wanted;
     wanted.manifest_url = url;
@@ -148,6 +162,7 @@ Outcome fetch(const Arguments& a, const std::string& url, Client& client, CodecA
         out.summary = session.wait();
     }
     if (!out.summary.status.ok()) throw Error(out.summary.status.message());
+    if (out.summary.network_bytes > 0) remember_link(a.cache, url, out.summary.network);
     if (engine != nullptr && a.greedy > 0 && sink.complete_tokens() == out.summary.tokens) {
         engine->greedy(sink.cache(), 1);
         out.first_token = to_seconds(Clock::now() - start);
