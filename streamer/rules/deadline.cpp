@@ -11,7 +11,12 @@
 // will miss the deadline, a transfer starts over at the finest level that fits, if that has fewer bytes than
 // are left of it. If not even the coarsest level fits, with transfers starting over, everything that is
 // missing is recomputed if that fits, before it is too late for it; if neither fits, the quicker of the two
-// is done.
+// is done. Of the rules here it recomputes least.
+//
+// State read: time, deadline, every chunk's status, levels and bytes received; robust rate, first byte,
+// silence; prefill and decode model, the engine's backlog; the calibration's bytes; transfers in flight.
+//
+// Source: the deadline in place of a playback buffer in throughput-based rules (dash.js's ThroughputRule).
 #include <fmt/format.h>
 
 #include <algorithm>

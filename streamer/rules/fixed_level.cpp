@@ -1,3 +1,8 @@
+// Every chunk at one level, in order; where a chunk lacks it, at the nearest coarser one, else at its
+// coarsest. What people ask for who know what they want, and a baseline.
+//
+// State read: every chunk's status and levels; robust rate, first byte and transfers in flight, for whether
+// another one may start.
 #include <fmt/format.h>
 
 #include <algorithm>
