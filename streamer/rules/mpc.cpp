@@ -177,7 +177,7 @@ class Mpc final : public Rule {
         const ChunkView& front = state.chunks[first];
         const Seconds text =
             state.compute_busy + state.compute->prefill_time(front.first_token, front.tokens);
-        const Decision over = late(state, outlook, rest, state.compute_busy);
+        Decision over = late(state, outlook, rest, state.compute_busy);
         if (over.kind != Decision::Kind::kWait) return over;
         if (state.compute_busy <= kEngineAhead &&
             text < std::max(outlook.left(), outlook.load_time(rest, state.network.robust))) {

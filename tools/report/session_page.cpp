@@ -168,7 +168,8 @@ class Page {
 
     void time_grid(Svg& svg, double top, double bottom) const {
         const double step = round_step(axis_.end, 8);
-        for (double t = 0; t <= axis_.end; t += step) {
+        for (int i = 0; step * i <= axis_.end; ++i) {
+            const Seconds t = step * i;
             svg.line({axis_.x(t), top}, {axis_.x(t), bottom}, "grid");
             svg.text({axis_.x(t), bottom + 16}, time_text(t), "", "middle");
         }
@@ -197,7 +198,8 @@ class Page {
     };
 
     void value_axis(Svg& svg, const Scale& s, std::string (*name)(double)) const {
-        for (double v = 0; v <= s.most * 1.001; v += s.step) {
+        for (int i = 0; s.step * i <= s.most * 1.001; ++i) {
+            const double v = s.step * i;
             svg.line({kLeft, s.y(v)}, {kWidth - kRight, s.y(v)}, "grid");
             if (v > 0) svg.text({kLeft - 6, s.y(v) + 4}, name(v), "", "end");
         }
