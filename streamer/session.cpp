@@ -108,6 +108,7 @@ class Session::Impl : public std::enable_shared_from_this<Impl>, private Control
     void want_calibration();
 
     void pump();
+    void drop_calibration();
     void decided(const DecisionRecord& record) override;
     void start(std::size_t chunk, std::size_t choice) override;
     void stop(std::size_t chunk) override;
@@ -321,10 +322,18 @@ void Session::Impl::want_calibration() {
 void Session::Impl::pump() {
     if (ended_ || cancelled_) return;
     controller_.take({Kind::kLook, now(), 0, 0, 0, 0});
-    if (!controller_.loading()) stop(kCalibration);
+    if (!controller_.loading()) drop_calibration();
     loop_.cancel(tick_);
     tick_ = loop_.after(kTick, [this] { pump(); });
     finish_when_complete();
+}
+
+// Nobody needs it any more.
+void Session::Impl::drop_calibration() {
+    const auto it = std::ranges::find(transfers_, kCalibration, [](const auto& t) { return t->chunk; });
+    if (it == transfers_.end()) return;
+    controller_.take({Kind::kEnd, now(), kNoChunk, (*it)->download->received(), 0, now() - (*it)->started});
+    transfers_.erase(it);
 }
 
 void Session::Impl::decided(const DecisionRecord& record) {
