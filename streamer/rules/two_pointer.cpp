@@ -1,8 +1,8 @@
 // Recompute from the front while loading from the back, until the two meet (Cake, arXiv 2410.03065), at as
 // fine a level as the deadline allows.
 //
-// With load() of outlook.h at 0.6 of the robust throughput, c_i the prefill of chunk i, C what the engine has
-// still to do, and T the time left:
+// With load() of outlook.h at half of the robust throughput, c_i the prefill of chunk i, C what the engine
+// has still to do, and T the time left:
 //
 //   text(p)    = C + sum over pending i < p of c_i
 //   load(p, l) = load of all pending i >= p at level l, and of what is in flight
@@ -37,7 +37,7 @@
 namespace kvcast::streamer {
 namespace {
 
-constexpr double kRateMargin = 0.6;     // of the robust rate
+constexpr double kRateMargin = 0.5;     // of the robust rate
 constexpr double kTextMargin = 0.97;    // of the time left
 constexpr Seconds kGuard = 0.01;        // before the deadline
 constexpr double kHope = 2;             // times the time left: beyond, loading will not be in time
