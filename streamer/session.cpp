@@ -19,7 +19,7 @@ namespace kvcast::streamer {
 namespace {
 
 constexpr Duration kTick = std::chrono::milliseconds(20);  // between looks at transfers that are under way
-constexpr std::size_t kCalibration = static_cast<std::size_t>(-1);
+constexpr std::size_t kCalibration = kNoChunk;
 constexpr double kTextMargin = 1.1;  // a manifest is awaited until recomputing everything takes this much
 constexpr std::size_t kFailuresOfTheStore = 2;  // chunks given up by the network, one after another
 
@@ -42,7 +42,7 @@ std::int64_t system_seconds() {
 }  // namespace
 
 // Everything but the lanes' tasks runs on the loop's thread.
-class Session::Impl : public std::enable_shared_from_this<Impl> {
+class Session::Impl : public std::enable_shared_from_this<Impl>, private Controller::Owner {
   public:
     Impl(EventLoop& loop, Transport& transport, Wanted wanted, SessionOptions options, ChunkCodec& codec,
          Sink& sink)
@@ -53,9 +53,11 @@ class Session::Impl : public std::enable_shared_from_this<Impl> {
           codec_(codec),
           sink_(sink),
           start_(loop.now()),
-          network_(options_.network),
+          controller_(options_.rule ? options_.rule : std::shared_ptr<const Rule>(two_pointer_rule()),
+                      {options_.deadline, options_.compute, options_.network, options_.transfers,
+                       options_.memory_bytes},
+                      *this, options_.record),
           random_(options_.seed != 0 ? options_.seed : drawn_seed()) {
-        if (!options_.rule) options_.rule = two_pointer_rule();
         if (!options_.memory) options_.memory = std::make_shared<MemoryPool>();
     }
 
@@ -70,9 +72,6 @@ class Session::Impl : public std::enable_shared_from_this<Impl> {
     class Transfer final : public DownloadObserver {
       public:
         Transfer(Impl& owner, std::size_t chunk, std::size_t choice, DownloadRequest request);
-        ~Transfer() override;
-        Transfer(const Transfer&) = delete;
-        Transfer& operator=(const Transfer&) = delete;
 
         void on_first_byte(Duration latency) override;
         void on_bytes(std::size_t count) override;
@@ -92,6 +91,8 @@ class Session::Impl : public std::enable_shared_from_this<Impl> {
         std::vector<std::uint8_t> object;
     };
 
+    using Kind = Event::Kind;
+
     Seconds now() const { return to_seconds(loop_.now() - start_); }
     template <typename Call>
     void tell(const Call& call) {
@@ -103,33 +104,31 @@ class Session::Impl : public std::enable_shared_from_this<Impl> {
     void all_text(const Status& why);
     Status check_memory() const;
     void make_chunks();
-    void add_tail(std::size_t first, std::size_t end);
+    void with_tail(std::vector<ChunkView> views, std::size_t end);
     void want_calibration();
 
     void pump();
-    RuleState state();
-    bool sensible(const Decision& d) const;
-    bool has_room(const Decision& d) const;
-    void apply(const Decision& d);
-    void load(std::size_t chunk, std::size_t choice);
-    void text(std::size_t chunk);
-    void text_where_nothing_is_left();
-    void abandon(std::size_t chunk);
+    void drop_calibration();
+    void decided(const DecisionRecord& record) override;
+    void start(std::size_t chunk, std::size_t choice) override;
+    void stop(std::size_t chunk) override;
+    void recompute(std::size_t first, std::size_t end) override;
 
     void on_transfer(Transfer& ended, Result<std::vector<std::uint8_t>> object, int http_status);
     void on_calibration(Result<std::vector<std::uint8_t>> object);
     void calibration_is_there(const Status& status);
     void on_chunk_failed(std::size_t chunk, std::size_t choice, const Status& status, int http_status);
+    void exclude(std::size_t chunk, std::size_t choice);
+    void exclude_all(std::size_t chunk);
     void decode(std::size_t chunk, std::vector<std::uint8_t> object);
     Status decode_on_lane(std::size_t chunk, const ManifestObject& promised,
                           std::span<const std::uint8_t> object);
     void on_decoded(std::size_t chunk, std::vector<std::uint8_t> object, const Status& status);
-    void recompute();
     void on_recomputed(std::size_t first, std::size_t end);
-    Seconds compute_busy() const;
 
     void finish_when_complete();
     void finish(const Status& status);
+    const std::vector<ChunkView>& views() const { return controller_.chunks(); }
     const ManifestObject& promised(std::size_t chunk, std::size_t choice) const {
         return located_.manifest.chunks[chunk].objects[choice];
     }
@@ -141,7 +140,7 @@ class Session::Impl : public std::enable_shared_from_this<Impl> {
     ChunkCodec& codec_;
     Sink& sink_;
     const Time start_;
-    Throughput network_;
+    Controller controller_;
     std::mt19937_64 random_;
 
     std::unique_ptr<Locator> locator_;
@@ -149,16 +148,12 @@ class Session::Impl : public std::enable_shared_from_this<Impl> {
     EventLoop::TimerId tick_ = 0;
     Located located_;
     Status publication_;
-    std::vector<ChunkView> views_;
     std::vector<ChunkReport> reports_;
-    std::vector<bool> hash_failed_;  // [chunk]: once, at its present choice
+    std::vector<std::size_t> hash_failed_;  // [chunk]: the choice at which it did last; kNoLevel: none
     std::list<std::unique_ptr<Transfer>> transfers_;
     bool calibration_ready_ = true;
     std::vector<Held> held_;
-    std::uint64_t undecoded_bytes_ = 0;
     std::size_t network_failures_ = 0;
-    TokenRange computing_;  // what the compute lane works on, in chunks
-    Seconds computing_since_ = 0;
     bool ended_ = false;
     Summary summary_;
 
@@ -176,23 +171,19 @@ class Session::Impl : public std::enable_shared_from_this<Impl> {
 
 Session::Impl::Transfer::Transfer(Impl& o, std::size_t chunk_, std::size_t choice_, DownloadRequest request)
     : owner(o), chunk(chunk_), choice(choice_), bytes(request.limit), started(o.now()) {
-    owner.network_.on_request(started);
     download = std::make_unique<Download>(owner.loop_, owner.transport_, std::move(request),
                                           owner.options_.download, *this, owner.random_());
 }
 
-Session::Impl::Transfer::~Transfer() {
-    owner.network_.on_end(owner.now(), download->received(), owner.now() - started);
-}
-
 void Session::Impl::Transfer::on_first_byte(Duration latency) {
-    if (!busy) owner.network_.on_first_byte(owner.now(), to_seconds(latency));
+    if (!busy) owner.controller_.take({Kind::kFirstByte, owner.now(), chunk, 0, 0, to_seconds(latency)});
     busy = true;
 }
 
 void Session::Impl::Transfer::on_bytes(std::size_t count) {
-    owner.network_.on_bytes(owner.now(), count);
-    if (chunk != kCalibration) owner.views_[chunk].received = std::min(download->received() + count, bytes);
+    const std::uint64_t total = std::min<std::uint64_t>(download->received() + count, bytes);
+    owner.controller_.take({Kind::kBytes, owner.now(), chunk, count, total, 0});
+    if (chunk == kCalibration) owner.controller_.take({Kind::kOther, owner.now(), 0, 0, bytes - total, 0});
 }
 
 void Session::Impl::Transfer::on_finished(Result<std::vector<std::uint8_t>> object, int http_status) {
@@ -222,9 +213,9 @@ void Session::Impl::begin() {
                                               options_.wall_clock ? options_.wall_clock() : system_seconds(),
                                               random_()};
     const auto heard = [this](Duration latency) {
-        network_.on_request(now());
-        network_.on_first_byte(now(), to_seconds(latency));
-        network_.on_end(now(), 0, 0);
+        controller_.take({Kind::kRequest, now(), kNoChunk, 0, 0, 0});
+        controller_.take({Kind::kFirstByte, now(), kNoChunk, 0, 0, to_seconds(latency)});
+        controller_.take({Kind::kEnd, now(), kNoChunk, 0, 0, 0});
     };
     locator_ = std::make_unique<Locator>(environment, wanted_, heard,
                                          [weak = weak_from_this()](Result<Located> located) {
@@ -253,7 +244,7 @@ void Session::Impl::all_text(const Status& why) {
     publication_ = why;
     if (wanted_.token_ids.empty()) return finish(why);
     located_.token_ids = wanted_.token_ids;
-    add_tail(0, wanted_.token_ids.size());
+    with_tail({}, wanted_.token_ids.size());
     pump();
 }
 
@@ -272,7 +263,7 @@ Status Session::Impl::check_memory() const {
 
 void Session::Impl::make_chunks() {
     const Manifest& m = located_.manifest;
-    options_.compute.bytes_per_token = m.layout.values_per_token() * kernels::dtype_bytes(m.layout.dtype);
+    std::vector<ChunkView> views;
     std::size_t first = 0;
     for (std::size_t i = 0; i < located_.chunks; ++i) {
         ChunkView view;
@@ -284,21 +275,22 @@ void Session::Impl::make_chunks() {
             view.levels.push_back({o.level, o.bytes, level->kl.value_or(o.level), usable});
         }
         first += view.tokens;
-        views_.push_back(std::move(view));
+        views.push_back(std::move(view));
     }
-    add_tail(first, std::max(first, wanted_.token_ids.size()));
+    with_tail(std::move(views), std::max(first, wanted_.token_ids.size()));
 }
 
-// What no chunk covers is text from the start; with it, everything has its report.
-void Session::Impl::add_tail(std::size_t first, std::size_t end) {
+// What no chunk covers, up to token `end`, is text from the start; with it, everything has its report.
+void Session::Impl::with_tail(std::vector<ChunkView> views, std::size_t end) {
+    const std::size_t first = views.empty() ? 0 : views.back().first_token + views.back().tokens;
     if (end > first) {
         ChunkView tail;
         tail.first_token = first;
         tail.tokens = end - first;
         tail.status = ChunkStatus::kText;
-        views_.push_back(std::move(tail));
+        views.push_back(std::move(tail));
     }
-    for (const ChunkView& v : views_) {
+    for (const ChunkView& v : views) {
         ChunkReport report;
         report.tokens = {v.first_token, v.first_token + v.tokens};
         report.text = v.status == ChunkStatus::kText;
@@ -306,7 +298,11 @@ void Session::Impl::add_tail(std::size_t first, std::size_t end) {
         if (report.text) report.reason = "not in the store";
         reports_.push_back(std::move(report));
     }
-    hash_failed_.resize(views_.size());
+    hash_failed_.assign(views.size(), kNoLevel);
+    const Layout& layout = located_.manifest.layout;
+    const std::uint64_t per_token =
+        publication_.ok() ? layout.values_per_token() * kernels::dtype_bytes(layout.dtype) : 0;
+    controller_.begin(std::move(views), per_token);
 }
 
 void Session::Impl::want_calibration() {
@@ -316,6 +312,8 @@ void Session::Impl::want_calibration() {
     DownloadRequest request;
     request.url = join_url(located_.root, calibration_name(calibration->id));
     request.bytes = request.limit = calibration->bytes;
+    controller_.take({Kind::kRequest, now(), kNoChunk, 0, 0, 0});
+    controller_.take({Kind::kOther, now(), 0, 0, calibration->bytes, 0});
     transfers_.push_back(std::make_unique<Transfer>(*this, kCalibration, 0, std::move(request)));
 }
 
@@ -323,76 +321,30 @@ void Session::Impl::want_calibration() {
 
 void Session::Impl::pump() {
     if (ended_ || cancelled_) return;
-    text_where_nothing_is_left();
-    // Every decision but a change of level makes progress; a rule that only ever changes its mind is cut off.
-    for (std::size_t turns = 2 * views_.size() + 16; turns > 0; --turns) {
-        const RuleState s = state();
-        const Decision d = options_.rule->decide(s);
-        if (d.kind == Decision::Kind::kWait || !sensible(d) || !has_room(d)) break;
-        apply(d);
-    }
-    recompute();
+    controller_.take({Kind::kLook, now(), 0, 0, 0, 0});
+    if (!controller_.loading()) drop_calibration();
     loop_.cancel(tick_);
     tick_ = loop_.after(kTick, [this] { pump(); });
     finish_when_complete();
 }
 
-RuleState Session::Impl::state() {
-    RuleState s;
-    s.now = now();
-    s.deadline = options_.deadline;
-    s.chunks = views_;
-    s.network = network_.estimate(s.now);
-    s.compute = &options_.compute;
-    s.most_transfers = options_.transfers;
-    s.compute_busy = compute_busy();
-    for (const auto& t : transfers_) {
-        if (t->chunk == kCalibration) {
-            s.other_bytes = t->bytes - t->download->received();
-        } else {
-            ++s.transfers;
-        }
-    }
-    return s;
+// Nobody needs it any more.
+void Session::Impl::drop_calibration() {
+    const auto it = std::ranges::find(transfers_, kCalibration, [](const auto& t) { return t->chunk; });
+    if (it == transfers_.end()) return;
+    controller_.take({Kind::kEnd, now(), kNoChunk, (*it)->download->received(), 0, now() - (*it)->started});
+    transfers_.erase(it);
 }
 
-bool Session::Impl::sensible(const Decision& d) const {
-    if (d.chunk >= views_.size()) return false;
-    const ChunkView& c = views_[d.chunk];
-    if (c.status != ChunkStatus::kPending && c.status != ChunkStatus::kLoading) return false;
-    if (d.kind == Decision::Kind::kText) return true;
-    return d.choice < c.levels.size() && c.levels[d.choice].usable &&
-           !(c.status == ChunkStatus::kLoading && c.choice == d.choice);
-}
-
-bool Session::Impl::has_room(const Decision& d) const {
-    if (d.kind == Decision::Kind::kText) return true;
-    std::uint64_t held = undecoded_bytes_;
-    for (const auto& t : transfers_) held += t->chunk == d.chunk || t->chunk == kCalibration ? 0 : t->bytes;
-    return held == 0 || held + views_[d.chunk].levels[d.choice].bytes <= options_.memory_bytes;
-}
-
-void Session::Impl::apply(const Decision& d) {
-    DecisionRecord record = {now(), d, 0, 0, network_.estimate(now())};
-    reports_[d.chunk].decided = record.time;
-    reports_[d.chunk].reason = d.reason;
-    if (d.kind == Decision::Kind::kText) {
-        text(d.chunk);
-    } else {
-        record.level = views_[d.chunk].levels[d.choice].level;
-        record.bytes = views_[d.chunk].levels[d.choice].bytes;
-        load(d.chunk, d.choice);
-    }
+void Session::Impl::decided(const DecisionRecord& record) {
+    ChunkReport& report = reports_[record.decision.chunk];
+    report.decided = record.time;
+    report.reason = record.decision.reason;
+    report.text = record.decision.kind == Decision::Kind::kText;
     tell([&] { sink_.on_decision(record); });
 }
 
-void Session::Impl::load(std::size_t chunk, std::size_t choice) {
-    abandon(chunk);
-    ChunkView& view = views_[chunk];
-    if (view.choice != choice) hash_failed_[chunk] = false;
-    view.status = ChunkStatus::kLoading;
-    view.choice = choice;
-    view.received = 0;
+void Session::Impl::start(std::size_t chunk, std::size_t choice) {
     const ManifestObject& object = promised(chunk, choice);
     DownloadRequest request;
     request.url = join_url(located_.root, object_name(located_.manifest.chunks[chunk].chain, object));
@@ -401,26 +353,8 @@ void Session::Impl::load(std::size_t chunk, std::size_t choice) {
     transfers_.push_back(std::make_unique<Transfer>(*this, chunk, choice, std::move(request)));
 }
 
-void Session::Impl::text(std::size_t chunk) {
-    abandon(chunk);
-    views_[chunk].status = ChunkStatus::kText;
-    reports_[chunk].text = true;
-}
-
-void Session::Impl::abandon(std::size_t chunk) {
+void Session::Impl::stop(std::size_t chunk) {
     std::erase_if(transfers_, [&](const auto& t) { return t->chunk == chunk; });
-}
-
-void Session::Impl::text_where_nothing_is_left() {
-    for (std::size_t i = 0; i < views_.size(); ++i) {
-        if (views_[i].status != ChunkStatus::kPending || coarsest_level(views_[i]) != kNoLevel) continue;
-        apply({Decision::Kind::kText, i, 0, "no level can be had"});
-    }
-    const bool loading = std::ranges::any_of(views_, [](const ChunkView& v) {
-        return v.status == ChunkStatus::kPending || v.status == ChunkStatus::kLoading ||
-               v.status == ChunkStatus::kDecoding;
-    });
-    if (!loading) abandon(kCalibration);
 }
 
 // ---- what came ----
@@ -429,14 +363,18 @@ void Session::Impl::on_transfer(Transfer& ended, Result<std::vector<std::uint8_t
     const auto it = std::ranges::find_if(transfers_, [&](const auto& t) { return t.get() == &ended; });
     const std::unique_ptr<Transfer> transfer = std::move(*it);  // lives to the end of this function
     transfers_.erase(it);
-    if (transfer->chunk == kCalibration) return on_calibration(std::move(object));
+    if (transfer->chunk == kCalibration) {
+        controller_.take({Kind::kEnd, now(), kNoChunk, object.ok() ? object.value().size() : 0, 0,
+                          now() - transfer->started});
+        controller_.take({Kind::kOther, now(), 0, 0, 0, 0});
+        return on_calibration(std::move(object));
+    }
     ChunkReport& report = reports_[transfer->chunk];
     report.requests += transfer->download->requests();
     if (object.ok()) {
         network_failures_ = 0;
-        views_[transfer->chunk].status = ChunkStatus::kDecoding;
+        controller_.take({Kind::kArrived, now(), transfer->chunk, 0, 0, 0});
         report.received = now();
-        undecoded_bytes_ += object.value().size();
         decode(transfer->chunk, std::move(object.value()));
     } else {
         on_chunk_failed(transfer->chunk, transfer->choice, object.status(), http_status);
@@ -446,23 +384,26 @@ void Session::Impl::on_transfer(Transfer& ended, Result<std::vector<std::uint8_t
 
 void Session::Impl::on_chunk_failed(std::size_t chunk, std::size_t choice, const Status& status,
                                     int http_status) {
-    ChunkView& view = views_[chunk];
-    view.status = ChunkStatus::kPending;
+    controller_.take({Kind::kFailed, now(), chunk, 0, 0, 0});
     std::string& trouble = reports_[chunk].trouble;
-    trouble += fmt::format("{}level {}: {}", trouble.empty() ? "" : "; ", view.levels[choice].level,
+    trouble += fmt::format("{}level {}: {}", trouble.empty() ? "" : "; ", views()[chunk].levels[choice].level,
                            status.message());
-    const auto rule_out = [](ChunkView& v) {
-        if (v.status == ChunkStatus::kPending) {
-            for (LevelView& l : v.levels) l.usable = false;
-        }
-    };
     if (!is_of_the_network(status, http_status)) {
-        view.levels[choice].usable = false;
+        exclude(chunk, choice);
     } else if (++network_failures_ >= kFailuresOfTheStore) {
-        std::ranges::for_each(views_, rule_out);
+        for (std::size_t i = 0; i < views().size(); ++i) exclude_all(i);
     } else {
-        rule_out(view);
+        exclude_all(chunk);
     }
+}
+
+void Session::Impl::exclude(std::size_t chunk, std::size_t choice) {
+    controller_.take({Kind::kExclude, now(), chunk, 0, choice, 0});
+}
+
+void Session::Impl::exclude_all(std::size_t chunk) {
+    if (views()[chunk].status != ChunkStatus::kPending) return;
+    for (std::size_t i = 0; i < views()[chunk].levels.size(); ++i) exclude(chunk, i);
 }
 
 void Session::Impl::on_calibration(Result<std::vector<std::uint8_t>> object) {
@@ -488,11 +429,11 @@ void Session::Impl::calibration_is_there(const Status& status) {
     std::vector<Held> held;
     held.swap(held_);
     if (!status.ok()) {
-        for (ChunkView& v : views_) {
-            for (LevelView& l : v.levels) {
-                const auto listed =
-                    std::ranges::find(located_.manifest.levels, l.level, &ManifestLevel::level);
-                if (listed->profile == Profile::kKlt) l.usable = false;
+        for (std::size_t c = 0; c < views().size(); ++c) {
+            for (std::size_t l = 0; l < views()[c].levels.size(); ++l) {
+                const auto listed = std::ranges::find(located_.manifest.levels, views()[c].levels[l].level,
+                                                      &ManifestLevel::level);
+                if (listed->profile == Profile::kKlt) exclude(c, l);
             }
         }
     }
@@ -506,7 +447,7 @@ void Session::Impl::calibration_is_there(const Status& status) {
 }
 
 void Session::Impl::decode(std::size_t chunk, std::vector<std::uint8_t> object) {
-    const ManifestObject& promise = promised(chunk, views_[chunk].choice);
+    const ManifestObject& promise = promised(chunk, views()[chunk].choice);
     const auto level = std::ranges::find(located_.manifest.levels, promise.level, &ManifestLevel::level);
     if (level->profile == Profile::kKlt && !calibration_ready_) {
         held_.push_back({chunk, std::move(object)});
@@ -534,13 +475,12 @@ Status Session::Impl::decode_on_lane(std::size_t chunk, const ManifestObject& pr
 
 void Session::Impl::on_decoded(std::size_t chunk, std::vector<std::uint8_t> object, const Status& status) {
     if (ended_ || cancelled_) return;
-    undecoded_bytes_ -= object.size();
     options_.memory->give(std::move(object));
-    ChunkView& view = views_[chunk];
+    const std::size_t choice = views()[chunk].choice;
     if (status.ok()) {
-        view.status = ChunkStatus::kReady;
+        controller_.take({Kind::kReady, now(), chunk, 0, 0, 0});
         ChunkReport& report = reports_[chunk];
-        const ManifestObject& promise = promised(chunk, view.choice);
+        const ManifestObject& promise = promised(chunk, choice);
         const auto level = std::ranges::find(located_.manifest.levels, promise.level, &ManifestLevel::level);
         report.level = promise.level;
         report.bytes = promise.bytes;
@@ -549,64 +489,38 @@ void Session::Impl::on_decoded(std::size_t chunk, std::vector<std::uint8_t> obje
         return;
     }
     // Bytes may have been hurt on their way: once more, then another level.
-    const bool again = status.code() == ErrorCode::kObjectMismatch && !hash_failed_[chunk];
-    on_chunk_failed(chunk, view.choice, status, 0);
-    view.levels[view.choice].usable = view.levels[view.choice].usable || again;
-    hash_failed_[chunk] = again;
+    const bool again = status.code() == ErrorCode::kObjectMismatch && hash_failed_[chunk] != choice;
+    const bool usable = views()[chunk].levels[choice].usable;
+    on_chunk_failed(chunk, choice, status, 0);
+    if (again && usable) controller_.take({Kind::kInclude, now(), chunk, 0, choice, 0});
+    hash_failed_[chunk] = choice;
 }
 
 // ---- text ----
 
-// The first tokens that are not there yet, if they are to be recomputed: all before them is in place.
-void Session::Impl::recompute() {
-    if (computing_.end != 0) return;
-    const auto there = [](const ChunkView& v) {
-        return v.status == ChunkStatus::kReady || v.status == ChunkStatus::kRecomputed;
-    };
-    const auto first = std::ranges::find_if_not(views_, there);
-    const auto end =
-        std::find_if(first, views_.end(), [](const ChunkView& v) { return v.status != ChunkStatus::kText; });
-    if (first == end) return;
-    computing_ = {static_cast<std::size_t>(first - views_.begin()),
-                  static_cast<std::size_t>(end - views_.begin())};
-    computing_since_ = now();
-    const TokenRange tokens = {first->first_token, (end - 1)->first_token + (end - 1)->tokens};
-    compute_lane_.run([self = shared_from_this(), chunks = computing_, tokens] {
+void Session::Impl::recompute(std::size_t first, std::size_t end) {
+    const TokenRange tokens = {views()[first].first_token,
+                               views()[end - 1].first_token + views()[end - 1].tokens};
+    compute_lane_.run([self = shared_from_this(), first, end, tokens] {
         const std::span<const std::int32_t> known = self->located_.token_ids;
         const auto ids = tokens.end <= known.size() ? known.subspan(tokens.first, tokens.end - tokens.first)
                                                     : std::span<const std::int32_t>();
         if (!self->cancelled_) self->sink_.on_recompute(tokens, ids);
-        self->loop_.post([self, chunks] { self->on_recomputed(chunks.first, chunks.end); });
+        self->loop_.post([self, first, end] { self->on_recomputed(first, end); });
     });
 }
 
 void Session::Impl::on_recomputed(std::size_t first, std::size_t end) {
     if (ended_ || cancelled_) return;
-    computing_ = {};
-    for (std::size_t i = first; i < end; ++i) {
-        views_[i].status = ChunkStatus::kRecomputed;
-        reports_[i].ready = now();
-    }
+    controller_.take({Kind::kRecomputed, now(), 0, 0, 0, 0});
+    for (std::size_t i = first; i < end; ++i) reports_[i].ready = now();
     pump();
-}
-
-Seconds Session::Impl::compute_busy() const {
-    Seconds busy = 0;
-    for (std::size_t i = 0; i < views_.size(); ++i) {
-        if (views_[i].status == ChunkStatus::kText)
-            busy += options_.compute.prefill_time(views_[i].first_token, views_[i].tokens);
-    }
-    if (computing_.end != 0) busy -= std::min(busy, now() - computing_since_);
-    return busy;
 }
 
 // ---- the end ----
 
 void Session::Impl::finish_when_complete() {
-    const bool complete = std::ranges::all_of(views_, [](const ChunkView& v) {
-        return v.status == ChunkStatus::kReady || v.status == ChunkStatus::kRecomputed;
-    });
-    if (complete && !ended_) finish({});
+    if (controller_.complete() && !ended_) finish({});
 }
 
 void Session::Impl::finish(const Status& status) {
@@ -620,7 +534,9 @@ void Session::Impl::finish(const Status& status) {
     summary_.status = status;
     summary_.publication = publication_;
     summary_.time = now();
-    summary_.network_bytes = network_.bytes();
+    summary_.network_bytes = controller_.network().bytes();
+    summary_.network = controller_.network().experience(now());
+    summary_.recording = controller_.recording();
     double kl = 0;
     for (const ChunkReport& r : reports_) {
         const std::size_t tokens = r.tokens.end - r.tokens.first;

@@ -18,11 +18,11 @@
 #include <vector>
 
 #include "streamer/chunk_codec.h"
+#include "streamer/controller.h"
 #include "streamer/download.h"
 #include "streamer/event_loop.h"
 #include "streamer/locator.h"
 #include "streamer/memory_pool.h"
-#include "streamer/rules/rule.h"
 
 namespace kvcast::streamer {
 
@@ -46,15 +46,6 @@ struct ChunkReport {
     std::string trouble;   // why earlier choices failed; empty: none did
 };
 
-// One decision as the rule took it, and what it saw of the network.
-struct DecisionRecord {
-    Seconds time = 0;
-    Decision decision;
-    unsigned level = 0;       // of a load
-    std::uint64_t bytes = 0;  // of a load
-    ThroughputEstimate network;
-};
-
 struct Summary {
     Status status;       // kOk: every token is loaded or recomputed; kCancelled; else why not
     Status publication;  // why nothing could be loaded, where that is so
@@ -62,10 +53,12 @@ struct Summary {
     Seconds time = 0;                 // from the session's start to its last callback
     Seconds manifest_time = 0;        // until the manifest was checked
     std::uint64_t network_bytes = 0;  // bodies received, everything counted
+    NetworkPrior network;             // what the next session on this link may begin with
     std::size_t tokens = 0;
     std::size_t text_tokens = 0;
     double kl =
         0;  // mean over loaded tokens of what the manifest expects; levels without a figure count as 0
+    std::optional<Recording> recording = std::nullopt;  // if it was asked for
 };
 
 // Callbacks of a session. Those on the loop's thread must return soon. None comes after Session's destructor.
@@ -97,7 +90,7 @@ struct SessionOptions {
     ComputeModel compute = {};
     NetworkPrior network = {};
     std::optional<unsigned> finest_level = std::nullopt;    // finer ones are not loaded
-    std::size_t transfers = 2;                              // objects at once
+    std::size_t transfers = kMostTransfers;                 // objects at once, at most
     std::uint64_t memory_bytes = std::uint64_t{256} << 20;  // of objects on their way or not yet decoded; a
                                                             // single larger one is taken alone
     std::uint64_t chunk_bytes = std::uint64_t{1} << 30;     // decoded; larger chunks are refused
@@ -106,6 +99,7 @@ struct SessionOptions {
     std::shared_ptr<MemoryPool> memory = nullptr;   // shared by sessions; none: one of the session's own
     std::function<std::int64_t()> wall_clock = {};  // seconds since 1970; default: the system's
     std::uint64_t seed = 0;                         // of the jitter; 0: drawn
+    bool record = false;  // keep every event; some 50 bytes for every piece that comes
 };
 
 // Methods may be called from any thread. The loop, the transport, the codec and the sink outlive the session.

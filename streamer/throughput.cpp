@@ -12,6 +12,7 @@ constexpr double kSliceBytes = 65536;  // shorter stretches say more about buffe
 constexpr double kForget = 0.8;        // weight of a slice relative to the next newer one
 constexpr double kSmoothing = 0.3;     // of latency and error
 constexpr double kUsualWait = 2;       // times the usual latency, before silence counts as one
+constexpr double kLeastDoubt = 0.5;    // of what a session leaves to the next one: time passes between them
 
 }  // namespace
 
@@ -65,8 +66,10 @@ void Throughput::close_slice() {
     if (count_ > 0) {
         const Slice before = recent();
         const double rate = std::max(closed.bytes / closed.time, 1.0);
-        const double wrong = std::abs(before.bytes / before.time - rate) / rate;
-        error_ += kSmoothing * (std::min(wrong, 1.0) - error_);
+        const double wrong = std::min(std::abs(before.bytes / before.time - rate) / rate, 1.0);
+        error_ += kSmoothing * (wrong - error_);
+        std::shift_right(errors_.begin(), errors_.end(), 1);
+        errors_[0] = wrong;
     }
     std::shift_right(slices_.begin(), slices_.end(), 1);
     slices_[0] = closed;
@@ -74,8 +77,7 @@ void Throughput::close_slice() {
 }
 
 // The harmonic mean of the slices' rates, weighted by their bytes and their age: bytes over time. A stretch
-// that has been open for long enough to say something counts too; before anything is known, the prior counts
-// as a slice.
+// that has been open for long enough to say something counts too; the prior counts until there is either.
 Throughput::Slice Throughput::recent() const {
     Slice sum;
     double weight = 1;
@@ -86,7 +88,7 @@ Throughput::Slice Throughput::recent() const {
     };
     if (open_.time >= kSliceTime) add(open_);
     for (std::size_t i = 0; i < count_; ++i) add(slices_[i]);
-    if (count_ == 0) add({prior_.bytes_per_second * kSliceTime, kSliceTime});
+    if (sum.time == 0) add({prior_.bytes_per_second * kSliceTime, kSliceTime});
     return sum;
 }
 
@@ -98,9 +100,16 @@ ThroughputEstimate Throughput::estimate(Seconds now) const {
     // Silence is time in which nothing came: it dilutes what was seen before.
     const Slice seen = recent();
     e.mean = seen.bytes / (seen.time + e.silence);
-    e.robust = e.mean / (1 + error_);
+    e.robust = e.mean / (1 + (e.measured ? error_ : prior_.doubt));
+    e.cautious = e.mean / (1 + (e.measured ? std::ranges::max(errors_) : prior_.doubt));
     e.last = last_transfer_ > 0 ? last_transfer_ : prior_.bytes_per_second;
     return e;
+}
+
+NetworkPrior Throughput::experience(Seconds now) const {
+    const ThroughputEstimate e = estimate(now);
+    if (!e.measured) return prior_;
+    return {e.mean, e.first_byte, std::max(error_, kLeastDoubt)};
 }
 
 }  // namespace kvcast::streamer

@@ -17,12 +17,14 @@ using Seconds = double;
 struct NetworkPrior {
     double bytes_per_second = 12.5e6;
     Seconds first_byte = 0.05;
+    double doubt = 2;  // relative error to expect of the rate until something is measured
 };
 
 struct ThroughputEstimate {
-    double mean = 0;    // bytes per second, over recent time
-    double robust = 0;  // the mean discounted by how much it has erred lately; never above it
-    double last = 0;    // of the last whole transfer alone, as CacheGen takes it
+    double mean = 0;      // bytes per second, over recent time
+    double robust = 0;    // the mean discounted by how much it has erred lately, the prior by its doubt
+    double cautious = 0;  // the mean discounted by its largest error of late, the prior by its doubt
+    double last = 0;      // of the last whole transfer alone, as CacheGen takes it
     Seconds first_byte = 0;
     Seconds silence = 0;    // since a byte came, where one is awaited longer than usual
     bool measured = false;  // false: all of it is the prior
@@ -41,6 +43,9 @@ class Throughput {
 
     ThroughputEstimate estimate(Seconds now) const;
 
+    // What a next session on the same link may begin with; the prior itself where nothing was measured.
+    NetworkPrior experience(Seconds now) const;
+
     std::uint64_t bytes() const { return bytes_; }  // of all transfers
 
   private:
@@ -50,6 +55,7 @@ class Throughput {
         Seconds time = 0;
     };
     static constexpr std::size_t kSlices = 8;
+    static constexpr std::size_t kErrors = 5;
 
     bool silent(Seconds now) const;
     Seconds first_byte() const;
@@ -64,8 +70,9 @@ class Throughput {
     std::size_t busy_ = 0;  // transfers past their first byte
     Seconds last_change_ = 0;
     Seconds last_byte_ = 0;
-    Seconds first_byte_ = 0;  // smoothed; 0: not measured
-    double error_ = 0;        // smoothed relative error of predictions
+    Seconds first_byte_ = 0;                   // smoothed; 0: not measured
+    double error_ = 0;                         // smoothed relative error of predictions
+    std::array<double, kErrors> errors_ = {};  // newest first
     double last_transfer_ = 0;
     std::uint64_t bytes_ = 0;
 };

@@ -3,6 +3,7 @@
 
 #include <random>
 
+#include "bench/adaptation/decision_time.h"
 #include "bench/adaptation/oracle.h"
 #include "streamer/rules/rules.h"
 #include "tests/tools/scratch.h"
@@ -110,6 +111,19 @@ TEST(OracleTest, SpendsTheBytesThereAreOnTheLeastKl) {
     EXPECT_FALSE(oracle.solve(s).missed);
 }
 
+TEST(OracleTest, IsFasterWhereLessQualityWillDo) {
+    const Trace trace = constant(1e6);
+    Scenario s = scenario(trace);
+    const Oracle oracle(s.chunks);
+    EXPECT_NEAR(oracle.fastest(s, 0), 8.01, 0.05);
+    EXPECT_NEAR(oracle.fastest(s, 0.01), 3.21, 0.02);
+    EXPECT_NEAR(oracle.fastest(s, 0.05), 0.81, 0.02);
+    EXPECT_NEAR(oracle.fastest(s, 0.03), 2.01, 0.05) << "half of the chunks at level 2";
+    s.compute.prefill = {{0, 400}};
+    EXPECT_LE(oracle.fastest(s, 0), 2.01) << "all as text";
+    EXPECT_GE(oracle.fastest(s, 0), 1.5);
+}
+
 TEST(OracleTest, IsNotBeaten) {
     std::mt19937 random(3);
     const auto drawn = [&](double low, double high) {
@@ -123,17 +137,90 @@ TEST(OracleTest, IsNotBeaten) {
         s.deadline = drawn(0.2, 6);
         s.start = drawn(0, 4);
         if (random() % 2 != 0) s.compute.prefill = {{0, drawn(100, 3000)}};
-        const SessionResult best = Oracle(s.chunks).solve(s);
-        for (const char* name : {"two-pointer", "deadline", "cachegen", "fixed:2"}) {
+        const Oracle oracle(s.chunks);
+        const SessionResult best = oracle.solve(s);
+        for (const char* name : {"two-pointer", "mpc", "prefix-only", "deadline", "cachegen", "fixed:2"}) {
             const auto rule = rule_by_name(name);
             const SessionResult got = simulate(s, *rule.value());
             EXPECT_LT(got.time, kLongestSession) << name;
+            EXPECT_LE(oracle.fastest(s, got.kl), got.time + 1e-6) << name;
             if (got.missed) continue;
             EXPECT_FALSE(best.missed) << name;
             EXPECT_LE(best.time, got.time + 1e-6) << name;
             EXPECT_LE(best.kl, got.kl + 1e-9) << name;
         }
     }
+}
+
+// Links that jump by factors of up to 16 every 0.2 s.
+TEST(DefaultRule, MissesLittleMoreThanTheOracle) {
+    std::mt19937 random(5);
+    const auto drawn = [&](double low, double high) {
+        return low * std::pow(high / low, std::uniform_real_distribution<double>(0, 1)(random));
+    };
+    int oracle = 0, rule = 0, one_level = 0, cachegen = 0;
+    for (int i = 0; i < 400; ++i) {
+        std::vector<Trace::Sample> samples;
+        for (int n = 0; n < 20; ++n) samples.push_back({0.2 * n, drawn(0.5e6, 8e6)});
+        const Trace trace("drawn", samples, 4);
+        Scenario s = scenario(trace, 16);
+        s.deadline = drawn(0.3, 3);
+        s.prior = {2e6, 0.01};
+        s.compute.prefill = {{0, drawn(300, 3000)}};
+        oracle += Oracle(s.chunks).solve(s).missed ? 1 : 0;
+        rule += simulate(s, *two_pointer_rule()).missed ? 1 : 0;
+        one_level += simulate(s, *deadline_rule()).missed ? 1 : 0;
+        cachegen += simulate(s, *cachegen_rule()).missed ? 1 : 0;
+    }
+    EXPECT_GE(oracle, 40) << "hard enough to tell";
+    EXPECT_LE(rule, oracle + 24) << "of 400";
+    EXPECT_GE(one_level, rule + 24);
+    EXPECT_GE(cachegen, oracle + 40);
+}
+
+TEST(ReplayTest, ASimulatedSessionDecidesTheSameAgain) {
+    const Trace trace("steps", {{0, 2e6}, {0.4, 0.1e6}, {0.9, 4e6}}, 100);
+    Scenario s = scenario(trace, 16);
+    s.compute.prefill = {{0, 1500}};
+    for (const char* name : {"two-pointer", "mpc", "prefix-only", "deadline", "cachegen", "fixed:2"}) {
+        const auto rule = rule_by_name(name);
+        const SessionResult r = simulate(s, *rule.value(), true);
+        ASSERT_TRUE(r.recording);
+        const Recording again = replay(*r.recording, *rule.value());
+        ASSERT_EQ(again.decisions.size(), r.recording->decisions.size()) << name;
+        EXPECT_GE(again.decisions.size(), 16u);
+        for (std::size_t i = 0; i < again.decisions.size(); ++i) {
+            EXPECT_EQ(again.decisions[i].time, r.recording->decisions[i].time);
+            EXPECT_EQ(again.decisions[i].decision.reason, r.recording->decisions[i].decision.reason);
+        }
+        EXPECT_EQ(again.recomputed.size(), r.recording->recomputed.size());
+    }
+    const SessionResult r = simulate(s, *two_pointer_rule(), true);
+    EXPECT_NE(replay(*r.recording, *fixed_level_rule(5)).decisions.front().level,
+              r.recording->decisions.front().level)
+        << "another rule decides otherwise";
+}
+
+TEST(SharedLink, IsSharedEvenly) {
+    const Trace trace = constant(2e6);
+    Scenario s = scenario(trace);
+    s.deadline = 4;
+    const auto rule = fixed_level_rule(2);
+    const Seconds alone = simulate(s, *rule).time;
+    const auto both = simulate_together({s, s}, *rule, 0);
+    EXPECT_NEAR(both[0].time, both[1].time, 1e-6);
+    EXPECT_NEAR(both[0].time, 2 * alone, 0.1);
+    const auto apart = simulate_together({s, s}, *rule, 100);
+    EXPECT_NEAR(apart[0].time, alone, 1e-6);
+    EXPECT_NEAR(apart[1].time, alone, 0.02) << "its time begins with it";
+}
+
+TEST(DecisionTimeTest, GrowsWithTheChunks) {
+    const DecisionTime few = time_decisions(*two_pointer_rule(), 10);
+    const DecisionTime many = time_decisions(*two_pointer_rule(), 1000);
+    EXPECT_GT(few.p50, 0);
+    EXPECT_GE(few.p99, few.p50);
+    EXPECT_GT(many.p50, few.p50);
 }
 
 }  // namespace

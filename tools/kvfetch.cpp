@@ -16,9 +16,11 @@
 #include "tools/common/cli.h"
 #include "tools/common/file.h"
 #include "tools/common/progress.h"
+#include "tools/report/session_page.h"
 #include "tools/stream/cache_sink.h"
 #include "tools/stream/codec_adapter.h"
 #include "tools/stream/engine.h"
+#include "tools/stream/link_memory.h"
 #include "tools/stream/options.h"
 
 namespace {
@@ -28,11 +30,13 @@ using namespace kvcast::tools;
 using namespace kvcast::streamer;
 
 constexpr int kExitIncomplete = 4;
+constexpr double kDoubtOfTheUser = 0.5;       // of --bandwidth
 constexpr double kDecodeSpeedPerCore = 50e6;  // scalar klt, bytes of bf16 per second
 
 struct Arguments {
     std::string url;
     std::string output;
+    std::string report;
     std::optional<double> deadline_ms;
     std::string policy = "two-pointer";
     std::optional<unsigned> finest;
@@ -41,9 +45,9 @@ struct Arguments {
     std::size_t greedy = 0;
     std::vector<std::string> trusted;
     std::string salt;
-    double bandwidth_mbit = 100;
+    std::optional<double> bandwidth_mbit;
     double hedge_ms = 0;
-    std::size_t transfers = 2;
+    std::size_t transfers = kMostTransfers;
     std::string cache = default_cache_folder();
     HttpOptions http;
     std::size_t jobs = std::max(1u, std::thread::hardware_concurrency());
@@ -56,11 +60,11 @@ void declare(CLI::App& app, Arguments& a) {
                    "a publication's manifest: http://, https:// or s3://BUCKET/.../manifests/NAME.json")
         ->required();
     app.add_option("-o,--output", a.output, "safetensors file to write");
+    app.add_option("--report", a.report, "HTML page to write: what was decided, when and why");
     app.add_option("--deadline", a.deadline_ms,
                    "milliseconds until the KV has to be there; default: none, finest level")
         ->check(CLI::PositiveNumber);
-    app.add_option("--policy", a.policy, "two-pointer, deadline, cachegen or fixed:LEVEL")
-        ->capture_default_str();
+    app.add_option("--policy", a.policy, kRuleNames)->capture_default_str();
     app.add_option("--finest", a.finest, "load no level finer than this one")->check(CLI::Range(0u, 255u));
     app.add_option("--model", a.model, "Hugging Face directory: recompute with it what is not loaded");
     app.add_option(
@@ -72,14 +76,16 @@ void declare(CLI::App& app, Arguments& a) {
     app.add_option("--trust", a.trusted,
                    "Ed25519 public key (PEM): accept only manifests that it has signed");
     app.add_option("--salt", a.salt, "the salt that the publication was made with");
-    app.add_option("--bandwidth", a.bandwidth_mbit, "Mbit/s to assume before anything is measured")
-        ->check(CLI::PositiveNumber)
-        ->capture_default_str();
+    app.add_option("--bandwidth", a.bandwidth_mbit,
+                   "Mbit/s to assume before anything is measured; default: what the last run saw, else 100")
+        ->check(CLI::PositiveNumber);
     app.add_option("--hedge", a.hedge_ms, "send a second request after this many milliseconds of silence");
-    app.add_option("--transfers", a.transfers, "objects fetched at once")
+    app.add_option("--transfers", a.transfers, "objects fetched at once, at most")
         ->check(CLI::Range(1, 64))
         ->capture_default_str();
-    app.add_option("--cache", a.cache, "folder that keeps calibrations; empty: none")->capture_default_str();
+    app.add_option("--cache", a.cache,
+                   "folder that keeps calibrations, and what is known of links; empty: none")
+        ->capture_default_str();
     app.add_option("--ca-file", a.http.ca_file, "certificates to trust (PEM) instead of the system's");
     app.add_option("-j,--jobs", a.jobs, "threads that decode")
         ->check(CLI::Range(1, 1024))
@@ -100,13 +106,24 @@ std::string resolve(const Arguments& a, HttpOptions& http) {
     return location.url;
 }
 
-SessionOptions options_of(const Arguments& a, Engine* engine) {
+// Told by the user, seen by the last run with this server, or a guess.
+NetworkPrior network_of(const Arguments& a, const std::string& url) {
+    NetworkPrior link = remembered_link(a.cache, url).value_or(NetworkPrior{});
+    if (a.bandwidth_mbit) {
+        link.bytes_per_second = *a.bandwidth_mbit * 1e6 / 8;
+        link.doubt = kDoubtOfTheUser;
+    }
+    return link;
+}
+
+SessionOptions options_of(const Arguments& a, const std::string& url, Engine* engine) {
     SessionOptions o;
     if (a.deadline_ms) o.deadline = *a.deadline_ms / 1e3;
     o.rule = require(rule_by_name(a.policy));
     o.finest_level = a.finest;
     o.transfers = a.transfers;
-    o.network.bytes_per_second = a.bandwidth_mbit * 1e6 / 8;
+    o.record = !a.report.empty();
+    o.network = network_of(a, url);
     o.compute.decode_bytes_per_second = kDecodeSpeedPerCore * static_cast<double>(a.jobs);
     if (a.prefill_speed > 0) {
         o.compute.prefill = {{0, a.prefill_speed}};
@@ -126,7 +143,7 @@ struct Outcome {
 
 Outcome fetch(const Arguments& a, const std::string& url, Client& client, CodecAdapter& codec,
               CacheSink& sink, Engine* engine) {
-    SessionOptions options = options_of(a, engine);
+    SessionOptions options = options_of(a, url, engine);
     options.memory = client.memory();
     Wanted wanted;
     wanted.manifest_url = url;
@@ -145,6 +162,7 @@ Outcome fetch(const Arguments& a, const std::string& url, Client& client, CodecA
         out.summary = session.wait();
     }
     if (!out.summary.status.ok()) throw Error(out.summary.status.message());
+    if (out.summary.network_bytes > 0) remember_link(a.cache, url, out.summary.network);
     if (engine != nullptr && a.greedy > 0 && sink.complete_tokens() == out.summary.tokens) {
         engine->greedy(sink.cache(), 1);
         out.first_token = to_seconds(Clock::now() - start);
@@ -214,6 +232,13 @@ nlohmann::json to_json(const Outcome& o, const CacheSink& sink) {
     return out;
 }
 
+void write_report(const Arguments& a, const Summary& s) {
+    OutputFile file(a.report);
+    const std::string page = render({.title = a.url, .rule = a.policy, .recording = &*s.recording});
+    file.append(std::as_bytes(std::span(page)));
+    file.commit();
+}
+
 // Returns the exit code: some tokens may be left for the caller to recompute.
 int run(const Arguments& a) {
     if (a.greedy > 0 && a.model.empty()) throw Error("--greedy needs --model");
@@ -231,6 +256,7 @@ int run(const Arguments& a) {
     if (!sink.error().empty()) throw Error("recomputing: " + sink.error());
     const std::size_t complete = sink.complete_tokens();
     if (!a.output.empty() && complete > 0) save_kv(a.output, first_tokens(sink.cache(), complete));
+    if (!a.report.empty()) write_report(a, outcome.summary);
     if (a.json) {
         fmt::print("{}\n", to_json(outcome, sink).dump(2));
     } else if (!a.quiet) {

@@ -4,18 +4,17 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cmath>
 #include <filesystem>
-#include <fstream>
-#include <map>
 #include <optional>
-#include <sstream>
 
+#include "bench/adaptation/cases.h"
+#include "bench/adaptation/decision_time.h"
 #include "bench/adaptation/oracle.h"
-#include "streamer/manifest.h"
+#include "bench/adaptation/tally.h"
 #include "streamer/rules/rules.h"
 #include "tools/common/cli.h"
 #include "tools/common/file.h"
+#include "tools/report/session_page.h"
 
 namespace {
 
@@ -23,106 +22,23 @@ using namespace kvcast;
 using namespace kvcast::bench;
 using namespace kvcast::streamer;
 
-// A kind of model, as the network and the engine see it.
-struct ModelClass {
-    const char* name;
-    double bytes_scale;  // of the publication's objects
-    ComputeModel compute;
-};
-
-std::vector<ModelClass> model_classes() {
-    // 135M parameters on two CPU cores; 8B (32 layers, 8 heads x 128) on one GPU, slower with position.
-    ComputeModel small, large;
-    small.prefill = {{0, 620}};
-    small.decode_bytes_per_second = 0.25e9;
-    small.bytes_per_token = 23040;
-    large.prefill = {{0, 9000}, {32768, 5000}};
-    large.decode_bytes_per_second = 20e9;
-    large.bytes_per_token = 131072;
-    return {{"smol", 1, small}, {"8b", 131072.0 / 23040, large}};
-}
+constexpr Seconds kGap = 0.1;  // between sessions that share a link
 
 struct Arguments {
     std::vector<std::string> traces;
     std::string publication = "data/publications/smollm2-2048.json";
     std::string csv;
-    std::vector<std::string> rules = {"fixed:6", "cachegen", "deadline", "two-pointer"};
+    std::string figures;
+    std::string report;
+    std::vector<std::string> rules = {"fixed:6", "cachegen", "deadline", "prefix-only", "mpc", "two-pointer"};
+    std::vector<std::string> models = {"smol", "8b"};
+    std::vector<std::size_t> contexts = {2048, 8192, 32768};
+    std::vector<double> deadlines = {0.3, 1, 3};
     std::vector<double> scales = {100, 1000};
+    std::vector<std::size_t> together = {4};
     std::size_t starts = 5;
     bool quick = false;
 };
-
-// What becomes of all sessions of one rule in one family of traces.
-struct Tally {
-    std::vector<double> times;
-    std::size_t missed = 0;
-    std::size_t oracle_missed = 0;
-    std::size_t both_in_time = 0;
-    double gain = 0;  // KL below the coarsest level's, where rule and oracle are in time
-    double oracle_gain = 0;
-    double kl = 0;
-    double bytes = 0;
-    double text = 0;  // share of tokens
-    double decision_seconds = 0;
-    std::size_t decisions = 0;
-
-    double quantile(double q) {
-        std::ranges::sort(times);
-        return times[static_cast<std::size_t>(q * static_cast<double>(times.size() - 1))];
-    }
-};
-
-std::vector<ChunkView> chunks_of(const Manifest& m, std::size_t tokens, double bytes_scale) {
-    std::vector<ChunkView> out;
-    // The first chunk has the sinks; later ones repeat.
-    for (std::size_t first = 0; first < tokens; first += out.back().tokens) {
-        const std::size_t i =
-            out.size() < m.chunks.size() ? out.size() : 1 + (out.size() - 1) % (m.chunks.size() - 1);
-        ChunkView v;
-        v.first_token = first;
-        v.tokens = std::min(m.chunks[i].tokens, tokens - first);
-        for (const ManifestObject& o : m.chunks[i].objects) {
-            const auto level = std::ranges::find(m.levels, o.level, &ManifestLevel::level);
-            v.levels.push_back({o.level,
-                                static_cast<std::uint64_t>(static_cast<double>(o.bytes) * bytes_scale),
-                                level->kl.value_or(o.level), true});
-        }
-        out.push_back(std::move(v));
-    }
-    return out;
-}
-
-Manifest load_publication(const std::string& path) {
-    const tools::MappedFile file(path);
-    const auto m = read_manifest({reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()});
-    if (!m.ok()) throw tools::Error(fmt::format("{}: {}", path, m.status().message()));
-    if (m.value().chunks.size() < 2) throw tools::Error(fmt::format("{}: fewer than two chunks", path));
-    return m.value();
-}
-
-// Files of a folder, or the file itself.
-std::vector<std::string> trace_files(const std::vector<std::string>& paths) {
-    std::vector<std::string> out;
-    for (const std::string& path : paths) {
-        if (!std::filesystem::is_directory(path)) {
-            out.push_back(path);
-            continue;
-        }
-        for (const auto& entry : std::filesystem::directory_iterator(path)) {
-            const std::string name = entry.path().filename().string();
-            if (entry.is_regular_file() && name.find('.') == std::string::npos && name != "LICENSE")
-                out.push_back(entry.path().string());
-        }
-    }
-    std::ranges::sort(out);
-    if (out.empty()) throw tools::Error("no traces");
-    return out;
-}
-
-// "3gp_norway_bus_1" is of the family "3gp".
-std::string family_of(const std::string& name) {
-    return name.substr(0, name.find('_'));
-}
 
 class Bench {
   public:
@@ -132,112 +48,143 @@ class Bench {
             if (!rule.ok()) throw tools::Error(rule.status().message());
             rules_.push_back(std::move(rule.value()));
         }
+        for (const std::string& folder : {a.figures, a.report}) {
+            if (!folder.empty()) std::filesystem::create_directories(folder);
+        }
         if (!a.csv.empty()) {
             csv_.emplace(fmt::output_file(a.csv));
-            csv_->print("trace,scale,model,tokens,deadline,start,rule,time,missed,kl,bytes,text_tokens\n");
+            csv_->print(
+                "trace,scale,model,tokens,deadline,start,rule,time,fastest,missed,kl,bytes,text_tokens\n");
         }
     }
 
     void run() {
-        const std::vector<std::size_t> contexts =
-            a_.quick ? std::vector<std::size_t>{2048} : std::vector<std::size_t>{2048, 8192, 32768};
+        const std::vector<std::size_t> contexts = a_.quick ? std::vector<std::size_t>{2048} : a_.contexts;
         for (const ModelClass& model : model_classes()) {
+            if (std::ranges::find(a_.models, model.name) == a_.models.end()) continue;
             for (const std::size_t tokens : contexts) {
                 const std::vector<ChunkView> chunks = chunks_of(publication_, tokens, model.bytes_scale);
                 const Oracle oracle(chunks);
                 for (const std::string& path : trace_files(a_.traces)) sweep(path, model, chunks, oracle);
             }
         }
-        report();
+        if (tallies_.empty()) throw tools::Error("no such model: expected smol or 8b");
+        print_table(tallies_);
+        print_shared();
+        print_decision_times();
+        if (!a_.figures.empty()) draw_figures(tallies_, a_.rules, a_.figures);
     }
 
   private:
+    // A scenario, and how people call it.
+    struct Case {
+        Scenario scenario;
+        std::string model;
+        double scale = 1;
+    };
+
     void sweep(const std::string& path, const ModelClass& model, const std::vector<ChunkView>& chunks,
                const Oracle& oracle) {
         for (const double scale : a_.scales) {
             const Trace trace = Trace::load(path, scale);
-            for (const Seconds deadline : {0.3, 1.0, 3.0}) {
+            for (const Seconds deadline : a_.deadlines) {
                 for (std::size_t i = 0; i < a_.starts; ++i) {
-                    Scenario s;
-                    s.chunks = chunks;
-                    s.compute = model.compute;
-                    s.trace = &trace;
-                    s.start = trace.length() * static_cast<double>(i) / static_cast<double>(a_.starts);
-                    s.deadline = deadline;
-                    s.prior = {trace.bytes(0, trace.length()) / trace.length(), 0.01};
-                    one(s, oracle, model, scale);
+                    Case c;
+                    c.model = model.name;
+                    c.scale = scale;
+                    c.scenario.chunks = chunks;
+                    c.scenario.compute = model.compute;
+                    c.scenario.trace = &trace;
+                    c.scenario.start =
+                        trace.length() * static_cast<double>(i) / static_cast<double>(a_.starts);
+                    c.scenario.deadline = deadline;
+                    c.scenario.prior = {trace.bytes(0, trace.length()) / trace.length(), 0.01};
+                    alone(c, oracle);
+                    for (const std::size_t sessions : a_.together) together(c, sessions);
                 }
             }
         }
     }
 
-    void one(const Scenario& s, const Oracle& oracle, const ModelClass& model, double scale) {
-        const SessionResult best = oracle.solve(s);
-        record(s, "oracle", best, best, model, scale);
-        for (std::size_t r = 0; r < rules_.size(); ++r)
-            record(s, a_.rules[r], simulate(s, *rules_[r]), best, model, scale);
-    }
-
-    void record(const Scenario& s, const std::string& rule, const SessionResult& got,
-                const SessionResult& best, const ModelClass& model, double scale) {
-        std::size_t tokens = 0;
-        double coarsest = 0;
-        for (const ChunkView& c : s.chunks) {
-            tokens += c.tokens;
-            coarsest += c.levels.back().kl * static_cast<double>(c.tokens);
-        }
-        coarsest /= static_cast<double>(tokens);
-        Tally& t = tallies_[{family_of(s.trace->name()), rule}];
-        t.times.push_back(got.time);
-        t.missed += got.missed;
-        t.oracle_missed += best.missed;
-        t.kl += got.kl;
-        t.bytes += got.bytes;
-        t.text += static_cast<double>(got.text_tokens) / static_cast<double>(tokens);
-        t.decisions += got.decisions;
-        t.decision_seconds += got.decision_seconds;
-        if (!got.missed && !best.missed) {
-            ++t.both_in_time;
-            t.gain += coarsest - got.kl;
-            t.oracle_gain += coarsest - best.kl;
-        }
-        if (csv_) {
-            csv_->print("{},{},{},{},{},{:.3f},{},{:.4f},{},{:.6f},{:.0f},{}\n", s.trace->name(), scale,
-                        model.name, tokens, s.deadline, s.start, rule, got.time, got.missed ? 1 : 0, got.kl,
-                        got.bytes, got.text_tokens);
+    void alone(const Case& c, const Oracle& oracle) {
+        const SessionResult best = oracle.solve(c.scenario);
+        record(c, "oracle", {&c.scenario, &best, &best, best.time});
+        for (std::size_t r = 0; r < rules_.size(); ++r) {
+            const SessionResult got = simulate(c.scenario, *rules_[r], !a_.report.empty());
+            record(c, a_.rules[r], {&c.scenario, &got, &best, oracle.fastest(c.scenario, got.kl)});
+            if (got.recording) write_page(c, a_.rules[r], got);
         }
     }
 
-    void report() {
-        fmt::print("{:<10} {:<11} {:>8} {:>9} {:>9} {:>8} {:>8} {:>8} {:>9} {:>9} {:>7} {:>9}\n", "traces",
-                   "rule", "sessions", "missed", "oracle's", "mean s", "p50 s", "p99 s", "KL", "KL gain",
-                   "text", "decision");
-        for (auto& [key, t] : tallies_) {
+    void together(const Case& c, std::size_t sessions) {
+        for (std::size_t r = 0; r < rules_.size(); ++r) {
+            const std::vector<Scenario> scenarios(sessions, c.scenario);
+            for (const SessionResult& got : simulate_together(scenarios, *rules_[r], kGap))
+                shared_[{sessions, family_of(c.scenario.trace->name()), a_.rules[r]}].add(
+                    {&c.scenario, &got, &got, 0});
+        }
+    }
+
+    void record(const Case& c, const std::string& rule, const Outcome& o) {
+        tallies_[{family_of(c.scenario.trace->name()), rule}].add(o);
+        if (!csv_) return;
+        csv_->print("{},{},{},{},{},{:.3f},{},{:.4f},{:.4f},{},{:.6f},{:.0f},{}\n", c.scenario.trace->name(),
+                    c.scale, c.model, tokens_of(c.scenario), c.scenario.deadline, c.scenario.start, rule,
+                    o.got->time, o.fastest, o.got->missed ? 1 : 0, o.got->kl, o.got->bytes,
+                    o.got->text_tokens);
+    }
+
+    static std::size_t tokens_of(const Scenario& s) {
+        return s.chunks.back().first_token + s.chunks.back().tokens;
+    }
+
+    void write_page(const Case& c, const std::string& rule, const SessionResult& got) const {
+        const Scenario& s = c.scenario;
+        tools::SessionPage page;
+        page.title = fmt::format("{}, rates x {}, from {:.0f} s on: {} tokens of {} in {} s", s.trace->name(),
+                                 c.scale, s.start, tokens_of(s), c.model, s.deadline);
+        page.rule = rule;
+        page.recording = &*got.recording;
+        for (Seconds t = 0; t < std::max(got.time, s.deadline) * 1.1;
+             t = s.trace->next_change(s.start + t) - s.start)
+            page.truth.emplace_back(t, s.trace->rate(s.start + t));
+        std::string name = fmt::format("{}-x{}-{}-{}-{}s-{:.0f}-{}.html", s.trace->name(), c.scale, c.model,
+                                       tokens_of(s), s.deadline, s.start, rule);
+        std::ranges::replace(name, ':', '-');
+        tools::OutputFile file(a_.report + "/" + name);
+        const std::string html = render(page);
+        file.append(std::as_bytes(std::span(html)));
+        file.commit();
+    }
+
+    void print_shared() const {
+        if (shared_.empty()) return;
+        fmt::print("\n{:<10} {:<12} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}   on one link, {} s apart\n",
+                   "traces", "rule", "at once", "missed", "mean s", "p99 s", "KL", "text", kGap);
+        for (const auto& [key, t] : shared_) {
+            const auto& [sessions, family, rule] = key;
             const auto n = static_cast<double>(t.times.size());
-            double sum = 0;
-            for (const double x : t.times) sum += x;
-            const std::string decision =
-                t.decisions == 0
-                    ? "-"
-                    : fmt::format("{:.2f} us", 1e6 * t.decision_seconds / static_cast<double>(t.decisions));
-            fmt::print(
-                "{:<10} {:<11} {:>8} {:>7.2f} % {:>7.2f} % {:>8.3f} {:>8.3f} {:>8.3f} {:>9.4f} {:>7.1f} % "
-                "{:>5.1f} % {:>9}\n",
-                key.first, key.second, t.times.size(), 100 * static_cast<double>(t.missed) / n,
-                100 * static_cast<double>(t.oracle_missed) / n, sum / n, t.quantile(0.5), t.quantile(0.99),
-                t.kl / n, t.oracle_gain > 0 ? 100 * t.gain / t.oracle_gain : 0, 100 * t.text / n, decision);
+            fmt::print("{:<10} {:<12} {:>8} {:>6.2f} % {:>8.3f} {:>8.3f} {:>8.4f} {:>6.1f} %\n", family, rule,
+                       sessions, 100 * static_cast<double>(t.missed) / n, t.mean_time(), t.quantile(0.99),
+                       t.kl / n, 100 * t.text / n);
         }
-        fmt::print(
-            "KL gain: how much of the oracle's distance to the coarsest level, over sessions that both "
-            "finish in time. The "
-            "oracle's times are the shortest possible ones, at the coarsest level or as text.\n");
+    }
+
+    void print_decision_times() const {
+        constexpr std::size_t kChunks = 1000;
+        fmt::print("\n{:<12} decision with {} chunks to come\n", "rule", kChunks);
+        for (std::size_t r = 0; r < rules_.size(); ++r) {
+            const DecisionTime t = time_decisions(*rules_[r], kChunks);
+            fmt::print("{:<12} p50 {:>5.1f} us, p99 {:>5.1f} us\n", a_.rules[r], t.p50 * 1e6, t.p99 * 1e6);
+        }
     }
 
     const Arguments& a_;
     const Manifest publication_;
     std::vector<std::unique_ptr<Rule>> rules_;
     std::optional<fmt::ostream> csv_;
-    std::map<std::pair<std::string, std::string>, Tally> tallies_;
+    Tallies tallies_;
+    std::map<std::tuple<std::size_t, std::string, std::string>, Tally> shared_;  // [sessions, family, rule]
 };
 
 }  // namespace
@@ -249,14 +196,21 @@ int main(int argc, char** argv) {
     app.add_option("TRACES", a.traces, "files of lines \"seconds Mbit/s\", or folders of them")->required();
     app.add_option("--publication", a.publication, "manifest whose object sizes and KL are used")
         ->capture_default_str();
-    app.add_option("--rules", a.rules)->delimiter(',')->capture_default_str();
-    app.add_option("--scales", a.scales, "the traces' rates are multiplied by these")
-        ->delimiter(',')
-        ->capture_default_str();
+    const auto list = [&](const char* name, auto& values, const char* help) {
+        app.add_option(name, values, help)->delimiter(',')->capture_default_str();
+    };
+    list("--rules", a.rules, kRuleNames);
+    list("--models", a.models, "smol, 8b");
+    list("--contexts", a.contexts, "tokens");
+    list("--deadlines", a.deadlines, "seconds");
+    list("--scales", a.scales, "the traces' rates are multiplied by these");
+    list("--together", a.together, "sessions that share a link, 0.1 s apart");
     app.add_option("--starts", a.starts, "sessions per trace, begun at different times")
         ->check(CLI::Range(1, 1000))
         ->capture_default_str();
     app.add_option("--csv", a.csv, "write one line per session");
+    app.add_option("--figures", a.figures, "folder for misses.svg and times.svg");
+    app.add_option("--report", a.report, "folder for a page about every session: meant for a few of them");
     app.add_flag("--quick", a.quick, "contexts of 2048 tokens only");
     return tools::run_tool(app, argc, argv, [&] { Bench(a).run(); });
 }

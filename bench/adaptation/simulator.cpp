@@ -2,45 +2,119 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <deque>
+#include <memory>
 #include <optional>
-
-#include "streamer/throughput.h"
 
 namespace kvcast::bench {
 namespace {
 
 using streamer::ChunkStatus;
+using streamer::Controller;
 using streamer::Decision;
+using streamer::Event;
 using streamer::RuleState;
-using streamer::Throughput;
+using Kind = Event::Kind;
 
 constexpr Seconds kTick = 0.02;  // as in a session
 
-class Simulation {
+// The rule, with a stopwatch.
+class TimedRule final : public Rule {
   public:
-    Simulation(const Scenario& s, const Rule& rule)
-        : s_(s), rule_(rule), views_(s.chunks), network_(s.prior) {}
+    explicit TimedRule(const Rule& rule) : rule_(rule) {}
+    const char* name() const override { return rule_.name(); }
+    Decision decide(const RuleState& state) const override {
+        const auto before = std::chrono::steady_clock::now();
+        Decision d = rule_.decide(state);
+        seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - before).count();
+        ++decisions;
+        return d;
+    }
 
-    SessionResult run() {
-        pump();
-        while (!complete() && now_ < kLongestSession) {
-            advance(next_event());
-            settle();
-            pump();
+    mutable double seconds = 0;
+    mutable std::size_t decisions = 0;
+
+  private:
+    const Rule& rule_;
+};
+
+// One session's side of it. Its time begins with it.
+class Client final : private Controller::Owner {
+  public:
+    Client(const Scenario& s, const Rule& rule, Seconds begins, bool record)
+        : s_(s),
+          begins_(begins),
+          rule_(std::make_shared<TimedRule>(rule)),
+          controller_(rule_, {s.deadline, s.compute, s.prior, s.transfers}, *this, record) {
+        controller_.begin(s.chunks, s.compute.bytes_per_token);
+    }
+
+    bool begun() const { return begun_; }
+    bool over() const { return controller_.complete() || now_ >= kLongestSession; }
+    std::size_t flowing() const {
+        return static_cast<std::size_t>(std::ranges::count(transfers_, true, &Transfer::flowing));
+    }
+
+    // Of the link's time, as `to` below; `rate` is each transfer's.
+    Seconds next_event(double rate) const {
+        if (!begun_) return begins_;
+        Seconds next = now_ + kTick;
+        for (const Transfer& t : transfers_) {
+            if (!t.flowing) next = std::min(next, t.started + s_.first_byte);
+            if (t.flowing && rate > 0) next = std::min(next, now_ + t.left / rate);
         }
-        result_.time = now_;
-        result_.missed = !complete() || now_ > s_.deadline;
+        if (!decoding_.empty()) next = std::min(next, decoded_at_);
+        if (computed_at_) next = std::min(next, *computed_at_);
+        return begins_ + std::max(next, now_ + 1e-9);
+    }
+
+    void advance(Seconds to, double rate) {
+        if (!begun_) return;
+        const double part = rate * (to - begins_ - now_);
+        now_ = to - begins_;
+        for (Transfer& t : transfers_) {
+            if (!t.flowing) continue;
+            const double got = std::min(part, t.left);
+            t.left -= got;
+            t.received += got;
+            if (got > 0) {
+                controller_.take({Kind::kBytes, now_, t.chunk, static_cast<std::uint64_t>(got),
+                                  static_cast<std::uint64_t>(t.received), 0});
+            }
+        }
+    }
+
+    void settle(Seconds to) {
+        if (!begun_ && to < begins_) return;
+        begun_ = true;
+        settle_transfers();
+        settle_decoder();
+        if (computed_at_ && *computed_at_ <= now_) {
+            computed_at_.reset();
+            controller_.take({Kind::kRecomputed, now_, 0, 0, 0, 0});
+        }
+        controller_.take({Kind::kLook, now_, 0, 0, 0, 0});
+    }
+
+    SessionResult result() const {
+        SessionResult r;
+        r.time = now_;
+        r.missed = !controller_.complete() || now_ > s_.deadline;
+        r.bytes = bytes_;
         double kl = 0, tokens = 0;
-        for (const ChunkView& v : views_) {
+        for (const ChunkView& v : controller_.chunks()) {
             const auto count = static_cast<double>(v.tokens);
             tokens += count;
             const bool text = v.status == ChunkStatus::kText || v.status == ChunkStatus::kRecomputed;
-            if (text) result_.text_tokens += v.tokens;
+            if (text) r.text_tokens += v.tokens;
             if (!text) kl += count * v.levels[v.choice].kl;
         }
-        result_.kl = kl / tokens;
-        return result_;
+        r.kl = kl / tokens;
+        r.decisions = rule_->decisions;
+        r.decision_seconds = rule_->seconds;
+        r.recording = controller_.recording();
+        return r;
     }
 
   private:
@@ -52,169 +126,125 @@ class Simulation {
         bool flowing = false;
     };
 
-    bool complete() const {
-        return std::ranges::all_of(views_, [](const ChunkView& v) {
-            return v.status == ChunkStatus::kReady || v.status == ChunkStatus::kRecomputed;
-        });
-    }
-
-    std::size_t flowing() const {
-        return static_cast<std::size_t>(std::ranges::count(transfers_, true, &Transfer::flowing));
-    }
-    double share() const {
-        const std::size_t n = flowing();
-        return n == 0 ? 0 : s_.trace->rate(s_.start + now_) / static_cast<double>(n);
-    }
-
-    Seconds next_event() const {
-        Seconds next = std::min(now_ + kTick, s_.trace->next_change(s_.start + now_) - s_.start);
-        const double rate = share();
-        for (const Transfer& t : transfers_) {
-            if (!t.flowing) next = std::min(next, t.started + s_.first_byte);
-            if (t.flowing && rate > 0) next = std::min(next, now_ + t.left / rate);
-        }
-        if (!decoding_.empty()) next = std::min(next, decoded_at_);
-        if (computed_at_) next = std::min(next, *computed_at_);
-        return std::max(next, now_ + 1e-9);
-    }
-
-    void advance(Seconds to) {
-        const double part = share() * (to - now_);
-        now_ = to;
-        for (Transfer& t : transfers_) {
-            if (!t.flowing) continue;
-            const double got = std::min(part, t.left);
-            t.left -= got;
-            t.received += got;
-            if (got > 0) network_.on_bytes(now_, static_cast<std::uint64_t>(got));
-            views_[t.chunk].received = std::min(static_cast<std::uint64_t>(t.received),
-                                                views_[t.chunk].levels[views_[t.chunk].choice].bytes);
-        }
-    }
-
-    // What is over by now.
-    void settle() {
+    void settle_transfers() {
         for (Transfer& t : transfers_) {
             if (t.flowing || now_ < t.started + s_.first_byte) continue;
             t.flowing = true;
-            network_.on_first_byte(now_, now_ - t.started);
+            controller_.take({Kind::kFirstByte, now_, t.chunk, 0, 0, now_ - t.started});
         }
         for (std::size_t i = 0; i < transfers_.size();) {
-            if (!transfers_[i].flowing || transfers_[i].left > 0.5) {
+            const Transfer t = transfers_[i];
+            if (!t.flowing || t.left > 0.5) {
                 ++i;
                 continue;
             }
-            const std::size_t chunk = transfers_[i].chunk;
-            end_transfer(i);
-            views_[chunk].status = ChunkStatus::kDecoding;
-            if (decoding_.empty()) decoded_at_ = now_ + s_.compute.decode_time(views_[chunk].tokens);
-            decoding_.push_back(chunk);
+            stop(t.chunk);
+            controller_.take({Kind::kArrived, now_, t.chunk, 0, 0, 0});
+            if (decoding_.empty()) decoded_at_ = now_ + decode_time(t.chunk);
+            decoding_.push_back(t.chunk);
         }
+    }
+
+    void settle_decoder() {
         while (!decoding_.empty() && decoded_at_ <= now_) {
-            views_[decoding_.front()].status = ChunkStatus::kReady;
+            controller_.take({Kind::kReady, now_, decoding_.front(), 0, 0, 0});
             decoding_.pop_front();
-            if (!decoding_.empty()) decoded_at_ += s_.compute.decode_time(views_[decoding_.front()].tokens);
-        }
-        if (computed_at_ && *computed_at_ <= now_) {
-            for (std::size_t i = computing_first_; i < computing_end_; ++i)
-                views_[i].status = ChunkStatus::kRecomputed;
-            computed_at_.reset();
+            if (!decoding_.empty()) decoded_at_ += decode_time(decoding_.front());
         }
     }
 
-    void end_transfer(std::size_t i) {
-        const Transfer t = transfers_[i];
-        transfers_.erase(transfers_.begin() + static_cast<std::ptrdiff_t>(i));
-        network_.on_end(now_, static_cast<std::uint64_t>(t.received), now_ - t.started);
-        result_.bytes += t.received;
+    Seconds decode_time(std::size_t chunk) const { return s_.compute.decode_time(s_.chunks[chunk].tokens); }
+
+    void start(std::size_t chunk, std::size_t choice) override {
+        transfers_.push_back(
+            {chunk, now_, static_cast<double>(s_.chunks[chunk].levels[choice].bytes), 0, false});
     }
 
-    void abandon(std::size_t chunk) {
-        for (std::size_t i = 0; i < transfers_.size(); ++i) {
-            if (transfers_[i].chunk == chunk) return end_transfer(i);
-        }
+    void stop(std::size_t chunk) override {
+        const auto t = std::ranges::find(transfers_, chunk, &Transfer::chunk);
+        bytes_ += t->received;
+        transfers_.erase(t);
     }
 
-    RuleState state() const {
-        RuleState r;
-        r.now = now_;
-        r.deadline = s_.deadline;
-        r.chunks = views_;
-        r.network = network_.estimate(now_);
-        r.compute = &s_.compute;
-        r.transfers = transfers_.size();
-        r.most_transfers = s_.transfers;
-        for (const ChunkView& v : views_) {
-            if (v.status == ChunkStatus::kText)
-                r.compute_busy += s_.compute.prefill_time(v.first_token, v.tokens);
-        }
-        if (computed_at_) r.compute_busy -= std::min(r.compute_busy, now_ - computing_since_);
-        return r;
-    }
-
-    void pump() {
-        for (std::size_t turns = 2 * views_.size() + 16; turns > 0; --turns) {
-            const RuleState r = state();
-            const auto before = std::chrono::steady_clock::now();
-            const Decision d = rule_.decide(r);
-            result_.decision_seconds +=
-                std::chrono::duration<double>(std::chrono::steady_clock::now() - before).count();
-            ++result_.decisions;
-            if (d.kind == Decision::Kind::kWait) break;
-            apply(d);
-        }
-        start_recompute();
-    }
-
-    void apply(const Decision& d) {
-        abandon(d.chunk);
-        ChunkView& v = views_[d.chunk];
-        if (d.kind == Decision::Kind::kText) {
-            v.status = ChunkStatus::kText;
-            return;
-        }
-        v.status = ChunkStatus::kLoading;
-        v.choice = d.choice;
-        v.received = 0;
-        transfers_.push_back({d.chunk, now_, static_cast<double>(v.levels[d.choice].bytes), 0, false});
-        network_.on_request(now_);
-    }
-
-    void start_recompute() {
-        if (computed_at_) return;
-        std::size_t first = 0;
-        while (first < views_.size() && (views_[first].status == ChunkStatus::kReady ||
-                                         views_[first].status == ChunkStatus::kRecomputed))
-            ++first;
-        std::size_t end = first;
-        std::size_t tokens = 0;
-        for (; end < views_.size() && views_[end].status == ChunkStatus::kText; ++end)
-            tokens += views_[end].tokens;
-        if (first == end) return;
-        computing_first_ = first;
-        computing_end_ = end;
-        computing_since_ = now_;
-        computed_at_ = now_ + s_.compute.prefill_time(views_[first].first_token, tokens);
+    void recompute(std::size_t first, std::size_t end) override {
+        const std::size_t token = s_.chunks[first].first_token;
+        const std::size_t tokens = s_.chunks[end - 1].first_token + s_.chunks[end - 1].tokens - token;
+        computed_at_ = now_ + s_.compute.prefill_time(token, tokens);
     }
 
     const Scenario& s_;
-    const Rule& rule_;
-    std::vector<ChunkView> views_;
-    Throughput network_;
+    const Seconds begins_;
+    const std::shared_ptr<TimedRule> rule_;
+    Controller controller_;
+    bool begun_ = false;
     Seconds now_ = 0;
     std::vector<Transfer> transfers_;
     std::deque<std::size_t> decoding_;
     Seconds decoded_at_ = 0;
-    std::size_t computing_first_ = 0, computing_end_ = 0;
-    Seconds computing_since_ = 0;
     std::optional<Seconds> computed_at_;
-    SessionResult result_;
+    double bytes_ = 0;
 };
+
+void run(const Trace& trace, Seconds start, const std::vector<std::unique_ptr<Client>>& clients) {
+    Seconds now = 0;
+    for (const auto& c : clients) c->settle(now);
+    while (true) {
+        std::size_t flowing = 0;
+        for (const auto& c : clients) flowing += c->over() ? 0 : c->flowing();
+        const double rate = flowing == 0 ? 0 : trace.rate(start + now) / static_cast<double>(flowing);
+        Seconds next = std::numeric_limits<Seconds>::infinity();
+        for (const auto& c : clients) {
+            if (!c->over()) next = std::min(next, c->next_event(rate));
+        }
+        if (std::isinf(next)) return;
+        next = std::min(next, std::max(trace.next_change(start + now) - start, now + 1e-9));
+        now = next;
+        for (const auto& c : clients) {
+            if (c->over()) continue;
+            c->advance(now, rate);
+            c->settle(now);
+        }
+    }
+}
+
+// Does nothing: what happened is in the recording.
+class NoOwner final : public Controller::Owner {
+    void start(std::size_t, std::size_t) override {}
+    void stop(std::size_t) override {}
+    void recompute(std::size_t, std::size_t) override {}
+};
+
+std::shared_ptr<const Rule> borrowed(const Rule& rule) {
+    return {std::shared_ptr<const Rule>(), &rule};
+}
 
 }  // namespace
 
-SessionResult simulate(const Scenario& scenario, const Rule& rule) {
-    return Simulation(scenario, rule).run();
+SessionResult simulate(const Scenario& scenario, const Rule& rule, bool record) {
+    std::vector<std::unique_ptr<Client>> clients;
+    clients.push_back(std::make_unique<Client>(scenario, rule, 0, record));
+    run(*scenario.trace, scenario.start, clients);
+    return clients.front()->result();
+}
+
+std::vector<SessionResult> simulate_together(const std::vector<Scenario>& scenarios, const Rule& rule,
+                                             Seconds gap) {
+    std::vector<std::unique_ptr<Client>> clients;
+    for (const Scenario& s : scenarios)
+        clients.push_back(
+            std::make_unique<Client>(s, rule, gap * static_cast<double>(clients.size()), false));
+    run(*scenarios.front().trace, scenarios.front().start, clients);
+    std::vector<SessionResult> results;
+    for (const auto& c : clients) results.push_back(c->result());
+    return results;
+}
+
+Recording replay(const Recording& recording, const Rule& rule) {
+    NoOwner owner;
+    Controller controller(borrowed(rule), recording.options, owner, true);
+    controller.begin(recording.chunks, recording.options.compute.bytes_per_token);
+    for (const Event& e : recording.events) controller.take(e);
+    return *controller.recording();
 }
 
 }  // namespace kvcast::bench

@@ -5,6 +5,11 @@
 //   else: the finest level with  remaining bytes at that level <= throughput * remaining time
 //
 // Chunks go one after another, in order; nothing is reconsidered; where no level fits, the coarsest is sent.
+// The next chunk is requested when the one before it is whole: its wait for a first byte is in the open, as
+// it is in the throughput of the last chunk.
+//
+// State read: time, deadline, every chunk's status and levels; the last whole transfer's throughput; the
+// prefill model and the engine's backlog; transfers in flight.
 #include <fmt/format.h>
 
 #include <algorithm>

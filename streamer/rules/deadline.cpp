@@ -11,13 +11,18 @@
 // will miss the deadline, a transfer starts over at the finest level that fits, if that has fewer bytes than
 // are left of it. If not even the coarsest level fits, with transfers starting over, everything that is
 // missing is recomputed if that fits, before it is too late for it; if neither fits, the quicker of the two
-// is done.
+// is done. Of the rules here it recomputes least.
+//
+// State read: time, deadline, every chunk's status, levels and bytes received; robust rate, first byte,
+// silence; prefill and decode model, the engine's backlog; the calibration's bytes; transfers in flight.
+//
+// Source: the deadline in place of a playback buffer in throughput-based rules (dash.js's ThroughputRule).
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <optional>
 
+#include "streamer/rules/outlook.h"
 #include "streamer/rules/rules.h"
 
 namespace kvcast::streamer {
@@ -27,10 +32,6 @@ constexpr double kMargin = 0.9;      // of the time left
 constexpr Seconds kNextLook = 0.03;  // until a rule is asked again at the latest
 constexpr unsigned kCoarsest = 255;
 constexpr double kTextAdvantage = 0.5;  // where both are late: text only if it takes half as long
-
-std::string what_is_left(Seconds left) {
-    return std::isinf(left) ? "no deadline" : fmt::format("{:.0f} ms are left", left * 1e3);
-}
 
 bool missing(const ChunkView& c) {
     return c.status == ChunkStatus::kPending || c.status == ChunkStatus::kLoading;
@@ -55,7 +56,7 @@ class Deadline final : public Rule {
         if (as_it_is > left) {
             if (auto again = start_over(state, as_it_is, left)) return *again;
         }
-        if (state.transfers >= state.most_transfers) return {};
+        if (!Outlook(state).wants_transfer()) return {};
         return next_load(state, left);
     }
 

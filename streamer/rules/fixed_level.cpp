@@ -1,7 +1,13 @@
+// Every chunk at one level, in order; where a chunk lacks it, at the nearest coarser one, else at its
+// coarsest. What people ask for who know what they want, and a baseline.
+//
+// State read: every chunk's status and levels; robust rate, first byte and transfers in flight, for whether
+// another one may start.
 #include <fmt/format.h>
 
 #include <algorithm>
 
+#include "streamer/rules/outlook.h"
 #include "streamer/rules/rules.h"
 
 namespace kvcast::streamer {
@@ -13,7 +19,7 @@ class FixedLevel final : public Rule {
     const char* name() const override { return "fixed"; }
 
     Decision decide(const RuleState& state) const override {
-        if (state.transfers >= state.most_transfers) return {};
+        if (!Outlook(state).wants_transfer()) return {};
         const auto next = std::ranges::find(state.chunks, ChunkStatus::kPending, &ChunkView::status);
         if (next == state.chunks.end()) return {};
         const auto chunk = static_cast<std::size_t>(next - state.chunks.begin());

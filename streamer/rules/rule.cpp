@@ -52,6 +52,8 @@ std::size_t coarsest_level(const ChunkView& chunk) {
 
 Result<std::unique_ptr<Rule>> rule_by_name(std::string_view name) {
     if (name == "two-pointer") return two_pointer_rule();
+    if (name == "mpc") return mpc_rule();
+    if (name == "prefix-only") return prefix_only_rule();
     if (name == "deadline") return deadline_rule();
     if (name == "cachegen") return cachegen_rule();
     if (name.starts_with("fixed:")) {
@@ -61,9 +63,7 @@ Result<std::unique_ptr<Rule>> rule_by_name(std::string_view name) {
         if (error == std::errc() && end == digits.data() + digits.size() && level <= 255)
             return fixed_level_rule(level);
     }
-    return Status(
-        ErrorCode::kBadArgument,
-        fmt::format("unknown policy '{}', expected two-pointer, deadline, cachegen or fixed:LEVEL", name));
+    return Status(ErrorCode::kBadArgument, fmt::format("unknown policy '{}', expected {}", name, kRuleNames));
 }
 
 }  // namespace kvcast::streamer

@@ -61,6 +61,10 @@ struct ComputeModel {
     Seconds decode_time(std::size_t tokens) const;
 };
 
+// Objects in flight at once, at most: rules start two, and more only where waits for first bytes would leave
+// the link idle.
+inline constexpr std::size_t kMostTransfers = 32;
+
 struct RuleState {
     Seconds now = 0;
     Seconds deadline = std::numeric_limits<Seconds>::infinity();

@@ -18,11 +18,18 @@ std::unique_ptr<Rule> cachegen_rule();
 // The finest level whose remaining bytes, and what follows them, fit before the deadline.
 std::unique_ptr<Rule> deadline_rule();
 
-// As little text from the front, and as fine a level for what is loaded from the back, as the deadline
-// allows.
+// Text from the front and loading from the back until they meet, at as fine a level as the deadline allows.
 std::unique_ptr<Rule> two_pointer_rule();
 
-// By name: "two-pointer", "deadline", "cachegen", "fixed:N". kBadArgument lists the names.
+// Robust model predictive control: the least KL that is in time at a rate discounted by its worst recent
+// error.
+std::unique_ptr<Rule> mpc_rule();
+
+// For engines that accept only a loaded prefix: text is a suffix, all of it or none.
+std::unique_ptr<Rule> prefix_only_rule();
+
+// By name: one of kRuleNames, with a level for LEVEL. kBadArgument lists the names.
 Result<std::unique_ptr<Rule>> rule_by_name(std::string_view name);
+inline constexpr const char* kRuleNames = "two-pointer, mpc, prefix-only, deadline, cachegen or fixed:LEVEL";
 
 }  // namespace kvcast::streamer

@@ -29,11 +29,11 @@ class RuleTest : public testing::Test {
         compute.decode_bytes_per_second = 1e9;
         network(1e6);
     }
-    void network(double rate) { state.network = {rate, rate, rate, 0.01, 0, true}; }
+    void network(double rate) { state.network = {rate, rate, rate, rate, 0.01, 0, true}; }
     Decision decide(const Rule& rule) {
         state.chunks = chunks;
         state.compute = &compute;
-        state.most_transfers = 2;
+        state.most_transfers = most_transfers;
         state.transfers =
             static_cast<std::size_t>(std::ranges::count(chunks, ChunkStatus::kLoading, &ChunkView::status));
         return rule.decide(state);
@@ -42,6 +42,7 @@ class RuleTest : public testing::Test {
     std::vector<ChunkView> chunks;
     ComputeModel compute;
     RuleState state;
+    std::size_t most_transfers = 2;
 };
 
 TEST_F(RuleTest, FixedTakesItsLevelOrACoarserOne) {
@@ -165,6 +166,162 @@ TEST_F(RuleTest, DeadlineStartsOverWhereTheLinkIsSlowerThanItSeemed) {
     EXPECT_EQ(decide(*rule).kind, Kind::kWait);
 }
 
+TEST_F(RuleTest, MpcFillsTheTimeWithTwoNeighbouringLevels) {
+    const auto rule = mpc_rule();
+    EXPECT_EQ(decide(*rule).choice, 0u) << "without a deadline, the finest";
+    state.deadline = 5.5;  // 3.2 MB take 5.3 s at 0.6 of the rate
+    EXPECT_EQ(decide(*rule).choice, 1u);
+    EXPECT_THAT(decide(*rule).reason, HasSubstr("% of the rest"));
+    state.deadline = 6.5;
+    EXPECT_EQ(decide(*rule).choice, 0u) << "one chunk";
+    state.network.cautious = 0.5e6;
+    EXPECT_EQ(decide(*rule).choice, 1u) << "the link has erred";
+}
+
+TEST_F(RuleTest, MpcTakesTextForItsQuality) {
+    compute.prefill = {{0, 1000}};  // 0.1 s a chunk
+    state.deadline = 6;             // everything fits at level 2; with text for the front, at level 0
+    const Decision d = decide(*mpc_rule());
+    EXPECT_EQ(d.kind, Kind::kText);
+    EXPECT_EQ(d.chunk, 0u);
+    EXPECT_EQ(decide(*two_pointer_rule()).kind, Kind::kText);
+    state.deadline = 20;
+    EXPECT_EQ(decide(*mpc_rule()).kind, Kind::kLoad) << "level 0 is as good as text";
+}
+
+TEST_F(RuleTest, PrefixOnlyLoadsInOrder) {
+    const auto rule = prefix_only_rule();
+    compute.prefill = {{0, 1000}};  // 0.8 s for all
+    state.deadline = 5.5;
+    EXPECT_EQ(decide(*rule).kind, Kind::kLoad);
+    EXPECT_EQ(decide(*rule).chunk, 0u);
+    EXPECT_EQ(decide(*rule).choice, 1u);
+    state.deadline = 20;
+    EXPECT_EQ(decide(*rule).choice, 0u);
+}
+
+TEST_F(RuleTest, PrefixOnlyNeverLoadsBehindText) {
+    const auto rule = prefix_only_rule();
+    compute.prefill = {{0, 1000}};
+    chunks[0].status = ChunkStatus::kReady;
+    chunks[1].status = ChunkStatus::kText;
+    chunks[5].status = ChunkStatus::kLoading;
+    for (std::size_t i = 2; i < chunks.size(); ++i) {
+        const Decision d = decide(*rule);
+        EXPECT_EQ(d.kind, Kind::kText);
+        ASSERT_EQ(d.chunk, i);
+        chunks[i].status = ChunkStatus::kText;
+    }
+    EXPECT_EQ(decide(*rule).kind, Kind::kWait);
+}
+
+TEST_F(RuleTest, PrefixOnlyTurnsToTextAtItsLastMoment) {
+    const auto rule = prefix_only_rule();
+    compute.prefill = {{0, 1000}};
+    network(0.6e6);  // 1.3 s at the coarsest level
+    state.deadline = 1;
+    EXPECT_EQ(decide(*rule).kind, Kind::kLoad) << "0.8 s of text can wait";
+    state.now = 0.15;
+    EXPECT_EQ(decide(*rule).kind, Kind::kText);
+    state.now = 0.3;
+    EXPECT_EQ(decide(*rule).kind, Kind::kLoad) << "both are late, and text is not much quicker";
+    state.now = 0;
+    network(0.2e6);
+    EXPECT_EQ(decide(*rule).kind, Kind::kText) << "loading takes more than twice the time left";
+}
+
+// Two-pointer counts on half of the rate, and on 10 ms less than there are.
+TEST_F(RuleTest, TwoPointerTakesTheFinestLevelForAllAndAStepFinerForOne) {
+    const auto rule = two_pointer_rule();
+    EXPECT_EQ(decide(*rule).choice, 0u) << "without a deadline, the finest";
+    state.deadline = 16.5;  // 8 MB take 16 s
+    EXPECT_EQ(decide(*rule).choice, 0u);
+    state.deadline = 6.6;  // 3.2 MB take 6.4 s
+    EXPECT_EQ(decide(*rule).choice, 1u);
+    state.deadline = 7.8;  // one chunk more by 600 kB: another 1.2 s
+    EXPECT_EQ(decide(*rule).choice, 0u);
+    state.deadline = 1;
+    EXPECT_EQ(decide(*rule).choice, 2u);
+    EXPECT_THAT(decide(*rule).reason, HasSubstr("late"));
+}
+
+TEST_F(RuleTest, TwoPointerRecomputesFromTheFrontAndLoadsFromTheBack) {
+    const auto rule = two_pointer_rule();
+    compute.prefill = {{0, 950}};  // 0.105 s a chunk
+    state.deadline = 1;            // 7 chunks of text, or 4 loaded ones at the coarsest level
+    const Decision text = decide(*rule);
+    EXPECT_EQ(text.kind, Kind::kText);
+    EXPECT_EQ(text.chunk, 0u);
+    chunks[0].status = ChunkStatus::kText;
+    state.compute_busy = 0.105;
+    const Decision load = decide(*rule);
+    EXPECT_EQ(load.kind, Kind::kLoad) << "the engine has something to do";
+    EXPECT_EQ(load.chunk, 7u);
+    state.compute_busy = 0.02;
+    EXPECT_EQ(decide(*rule).chunk, 1u) << "it is about to be idle";
+    state.deadline = 20;
+    EXPECT_EQ(decide(*rule).kind, Kind::kText) << "in time without it, but sooner with it";
+    state.deadline = std::numeric_limits<Seconds>::infinity();
+    EXPECT_EQ(decide(*rule).kind, Kind::kLoad) << "no hurry";
+    state.deadline = 20;
+    compute.prefill = {{0, 5}};  // 20 s a chunk
+    chunks[0].status = ChunkStatus::kPending;
+    state.compute_busy = 0;
+    EXPECT_EQ(decide(*rule).kind, Kind::kLoad) << "all is loaded before one chunk is recomputed";
+}
+
+TEST_F(RuleTest, TwoPointerBeginsNoTextThatWouldBeLate) {
+    const auto rule = two_pointer_rule();
+    compute.prefill = {{0, 100}};  // 1 s a chunk
+    state.deadline = 0.9;          // loading takes 1.6 s at half of the rate
+    EXPECT_EQ(decide(*rule).kind, Kind::kLoad);
+    network(1e4);
+    EXPECT_EQ(decide(*rule).kind, Kind::kText) << "there is no hope";
+}
+
+TEST_F(RuleTest, TwoPointerWaitsForTheFirstChunkBeforeItDecodes) {
+    const auto rule = two_pointer_rule();
+    compute.decode_bytes_per_second = 1e7;  // 0.8 s for all
+    network(1e7);
+    state.deadline = 1.05;
+    EXPECT_EQ(decide(*rule).choice, 0u) << "the first MB takes 0.2 s";
+    state.deadline = 0.95;
+    EXPECT_EQ(decide(*rule).choice, 1u);
+}
+
+TEST_F(RuleTest, TwoPointerStartsLateTransfersOver) {
+    const auto rule = two_pointer_rule();
+    for (ChunkView& c : chunks) c.status = ChunkStatus::kReady;
+    chunks[6].status = chunks[7].status = ChunkStatus::kLoading;  // 1 MB each
+    chunks[7].received = 900'000;
+    state.deadline = 2;
+    EXPECT_EQ(decide(*rule).kind, Kind::kWait);
+    state.deadline = 1;
+    Decision d = decide(*rule);
+    EXPECT_EQ(d.kind, Kind::kLoad);
+    EXPECT_EQ(d.chunk, 6u) << "the one with most to come";
+    EXPECT_EQ(d.choice, 1u) << "0.5 s, of which 0.6 are allowed";
+    compute.prefill = {{0, 1000}};
+    d = decide(*rule);
+    EXPECT_EQ(d.kind, Kind::kText);
+    EXPECT_EQ(d.chunk, 6u);
+}
+
+TEST_F(RuleTest, MoreTransfersWhereFirstBytesTakeLong) {
+    for (const char* name : {"two-pointer", "mpc", "prefix-only", "deadline", "fixed:2"}) {
+        const auto rule = rule_by_name(name);
+        chunks[7].status = chunks[6].status = ChunkStatus::kLoading;
+        chunks[7].choice = chunks[6].choice = 2;
+        most_transfers = 3;
+        network(1e6);
+        EXPECT_EQ(decide(*rule.value()).kind, Kind::kWait) << name << ": 200 kB are to come";
+        state.network.first_byte = 0.3;
+        EXPECT_EQ(decide(*rule.value()).kind, Kind::kLoad) << name << ": 300 kB before a first byte";
+        most_transfers = 2;
+        EXPECT_EQ(decide(*rule.value()).kind, Kind::kWait) << name << ": never more than the caller allows";
+    }
+}
+
 TEST_F(RuleTest, PrefillTimeFollowsThePosition) {
     compute.prefill = {{0, 1000}, {1000, 500}};
     EXPECT_DOUBLE_EQ(compute.prefill_time(0, 0), 0);
@@ -176,7 +333,7 @@ TEST_F(RuleTest, PrefillTimeFollowsThePosition) {
 
 TEST_F(RuleTest, ArePure) {
     std::mt19937 random(1);
-    for (const char* name : {"two-pointer", "deadline", "cachegen", "fixed:2"}) {
+    for (const char* name : {"two-pointer", "mpc", "prefix-only", "deadline", "cachegen", "fixed:2"}) {
         const auto made = rule_by_name(name);
         const Rule& rule = *made.value();
         for (int i = 0; i < 300; ++i) {
@@ -206,7 +363,8 @@ TEST_F(RuleTest, ArePure) {
 }
 
 TEST(Rules, AreKnownByName) {
-    EXPECT_STREQ(rule_by_name("deadline").value()->name(), "deadline");
+    for (const char* name : {"two-pointer", "mpc", "prefix-only", "deadline", "cachegen"})
+        EXPECT_STREQ(rule_by_name(name).value()->name(), name);
     EXPECT_STREQ(rule_by_name("fixed:12").value()->name(), "fixed");
     for (const char* bad : {"", "Deadline", "fixed", "fixed:", "fixed:x", "fixed:-1", "fixed:256"})
         EXPECT_EQ(rule_by_name(bad).status().code(), ErrorCode::kBadArgument) << bad;
@@ -232,8 +390,22 @@ TEST(ThroughputTest, BeginsWithThePrior) {
     const Throughput t({5e6, 0.2});
     const ThroughputEstimate e = t.estimate(0);
     EXPECT_FALSE(e.measured);
-    EXPECT_DOUBLE_EQ(e.robust, 5e6);
+    EXPECT_DOUBLE_EQ(e.mean, 5e6);
+    EXPECT_DOUBLE_EQ(e.robust, 5e6 / 3) << "a guess is doubted";
+    EXPECT_DOUBLE_EQ(Throughput({5e6, 0.2, 0}).estimate(0).robust, 5e6);
     EXPECT_DOUBLE_EQ(e.first_byte, 0.2);
+}
+
+TEST(ThroughputTest, ASessionLeavesItsExperienceToTheNext) {
+    Throughput t({5e6, 0.2});
+    EXPECT_DOUBLE_EQ(t.experience(0).bytes_per_second, 5e6) << "nothing was measured";
+    Seconds now = 0;
+    for (int i = 0; i < 10; ++i) now = transfer(t, now, 1e6, 20e6, 0.1);
+    const NetworkPrior left = t.experience(now);
+    EXPECT_NEAR(left.bytes_per_second, 20e6, 0.5e6);
+    EXPECT_NEAR(left.first_byte, 0.1, 0.01);
+    EXPECT_LT(left.doubt, NetworkPrior{}.doubt);
+    EXPECT_GT(left.doubt, 0.2) << "time passes between sessions";
 }
 
 TEST(ThroughputTest, KeepsLatencyApartFromRate) {
