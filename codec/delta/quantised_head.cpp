@@ -65,7 +65,7 @@ class Anchors {
 };
 
 std::int16_t mean_state(std::int16_t mean, const PlaneParams& plane) {
-    return kernels::saturate16(mean * (1 << (plane.guard_bits - kMeanFraction)));
+    return kernels::mean_state(mean, plane.guard_bits);
 }
 
 // The mean of a channel in quarter steps.

@@ -17,18 +17,9 @@ namespace kvcast::entropy {
 inline constexpr std::size_t kTables = 25;
 inline constexpr std::size_t kFirstExponentTable = 9;
 inline constexpr std::size_t kExponentTables = 16;
-inline constexpr unsigned kClasses = 32;  // 0: every value is zero and nothing is coded
-
-struct ClassCoding {
-    unsigned table;
-    unsigned shift;
-};
-
-// Table and raw bits of class 1..31.
-constexpr ClassCoding class_coding(unsigned spread_class) {
-    if (spread_class <= 9) return {spread_class - 1, 0};
-    return {7 + (spread_class & 1u), (spread_class - 8) / 2};
-}
+using kernels::class_coding;
+using kernels::ClassCoding;
+using kernels::kClasses;
 
 const kernels::AliasTable& alias_table(std::size_t table);
 const kernels::EncodeTable& encode_table(std::size_t table);
