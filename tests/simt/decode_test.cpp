@@ -1,0 +1,296 @@
+// decode_batch against the CPU decoder, bit for bit: the conformance vectors, every output type, paged rows,
+// and damaged blocks.
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <iterator>
+#include <random>
+
+#include "codec/entropy/block_reader.h"
+#include "kernels/cuda/tasks.h"
+#include "tests/codec/synthetic.h"
+#include "tests/simt/device_batch.h"
+
+namespace kvcast::test {
+namespace {
+
+std::vector<std::uint8_t> load(const std::string& name) {
+    std::ifstream in(std::string(KVCAST_VECTORS) + "/" + name, std::ios::binary);
+    EXPECT_TRUE(in.good()) << name;
+    return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+}
+
+std::vector<std::uint8_t> raw(const Cache& cache) {
+    std::vector<std::uint8_t> out;
+    for (const auto& plane : cache.planes) out.insert(out.end(), plane.begin(), plane.end());
+    return out;
+}
+
+using Chunks = std::vector<std::unique_ptr<DeviceChunk>>;
+
+Chunks chunks_of(std::span<const std::uint8_t> file, const DeviceOptions& options) {
+    Chunks chunks;
+    for (const auto object : objects_of(file))
+        chunks.push_back(std::make_unique<DeviceChunk>(object, options));
+    return chunks;
+}
+
+// A file's planes as the vectors hold them: the rows of all its chunks in order.
+std::vector<std::uint8_t> joined(const Chunks& chunks) {
+    std::vector<std::uint8_t> out;
+    const Layout& layout = chunks.front()->header().layout;
+    for (std::size_t i = 0; i < layout.layers * layout.planes.size(); ++i) {
+        for (const auto& c : chunks) {
+            const auto rows = c->plane(i);
+            out.insert(out.end(), rows.begin(), rows.end());
+        }
+    }
+    return out;
+}
+
+void expect_sound(const BatchResult& result, const Chunks& chunks) {
+    EXPECT_EQ(result.failure, "");
+    EXPECT_EQ(result.status, std::vector<std::uint32_t>(result.status.size(), 0));
+    for (const auto& c : chunks) EXPECT_TRUE(c->intact());
+}
+
+class DeviceGolden : public testing::TestWithParam<Case> {
+  protected:
+    void TearDown() override { simt::set_schedule(simt::Schedule::kForwards); }
+};
+
+TEST_P(DeviceGolden, DecodesToTheCommittedValues) {
+    const auto file = load(GetParam().name + ".kvc");
+    for (const auto schedule :
+         {simt::Schedule::kForwards, simt::Schedule::kBackwards, simt::Schedule::kShuffled}) {
+        simt::set_schedule(schedule);
+        const Chunks chunks = chunks_of(file, {});
+        expect_sound(decode_on_device(chunks), chunks);
+        EXPECT_EQ(joined(chunks), load(GetParam().name + ".raw"));
+    }
+}
+
+TEST_P(DeviceGolden, DecodesToPagesAtAnotherPosition) {
+    if (GetParam().layout.rope.pairing == RopePairing::kNone) return;
+    const auto file = load(GetParam().name + ".kvc");
+    for (const Rows rows : {Rows::kPaged, Rows::kPagedHeadsOutside}) {
+        const Chunks chunks = chunks_of(file, {.move = 1000, .rows = rows});
+        expect_sound(decode_on_device(chunks), chunks);
+        EXPECT_EQ(joined(chunks), load(GetParam().name + ".moved.raw"));
+    }
+}
+
+TEST_P(DeviceGolden, ConvertsLikeTheCpuDecoder) {
+    const auto file = load(GetParam().name + ".kvc");
+    for (const Dtype dtype : {Dtype::kBf16, Dtype::kF16, Dtype::kF32}) {
+        const Chunks chunks = chunks_of(file, {.dtype = dtype});
+        expect_sound(decode_on_device(chunks), chunks);
+        Status status;
+        EXPECT_EQ(joined(chunks), raw(decode(file, {.dtype = dtype}, status)));
+        EXPECT_TRUE(status.ok()) << status.message();
+    }
+}
+
+std::vector<Case> cases() {
+    std::vector<Case> out;
+    for (Case& c : conformance_cases()) {
+        if (c.options.profile != Profile::kKlt) out.push_back(std::move(c));
+    }
+    return out;
+}
+
+std::string identifier(const testing::TestParamInfo<Case>& tested) {
+    std::string name = tested.param.name;
+    std::replace(name.begin(), name.end(), '-', '_');
+    return name;
+}
+
+INSTANTIATE_TEST_SUITE_P(Vectors, DeviceGolden, testing::ValuesIn(cases()), identifier);
+
+// ---- batches and damage
+
+// Bytes of planes where a CPU decodes blocks whose checksums are not looked at.
+struct CpuBlocks {
+    std::vector<bool> sound;                        // [layer][block]
+    std::vector<std::vector<std::uint8_t>> planes;  // [layer][plane]
+};
+
+CpuBlocks decode_blocks(std::span<const std::uint8_t> object) {
+    auto opened = ChunkDecoder::open(object);
+    EXPECT_TRUE(opened.ok()) << opened.status().message();
+    const ChunkHeader& h = opened.value().header();
+    const std::size_t per_layer = h.layout.planes.size();
+    CpuBlocks out;
+    std::vector<PlaneBuffer> buffers;
+    for (std::size_t i = 0; i < h.layout.layers * per_layer; ++i) {
+        const std::size_t row_bytes =
+            h.layout.planes[i % per_layer].width() * kernels::dtype_bytes(h.layout.dtype);
+        out.planes.emplace_back(h.tokens * row_bytes);
+        buffers.push_back({out.planes.back().data(), row_bytes});
+    }
+    DecodeWorkspace workspace;
+    for (std::size_t layer = 0; layer < h.layout.layers; ++layer) {
+        for (std::size_t b = 0; b < h.blocks_per_layer(); ++b) {
+            out.sound.push_back(opened.value()
+                                    .decode_block(layer, b,
+                                                  std::span(buffers).subspan(layer * per_layer, per_layer),
+                                                  workspace)
+                                    .ok());
+        }
+    }
+    return out;
+}
+
+// Whatever the bytes: the same verdict and the same values as the CPU, and not a byte outside.
+void expect_like_cpu(std::span<const std::vector<std::uint8_t>> objects) {
+    Chunks chunks;
+    for (const auto& o : objects) chunks.push_back(std::make_unique<DeviceChunk>(o, DeviceOptions{}));
+    const BatchResult result = decode_on_device(chunks);
+    ASSERT_EQ(result.failure, "");
+    std::size_t at = 0;
+    for (std::size_t i = 0; i < chunks.size(); ++i) {
+        const CpuBlocks cpu = decode_blocks(objects[i]);
+        for (const bool sound : cpu.sound) EXPECT_EQ(result.status[at++] == 0, sound) << "block " << at - 1;
+        for (std::size_t p = 0; p < cpu.planes.size(); ++p) EXPECT_EQ(chunks[i]->plane(p), cpu.planes[p]);
+        EXPECT_TRUE(chunks[i]->intact());
+    }
+    EXPECT_EQ(at, result.status.size());
+}
+
+std::vector<std::vector<std::uint8_t>> copies(const std::string& name) {
+    const auto file = load(name + ".kvc");
+    std::vector<std::vector<std::uint8_t>> out;
+    for (const auto o : objects_of(file)) out.emplace_back(o.begin(), o.end());
+    return out;
+}
+
+constexpr const char* kDamaged[] = {"delta1-anchor-t15",  "delta2-fp16-t64",      "delta3-t5",
+                                    "delta5-blocks-of-1", "delta5-blocks-of-2",   "delta7-odd-t100",
+                                    "lossless-fp32-t1",   "lossless-blocks-of-4", "lossless-fp16-t64",
+                                    "delta3-special",     "delta6-latent-t50"};
+
+TEST(DeviceDamage, DecodesABatchOfEverythingAtOnce) {
+    std::vector<std::vector<std::uint8_t>> objects;
+    for (const Case& c : cases()) {
+        for (auto& o : copies(c.name)) objects.push_back(std::move(o));
+    }
+    expect_like_cpu(objects);
+}
+
+TEST(DeviceDamage, FindsWhatTheCpuFindsInFlippedBits) {
+    std::mt19937 random(1);
+    for (const char* name : kDamaged) {
+        auto objects = copies(name);
+        for (auto& o : objects) {
+            const std::size_t header = read_header(o).value().header_bytes;
+            for (int i = 0; i < 3; ++i) {
+                std::uint8_t& byte = o[header + random() % (o.size() - header)];
+                byte = static_cast<std::uint8_t>(byte ^ 1u << random() % 8);
+            }
+        }
+        SCOPED_TRACE(name);
+        expect_like_cpu(objects);
+    }
+}
+
+TEST(DeviceDamage, FindsWhatTheCpuFindsInNoise) {
+    std::mt19937 random(2);
+    for (const char* name : kDamaged) {
+        for (const unsigned ones : {0u, 255u, 128u}) {
+            auto objects = copies(name);
+            for (auto& o : objects) {
+                const std::size_t header = read_header(o).value().header_bytes;
+                for (std::size_t i = header; i < o.size(); ++i)
+                    o[i] = static_cast<std::uint8_t>(ones == 128 ? random() : ones);
+            }
+            SCOPED_TRACE(name);
+            expect_like_cpu(objects);
+        }
+    }
+}
+
+TEST(DeviceDamage, LeavesTheOtherBlocksOfABatchAlone) {
+    auto objects = copies("delta5-blocks-of-1");
+    for (auto& o : copies("lossless-blocks-of-4")) objects.push_back(o);
+    const ChunkHeader h = read_header(objects[0]).value();
+    ASSERT_GT(h.block_bytes.size(), 2u);
+    std::fill_n(objects[0].begin() + static_cast<std::ptrdiff_t>(h.header_bytes + h.block_bytes[0]),
+                h.block_bytes[1], std::uint8_t{0xff});
+    Chunks chunks;
+    for (const auto& o : objects) chunks.push_back(std::make_unique<DeviceChunk>(o, DeviceOptions{}));
+    const BatchResult result = decode_on_device(chunks);
+    for (std::size_t i = 0; i < result.status.size(); ++i) EXPECT_EQ(result.status[i] != 0, i == 1) << i;
+    expect_like_cpu(objects);
+}
+
+TEST(DeviceDamage, SaysWhichBlockIsCorruptAsTheCpuDoes) {
+    const auto objects = copies("delta5-blocks-of-1");
+    const DeviceChunk chunk(objects[0], {});
+    const device::ChunkSource source = chunk.source();
+    const auto plan = device::DecodePlan::make({&source, 1});
+    ASSERT_TRUE(plan.ok());
+    std::vector<std::uint32_t> words(plan.value().blocks());
+    EXPECT_TRUE(plan.value().batch_status(words).ok());
+    words[3] = kernels::cuda::kNotClosed;
+    const Status status = plan.value().batch_status(words);
+    EXPECT_EQ(status.code(), ErrorCode::kCorruptBlock);
+    EXPECT_NE(status.message().find("the coder does not end in its first state"), std::string::npos);
+}
+
+// ---- what a plan refuses
+
+class DevicePlan : public testing::Test {
+  protected:
+    DevicePlan() : objects_(copies("delta3-t5")), chunk_(objects_[0], {}), source_(chunk_.source()) {
+        targets_.assign(source_.planes.begin(), source_.planes.end());
+        source_.planes = targets_;
+    }
+
+    ErrorCode code() const { return device::DecodePlan::make({&source_, 1}).status().code(); }
+
+    std::vector<std::vector<std::uint8_t>> objects_;
+    DeviceChunk chunk_;
+    device::ChunkSource source_;
+    std::vector<device::PlaneTarget> targets_;
+};
+
+TEST_F(DevicePlan, TakesASoundChunk) {
+    EXPECT_EQ(code(), ErrorCode::kOk);
+}
+
+TEST_F(DevicePlan, TakesNoChunks) {
+    const auto plan = device::DecodePlan::make({});
+    ASSERT_TRUE(plan.ok());
+    EXPECT_EQ(plan.value().blocks(), 0u);
+    EXPECT_EQ(decode_on_device({}).failure, "");
+}
+
+TEST_F(DevicePlan, RefusesAPayloadThatIsTooShortOrMisaligned) {
+    --source_.payload_bytes;
+    EXPECT_EQ(code(), ErrorCode::kTruncated);
+    ++source_.payload_bytes;
+    source_.payload = static_cast<const std::uint8_t*>(source_.payload) + 1;
+    EXPECT_EQ(code(), ErrorCode::kBadArgument);
+}
+
+TEST_F(DevicePlan, RefusesPlanesThatDoNotFit) {
+    source_.planes = source_.planes.subspan(1);
+    EXPECT_EQ(code(), ErrorCode::kBadArgument);
+}
+
+TEST_F(DevicePlan, RefusesMisalignedRows) {
+    targets_[0].rows = static_cast<std::uint8_t*>(targets_[0].rows) + 1;
+    EXPECT_EQ(code(), ErrorCode::kBadArgument);
+    targets_[0] = chunk_.source().planes[0];
+    targets_[1].row_bytes += 1;
+    EXPECT_EQ(code(), ErrorCode::kBadArgument);
+}
+
+TEST_F(DevicePlan, RefusesPagesOfNoTokens) {
+    const std::int32_t page = 0;
+    targets_[0].pages = &page;
+    EXPECT_EQ(code(), ErrorCode::kBadArgument);
+}
+
+}  // namespace
+}  // namespace kvcast::test

@@ -1,0 +1,71 @@
+// Chunk objects through decode_batch on the SIMT emulator, every buffer against a guard page.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "codec/decoder.h"
+#include "codec/device.h"
+#include "tests/simt/simt.h"
+
+namespace kvcast::test {
+
+// How the output lies in memory.
+enum class Rows : std::uint8_t { kContiguous, kPaged, kPagedHeadsOutside };
+
+struct DeviceOptions {
+    std::optional<Dtype> dtype = std::nullopt;
+    std::uint64_t move = 0;  // added to the base position
+    Rows rows = Rows::kContiguous;
+};
+
+// One object on its way through the emulated device.
+class DeviceChunk {
+  public:
+    DeviceChunk(std::span<const std::uint8_t> object, const DeviceOptions& options);
+
+    device::ChunkSource source() const;
+    const ChunkHeader& header() const { return header_; }
+    std::uint8_t* payload() const { return payload_->data(); }
+
+    // Plane [layer][plane] as contiguous rows.
+    std::vector<std::uint8_t> plane(std::size_t index) const;
+
+    // Nothing is written between, before or after the rows.
+    bool intact() const;
+
+  private:
+    struct Plane {
+        std::unique_ptr<simt::Guarded<std::uint8_t>> memory;
+        std::unique_ptr<simt::Guarded<std::int32_t>> pages;
+        device::PlaneTarget target;
+        std::size_t heads = 0;
+        std::size_t head_bytes = 0;
+    };
+
+    std::size_t offset(const Plane& p, std::size_t token, std::size_t head) const;
+
+    ChunkHeader header_;
+    DeviceOptions options_;
+    std::unique_ptr<simt::Guarded<std::uint8_t>> payload_;
+    std::vector<Plane> planes_;
+    std::vector<device::PlaneTarget> targets_;
+};
+
+struct BatchResult {
+    std::string failure;  // of the emulator
+    std::vector<std::uint32_t> status;
+};
+
+// Plans and decodes a batch. The plan must succeed.
+BatchResult decode_on_device(std::span<const std::unique_ptr<DeviceChunk>> chunks);
+
+// The chunk objects of a file.
+std::vector<std::span<const std::uint8_t>> objects_of(std::span<const std::uint8_t> file);
+
+}  // namespace kvcast::test
