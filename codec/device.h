@@ -18,6 +18,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "codec/device/calibration_image.h"
 #include "codec/device/decode_plan.h"
 
 namespace kvcast::device {
@@ -26,7 +27,8 @@ namespace kvcast::device {
 // kAlignment: `image` a copy of plan.image(); `workspace` plan.workspace_bytes() bytes, free again when the
 // stream is past the call; `status` plan.blocks() words, each set to 0 or to faults (plan.block_status).
 // Whatever bytes a block holds, nothing outside its own rows is written and nothing outside its bytes is
-// read; rows of a faulty block are unspecified, rows of all others are right. Returns what the launches
+// read; rows of a faulty block are unspecified (klt: and of the
+// layers that DecodePlan::blocks names), rows of all others are right. Returns what the launches
 // returned; faults of the device itself come with the stream, as with any kernel.
 cudaError_t decode_batch(const DecodePlan& plan, const void* image, void* workspace, std::uint32_t* status,
                          cudaStream_t stream);

@@ -29,9 +29,12 @@ message(STATUS "CUDA: kvcast::cuda for ${CMAKE_CUDA_ARCHITECTURES}")
 # Contraction is off for the same reason as on the host: encoders must agree.
 add_library(kvcast_cuda STATIC
     kernels/cuda/decode.cu
+    kernels/cuda/klt.cu
     kernels/cuda/store.cu
+    codec/device/calibration_image.cpp
     codec/device/decode_batch.cu
-    codec/device/decode_plan.cpp)
+    codec/device/decode_plan.cpp
+    codec/device/plan_builder.cpp)
 add_library(kvcast::cuda ALIAS kvcast_cuda)
 target_compile_options(kvcast_cuda PRIVATE
     "$<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr;-fmad=false;-Werror=all-warnings;-Xcompiler=-Wall,-Wextra,-Werror>"

@@ -23,6 +23,16 @@ cudaError_t decode_batch(const DecodePlan& plan, const void* image, void* worksp
                             in_image<cuda::BlockTask>(image, l.blocks), l.blocks.count, l.most_channels,
                             in_image<kernels::AliasTable>(image, l.tables), status, stream);
     if (e != cudaSuccess) return e;
+    e = cuda::launch_klt_decode(memory, in_image<cuda::KltPlaneTask>(image, l.klt_planes),
+                                in_image<cuda::KltPieceTask>(image, l.klt_pieces),
+                                in_image<cuda::KltRunTask>(image, l.klt_runs), l.klt_runs.count,
+                                in_image<kernels::AliasTable>(image, l.tables), status, stream);
+    if (e != cudaSuccess) return e;
+    for (const DecodePlan::Wave& w : l.waves) {
+        e = cuda::launch_project(memory, in_image<cuda::UnitTask>(image, w.units), w.units.count, w.tiles,
+                                 stream);
+        if (e != cudaSuccess) return e;
+    }
     return cuda::launch_store(memory, in_image<cuda::StoreTask>(image, l.stores), l.stores.count, l.tiles,
                               rotations, stream);
 }

@@ -17,6 +17,8 @@
 
 namespace kvcast::device {
 
+class CalibrationImage;
+
 // Device buffers that plans ask for start at multiples of this.
 inline constexpr std::size_t kAlignment = 256;
 
@@ -45,13 +47,17 @@ struct ChunkSource {
     std::span<const PlaneTarget> planes;                        // [layer][plane]
     std::optional<Dtype> dtype = std::nullopt;                  // default: the layout's
     std::optional<std::uint64_t> base_position = std::nullopt;  // default: the chunk's; re-bases K by RoPE
+    // klt: the chunk's calibration (used while the plan is made), and its bytes() on the device.
+    const CalibrationImage* calibration = nullptr;
+    const void* calibration_bytes = nullptr;
 };
 
 // A batch of chunks, ready to be decoded any number of times. Immutable; threads may share it.
 class DecodePlan {
   public:
     // kBadArgument (planes that do not fit the layout, misaligned addresses, a chunk without RoPE moved),
-    // kTruncated (payload_bytes are fewer than the header promises), kUnsupportedProfile, kLimitExceeded.
+    // kTruncated (payload_bytes are fewer than the header promises), kLimitExceeded; of klt chunks
+    // kMissingCalibration, kWrongCalibration, kBadHeader.
     static Result<DecodePlan> make(std::span<const ChunkSource> chunks);
 
     // To be copied to the device; it holds the device addresses that the sources name.
@@ -59,7 +65,9 @@ class DecodePlan {
 
     std::size_t workspace_bytes() const { return workspace_bytes_; }
 
-    // Status words: one per block, chunk by chunk, layer by layer.
+    // Status words: one per block, chunk by chunk, layer by layer. In the klt profile layers are predicted
+    // from each other and share coder states: of a chunk with a faulty block, only layers of runs
+    // (ChunkHeader::klt) before that block's are right.
     std::size_t blocks() const { return blocks_.size(); }
 
     struct Block {
@@ -80,19 +88,28 @@ class DecodePlan {
         std::size_t offset = 0;
         std::uint32_t count = 0;
     };
+    // Units whose sources have all been made by the waves before.
+    struct Wave {
+        Array units;
+        std::uint32_t tiles = 0;
+    };
     struct Launches {
         Array tables;
         Array rotations;
         Array planes;
         Array blocks;
-        Array stores;
-        std::uint32_t tiles = 0;
         std::uint32_t most_channels = 1;
+        Array klt_planes;
+        Array klt_pieces;
+        Array klt_runs;
+        std::vector<Wave> waves;
+        Array stores;
+        std::uint32_t tiles = 0;  // of the stores
     };
     const Launches& launches() const { return launches_; }
 
   private:
-    class Builder;
+    friend class PlanBuilder;
 
     std::vector<std::byte> image_;
     std::size_t workspace_bytes_ = 0;

@@ -4,9 +4,9 @@
 // A strip is one channel of a head over all tokens, but rows of the output are tokens, and RoPE's partner of
 // a channel comes half a head later: storing from here would write two bytes at a time, and hold back half a
 // head. store.cu does it, from states that have just been written.
+#include "kernels/cuda/exact_rows.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/platform.cuh"
-#include "kernels/cuda/warp_rans.cuh"
 
 namespace kvcast::kernels::cuda {
 namespace {
@@ -30,28 +30,6 @@ __device__ SideVectors side_vectors(std::uint32_t most_channels) {
     const std::uint32_t stride = most_channels + most_channels % 2;
     auto* mine = dynamic_shared<std::int16_t>() + threadIdx.x / kLanes * 3 * stride;
     return {mine, mine + stride, mine + 2 * stride};
-}
-
-// Where element i of stored bits goes.
-__device__ void put_bits(std::byte* out, Dtype dtype, std::uint64_t i, std::uint32_t bits) {
-    if (dtype == Dtype::kF32) {
-        reinterpret_cast<std::uint32_t*>(out)[i] = bits;
-    } else {
-        reinterpret_cast<std::uint16_t*>(out)[i] = static_cast<std::uint16_t>(bits);
-    }
-}
-
-__device__ bool decode_exact_rows(WarpReader& in, const PlaneTask& p, std::byte* out) {
-    bool fits = true;
-    for (std::uint32_t t = 0; t < p.exact_rows; ++t) {
-        const std::uint32_t model = in.word();
-        fits = fits && model < 4096 && (model & 255u) <= exponent_mask(p.source);
-        in.floats(model & 255u, model >> 8 & 15u, p.source, p.channels,
-                  [&](std::uint32_t c, std::uint32_t bits) {
-                      put_bits(out, p.source, std::uint64_t{t} * p.channels + c, bits);
-                  });
-    }
-    return fits;
 }
 
 __device__ bool decode_exact_body(WarpReader& in, const PlaneTask& p, SideVectors side, std::byte* out) {
@@ -113,7 +91,8 @@ __device__ bool decode_quantised_body(WarpReader& in, const PlaneTask& p, SideVe
 __device__ bool decode_head(WarpReader& in, const PlaneTask& p, std::uint32_t head, SideVectors side,
                             std::byte* workspace) {
     const std::uint64_t exact_bytes = element_bytes(true, p.source);
-    bool fits = decode_exact_rows(in, p, workspace + p.rows + head * exact_bytes * p.exact_rows * p.channels);
+    bool fits = read_exact_rows(in, p.source, p.exact_rows, p.channels,
+                                workspace + p.rows + head * exact_bytes * p.exact_rows * p.channels);
     if (p.body_tokens == 0) return fits;
     const std::uint64_t body = std::uint64_t{head} * p.channels * p.body_tokens;
     if (p.quantised) {
@@ -142,7 +121,7 @@ __global__ void decode_blocks(std::byte* workspace, const PlaneTask* planes, con
         fits = decode_head(in, plane, head - (second ? first.heads : 0), side, workspace) && fits;
     }
     const std::uint32_t faults = in.close() | (fits ? 0u : kOutOfRange);
-    if (lane_id() == 0) status[index] = faults;
+    if (lane_id() == 0) status[block.status] = faults;
 }
 
 }  // namespace

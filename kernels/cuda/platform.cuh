@@ -1,4 +1,5 @@
-// The two things that CUDA and the SIMT emulator spell differently, and the launch that they share.
+// What kernels share: dynamic shared memory, which the SIMT emulator spells differently; launches; finding a
+// tile's task.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -6,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <utility>
+
+#include "kernels/math.h"
 
 namespace kvcast::kernels::cuda {
 
@@ -18,6 +21,30 @@ __device__ __forceinline__ T* dynamic_shared() {
     extern __shared__ __align__(16) unsigned char kvcast_shared[];
     return reinterpret_cast<T*>(kvcast_shared);
 #endif
+}
+
+// The last of `count` tasks that begins at or before a tile; the first one begins at tile 0.
+template <typename Task>
+__device__ std::uint32_t task_of(const Task* tasks, std::uint32_t count, std::uint32_t tile) {
+    std::uint32_t low = 0;
+    for (std::uint32_t high = count; high - low > 1;) {
+        const std::uint32_t middle = low + (high - low) / 2;
+        if (tasks[middle].first_tile <= tile) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}
+
+// Where element i of stored bits goes: 4 bytes each for binary32, else 2.
+__device__ __forceinline__ void put_bits(std::byte* out, Dtype dtype, std::uint64_t i, std::uint32_t bits) {
+    if (dtype == Dtype::kF32) {
+        reinterpret_cast<std::uint32_t*>(out)[i] = bits;
+    } else {
+        reinterpret_cast<std::uint16_t*>(out)[i] = static_cast<std::uint16_t>(bits);
+    }
 }
 
 struct Shape {

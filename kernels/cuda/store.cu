@@ -20,20 +20,6 @@ __global__ void fill_rotations(Memory memory, const RotationTask* tasks) {
         table[i] = sin_cos((task.first + i % task.columns) * frequencies[i / task.columns]);
 }
 
-// The last task that begins at or before a tile.
-__device__ std::uint32_t task_of(const StoreTask* tasks, std::uint32_t count, std::uint32_t tile) {
-    std::uint32_t low = 0;
-    for (std::uint32_t high = count; high - low > 1;) {
-        const std::uint32_t middle = low + (high - low) / 2;
-        if (tasks[middle].first_tile <= tile) {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    return low;
-}
-
 // The channels of a slot: pairs first, then the channels that are not turned.
 struct Slot {
     std::uint32_t first;
@@ -119,14 +105,6 @@ __device__ std::uint8_t* row_of(const RowsOut& out, std::uint32_t token) {
            s % out.page_tokens * out.row_bytes;
 }
 
-__device__ void put(std::uint8_t* row, Dtype dtype, std::uint32_t channel, std::uint32_t bits) {
-    if (dtype == Dtype::kF32) {
-        reinterpret_cast<std::uint32_t*>(row)[channel] = bits;
-    } else {
-        reinterpret_cast<std::uint16_t*>(row)[channel] = static_cast<std::uint16_t>(bits);
-    }
-}
-
 __global__ void store_tiles_of(Memory memory, const StoreTask* tasks, std::uint32_t count,
                                const RotationTask* rotations) {
     __shared__ std::uint32_t first[kStoreTokens][kStoreSlots + 1];
@@ -165,9 +143,10 @@ __global__ void store_tiles_of(Memory memory, const StoreTask* tasks, std::uint3
         const std::uint32_t s = i % kStoreSlots;
         if (tile.first_slot + s >= slots || tile.first_token + t >= task.tokens) continue;
         const Slot slot = slot_of(tile.first_slot + s, rotation);
-        std::uint8_t* row = row_of(task.out, position[t]) + tile.head * task.out.head_bytes;
-        put(row, task.to, slot.first, first[t][s]);
-        if (slot.pair) put(row, task.to, slot.second, second[t][s]);
+        auto* row =
+            reinterpret_cast<std::byte*>(row_of(task.out, position[t]) + tile.head * task.out.head_bytes);
+        put_bits(row, task.to, slot.first, first[t][s]);
+        if (slot.pair) put_bits(row, task.to, slot.second, second[t][s]);
     }
 }
 

@@ -42,6 +42,7 @@ struct BlockTask {
     std::uint32_t plane;        // index of the layer's first PlaneTask
     std::uint32_t first_head;
     std::uint32_t end_head;
+    std::uint32_t status;  // index of its status word
 };
 
 // A table [pairs][columns] of cosines and sines: column t is for position first + t.
@@ -101,6 +102,74 @@ inline constexpr std::uint32_t kStoreSlots = 32;
 
 KVCAST_HD constexpr std::uint32_t div_up(std::uint32_t n, std::uint32_t unit) {
     return (n + unit - 1) / unit;
+}
+
+// ---- klt (FORMAT.md, section 11)
+
+// One plane of one layer of a klt chunk. Body tokens are the chunk's tokens without the exact ones, in order.
+struct KltPlaneTask {
+    std::uint64_t
+        coefficients;    // workspace: std::int16_t [body token][width], multiplied by their multiplier
+    std::uint64_t rows;  // workspace: [head][exact token][channel] stored bits
+    const std::int8_t* classes;  // device: [part][level][group]
+    std::uint32_t heads;
+    std::uint32_t channels;  // per head
+    std::uint32_t parts;
+    std::uint32_t part_width;
+};
+
+// One layer's block.
+struct KltPieceTask {
+    const std::uint8_t* begin;  // device; even. The first piece of a run begins with 32 coder states.
+    std::uint32_t bytes;        // even; of a first piece at least 128
+    std::uint32_t plane;        // index of the layer's first KltPlaneTask
+};
+
+// Layers that share coder states: one warp's work.
+struct KltRunTask {
+    std::uint64_t gains;               // workspace: std::int16_t [unit of a layer][body token], scratch
+    std::uint64_t levels;              // image: std::uint8_t [body token], counted from 0
+    const std::uint16_t* multipliers;  // device: [level]
+    std::uint32_t level_count;
+    std::uint32_t first_piece;
+    std::uint32_t pieces;
+    std::uint32_t planes;  // of a layer
+    std::uint32_t body_tokens;
+    std::uint32_t exact_tokens;
+    std::uint32_t first_status;  // index of the first piece's status word
+    Dtype source;
+};
+
+// One matrix of a unit: the sums over inputs, shifted, are added to the unit's states.
+struct ProjectionTerm {
+    std::uint64_t features;      // workspace, or image where in_image is set: std::int16_t [token][stride]
+    const std::int16_t* matrix;  // device: [input][width]
+    const std::uint8_t* shifts;  // device: [width]
+    std::uint32_t stride;
+    std::uint32_t inputs;
+    bool in_image;
+};
+
+inline constexpr std::uint32_t kMostTerms = 7;  // six predictions and the transform
+
+// One part of one plane of one layer of a chunk: states = sat16(bias + sum over the terms).
+struct UnitTask {
+    ProjectionTerm terms[kMostTerms];
+    const std::int32_t* bias;  // device: [width]
+    std::uint64_t states;      // workspace: std::int16_t [token][stride]
+    std::uint32_t stride;
+    std::uint32_t width;
+    std::uint32_t tokens;
+    std::uint32_t term_count;
+    std::uint32_t first_tile;  // tiles of the launch's units before this one
+};
+
+// A tile of a UnitTask.
+inline constexpr std::uint32_t kUnitTokens = 32;
+inline constexpr std::uint32_t kUnitOutputs = 64;
+
+KVCAST_HD constexpr std::uint64_t tiles_of(const UnitTask& u) {
+    return std::uint64_t{div_up(u.width, kUnitOutputs)} * div_up(u.tokens, kUnitTokens);
 }
 
 // Slots of a head whose `pairs` pairs of channels are turned, and tiles of a task.

@@ -84,7 +84,7 @@ class WarpReader {
         }
     }
 
-    // A side vector into shared memory, clamped into [low, high]. False, in all lanes, where that changed it.
+    // A side vector, clamped into [low, high]. False, in all lanes, where that changed it.
     __device__ bool vector(std::uint32_t count, std::int32_t low, std::int32_t high, std::int16_t* values) {
         const std::uint32_t head = word();
         const std::int32_t reference = static_cast<std::int16_t>(head) >> 5;
@@ -95,7 +95,8 @@ class WarpReader {
             inside = inside && clamped == sum;
             values[i] = static_cast<std::int16_t>(clamped);
         });
-        return __all_sync(kFullWarp, inside) != 0;  // and orders the writes before what lanes read next
+        __syncwarp();  // before lanes read what others wrote
+        return __all_sync(kFullWarp, inside) != 0;
     }
 
     // sink(index, bits) for `count` elements; `table` counts from the first exponent table.

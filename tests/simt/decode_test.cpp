@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <fstream>
+#include <functional>
 #include <iterator>
 #include <random>
 
@@ -64,7 +65,7 @@ TEST_P(DeviceGolden, DecodesToTheCommittedValues) {
     for (const auto schedule :
          {simt::Schedule::kForwards, simt::Schedule::kBackwards, simt::Schedule::kShuffled}) {
         simt::set_schedule(schedule);
-        const Chunks chunks = chunks_of(file, {});
+        const Chunks chunks = chunks_of(file, {.calibration = GetParam().options.calibration});
         expect_sound(decode_on_device(chunks), chunks);
         EXPECT_EQ(joined(chunks), load(GetParam().name + ".raw"));
     }
@@ -74,7 +75,8 @@ TEST_P(DeviceGolden, DecodesToPagesAtAnotherPosition) {
     if (GetParam().layout.rope.pairing == RopePairing::kNone) return;
     const auto file = load(GetParam().name + ".kvc");
     for (const Rows rows : {Rows::kPaged, Rows::kPagedHeadsOutside}) {
-        const Chunks chunks = chunks_of(file, {.move = 1000, .rows = rows});
+        const Chunks chunks =
+            chunks_of(file, {.move = 1000, .rows = rows, .calibration = GetParam().options.calibration});
         expect_sound(decode_on_device(chunks), chunks);
         EXPECT_EQ(joined(chunks), load(GetParam().name + ".moved.raw"));
     }
@@ -83,20 +85,14 @@ TEST_P(DeviceGolden, DecodesToPagesAtAnotherPosition) {
 TEST_P(DeviceGolden, ConvertsLikeTheCpuDecoder) {
     const auto file = load(GetParam().name + ".kvc");
     for (const Dtype dtype : {Dtype::kBf16, Dtype::kF16, Dtype::kF32}) {
-        const Chunks chunks = chunks_of(file, {.dtype = dtype});
+        const Chunks chunks =
+            chunks_of(file, {.dtype = dtype, .calibration = GetParam().options.calibration});
         expect_sound(decode_on_device(chunks), chunks);
         Status status;
-        EXPECT_EQ(joined(chunks), raw(decode(file, {.dtype = dtype}, status)));
+        EXPECT_EQ(joined(chunks),
+                  raw(decode(file, {.dtype = dtype, .calibration = GetParam().options.calibration}, status)));
         EXPECT_TRUE(status.ok()) << status.message();
     }
-}
-
-std::vector<Case> cases() {
-    std::vector<Case> out;
-    for (Case& c : conformance_cases()) {
-        if (c.options.profile != Profile::kKlt) out.push_back(std::move(c));
-    }
-    return out;
 }
 
 std::string identifier(const testing::TestParamInfo<Case>& tested) {
@@ -105,9 +101,18 @@ std::string identifier(const testing::TestParamInfo<Case>& tested) {
     return name;
 }
 
-INSTANTIATE_TEST_SUITE_P(Vectors, DeviceGolden, testing::ValuesIn(cases()), identifier);
+INSTANTIATE_TEST_SUITE_P(Vectors, DeviceGolden, testing::ValuesIn(conformance_cases()), identifier);
 
 // ---- batches and damage
+
+// The cases whose blocks can be decoded one by one.
+std::vector<Case> independent_cases() {
+    std::vector<Case> out;
+    for (Case& c : conformance_cases()) {
+        if (c.options.profile != Profile::kKlt) out.push_back(std::move(c));
+    }
+    return out;
+}
 
 // Bytes of planes where a CPU decodes blocks whose checksums are not looked at.
 struct CpuBlocks {
@@ -171,7 +176,7 @@ constexpr const char* kDamaged[] = {"delta1-anchor-t15",  "delta2-fp16-t64",    
 
 TEST(DeviceDamage, DecodesABatchOfEverythingAtOnce) {
     std::vector<std::vector<std::uint8_t>> objects;
-    for (const Case& c : cases()) {
+    for (const Case& c : independent_cases()) {
         for (auto& o : copies(c.name)) objects.push_back(std::move(o));
     }
     expect_like_cpu(objects);
@@ -237,6 +242,98 @@ TEST(DeviceDamage, SaysWhichBlockIsCorruptAsTheCpuDoes) {
     EXPECT_NE(status.message().find("the coder does not end in its first state"), std::string::npos);
 }
 
+// The same object with the checksums of its present bytes.
+std::vector<std::uint8_t> with_checksums(const std::vector<std::uint8_t>& object) {
+    ChunkHeader h = read_header(object).value();
+    std::size_t at = h.header_bytes;
+    for (std::size_t layer = 0; layer < h.layout.layers; ++layer) {
+        const std::size_t bytes = h.layer_payload_bytes(layer);
+        h.layer_crc[layer] = crc32(std::span(object).subspan(at, bytes));
+        at += bytes;
+    }
+    auto out = write_header(h).value();
+    out.insert(out.end(), object.begin() + static_cast<std::ptrdiff_t>(h.header_bytes), object.end());
+    return out;
+}
+
+Case case_of(const std::string& name) {
+    for (Case& c : conformance_cases()) {
+        if (c.name == name) return std::move(c);
+    }
+    ADD_FAILURE() << name;
+    return {};
+}
+
+// A damaged klt chunk between two sound chunks: the CPU's verdict, and sound neighbours.
+void expect_klt_like_cpu(const std::string& name,
+                         const std::function<void(std::span<std::uint8_t>)>& damage) {
+    const Case c = case_of(name);
+    auto object = copies(name)[0];
+    const auto neighbour = copies("delta3-t5")[0];
+    const auto sound = object;
+    damage(std::span(object).subspan(read_header(object).value().header_bytes));
+    object = with_checksums(object);
+
+    Chunks chunks;
+    const DeviceOptions options = {.calibration = c.options.calibration};
+    chunks.push_back(std::make_unique<DeviceChunk>(sound, options));
+    chunks.push_back(std::make_unique<DeviceChunk>(object, options));
+    chunks.push_back(std::make_unique<DeviceChunk>(neighbour, DeviceOptions{}));
+    const BatchResult result = decode_on_device(chunks);
+    ASSERT_EQ(result.failure, "");
+    const std::size_t layers = c.layout.layers;
+    const auto faults = [&](std::size_t begin, std::size_t end) {
+        return std::any_of(result.status.begin() + static_cast<std::ptrdiff_t>(begin),
+                           result.status.begin() + static_cast<std::ptrdiff_t>(end),
+                           [](auto w) { return w != 0; });
+    };
+    Status status;
+    const DecodeOptions cpu = {.calibration = c.options.calibration};
+    const Cache damaged = decode(object, cpu, status);
+    EXPECT_EQ(faults(layers, 2 * layers), !status.ok()) << status.message();
+    EXPECT_FALSE(faults(0, layers) || faults(2 * layers, result.status.size()));
+    for (const auto& chunk : chunks) EXPECT_TRUE(chunk->intact());
+    Status good;
+    const Cache whole = decode(sound, cpu, good), other = decode(neighbour, {}, good);
+    for (std::size_t i = 0; i < whole.planes.size(); ++i) EXPECT_EQ(chunks[0]->plane(i), whole.planes[i]);
+    for (std::size_t i = 0; i < other.planes.size(); ++i) EXPECT_EQ(chunks[2]->plane(i), other.planes[i]);
+    for (std::size_t i = 0; status.ok() && i < damaged.planes.size(); ++i)
+        EXPECT_EQ(chunks[1]->plane(i), damaged.planes[i]);
+}
+
+constexpr const char* kDamagedKlt[] = {"klt1-t33", "klt1-unequal-parts", "klt2-latent", "klt3-t1",
+                                       "klt3-tail"};
+
+TEST(DeviceDamage, GivesTheCpusVerdictOnFlippedBitsOfKlt) {
+    std::mt19937 random(3);
+    for (const char* name : kDamagedKlt) {
+        for (int round = 0; round < 3; ++round) {
+            SCOPED_TRACE(name);
+            expect_klt_like_cpu(name, [&](std::span<std::uint8_t> payload) {
+                std::uint8_t& byte = payload[random() % payload.size()];
+                byte = static_cast<std::uint8_t>(byte ^ 1u << random() % 8);
+            });
+        }
+    }
+}
+
+TEST(DeviceDamage, GivesTheCpusVerdictOnNoiseInKlt) {
+    std::mt19937 random(4);
+    for (const char* name : kDamagedKlt) {
+        for (const int ones : {0, 255, -1}) {
+            SCOPED_TRACE(name);
+            expect_klt_like_cpu(name, [&](std::span<std::uint8_t> payload) {
+                for (auto& b : payload)
+                    b = static_cast<std::uint8_t>(ones < 0 ? static_cast<int>(random() % 256) : ones);
+            });
+        }
+    }
+}
+
+TEST(DeviceDamage, TakesKltChunksAsTheyAre) {
+    for (const char* name : kDamagedKlt) expect_klt_like_cpu(name, [](std::span<std::uint8_t>) {});
+}
+
 // ---- what a plan refuses
 
 class DevicePlan : public testing::Test {
@@ -290,6 +387,22 @@ TEST_F(DevicePlan, RefusesPagesOfNoTokens) {
     const std::int32_t page = 0;
     targets_[0].pages = &page;
     EXPECT_EQ(code(), ErrorCode::kBadArgument);
+}
+
+TEST(DevicePlanOfKlt, NeedsItsCalibrationOnBothSides) {
+    const Case c = case_of("klt1-t33"), other = case_of("klt2-latent");
+    const auto object = copies(c.name)[0];
+    const DeviceChunk chunk(object, {.calibration = c.options.calibration});
+    device::ChunkSource source = chunk.source();
+    const auto code = [&] { return device::DecodePlan::make({&source, 1}).status().code(); };
+    EXPECT_EQ(code(), ErrorCode::kOk);
+    source.calibration_bytes = nullptr;
+    EXPECT_EQ(code(), ErrorCode::kBadArgument);
+    source.calibration = nullptr;
+    EXPECT_EQ(code(), ErrorCode::kMissingCalibration);
+    const device::CalibrationImage wrong(other.options.calibration);
+    source.calibration = &wrong;
+    EXPECT_EQ(code(), ErrorCode::kWrongCalibration);
 }
 
 }  // namespace

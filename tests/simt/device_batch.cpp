@@ -26,6 +26,13 @@ DeviceChunk::DeviceChunk(std::span<const std::uint8_t> object, const DeviceOptio
     header_ = std::move(read.value());
     const auto bytes = object.subspan(header_.header_bytes, header_.payload_bytes());
     payload_ = std::make_unique<simt::Guarded<std::uint8_t>>(bytes);
+    if (options.calibration != nullptr) {
+        calibration_ = std::make_unique<device::CalibrationImage>(options.calibration);
+        const auto image = calibration_->bytes();
+        calibration_bytes_ =
+            std::make_unique<simt::Guarded<std::byte>>(round_up(image.size(), device::kAlignment));
+        std::memcpy(calibration_bytes_->data(), image.data(), image.size());
+    }
     const std::size_t unit = kernels::dtype_bytes(options.dtype.value_or(header_.layout.dtype));
     std::mt19937 random(7);
     for (std::size_t i = 0; i < header_.layout.layers * header_.layout.planes.size(); ++i) {
@@ -64,7 +71,9 @@ device::ChunkSource DeviceChunk::source() const {
             .payload_bytes = payload_->size(),
             .planes = targets_,
             .dtype = options_.dtype,
-            .base_position = header_.base_position + options_.move};
+            .base_position = header_.base_position + options_.move,
+            .calibration = calibration_.get(),
+            .calibration_bytes = calibration_bytes_ == nullptr ? nullptr : calibration_bytes_->data()};
 }
 
 std::size_t DeviceChunk::offset(const Plane& p, std::size_t token, std::size_t head) const {

@@ -22,6 +22,7 @@ struct DeviceOptions {
     std::optional<Dtype> dtype = std::nullopt;
     std::uint64_t move = 0;  // added to the base position
     Rows rows = Rows::kContiguous;
+    std::shared_ptr<const Calibration> calibration = nullptr;
 };
 
 // One object on its way through the emulated device.
@@ -52,6 +53,8 @@ class DeviceChunk {
 
     ChunkHeader header_;
     DeviceOptions options_;
+    std::unique_ptr<device::CalibrationImage> calibration_;
+    std::unique_ptr<simt::Guarded<std::byte>> calibration_bytes_;
     std::unique_ptr<simt::Guarded<std::uint8_t>> payload_;
     std::vector<Plane> planes_;
     std::vector<device::PlaneTarget> targets_;

@@ -1,0 +1,59 @@
+#include "codec/device/calibration_image.h"
+
+#include <cstring>
+
+namespace kvcast::device {
+
+template <typename T>
+std::size_t CalibrationImage::append(std::span<const T> items) {
+    const std::size_t offset = (bytes_.size() + 15) / 16 * 16;
+    bytes_.resize(offset + items.size_bytes());
+    if (!items.empty()) std::memcpy(bytes_.data() + offset, items.data(), items.size_bytes());
+    return offset;
+}
+
+CalibrationImage::Matrix CalibrationImage::append(const ShiftedMatrix& m) {
+    std::vector<std::int16_t> by_input(m.entries.size());
+    for (std::size_t o = 0; o < m.outputs; ++o) {
+        for (std::size_t i = 0; i < m.inputs; ++i) by_input[i * m.outputs + o] = m.entries[o * m.inputs + i];
+    }
+    return {append<std::int16_t>(by_input), append<std::uint8_t>(m.shifts)};
+}
+
+CalibrationImage::CalibrationImage(std::shared_ptr<const Calibration> calibration)
+    : calibration_(std::move(calibration)) {
+    const CalibrationData& data = calibration_->data();
+    for (const std::size_t parts : data.parts) {
+        first_unit_.push_back(units_per_layer_);
+        units_per_layer_ += parts;
+    }
+    for (std::size_t layer = 0; layer < data.layout.layers; ++layer) {
+        for (std::size_t plane = 0; plane < data.parts.size(); ++plane) {
+            std::vector<std::int8_t> classes;
+            for (std::size_t part = 0; part < data.parts[plane]; ++part) {
+                const CalibrationUnit& unit = calibration_->unit(layer, plane, part);
+                Unit& u = units_.emplace_back();
+                u.bias = append<std::int32_t>(unit.bias);
+                u.transform = append(unit.transform);
+                for (const PredictionTerm& term : unit.terms) u.terms.push_back(append(term.matrix));
+                classes.insert(classes.end(), unit.classes.begin(), unit.classes.end());
+            }
+            classes_.push_back(append<std::int8_t>(classes));
+        }
+    }
+    std::vector<std::uint16_t> multipliers;
+    for (const CalibrationLevel& level : data.levels)
+        multipliers.push_back(static_cast<std::uint16_t>(level.multiplier));
+    multipliers_ = append<std::uint16_t>(multipliers);
+}
+
+const CalibrationImage::Unit& CalibrationImage::unit(std::size_t layer, std::size_t plane,
+                                                     std::size_t part) const {
+    return units_[layer * units_per_layer_ + first_unit_[plane] + part];
+}
+
+std::size_t CalibrationImage::classes(std::size_t layer, std::size_t plane) const {
+    return classes_[layer * first_unit_.size() + plane];
+}
+
+}  // namespace kvcast::device
