@@ -57,14 +57,13 @@ void expect_sound(const BatchResult& result, const Chunks& chunks) {
 
 class DeviceGolden : public testing::TestWithParam<Case> {
   protected:
-    void TearDown() override { simt::set_schedule(simt::Schedule::kForwards); }
+    void TearDown() override { set_order(0); }
 };
 
 TEST_P(DeviceGolden, DecodesToTheCommittedValues) {
     const auto file = load(GetParam().name + ".kvc");
-    for (const auto schedule :
-         {simt::Schedule::kForwards, simt::Schedule::kBackwards, simt::Schedule::kShuffled}) {
-        simt::set_schedule(schedule);
+    for (std::size_t order = 0; order < orders(); ++order) {
+        set_order(order);
         const Chunks chunks = chunks_of(file, {.calibration = GetParam().options.calibration});
         expect_sound(decode_on_device(chunks), chunks);
         EXPECT_EQ(joined(chunks), load(GetParam().name + ".raw"));

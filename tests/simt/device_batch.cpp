@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <random>
 
 namespace kvcast::test {
@@ -11,10 +12,13 @@ namespace {
 
 constexpr std::size_t kPageTokens = 8;
 constexpr std::size_t kSlot = 5;  // of the chunk's first token in its first page
-constexpr std::uint8_t kUnwritten = 0xa5;
+constexpr std::byte kUnwritten{0xa5};
 
-std::size_t round_up(std::size_t n, std::size_t unit) {
-    return (n + unit - 1) / unit * unit;
+// An image at the end of memory that begins where the device API wants it.
+DeviceBytes aligned(std::span<const std::byte> image) {
+    std::vector<std::byte> padded(image.begin(), image.end());
+    padded.resize((image.size() + device::kAlignment - 1) / device::kAlignment * device::kAlignment);
+    return DeviceBytes(padded);
 }
 
 }  // namespace
@@ -24,45 +28,43 @@ DeviceChunk::DeviceChunk(std::span<const std::uint8_t> object, const DeviceOptio
     auto read = read_header(object);
     EXPECT_TRUE(read.ok()) << read.status().message();
     header_ = std::move(read.value());
-    const auto bytes = object.subspan(header_.header_bytes, header_.payload_bytes());
-    payload_ = std::make_unique<simt::Guarded<std::uint8_t>>(bytes);
+    payload_ = to_device(object.subspan(header_.header_bytes, header_.payload_bytes()));
     if (options.calibration != nullptr) {
         calibration_ = std::make_unique<device::CalibrationImage>(options.calibration);
-        const auto image = calibration_->bytes();
-        calibration_bytes_ =
-            std::make_unique<simt::Guarded<std::byte>>(round_up(image.size(), device::kAlignment));
-        std::memcpy(calibration_bytes_->data(), image.data(), image.size());
+        calibration_bytes_ = aligned(calibration_->bytes());
     }
     const std::size_t unit = kernels::dtype_bytes(options.dtype.value_or(header_.layout.dtype));
-    std::mt19937 random(7);
     for (std::size_t i = 0; i < header_.layout.layers * header_.layout.planes.size(); ++i) {
-        const PlaneShape& shape = header_.layout.planes[i % header_.layout.planes.size()];
-        const std::size_t width = shape.width() * unit;
-        Plane p;
-        p.heads = shape.heads;
-        p.head_bytes = shape.head_dim * unit;
-        if (options.rows == Rows::kContiguous) {
-            p.memory = std::make_unique<simt::Guarded<std::uint8_t>>(header_.tokens * width);
-            p.target = {.rows = p.memory->data(), .row_bytes = width};
-        } else {
-            const std::size_t pages = (kSlot + header_.tokens + kPageTokens - 1) / kPageTokens;
-            std::vector<std::int32_t> order(pages);
-            for (std::size_t n = 0; n < pages; ++n) order[n] = static_cast<std::int32_t>(n);
-            std::shuffle(order.begin(), order.end(), random);
-            p.pages = std::make_unique<simt::Guarded<std::int32_t>>(order);
-            p.memory = std::make_unique<simt::Guarded<std::uint8_t>>(pages * kPageTokens * width);
-            const bool outside = options.rows == Rows::kPagedHeadsOutside;
-            p.target = {.rows = p.memory->data(),
-                        .row_bytes = outside ? p.head_bytes : width,
-                        .head_bytes = outside ? p.head_bytes * kPageTokens : 0,
-                        .pages = p.pages->data(),
-                        .page_tokens = kPageTokens,
-                        .page_bytes = kPageTokens * width,
-                        .slot = kSlot};
-        }
-        targets_.push_back(p.target);
-        planes_.push_back(std::move(p));
+        planes_.push_back(make_plane(i, unit));
+        targets_.push_back(planes_.back().target);
     }
+}
+
+DeviceChunk::Plane DeviceChunk::make_plane(std::size_t index, std::size_t unit) const {
+    const PlaneShape& shape = header_.layout.planes[index % header_.layout.planes.size()];
+    const std::size_t width = shape.width() * unit;
+    Plane p;
+    p.heads = shape.heads;
+    p.head_bytes = shape.head_dim * unit;
+    if (options_.rows == Rows::kContiguous) {
+        p.memory.emplace(header_.tokens * width);
+        p.target = {.rows = p.memory->data(), .row_bytes = width};
+        return p;
+    }
+    p.page_list.resize((kSlot + header_.tokens + kPageTokens - 1) / kPageTokens);
+    std::iota(p.page_list.begin(), p.page_list.end(), 0);
+    std::shuffle(p.page_list.begin(), p.page_list.end(), std::mt19937(static_cast<unsigned>(index)));
+    p.pages = to_device<std::int32_t>(p.page_list);
+    p.memory.emplace(p.page_list.size() * kPageTokens * width);
+    const bool outside = options_.rows == Rows::kPagedHeadsOutside;
+    p.target = {.rows = p.memory->data(),
+                .row_bytes = outside ? p.head_bytes : width,
+                .head_bytes = outside ? p.head_bytes * kPageTokens : 0,
+                .pages = reinterpret_cast<const std::int32_t*>(p.pages->data()),
+                .page_tokens = kPageTokens,
+                .page_bytes = kPageTokens * width,
+                .slot = kSlot};
+    return p;
 }
 
 device::ChunkSource DeviceChunk::source() const {
@@ -73,7 +75,7 @@ device::ChunkSource DeviceChunk::source() const {
             .dtype = options_.dtype,
             .base_position = header_.base_position + options_.move,
             .calibration = calibration_.get(),
-            .calibration_bytes = calibration_bytes_ == nullptr ? nullptr : calibration_bytes_->data()};
+            .calibration_bytes = calibration_bytes_ ? calibration_bytes_->data() : nullptr};
 }
 
 std::size_t DeviceChunk::offset(const Plane& p, std::size_t token, std::size_t head) const {
@@ -81,16 +83,17 @@ std::size_t DeviceChunk::offset(const Plane& p, std::size_t token, std::size_t h
     const std::size_t head_bytes = t.head_bytes != 0 ? t.head_bytes : p.head_bytes;
     if (t.pages == nullptr) return token * t.row_bytes + head * head_bytes;
     const std::size_t s = t.slot + token;
-    return static_cast<std::size_t>(t.pages[s / t.page_tokens]) * t.page_bytes +
+    return static_cast<std::size_t>(p.page_list[s / t.page_tokens]) * t.page_bytes +
            s % t.page_tokens * t.row_bytes + head * head_bytes;
 }
 
 std::vector<std::uint8_t> DeviceChunk::plane(std::size_t index) const {
     const Plane& p = planes_[index];
+    const std::vector<std::byte> memory = p.memory->read();
     std::vector<std::uint8_t> out;
     for (std::size_t t = 0; t < header_.tokens; ++t) {
         for (std::size_t h = 0; h < p.heads; ++h) {
-            const std::uint8_t* at = p.memory->data() + offset(p, t, h);
+            const auto* at = reinterpret_cast<const std::uint8_t*>(memory.data() + offset(p, t, h));
             out.insert(out.end(), at, at + p.head_bytes);
         }
     }
@@ -100,14 +103,14 @@ std::vector<std::uint8_t> DeviceChunk::plane(std::size_t index) const {
 bool DeviceChunk::intact() const {
     bool intact = payload_->intact();
     for (const Plane& p : planes_) {
-        std::vector<bool> ours(p.memory->size());
+        const std::vector<std::byte> memory = p.memory->read();
+        std::vector<bool> ours(memory.size());
         for (std::size_t t = 0; t < header_.tokens; ++t) {
             for (std::size_t h = 0; h < p.heads; ++h)
                 std::fill_n(ours.begin() + static_cast<std::ptrdiff_t>(offset(p, t, h)), p.head_bytes, true);
         }
-        for (std::size_t i = 0; i < ours.size(); ++i)
-            intact = intact && (ours[i] || (*p.memory)[i] == kUnwritten);
-        intact = intact && p.memory->intact() && (p.pages == nullptr || p.pages->intact());
+        for (std::size_t i = 0; i < ours.size(); ++i) intact = intact && (ours[i] || memory[i] == kUnwritten);
+        intact = intact && p.memory->intact() && (!p.pages || p.pages->intact());
     }
     return intact;
 }
@@ -119,18 +122,18 @@ BatchResult decode_on_device(std::span<const std::unique_ptr<DeviceChunk>> chunk
     EXPECT_TRUE(made.ok()) << made.status().message();
     if (!made.ok()) return {};
     const device::DecodePlan& plan = made.value();
-    const simt::Guarded<std::byte> image(round_up(plan.image().size(), device::kAlignment));
-    std::memcpy(image.data(), plan.image().data(), plan.image().size());
-    const simt::Guarded<std::byte> workspace(plan.workspace_bytes());
-    const simt::Guarded<std::uint32_t> status(plan.blocks());
-    BatchResult result;
-    const cudaError_t error =
-        device::decode_batch(plan, image.data(), workspace.data(), status.data(), nullptr);
-    result.failure = simt::take_failure();
+    const DeviceBytes image = aligned(plan.image());
+    const DeviceBytes workspace(plan.workspace_bytes());
+    const DeviceBytes status(plan.blocks() * sizeof(std::uint32_t));
+    const cudaError_t error = device::decode_batch(plan, image.data(), workspace.data(),
+                                                   reinterpret_cast<std::uint32_t*>(status.data()), nullptr);
+    BatchResult result = {finish(), std::vector<std::uint32_t>(plan.blocks())};
     EXPECT_EQ(error == cudaSuccess, result.failure.empty());
     EXPECT_TRUE(image.intact() && workspace.intact() && status.intact());
-    EXPECT_EQ(std::memcmp(image.data(), plan.image().data(), plan.image().size()), 0);
-    result.status.assign(status.begin(), status.end());
+    const auto after = image.read();
+    EXPECT_TRUE(std::equal(plan.image().begin(), plan.image().end(), after.begin()));
+    const auto words = status.read();
+    if (!words.empty()) std::memcpy(result.status.data(), words.data(), words.size());
     return result;
 }
 

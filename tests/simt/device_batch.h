@@ -1,7 +1,5 @@
-// Chunk objects through decode_batch on the SIMT emulator, every buffer against a guard page.
+// Chunk objects through decode_batch, every buffer of its own and guarded.
 #pragma once
-
-#include <cuda_runtime.h>
 
 #include <memory>
 #include <optional>
@@ -11,7 +9,7 @@
 
 #include "codec/decoder.h"
 #include "codec/device.h"
-#include "tests/simt/simt.h"
+#include "tests/simt/device_memory.h"
 
 namespace kvcast::test {
 
@@ -25,14 +23,13 @@ struct DeviceOptions {
     std::shared_ptr<const Calibration> calibration = nullptr;
 };
 
-// One object on its way through the emulated device.
+// One object on its way through the device.
 class DeviceChunk {
   public:
     DeviceChunk(std::span<const std::uint8_t> object, const DeviceOptions& options);
 
     device::ChunkSource source() const;
     const ChunkHeader& header() const { return header_; }
-    std::uint8_t* payload() const { return payload_->data(); }
 
     // Plane [layer][plane] as contiguous rows.
     std::vector<std::uint8_t> plane(std::size_t index) const;
@@ -42,26 +39,28 @@ class DeviceChunk {
 
   private:
     struct Plane {
-        std::unique_ptr<simt::Guarded<std::uint8_t>> memory;
-        std::unique_ptr<simt::Guarded<std::int32_t>> pages;
+        std::optional<DeviceBytes> memory;
+        std::optional<DeviceBytes> pages;
+        std::vector<std::int32_t> page_list;
         device::PlaneTarget target;
         std::size_t heads = 0;
         std::size_t head_bytes = 0;
     };
 
+    Plane make_plane(std::size_t index, std::size_t unit) const;
     std::size_t offset(const Plane& p, std::size_t token, std::size_t head) const;
 
     ChunkHeader header_;
     DeviceOptions options_;
     std::unique_ptr<device::CalibrationImage> calibration_;
-    std::unique_ptr<simt::Guarded<std::byte>> calibration_bytes_;
-    std::unique_ptr<simt::Guarded<std::uint8_t>> payload_;
+    std::optional<DeviceBytes> calibration_bytes_;
+    std::optional<DeviceBytes> payload_;
     std::vector<Plane> planes_;
     std::vector<device::PlaneTarget> targets_;
 };
 
 struct BatchResult {
-    std::string failure;  // of the emulator
+    std::string failure;
     std::vector<std::uint32_t> status;
 };
 
