@@ -268,7 +268,7 @@ class Batch {
     ChunkHeader header_;
     std::vector<DeviceBuffer> payloads_;
     std::vector<DeviceBuffer> outputs_;
-    std::vector<std::vector<device::PlaneTarget>> targets_;
+    std::vector<std::vector<device::DevicePlane>> targets_;
     device::DecodePlan plan_;
     std::vector<DeviceBuffer> image_, workspace_, status_;  // one each
 };

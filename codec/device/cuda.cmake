@@ -34,7 +34,8 @@ add_library(kvcast_cuda STATIC
     codec/device/calibration_image.cpp
     codec/device/decode_batch.cu
     codec/device/decode_plan.cpp
-    codec/device/plan_builder.cpp)
+    codec/device/plan_builder.cpp
+    codec/device/plane.cpp)
 add_library(kvcast::cuda ALIAS kvcast_cuda)
 target_compile_options(kvcast_cuda PRIVATE
     "$<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr;-fmad=false;-Werror=all-warnings;-Xcompiler=-Wall,-Wextra,-Werror>"

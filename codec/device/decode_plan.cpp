@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <limits>
 
 #include "codec/device/calibration_image.h"
 #include "codec/device/plan_builder.h"
@@ -13,25 +12,6 @@ namespace kvcast::device {
 namespace {
 
 namespace cuda = kernels::cuda;
-
-bool is_multiple(std::uintptr_t value, std::size_t unit) {
-    return value % unit == 0;
-}
-
-Status check_target(const PlaneTarget& t, Dtype dtype) {
-    const std::size_t unit = kernels::dtype_bytes(dtype);
-    const bool aligned = is_multiple(reinterpret_cast<std::uintptr_t>(t.rows), unit) &&
-                         is_multiple(t.row_bytes, unit) && is_multiple(t.head_bytes, unit) &&
-                         is_multiple(t.page_bytes, unit);
-    if (!aligned)
-        return {ErrorCode::kBadArgument,
-                fmt::format("rows or strides that are no multiples of {} bytes", unit)};
-    if (t.rows == nullptr) return {ErrorCode::kBadArgument, "a plane without rows"};
-    if (t.pages != nullptr && t.page_tokens == 0) return {ErrorCode::kBadArgument, "pages of no tokens"};
-    if (t.page_tokens > std::numeric_limits<std::uint32_t>::max() || t.slot > (std::size_t{1} << 31))
-        return {ErrorCode::kLimitExceeded, "a page or a slot beyond 2^31 tokens"};
-    return {};
-}
 
 Status check_source(const ChunkSource& c) {
     const ChunkHeader& h = *c.header;
@@ -47,7 +27,7 @@ Status check_source(const ChunkSource& c) {
         return {ErrorCode::kBadArgument, fmt::format("{} planes given, the chunk has {}", c.planes.size(),
                                                      h.layout.layers * h.layout.planes.size())};
     }
-    if (!is_multiple(reinterpret_cast<std::uintptr_t>(c.payload), 2))
+    if (reinterpret_cast<std::uintptr_t>(c.payload) % 2 != 0)
         return {ErrorCode::kBadArgument, "a payload at an odd address"};
     if (c.payload_bytes < h.payload_bytes()) {
         return {ErrorCode::kTruncated,
@@ -56,8 +36,8 @@ Status check_source(const ChunkSource& c) {
     if (c.base_position.value_or(h.base_position) != h.base_position &&
         h.layout.rope.pairing == RopePairing::kNone)
         return {ErrorCode::kBadArgument, "the chunk has no RoPE by which to move it to another position"};
-    for (const PlaneTarget& t : c.planes) {
-        if (Status s = check_target(t, c.dtype.value_or(h.layout.dtype)); !s.ok()) return s;
+    for (const DevicePlane& t : c.planes) {
+        if (Status s = check_plane(t, c.dtype.value_or(h.layout.dtype)); !s.ok()) return s;
     }
     return {};
 }

@@ -11,6 +11,7 @@
 #include <span>
 #include <vector>
 
+#include "codec/device/plane.h"
 #include "codec/format/chunk_header.h"
 #include "codec/format/error.h"
 #include "kernels/cuda/tasks.h"
@@ -19,24 +20,6 @@ namespace kvcast::device {
 
 class CalibrationImage;
 
-// Device buffers that plans ask for start at multiples of this.
-inline constexpr std::size_t kAlignment = 256;
-
-// Where one plane of one layer goes, in device memory. Contiguous: row t of the chunk at rows + t *
-// row_bytes. Paged, where `pages` is set, as vLLM keeps it: with s = slot + t, row t is in page pages[s /
-// page_tokens], page p at rows + p * page_bytes, at row s % page_tokens of it. Addresses and strides are
-// multiples of the output type's size. The block table is read when the batch runs; its entries are the
-// caller's to vouch for.
-struct PlaneTarget {
-    void* rows = nullptr;
-    std::size_t row_bytes = 0;
-    std::size_t head_bytes = 0;  // from head to head; 0: side by side
-    const std::int32_t* pages = nullptr;
-    std::size_t page_tokens = 0;
-    std::size_t page_bytes = 0;
-    std::size_t slot = 0;
-};
-
 // One chunk object of a batch.
 struct ChunkSource {
     const ChunkHeader* header = nullptr;  // read only while the plan is made
@@ -44,7 +27,7 @@ struct ChunkSource {
     // caller's (ChunkDecoder::verify_layer, before the bytes are copied).
     const void* payload = nullptr;
     std::size_t payload_bytes = 0;
-    std::span<const PlaneTarget> planes;                        // [layer][plane]
+    std::span<const DevicePlane> planes;                        // [layer][plane]
     std::optional<Dtype> dtype = std::nullopt;                  // default: the layout's
     std::optional<std::uint64_t> base_position = std::nullopt;  // default: the chunk's; re-bases K by RoPE
     // klt: the chunk's calibration (used while the plan is made), and its bytes() on the device.

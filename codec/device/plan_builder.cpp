@@ -91,7 +91,7 @@ void PlanBuilder::store(cuda::StoreTask task) {
 // What all stores of a plane have in common.
 cuda::StoreTask PlanBuilder::store_of(const ChunkSource& c, std::size_t layer, std::size_t plane) const {
     const Layout& layout = c.header->layout;
-    const PlaneTarget& t = c.planes[layer * layout.planes.size() + plane];
+    const DevicePlane& t = c.planes[layer * layout.planes.size() + plane];
     const PlaneShape& shape = layout.planes[plane];
     const Dtype dtype = c.dtype.value_or(layout.dtype);
     cuda::StoreTask task = {};
@@ -100,13 +100,7 @@ cuda::StoreTask PlanBuilder::store_of(const ChunkSource& c, std::size_t layer, s
     task.rotation = cuda::kNone;
     task.from = layout.dtype;
     task.to = dtype;
-    task.out = {.rows = static_cast<std::uint8_t*>(t.rows),
-                .pages = t.pages,
-                .row_bytes = t.row_bytes,
-                .head_bytes = t.head_bytes != 0 ? t.head_bytes : shape.head_dim * kernels::dtype_bytes(dtype),
-                .page_bytes = t.page_bytes,
-                .page_tokens = u32(t.page_tokens),
-                .slot = u32(t.slot)};
+    task.out = rows_at(t, shape.head_dim, dtype);
     return task;
 }
 

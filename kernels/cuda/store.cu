@@ -5,6 +5,7 @@
 // that a warp's writes are 32 neighbouring channels of a token.
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/platform.cuh"
+#include "kernels/cuda/rows.cuh"
 
 namespace kvcast::kernels::cuda {
 namespace {
@@ -18,23 +19,6 @@ __global__ void fill_rotations(Memory memory, const RotationTask* tasks) {
     auto* table = reinterpret_cast<SinCos*>(memory.workspace + task.table);
     for (std::uint32_t i = threadIdx.x; i < task.pairs * task.columns; i += blockDim.x)
         table[i] = sin_cos((task.first + i % task.columns) * frequencies[i / task.columns]);
-}
-
-// The channels of a slot: pairs first, then the channels that are not turned.
-struct Slot {
-    std::uint32_t first;
-    std::uint32_t second;  // of a pair
-    bool pair;
-};
-
-__device__ Slot slot_of(std::uint32_t index, const RotationTask* r) {
-    if (r == nullptr) return {index, 0, false};
-    if (index < r->pairs) {
-        const std::uint32_t first = r->first_channel + index * r->pair_step;
-        return {first, first + r->partner, true};
-    }
-    const std::uint32_t single = index - r->pairs;
-    return {single < r->first_channel ? single : single + 2 * r->pairs, 0, false};
 }
 
 // One tile's place in its task.
@@ -97,13 +81,6 @@ class Loader {
     const std::byte* source_;
     const SinCos* angles_;
 };
-
-__device__ std::uint8_t* row_of(const RowsOut& out, std::uint32_t token) {
-    if (out.pages == nullptr) return out.rows + token * out.row_bytes;
-    const std::uint32_t s = out.slot + token;
-    return out.rows + static_cast<std::uint64_t>(out.pages[s / out.page_tokens]) * out.page_bytes +
-           s % out.page_tokens * out.row_bytes;
-}
 
 __global__ void store_tiles_of(Memory memory, const StoreTask* tasks, std::uint32_t count,
                                const RotationTask* rotations) {

@@ -59,10 +59,10 @@ struct RotationTask {
     std::uint32_t partner;
 };
 
-// Where a plane's rows go: token t of the chunk is at
+// Where a plane's rows lie: token t of the chunk is at
 //     rows + pages[s / page_tokens] * page_bytes + s % page_tokens * row_bytes,  s = slot + t,
 // and its head h head_bytes * h further. Without pages, at rows + t * row_bytes.
-struct RowsOut {
+struct RowsAt {
     std::uint8_t* rows;         // device; aligned to the output type, as all strides are
     const std::int32_t* pages;  // device
     std::uint64_t row_bytes;
@@ -92,7 +92,7 @@ struct StoreTask {
     bool exact;  // stored bits of type `from`, not states
     Dtype from;
     Dtype to;
-    RowsOut out;
+    RowsAt out;
 };
 
 // A tile of a StoreTask: one head, kStoreTokens tokens, kStoreSlots slots. A slot is a pair of channels that

@@ -347,7 +347,7 @@ class DevicePlan : public testing::Test {
     std::vector<std::vector<std::uint8_t>> objects_;
     DeviceChunk chunk_;
     device::ChunkSource source_;
-    std::vector<device::PlaneTarget> targets_;
+    std::vector<device::DevicePlane> targets_;
 };
 
 TEST_F(DevicePlan, TakesASoundChunk) {

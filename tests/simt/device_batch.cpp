@@ -79,7 +79,7 @@ device::ChunkSource DeviceChunk::source() const {
 }
 
 std::size_t DeviceChunk::offset(const Plane& p, std::size_t token, std::size_t head) const {
-    const device::PlaneTarget& t = p.target;
+    const device::DevicePlane& t = p.target;
     const std::size_t head_bytes = t.head_bytes != 0 ? t.head_bytes : p.head_bytes;
     if (t.pages == nullptr) return token * t.row_bytes + head * head_bytes;
     const std::size_t s = t.slot + token;

@@ -42,7 +42,7 @@ class DeviceChunk {
         std::optional<DeviceBytes> memory;
         std::optional<DeviceBytes> pages;
         std::vector<std::int32_t> page_list;
-        device::PlaneTarget target;
+        device::DevicePlane target;
         std::size_t heads = 0;
         std::size_t head_bytes = 0;
     };
@@ -56,7 +56,7 @@ class DeviceChunk {
     std::optional<DeviceBytes> calibration_bytes_;
     std::optional<DeviceBytes> payload_;
     std::vector<Plane> planes_;
-    std::vector<device::PlaneTarget> targets_;
+    std::vector<device::DevicePlane> targets_;
 };
 
 struct BatchResult {
