@@ -1,4 +1,4 @@
-// Decoding on a CUDA device, many chunks at a time, on the caller's stream.
+// Decoding and encoding on a CUDA device, many chunks at a time, on the caller's stream.
 //
 //     auto plan = DecodePlan::make(chunks);            // host: headers and block indices
 //     cudaMemcpyAsync(image, plan.image()...);         // once per plan
@@ -7,6 +7,10 @@
 //
 // The output is bit-identical to the CPU decoder's (codec/decoder.h): integers decide, and both use
 // kernels/math.h. One rANS block is one warp, so that a batch wants some thousand blocks in flight.
+//
+// Encoding goes the same way: EncodePlan::make, encode_batch, then the report and the payloads are copied
+// back, and plan.object(chunk, report, payload) is the chunk object, byte for byte what the CPU's
+// ChunkEncoder writes.
 //
 // Nothing here allocates device memory, waits for the device, or keeps state; calls may come from any thread.
 // All launches of a plan have fixed shapes, so that decode_batch can be captured into a CUDA graph and
@@ -20,6 +24,7 @@
 
 #include "codec/device/calibration_image.h"
 #include "codec/device/decode_plan.h"
+#include "codec/device/encode_plan.h"
 
 namespace kvcast::device {
 
@@ -31,6 +36,13 @@ namespace kvcast::device {
 // layers that DecodePlan::blocks names), rows of all others are right. Returns what the launches
 // returned; faults of the device itself come with the stream, as with any kernel.
 cudaError_t decode_batch(const DecodePlan& plan, const void* image, void* workspace, std::uint32_t* status,
+                         cudaStream_t stream);
+
+// Encodes every chunk of the plan into its payload. `image` is a copy of plan.image(), `workspace`
+// plan.workspace_bytes() bytes, `report` plan.report_bytes() bytes that plan.object() reads. Planes are read
+// only. Blocks that a payload's capacity does not reach are left out; the report says how many bytes there
+// would have been.
+cudaError_t encode_batch(const EncodePlan& plan, const void* image, void* workspace, void* report,
                          cudaStream_t stream);
 
 }  // namespace kvcast::device

@@ -15,10 +15,6 @@ constexpr std::int32_t kSymbolLimit = 30000;
 
 using kernels::unit_of;
 
-unsigned least_guard_bits(const DeltaParams& delta) {
-    return delta.predictor == Predictor::kAnchor ? std::max(3u, delta.anchor_shift) : 3u;
-}
-
 // How the tokens of a body are split: anchors first, then the rest, each in order of time.
 class Anchors {
   public:
@@ -118,6 +114,10 @@ unsigned as_class(std::int16_t spread_class) {
 }
 
 }  // namespace
+
+unsigned least_guard_bits(const DeltaParams& delta) {
+    return delta.predictor == Predictor::kAnchor ? std::max(3u, delta.anchor_shift) : 3u;
+}
 
 PlaneParams choose_params(double step, float max_magnitude, const DeltaParams& delta) {
     const kernels::PlaneScale chosen = kernels::choose_scale(step, max_magnitude, least_guard_bits(delta));

@@ -28,12 +28,16 @@ message(STATUS "CUDA: kvcast::cuda for ${CMAKE_CUDA_ARCHITECTURES}")
 
 # Contraction is off for the same reason as on the host: encoders must agree.
 add_library(kvcast_cuda STATIC
+    kernels/cuda/analyse.cu
     kernels/cuda/decode.cu
+    kernels/cuda/encode.cu
     kernels/cuda/klt.cu
     kernels/cuda/store.cu
     codec/device/calibration_image.cpp
     codec/device/decode_batch.cu
     codec/device/decode_plan.cpp
+    codec/device/encode_batch.cu
+    codec/device/encode_plan.cpp
     codec/device/plan_builder.cpp
     codec/device/plane.cpp)
 add_library(kvcast::cuda ALIAS kvcast_cuda)

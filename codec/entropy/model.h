@@ -28,6 +28,9 @@ const kernels::EncodeTable& encode_table(std::size_t table);
 std::uint32_t symbol_cost(std::size_t table, unsigned symbol);
 std::uint64_t value_cost(unsigned spread_class, std::int32_t value);
 
+// Largest mean |q| * 256 for which class 1, 2, ... is the cheapest; the last class above them.
+std::span<const std::uint32_t> class_thresholds();
+
 // The class for `count` values whose magnitudes sum to `sum_of_magnitudes`; 0 where the sum is.
 unsigned class_for(std::uint64_t sum_of_magnitudes, std::size_t count);
 
