@@ -2,7 +2,6 @@
 
 #include <signal.h>
 #include <sys/mman.h>
-#include <ucontext.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,6 +13,8 @@
 #include <random>
 #include <utility>
 #include <vector>
+
+#include "tests/simt/context.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #define SIMT_ASAN 1
@@ -92,7 +93,7 @@ bool is_block_wide(Primitive p) {
 enum class Mode : std::uint8_t { kReady, kWaiting, kReturned };
 
 struct Fibre {
-    ucontext_t context = {};
+    Context context;
     Stack stack;
     void* asan_stack = nullptr;
     Mode mode = Mode::kReady;
@@ -119,7 +120,7 @@ struct Machine {
     std::vector<std::unique_ptr<Fibre>> fibres;
     unsigned threads = 0;
     unsigned current = 0;
-    ucontext_t home = {};
+    Context home;
     void* asan_home = nullptr;
     const void* home_bottom = nullptr;
     std::size_t home_bytes = 0;
@@ -150,7 +151,7 @@ void to_fibre(Machine& m, unsigned index) {
 #ifdef SIMT_ASAN
     __sanitizer_start_switch_fiber(&m.asan_home, f.stack.bottom(), kStackBytes);
 #endif
-    swapcontext(&m.home, &f.context);
+    Context::swap(m.home, f.context);
 #ifdef SIMT_ASAN
     __sanitizer_finish_switch_fiber(m.asan_home, nullptr, nullptr);
 #endif
@@ -161,7 +162,7 @@ void to_home(Machine& m, bool for_good) {
 #ifdef SIMT_ASAN
     __sanitizer_start_switch_fiber(for_good ? nullptr : &f.asan_stack, m.home_bottom, m.home_bytes);
 #endif
-    swapcontext(&f.context, &m.home);
+    Context::swap(f.context, m.home);
 #ifdef SIMT_ASAN
     __sanitizer_finish_switch_fiber(f.asan_stack, nullptr, nullptr);
 #else
@@ -185,11 +186,7 @@ void start_fibre(Fibre& f) {
 #ifdef SIMT_ASAN
     __asan_unpoison_memory_region(f.stack.bottom(), kStackBytes);  // of a thread that a failure cut off
 #endif
-    getcontext(&f.context);
-    f.context.uc_stack.ss_sp = f.stack.bottom();
-    f.context.uc_stack.ss_size = kStackBytes;
-    f.context.uc_link = nullptr;
-    makecontext(&f.context, fibre_main, 0);
+    f.context.start(f.stack.bottom(), kStackBytes, fibre_main);
 }
 
 // ---- failures
