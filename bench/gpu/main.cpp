@@ -1,7 +1,7 @@
-// bench_device: decode speed on a GPU, per profile, level and batch size, beside the device's own memcpy.
-// Every row's output is compared with the CPU decoder's before it is timed. Speed counts bytes of output, as
-// bf16; what is timed is a captured CUDA graph of decode_batch, so that launches cost what they cost a server
-// that captures its steps.
+// bench_device: decode and encode speed on a GPU, per profile, level and batch size, beside the device's own
+// memcpy. Every row's output is compared with the CPU decoder's before it is timed. Speed counts bytes of
+// output, as bf16; what is timed is a captured CUDA graph of decode_batch or encode_batch, so that launches
+// cost what they cost a server that captures its steps.
 #include <cuda_runtime.h>
 #include <fmt/format.h>
 
@@ -261,7 +261,6 @@ class Batch {
         }
     }
 
-    std::size_t payload_bytes() const { return payloads_.size() * payloads_[0].size(); }
     std::size_t workspace_bytes() const { return plan_.workspace_bytes(); }
 
   private:
@@ -271,6 +270,65 @@ class Batch {
     std::vector<std::vector<device::DevicePlane>> targets_;
     device::DecodePlan plan_;
     std::vector<DeviceBuffer> image_, workspace_, status_;  // one each
+};
+
+// The same chunk `count` times, each from its own rows to its own payload.
+class EncodeBatch {
+  public:
+    EncodeBatch(const Source& source, const EncodeOptions& options, std::size_t count) {
+        const ChunkInput input = {&source.layout,       source.model, "", source.ids, 0,
+                                  source.base_position, {},           {}, 0};
+        const auto capacity = device::EncodePlan::greatest_payload(input, options);
+        if (!capacity.ok()) throw Error(capacity.status().message());
+        std::vector<device::ChunkToEncode> chunks;
+        for (std::size_t i = 0; i < count; ++i) {
+            auto& planes = planes_.emplace_back();
+            for (std::size_t p = 0; p < source.planes.size(); ++p) {
+                const std::size_t width = source.layout.planes[p % source.layout.planes.size()].width() * 2;
+                std::vector<std::byte> rows(source.ids.size() * width);
+                for (std::size_t t = 0; t < source.ids.size(); ++t) {
+                    const auto* row =
+                        static_cast<const std::byte*>(source.planes[p].rows) + t * source.planes[p].row_bytes;
+                    std::copy_n(row, width, rows.data() + t * width);
+                }
+                memory_.emplace_back(rows);
+                planes.push_back({.rows = memory_.back().data(), .row_bytes = width});
+            }
+            payloads_.emplace_back(capacity.value());
+        }
+        for (std::size_t i = 0; i < count; ++i)
+            chunks.push_back({input, planes_[i], payloads_[i].data(), payloads_[i].size()});
+        auto made = device::EncodePlan::make(chunks, options);
+        if (!made.ok()) throw Error(made.status().message());
+        plan_ = std::move(made.value());
+        image_.emplace_back(plan_.image());
+        workspace_.emplace_back(plan_.workspace_bytes());
+        report_.emplace_back(plan_.report_bytes());
+    }
+
+    void encode(const Stream& stream) const {
+        check(device::encode_batch(plan_, image_[0].data(), workspace_[0].data(), report_[0].data(),
+                                   stream.get()));
+    }
+
+    void verify(const std::vector<std::uint8_t>& expected) const {
+        const auto report = report_[0].read();
+        for (std::size_t i = 0; i < payloads_.size(); ++i) {
+            const auto payload = payloads_[i].read();
+            const auto object = plan_.object(
+                i, report, {reinterpret_cast<const std::uint8_t*>(payload.data()), payload.size()});
+            if (!object.ok()) throw Error(object.status().message());
+            if (object.value() != expected) throw Error("the device writes other bytes than the CPU");
+        }
+    }
+
+    std::size_t workspace_bytes() const { return plan_.workspace_bytes(); }
+
+  private:
+    std::vector<DeviceBuffer> memory_, payloads_;
+    std::vector<std::vector<device::DevicePlane>> planes_;
+    device::EncodePlan plan_;
+    std::vector<DeviceBuffer> image_, workspace_, report_;  // one each
 };
 
 // ---- rows
@@ -301,7 +359,41 @@ std::vector<Coding> codings(const std::shared_ptr<const Calibration>& calibratio
     return out;
 }
 
-nlohmann::json measure(const Source& source, const Coding& coding, const Stream& stream) {
+// What a row is about; times and bytes come with it.
+struct Row {
+    const Source& source;
+    const Coding& coding;
+    const char* operation;
+    std::size_t chunks;
+    std::size_t values;  // of all chunks
+    std::size_t object_bytes;
+    std::size_t workspace_bytes;
+};
+
+nlohmann::json report(const Row& row, Times t, const Stream& stream) {
+    const std::size_t bytes = row.values * 2;
+    const Times copy = time_memcpy(stream, bytes);
+    const double gbs = static_cast<double>(bytes) / 1e9 / t.median;
+    const double copy_gbs = static_cast<double>(bytes) / 1e9 / copy.median;
+    fmt::print(
+        "{:<14} {:<10} {} {:>5} chunks {:>12} bytes {:>10.1f} us {:>9.1f} GB/s, memcpy {:>9.1f} GB/s\n",
+        row.source.name, row.coding.name, row.operation, row.chunks, bytes, t.median * 1e6, gbs, copy_gbs);
+    return {{"source", row.source.name},
+            {"coding", row.coding.name},
+            {"operation", row.operation},
+            {"chunks", row.chunks},
+            {"values", row.values},
+            {"bf16_bytes", bytes},
+            {"object_bytes", row.object_bytes},
+            {"workspace_bytes", row.workspace_bytes},
+            {"seconds_median", t.median},
+            {"seconds_least", t.least},
+            {"gbs", gbs},
+            {"memcpy_gbs", copy_gbs},
+            {"verified", true}};
+}
+
+void measure(const Source& source, const Coding& coding, const Stream& stream, nlohmann::json& rows) {
     const auto object = encode(source, coding.options);
     const auto& calibration = coding.options.calibration;
     const auto expected = decode_on_cpu(object, calibration);
@@ -311,39 +403,31 @@ nlohmann::json measure(const Source& source, const Coding& coding, const Stream&
         images.emplace_back(calibration);
         image_bytes.emplace_back(images[0].bytes());
     }
-    nlohmann::json rows = nlohmann::json::array();
     const std::size_t values = expected.size() / 2;
-    for (std::size_t chunks = 1; chunks * values <= kMostValues || chunks == 1; chunks *= 2) {
+    for (std::size_t chunks = 1; chunks == 1 || chunks * values <= kMostValues; chunks *= 2) {
         const Batch batch(object, chunks, images.empty() ? nullptr : images.data(),
                           image_bytes.empty() ? nullptr : image_bytes[0].data());
         batch.decode(stream);
         stream.wait();
         batch.verify(expected);
-        const Graph graph(stream, [&] { batch.decode(stream); });
-        const Times t = time(stream, graph);
+        const Times t = time(stream, Graph(stream, [&] { batch.decode(stream); }));
         batch.verify(expected);
-        const std::size_t bytes = chunks * expected.size();
-        const Times copy = time_memcpy(stream, bytes);
-        const double gbs = static_cast<double>(bytes) / 1e9 / t.median;
-        const double copy_gbs = static_cast<double>(bytes) / 1e9 / copy.median;
-        rows.push_back({{"source", source.name},
-                        {"coding", coding.name},
-                        {"operation", "decode"},
-                        {"chunks", chunks},
-                        {"values", chunks * values},
-                        {"output_bytes", bytes},
-                        {"payload_bytes", batch.payload_bytes()},
-                        {"workspace_bytes", batch.workspace_bytes()},
-                        {"seconds_median", t.median},
-                        {"seconds_least", t.least},
-                        {"gbs", gbs},
-                        {"memcpy_gbs", copy_gbs},
-                        {"verified", true}});
-        fmt::print(
-            "{:<20} {:<10} {:>5} chunks {:>12} bytes {:>10.1f} us {:>9.1f} GB/s, memcpy {:>9.1f} GB/s\n",
-            source.name, coding.name, chunks, bytes, t.median * 1e6, gbs, copy_gbs);
+        rows.push_back(report({source, coding, "decode", chunks, chunks * values, chunks * object.size(),
+                               batch.workspace_bytes()},
+                              t, stream));
     }
-    return rows;
+    if (calibration != nullptr) return;  // klt is encoded on the host
+    for (std::size_t chunks = 1; chunks == 1 || chunks * values <= kMostValues; chunks *= 2) {
+        const EncodeBatch batch(source, coding.options, chunks);
+        batch.encode(stream);
+        stream.wait();
+        batch.verify(object);
+        const Times t = time(stream, Graph(stream, [&] { batch.encode(stream); }));
+        batch.verify(object);
+        rows.push_back(report({source, coding, "encode", chunks, chunks * values, chunks * object.size(),
+                               batch.workspace_bytes()},
+                              t, stream));
+    }
 }
 
 // ---- the device
@@ -374,12 +458,8 @@ void bench(const std::string& path, const std::string& calibration_path, const s
     const KvInput kv(std::make_unique<SafetensorsReader>(path));
     const auto calibration = load_calibration(calibration_path);
     const Source real = first_chunk(kv, "sample"), made = synthetic();
-    for (const Coding& c : codings(calibration)) {
-        for (auto& row : measure(real, c, stream)) out["rows"].push_back(std::move(row));
-    }
-    for (const Coding& c : codings(nullptr)) {
-        for (auto& row : measure(made, c, stream)) out["rows"].push_back(std::move(row));
-    }
+    for (const Coding& c : codings(calibration)) measure(real, c, stream, out["rows"]);
+    for (const Coding& c : codings(nullptr)) measure(made, c, stream, out["rows"]);
     if (output.empty()) return;
     std::ofstream file(output);
     file << out.dump(1) << '\n';
@@ -389,8 +469,9 @@ void bench(const std::string& path, const std::string& calibration_path, const s
 }  // namespace
 
 int main(int argc, char** argv) {
-    CLI::App app("Decode speed on a GPU, per profile, level and batch size; every row is verified.",
-                 "bench_device");
+    CLI::App app(
+        "Decode and encode speed on a GPU, per profile, level and batch size; every row is verified.",
+        "bench_device");
     std::string path, calibration, output;
     bool name = false;
     app.add_flag("--gpu", name, "print the GPU's name and end");
