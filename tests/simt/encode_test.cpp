@@ -216,7 +216,10 @@ TEST(DeviceEncodingLimits, RefusesPlanesThatDoNotFit) {
 TEST(DeviceEncodingLimits, EncodesNoChunks) {
     const auto made = device::EncodePlan::make({}, {});
     ASSERT_TRUE(made.ok());
-    EXPECT_EQ(device::encode_batch(made.value(), nullptr, nullptr, nullptr, nullptr), cudaSuccess);
+    const DeviceBytes image = aligned(made.value().image()), rest(0);
+    EXPECT_EQ(device::encode_batch(made.value(), image.data(), rest.data(), rest.data(), nullptr),
+              cudaSuccess);
+    EXPECT_EQ(finish(), "");
 }
 
 }  // namespace
