@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "kernels/cuda/limbs.h"
+
 namespace kvcast::device {
 
 template <typename T>
@@ -13,11 +15,8 @@ std::size_t CalibrationImage::append(std::span<const T> items) {
 }
 
 CalibrationImage::Matrix CalibrationImage::append(const ShiftedMatrix& m) {
-    std::vector<std::int16_t> by_input(m.entries.size());
-    for (std::size_t o = 0; o < m.outputs; ++o) {
-        for (std::size_t i = 0; i < m.inputs; ++i) by_input[i * m.outputs + o] = m.entries[o * m.inputs + i];
-    }
-    return {append<std::int16_t>(by_input), append<std::uint8_t>(m.shifts)};
+    const kernels::cuda::LimbMatrix limbs = kernels::cuda::to_limbs(m.entries, m.outputs, m.inputs);
+    return {append<std::uint8_t>(limbs.bytes), limbs.limbs, append<std::uint8_t>(m.shifts)};
 }
 
 CalibrationImage::CalibrationImage(std::shared_ptr<const Calibration> calibration)

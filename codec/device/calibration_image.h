@@ -23,8 +23,9 @@ class CalibrationImage {
 
     // Offsets of arrays in bytes().
     struct Matrix {
-        std::size_t entries = 0;  // std::int16_t [input][width]
-        std::size_t shifts = 0;   // std::uint8_t [width]
+        std::size_t entries = 0;  // kernels::cuda::LimbMatrix
+        std::uint32_t limbs = 1;
+        std::size_t shifts = 0;  // std::uint8_t [width]
     };
     struct Unit {
         std::size_t bias = 0;  // std::int32_t [width]

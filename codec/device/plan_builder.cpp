@@ -288,8 +288,9 @@ void PlanBuilder::add_unit(const KltChunk& k, std::size_t layer, std::size_t pla
     const auto add_term = [&](std::uint64_t features, std::size_t stride, bool in_image, std::size_t inputs,
                               const CalibrationImage::Matrix& m) {
         task.terms[task.term_count++] = {.features = features,
-                                         .matrix = at<std::int16_t>(bytes, m.entries),
+                                         .matrix = at<std::uint8_t>(bytes, m.entries),
                                          .shifts = at<std::uint8_t>(bytes, m.shifts),
+                                         .limbs = m.limbs,
                                          .stride = u32(stride),
                                          .inputs = u32(inputs),
                                          .in_image = in_image};

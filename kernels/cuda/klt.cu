@@ -1,6 +1,7 @@
 // The klt profile: coefficients out of the blocks, then states by integer projections. FORMAT.md, section 11.
 #include "kernels/cuda/exact_rows.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/platform.cuh"
 #include "kernels/cuda/warp_rans.cuh"
 
@@ -8,7 +9,6 @@ namespace kvcast::kernels::cuda {
 namespace {
 
 constexpr std::int32_t kGainLimit = 15;
-constexpr std::uint32_t kThreads = 128;
 
 // ---- coefficients
 
@@ -77,56 +77,113 @@ __global__ void decode_runs(Memory memory, const KltPlaneTask* planes, const Klt
 
 // ---- projections
 
-// A block of threads makes the states of 32 tokens x 64 outputs, a thread those of 4 x 4. Inputs go by in
-// steps of 32 through shared memory; a step in which all of the tile's features are zero, as most
-// coefficients are, costs a look at them and no multiplication. Sums are exact in 32 bits for any features:
-// the calibration's reader bounds every row's norm.
-constexpr std::uint32_t kStep = 32;
-constexpr std::uint32_t kPerThread = 4;
-constexpr std::uint32_t kColumns = kUnitOutputs / kPerThread;
-static_assert(kThreads == kUnitTokens / kPerThread * kColumns);
+// A block of threads makes the states of 64 tokens x 64 outputs, a warp those of 16 x 32, on the tensor
+// cores: inputs go by in steps of 32 through shared memory, in limbs of 8 bits (kernels/cuda/limbs.h). A step
+// in which all of the tile's features are zero, as most coefficients are, costs a look at them; one in which
+// a warp's are, no multiplication. Sums are exact: limb by limb in 32 bits, together modulo 2^32, and the
+// calibration's reader bounds every row's norm so that the whole fits.
+constexpr std::uint32_t kProjectThreads = 256;
+constexpr std::uint32_t kWarpTokens = 16;
+constexpr std::uint32_t kWarpOutputs = 32;
+constexpr std::uint32_t kProducts = kWarpOutputs / 8;  // of a warp: 16 x 8 each
+constexpr std::uint32_t kPitch = kUnitStep + 16;       // bytes; a fragment's 32 words lie in 32 banks
 
-struct UnitTile {
-    std::int16_t features[kUnitTokens][kStep];
-    std::int16_t matrix[kStep][kUnitOutputs];
+struct alignas(16) UnitTile {
+    std::uint8_t features[2][kUnitTokens][kPitch];  // high limbs, low limbs
+    std::uint8_t matrix[2][kUnitOutputs][kPitch];
 };
 
-// Fills the tile with one step of a term, zeros outside. Whether any feature is not zero, in all threads.
-__device__ bool load_step(UnitTile& tile, const UnitTask& unit, const ProjectionTerm& term,
-                          const std::byte* features, std::uint32_t first_token, std::uint32_t first_output,
-                          std::uint32_t first_input) {
-    const auto* rows = reinterpret_cast<const std::int16_t*>(features);
-    bool nonzero = false;
-    for (std::uint32_t i = threadIdx.x; i < kUnitTokens * kStep; i += kThreads) {
-        const std::uint32_t t = i / kStep, k = i % kStep;
-        const bool inside = first_token + t < unit.tokens && first_input + k < term.inputs;
-        const std::int16_t f =
-            inside ? rows[std::uint64_t{first_token + t} * term.stride + first_input + k] : std::int16_t{0};
-        tile.features[t][k] = f;
-        nonzero = nonzero || f != 0;
-    }
-    if (__syncthreads_or(nonzero) == 0) return false;
-    for (std::uint32_t i = threadIdx.x; i < kStep * kUnitOutputs; i += kThreads) {
-        const std::uint32_t k = i / kUnitOutputs, o = i % kUnitOutputs;
-        const bool inside = first_output + o < unit.width && first_input + k < term.inputs;
-        tile.matrix[k][o] = inside
-                                ? term.matrix[std::uint64_t{first_input + k} * unit.width + first_output + o]
-                                : std::int16_t{0};
-    }
-    __syncthreads();
-    return true;
+struct alignas(16) Piece {
+    std::uint32_t words[4];
+};
+
+__device__ std::uint32_t load_word(const std::uint8_t* p) {
+    return *reinterpret_cast<const std::uint32_t*>(p);
+}
+__device__ void store_word(std::uint8_t* p, std::uint32_t word) {
+    *reinterpret_cast<std::uint32_t*>(p) = word;
 }
 
-__device__ void multiply_step(const UnitTile& tile, std::uint32_t token, std::uint32_t output,
-                              std::int32_t (&sums)[kPerThread][kPerThread]) {
-    for (std::uint32_t k = 0; k < kStep; ++k) {
-        std::int32_t m[kPerThread];
-        for (std::uint32_t j = 0; j < kPerThread; ++j) m[j] = tile.matrix[k][output + j * kColumns];
-        for (std::uint32_t i = 0; i < kPerThread; ++i) {
-            const std::int32_t f = tile.features[token + i][k];
-            for (std::uint32_t j = 0; j < kPerThread; ++j) sums[i][j] += f * m[j];
-        }
+// Eight features of a thread into both limbs' planes, zeros outside. Whether any is not zero.
+__device__ bool load_features(UnitTile& tile, const UnitTask& unit, const ProjectionTerm& term,
+                              const std::int16_t* rows, std::uint32_t first_token,
+                              std::uint32_t first_input) {
+    const std::uint32_t t = threadIdx.x / 4, k = threadIdx.x % 4 * 8;
+    std::uint32_t high[2] = {}, low[2] = {};
+    for (std::uint32_t i = 0; i < 8; ++i) {
+        const bool inside = first_token + t < unit.tokens && first_input + k + i < term.inputs;
+        const std::uint32_t f =
+            inside ? static_cast<std::uint16_t>(
+                         rows[std::uint64_t{first_token + t} * term.stride + first_input + k + i])
+                   : 0u;
+        high[i / 4] |= f >> 8 << i % 4 * 8;
+        low[i / 4] |= (f & 255u) << i % 4 * 8;
     }
+    for (std::uint32_t i = 0; i < 2; ++i) {
+        store_word(&tile.features[0][t][k + 4 * i], high[i]);
+        store_word(&tile.features[1][t][k + 4 * i], low[i]);
+    }
+    return (high[0] | high[1] | low[0] | low[1]) != 0;
+}
+
+__device__ void load_matrix(UnitTile& tile, const ProjectionTerm& term, const std::uint8_t* limbs) {
+    constexpr std::uint32_t pieces = kUnitStep / sizeof(Piece);
+    for (std::uint32_t i = threadIdx.x; i < term.limbs * kUnitOutputs * pieces; i += kProjectThreads) {
+        const std::uint32_t limb = i / (kUnitOutputs * pieces), o = i / pieces % kUnitOutputs, k = i % pieces;
+        *reinterpret_cast<Piece*>(&tile.matrix[limb][o][k * sizeof(Piece)]) =
+            reinterpret_cast<const Piece*>(limbs)[i];
+    }
+}
+
+__device__ FragmentA features_of(const std::uint8_t (&limb)[kUnitTokens][kPitch], std::uint32_t token) {
+    const std::uint32_t g = lane_id() / 4, k = lane_id() % 4 * 4;
+    return {{load_word(&limb[token + g][k]), load_word(&limb[token + g + 8][k]),
+             load_word(&limb[token + g][16 + k]), load_word(&limb[token + g + 8][16 + k])}};
+}
+
+__device__ FragmentB matrix_of(const std::uint8_t (&limb)[kUnitOutputs][kPitch], std::uint32_t output) {
+    const std::uint32_t g = lane_id() / 4, k = lane_id() % 4 * 4;
+    return {{load_word(&limb[output + g][k]), load_word(&limb[output + g][16 + k])}};
+}
+
+// Sums of limb products that count 1, 2^8 and 2^16.
+struct LimbSums {
+    Sums by_weight[3];
+
+    __device__ std::int32_t total(std::uint32_t i) const {
+        return static_cast<std::int32_t>((static_cast<std::uint32_t>(by_weight[2].r[i]) << 16) +
+                                         (static_cast<std::uint32_t>(by_weight[1].r[i]) << 8) +
+                                         static_cast<std::uint32_t>(by_weight[0].r[i]));
+    }
+};
+
+__device__ void multiply_step(const UnitTile& tile, std::uint32_t limbs, std::uint32_t token,
+                              std::uint32_t output, LimbSums (&sums)[kProducts]) {
+    const FragmentA high = features_of(tile.features[0], token), low = features_of(tile.features[1], token);
+    std::uint32_t any = 0;
+    for (std::uint32_t i = 0; i < 4; ++i) any |= high.r[i] | low.r[i];
+    if (__any_sync(kFullWarp, any != 0) == 0) return;
+    for (std::uint32_t n = 0; n < kProducts; ++n) {
+        const FragmentB m = matrix_of(tile.matrix[0], output + 8 * n);
+        if (limbs == 1) {
+            multiply_add<true, true>(sums[n].by_weight[1], high, m);
+            multiply_add<false, true>(sums[n].by_weight[0], low, m);
+            continue;
+        }
+        multiply_add<true, true>(sums[n].by_weight[2], high, m);
+        multiply_add<false, true>(sums[n].by_weight[1], low, m);
+        const FragmentB rest = matrix_of(tile.matrix[1], output + 8 * n);
+        multiply_add<true, false>(sums[n].by_weight[1], high, rest);
+        multiply_add<false, false>(sums[n].by_weight[0], low, rest);
+    }
+}
+
+// Sum i of a lane is for this token and output of the product's 16 x 8.
+__device__ std::uint32_t token_of(std::uint32_t i) {
+    return lane_id() / 4 + i / 2 * 8;
+}
+__device__ std::uint32_t output_of(std::uint32_t i) {
+    return lane_id() % 4 * 2 + i % 2;
 }
 
 __global__ void project_tiles(Memory memory, const UnitTask* units, std::uint32_t count) {
@@ -136,38 +193,45 @@ __global__ void project_tiles(Memory memory, const UnitTask* units, std::uint32_
     const std::uint32_t across = div_up(unit.width, kUnitOutputs);
     const std::uint32_t first_token = local / across * kUnitTokens;
     const std::uint32_t first_output = local % across * kUnitOutputs;
-    // Outputs of a thread lie kColumns apart, so that a warp's reads of the matrix are neighbours.
-    const std::uint32_t token = threadIdx.x / kColumns * kPerThread;
-    const std::uint32_t output = threadIdx.x % kColumns;
+    const std::uint32_t warp = threadIdx.x / kLanes;
+    const std::uint32_t token = warp % 4 * kWarpTokens, output = warp / 4 * kWarpOutputs;
 
-    std::int32_t total[kPerThread][kPerThread];
-    for (std::uint32_t j = 0; j < kPerThread; ++j) {
-        const std::uint32_t o = first_output + output + j * kColumns;
-        for (std::uint32_t i = 0; i < kPerThread; ++i) total[i][j] = o < unit.width ? unit.bias[o] : 0;
+    std::int32_t states[kProducts][4];
+    for (std::uint32_t n = 0; n < kProducts; ++n) {
+        for (std::uint32_t i = 0; i < 4; ++i) {
+            const std::uint32_t o = first_output + output + 8 * n + output_of(i);
+            states[n][i] = o < unit.width ? unit.bias[o] : 0;
+        }
     }
-    for (std::uint32_t n = 0; n < unit.term_count; ++n) {
-        const ProjectionTerm& term = unit.terms[n];
-        const std::byte* features = (term.in_image ? memory.image : memory.workspace) + term.features;
-        std::int32_t sums[kPerThread][kPerThread] = {};
-        for (std::uint32_t first_input = 0; first_input < term.inputs; first_input += kStep) {
-            if (!load_step(tile, unit, term, features, first_token, first_output, first_input)) continue;
-            multiply_step(tile, token, output, sums);
+    for (std::uint32_t k = 0; k < unit.term_count; ++k) {
+        const ProjectionTerm& term = unit.terms[k];
+        const auto* rows = reinterpret_cast<const std::int16_t*>(
+            (term.in_image ? memory.image : memory.workspace) + term.features);
+        const std::uint32_t steps = div_up(term.inputs, kUnitStep);
+        LimbSums sums[kProducts] = {};
+        for (std::uint32_t step = 0; step < steps; ++step) {
+            const bool nonzero = load_features(tile, unit, term, rows, first_token, step * kUnitStep);
+            if (__syncthreads_or(nonzero) == 0) continue;
+            const std::uint64_t at = std::uint64_t{step} * across + first_output / kUnitOutputs;
+            load_matrix(tile, term, term.matrix + at * term.limbs * kLimbTileBytes);
+            __syncthreads();
+            multiply_step(tile, term.limbs, token, output, sums);
             __syncthreads();
         }
-        for (std::uint32_t j = 0; j < kPerThread; ++j) {
-            const std::uint32_t o = first_output + output + j * kColumns;
-            if (o >= unit.width) continue;
-            for (std::uint32_t i = 0; i < kPerThread; ++i)
-                total[i][j] += shifted_sum(sums[i][j], term.shifts[o]);
+        for (std::uint32_t n = 0; n < kProducts; ++n) {
+            for (std::uint32_t i = 0; i < 4; ++i) {
+                const std::uint32_t o = first_output + output + 8 * n + output_of(i);
+                if (o < unit.width) states[n][i] += shifted_sum(sums[n].total(i), term.shifts[o]);
+            }
         }
     }
-    auto* states = reinterpret_cast<std::int16_t*>(memory.workspace + unit.states);
-    for (std::uint32_t i = 0; i < kPerThread; ++i) {
-        const std::uint32_t t = first_token + token + i;
-        for (std::uint32_t j = 0; j < kPerThread; ++j) {
-            const std::uint32_t o = first_output + output + j * kColumns;
+    auto* out = reinterpret_cast<std::int16_t*>(memory.workspace + unit.states);
+    for (std::uint32_t n = 0; n < kProducts; ++n) {
+        for (std::uint32_t i = 0; i < 4; ++i) {
+            const std::uint32_t t = first_token + token + token_of(i);
+            const std::uint32_t o = first_output + output + 8 * n + output_of(i);
             if (t < unit.tokens && o < unit.width)
-                states[std::uint64_t{t} * unit.stride + o] = saturate16(total[i][j]);
+                out[std::uint64_t{t} * unit.stride + o] = saturate16(states[n][i]);
         }
     }
 }
@@ -182,7 +246,7 @@ cudaError_t launch_klt_decode(Memory memory, const KltPlaneTask* planes, const K
 
 cudaError_t launch_project(Memory memory, const UnitTask* units, std::uint32_t count, std::uint32_t tiles,
                            cudaStream_t stream) {
-    return launch(project_tiles, {tiles, kThreads}, stream, memory, units, count);
+    return launch(project_tiles, {tiles, kProjectThreads}, stream, memory, units, count);
 }
 
 }  // namespace kvcast::kernels::cuda

@@ -143,10 +143,11 @@ struct KltRunTask {
 // One matrix of a unit: the sums over inputs, shifted, are added to the unit's states.
 struct ProjectionTerm {
     std::uint64_t features;      // workspace, or image where in_image is set: std::int16_t [token][stride]
-    const std::int16_t* matrix;  // device: [input][width]
+    const std::uint8_t* matrix;  // device, at a multiple of 16: LimbMatrix (kernels/cuda/limbs.h)
     const std::uint8_t* shifts;  // device: [width]
+    std::uint32_t limbs;
     std::uint32_t stride;
-    std::uint32_t inputs;
+    std::uint32_t inputs;  // at most 4096
     bool in_image;
 };
 
@@ -164,9 +165,11 @@ struct UnitTask {
     std::uint32_t first_tile;  // tiles of the launch's units before this one
 };
 
-// A tile of a UnitTask.
-inline constexpr std::uint32_t kUnitTokens = 32;
+// A tile of a UnitTask, and how many inputs it takes at once.
+inline constexpr std::uint32_t kUnitTokens = 64;
 inline constexpr std::uint32_t kUnitOutputs = 64;
+inline constexpr std::uint32_t kUnitStep = 32;
+inline constexpr std::uint32_t kLimbTileBytes = kUnitOutputs * kUnitStep;
 
 KVCAST_HD constexpr std::uint64_t tiles_of(const UnitTask& u) {
     return std::uint64_t{div_up(u.width, kUnitOutputs)} * div_up(u.tokens, kUnitTokens);

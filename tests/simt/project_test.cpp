@@ -6,6 +6,7 @@
 #include <random>
 
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/limbs.h"
 #include "kernels/ops.h"
 #include "tests/simt/simt.h"
 
@@ -21,6 +22,7 @@ struct Problem {
     std::uint32_t tokens;
     double zeros = 0;      // share of features that are zero
     bool extreme = false;  // the largest magnitudes that a calibration may have
+    bool small = false;    // matrices of 8 bits
 };
 
 // A unit with its matrices, features and expected states in guarded memory.
@@ -57,31 +59,38 @@ class Unit {
                 : p.extreme ? std::int16_t{-32768}
                             : static_cast<std::int16_t>(random_());
         }
-        const auto most = static_cast<std::int64_t>(65024 / std::max(inputs, 2u));
-        auto& matrix =
-            *matrices_.emplace_back(std::make_unique<Guarded<std::int16_t>>(std::size_t{inputs} * p.width));
-        for (auto& m : matrix) {
+        auto most = static_cast<std::int64_t>(65024 / std::max(inputs, 2u));
+        if (p.small) most = std::min<std::int64_t>(most, 127);
+        std::vector<std::int16_t> entries(std::size_t{inputs} * p.width);  // [output][input]
+        for (auto& m : entries) {
             const auto x = p.extreme ? -most : static_cast<std::int64_t>(random_() % (2 * most + 1)) - most;
             m = static_cast<std::int16_t>(std::clamp<std::int64_t>(x, -32768, 32767));
         }
+        const cuda::LimbMatrix limbs = cuda::to_limbs(entries, p.width, inputs);
+        EXPECT_EQ(limbs.limbs, most <= 127 ? 1u : limbs.limbs);
+        auto& matrix = *matrices_.emplace_back(
+            std::make_unique<Guarded<std::uint8_t>>(std::span<const std::uint8_t>(limbs.bytes)));
         auto& shifts = *shifts_.emplace_back(std::make_unique<Guarded<std::uint8_t>>(p.width));
         for (auto& s : shifts) s = static_cast<std::uint8_t>(4 + random_() % 20);
         term.matrix = matrix.data();
         term.shifts = shifts.data();
-        const auto project = task.term_count % 2 == 0 ? scalar_ops().project : scalar_ops().project_sparse;
-        std::vector<std::int16_t> entries(matrix.begin(), matrix.end());
-        if (task.term_count % 2 == 0) {  // project takes it by outputs
-            for (std::size_t i = 0; i < inputs; ++i) {
-                for (std::size_t o = 0; o < p.width; ++o) entries[o * inputs + i] = matrix[i * p.width + o];
-            }
+        term.limbs = limbs.limbs;
+        if (task.term_count % 2 == 0) {
+            scalar_ops().project({f.data(), term.stride, inputs, entries.data(), shifts.data(), p.width,
+                                  p.tokens, sums_.data(), p.width});
+            return;
         }
-        project({f.data(), term.stride, inputs, entries.data(), shifts.data(), p.width, p.tokens,
-                 sums_.data(), p.width});
+        std::vector<std::int16_t> columns(entries.size());  // project_sparse takes it by inputs
+        for (std::size_t i = 0; i < inputs; ++i) {
+            for (std::size_t o = 0; o < p.width; ++o) columns[i * p.width + o] = entries[o * inputs + i];
+        }
+        scalar_ops().project_sparse({f.data(), term.stride, inputs, columns.data(), shifts.data(), p.width,
+                                     p.tokens, sums_.data(), p.width});
     }
 
     std::mt19937_64 random_;
     std::unique_ptr<Guarded<std::int32_t>> bias_;
-    std::vector<std::unique_ptr<Guarded<std::int16_t>>> matrices_;
+    std::vector<std::unique_ptr<Guarded<std::uint8_t>>> matrices_;
     std::vector<std::unique_ptr<Guarded<std::uint8_t>>> shifts_;
     std::vector<std::int32_t> sums_;
 };
@@ -158,13 +167,19 @@ TEST_P(DeviceProjection, AddsUpToSevenTerms) {
     expect_like_scalar(problems);
 }
 
+TEST_P(DeviceProjection, TakesMatricesOfOneLimb) {
+    const Problem problems[] = {{{200, 33}, 70, 70, 0, false, true}, {{1}, 1, 1, 0, false, true}};
+    expect_like_scalar(problems);
+}
+
 TEST_P(DeviceProjection, SkipsZerosAndNothingElse) {
     const Problem problems[] = {{{192}, 64, 40, 1.0}, {{192, 96}, 65, 64, 0.995}};
     expect_like_scalar(problems);
 }
 
 TEST_P(DeviceProjection, DoesNotOverflowAtTheBoundsOfACalibration) {
-    const Problem problems[] = {{{192}, 20, 5, 0, true}, {{2}, 40, 5, 0, true}};
+    const Problem problems[] = {
+        {{192}, 20, 5, 0, true}, {{2}, 40, 5, 0, true}, {{512}, 9, 17, 0, true, true}};
     expect_like_scalar(problems);
 }
 

@@ -467,6 +467,10 @@ unsigned lane() {
     return machine().current % kWarp;
 }
 
+unsigned warp() {
+    return machine().current / kWarp;
+}
+
 void fail(const char* message) {
     stop({Wrong::What::kMessage, 0, message});
 }

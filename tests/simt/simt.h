@@ -14,8 +14,9 @@
 //   barrier it needs gives other results under another schedule.
 // And as a fault that ends the process: an access outside a Guarded array or outside dynamic shared memory.
 //
-// What it does not model: memory ordering (all is sequentially consistent), alignment (the
-// undefined-behaviour sanitizer does that), limits of registers, and independent progress between primitives.
+// What it does not model: memory ordering (here a shuffle or a vote orders memory as a barrier does, on a GPU
+// it does not), alignment (the undefined-behaviour sanitizer does that), limits of registers, and independent
+// progress between primitives.
 //
 // One launch at a time in a process. Not for use under the thread sanitizer, which cannot follow the stacks
 // and would find nothing: there is one thread.
@@ -96,6 +97,7 @@ std::uint64_t meet_block(Primitive primitive, std::uint64_t value, Place place);
 [[noreturn]] void fail(const char* message);
 
 unsigned lane();
+unsigned warp();  // of the block
 
 // ---- memory
 

@@ -103,6 +103,45 @@ TEST_P(Simt, VotesAndReduces) {
     }
 }
 
+// Matrices through fragments, as PTX lays them out.
+TEST_P(Simt, MultipliesMatricesAsTheTensorCoresDo) {
+    for (const bool signed_a : {false, true}) {
+        for (const bool signed_b : {false, true}) {
+            std::array<std::array<std::uint8_t, 32>, 16> a;
+            std::array<std::array<std::uint8_t, 8>, 32> b;
+            unsigned n = 1;
+            const auto next = [&] { return static_cast<std::uint8_t>((n *= 77777) >> 13); };
+            for (auto& row : a) std::generate(row.begin(), row.end(), next);
+            for (auto& row : b) std::generate(row.begin(), row.end(), next);
+            std::array<std::array<int, 8>, 16> wanted, got;
+            for (unsigned r = 0; r < 16; ++r) {
+                for (unsigned c = 0; c < 8; ++c) {
+                    wanted[r][c] = 5;
+                    for (unsigned k = 0; k < 32; ++k) {
+                        wanted[r][c] += (signed_a ? static_cast<std::int8_t>(a[r][k]) : int{a[r][k]}) *
+                                        (signed_b ? static_cast<std::int8_t>(b[k][c]) : int{b[k][c]});
+                    }
+                }
+            }
+            const auto failed = run(1, 64, [&] {  // both warps do the same
+                const unsigned g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+                std::uint32_t left[4] = {}, right[2] = {};
+                std::int32_t sums[4] = {5, 5, 5, 5};
+                for (unsigned byte = 0; byte < 4; ++byte) {
+                    for (unsigned r = 0; r < 4; ++r)
+                        left[r] |= std::uint32_t{a[g + r % 2 * 8][r / 2 * 16 + t * 4 + byte]} << 8 * byte;
+                    for (unsigned r = 0; r < 2; ++r)
+                        right[r] |= std::uint32_t{b[r * 16 + t * 4 + byte][g]} << 8 * byte;
+                }
+                simt_mma_m16n8k32(sums, left, right, signed_a, signed_b);
+                for (unsigned i = 0; i < 4; ++i) got[g + i / 2 * 8][t * 2 + i % 2] = sums[i];
+            });
+            EXPECT_EQ(failed, std::nullopt);
+            EXPECT_EQ(got, wanted);
+        }
+    }
+}
+
 TEST_P(Simt, WarpsAndHalvesOfWarpsMeetApart) {
     std::vector<unsigned> out(96);
     const auto failed = run(1, 96, [&] {

@@ -100,6 +100,35 @@ inline void __syncwarp(unsigned mask = 0xffffffffu, SIMT_PLACE) {
     ::simt::meet_warp(::simt::Primitive::kSyncWarp, mask, 0, 0, place);
 }
 
+// The tensor cores' product of 8-bit integers, PTX's mma.sync m16n8k32, with its fragments: every lane
+// publishes its registers, and reads those that its sums need.
+inline void simt_mma_m16n8k32(std::int32_t (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
+                              bool signed_a, bool signed_b) {
+    struct Lane {
+        std::uint32_t a[4], b[2];
+    };
+    static Lane published[32][simt::kWarp];
+    auto& warp = published[simt::warp()];
+    std::copy(std::begin(a), std::end(a), warp[simt::lane()].a);
+    std::copy(std::begin(b), std::end(b), warp[simt::lane()].b);
+    __syncwarp();
+    const auto value = [](std::uint32_t word, unsigned byte, bool is_signed) {
+        const auto v = static_cast<std::uint8_t>(word >> 8 * byte);
+        return is_signed ? std::int32_t{static_cast<std::int8_t>(v)} : std::int32_t{v};
+    };
+    for (unsigned i = 0; i < 4; ++i) {
+        const unsigned row = simt::lane() / 4 + i / 2 * 8, column = simt::lane() % 4 * 2 + i % 2;
+        auto sum = static_cast<std::uint32_t>(d[i]);
+        for (unsigned k = 0; k < 32; ++k) {
+            const std::uint32_t left = warp[row % 8 * 4 + k % 16 / 4].a[row / 8 + k / 16 * 2];
+            const std::uint32_t right = warp[column * 4 + k % 16 / 4].b[k / 16];
+            sum += static_cast<std::uint32_t>(value(left, k % 4, signed_a) * value(right, k % 4, signed_b));
+        }
+        d[i] = static_cast<std::int32_t>(sum);
+    }
+    __syncwarp();
+}
+
 // ---- blocks
 
 inline void __syncthreads(SIMT_PLACE) {
