@@ -13,8 +13,8 @@
 // ChunkEncoder writes.
 //
 // Nothing here allocates device memory, waits for the device, or keeps state; calls may come from any thread.
-// All launches of a plan have fixed shapes, so that decode_batch can be captured into a CUDA graph and
-// replayed, on new bytes of the same plan.
+// All launches of a plan have fixed shapes, so that a call can be captured into a CUDA graph and replayed,
+// on new bytes of the same plan.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -32,9 +32,9 @@ namespace kvcast::device {
 // kAlignment: `image` a copy of plan.image(); `workspace` plan.workspace_bytes() bytes, free again when the
 // stream is past the call; `status` plan.blocks() words, each set to 0 or to faults (plan.block_status).
 // Whatever bytes a block holds, nothing outside its own rows is written and nothing outside its bytes is
-// read; rows of a faulty block are unspecified (klt: and of the
-// layers that DecodePlan::blocks names), rows of all others are right. Returns what the launches
-// returned; faults of the device itself come with the stream, as with any kernel.
+// read; rows of a faulty block are unspecified (klt: and those of the layers that DecodePlan::blocks
+// names), rows of all others are right. Returns what the launches returned; faults of the device itself come
+// with the stream, as with any kernel.
 cudaError_t decode_batch(const DecodePlan& plan, const void* image, void* workspace, std::uint32_t* status,
                          cudaStream_t stream);
 

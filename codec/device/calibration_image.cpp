@@ -1,22 +1,13 @@
 #include "codec/device/calibration_image.h"
 
-#include <cstring>
-
+#include "codec/device/image.h"
 #include "kernels/cuda/limbs.h"
 
 namespace kvcast::device {
 
-template <typename T>
-std::size_t CalibrationImage::append(std::span<const T> items) {
-    const std::size_t offset = (bytes_.size() + 15) / 16 * 16;
-    bytes_.resize(offset + items.size_bytes());
-    if (!items.empty()) std::memcpy(bytes_.data() + offset, items.data(), items.size_bytes());
-    return offset;
-}
-
-CalibrationImage::Matrix CalibrationImage::append(const ShiftedMatrix& m) {
+CalibrationImage::Matrix CalibrationImage::add(const ShiftedMatrix& m) {
     const kernels::cuda::LimbMatrix limbs = kernels::cuda::to_limbs(m.entries, m.outputs, m.inputs);
-    return {append<std::uint8_t>(limbs.bytes), limbs.limbs, append<std::uint8_t>(m.shifts)};
+    return {append<std::uint8_t>(bytes_, limbs.bytes), limbs.limbs, append<std::uint8_t>(bytes_, m.shifts)};
 }
 
 CalibrationImage::CalibrationImage(std::shared_ptr<const Calibration> calibration)
@@ -32,18 +23,18 @@ CalibrationImage::CalibrationImage(std::shared_ptr<const Calibration> calibratio
             for (std::size_t part = 0; part < data.parts[plane]; ++part) {
                 const CalibrationUnit& unit = calibration_->unit(layer, plane, part);
                 Unit& u = units_.emplace_back();
-                u.bias = append<std::int32_t>(unit.bias);
-                u.transform = append(unit.transform);
-                for (const PredictionTerm& term : unit.terms) u.terms.push_back(append(term.matrix));
+                u.bias = append<std::int32_t>(bytes_, unit.bias);
+                u.transform = add(unit.transform);
+                for (const PredictionTerm& term : unit.terms) u.terms.push_back(add(term.matrix));
                 classes.insert(classes.end(), unit.classes.begin(), unit.classes.end());
             }
-            classes_.push_back(append<std::int8_t>(classes));
+            classes_.push_back(append<std::int8_t>(bytes_, classes));
         }
     }
     std::vector<std::uint16_t> multipliers;
     for (const CalibrationLevel& level : data.levels)
         multipliers.push_back(static_cast<std::uint16_t>(level.multiplier));
-    multipliers_ = append<std::uint16_t>(multipliers);
+    multipliers_ = append<std::uint16_t>(bytes_, multipliers);
 }
 
 const CalibrationImage::Unit& CalibrationImage::unit(std::size_t layer, std::size_t plane,

@@ -43,9 +43,7 @@ class CalibrationImage {
     std::size_t multipliers() const { return multipliers_; }
 
   private:
-    template <typename T>
-    std::size_t append(std::span<const T> items);
-    Matrix append(const ShiftedMatrix& matrix);
+    Matrix add(const ShiftedMatrix& matrix);
 
     std::shared_ptr<const Calibration> calibration_;
     std::vector<std::byte> bytes_;

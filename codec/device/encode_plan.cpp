@@ -4,35 +4,17 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 #include <memory>
 
 #include "codec/chunk_plan.h"
 #include "codec/delta/quantised_head.h"
+#include "codec/device/image.h"
 #include "codec/entropy/model.h"
 
 namespace kvcast::device {
 namespace {
 
 namespace cuda = kernels::cuda;
-
-constexpr std::uint64_t kMostTiles = std::numeric_limits<std::int32_t>::max();
-
-std::uint32_t u32(std::size_t n) {
-    return static_cast<std::uint32_t>(n);
-}
-
-std::size_t round_up(std::size_t n, std::size_t unit) {
-    return (n + unit - 1) / unit * unit;
-}
-
-template <typename T>
-std::size_t append(std::vector<std::byte>& image, std::span<const T> items) {
-    const std::size_t offset = round_up(image.size(), std::max<std::size_t>(alignof(T), 16));
-    image.resize(offset + items.size_bytes());
-    if (!items.empty()) std::memcpy(image.data() + offset, items.data(), items.size_bytes());
-    return offset;
-}
 
 std::unique_ptr<cuda::CoderTables> coder_tables() {
     auto tables = std::make_unique<cuda::CoderTables>();

@@ -1,10 +1,9 @@
 #include "codec/device/plan_builder.h"
 
 #include <algorithm>
-#include <cstring>
-#include <limits>
 
 #include "codec/device/calibration_image.h"
+#include "codec/device/image.h"
 #include "codec/entropy/model.h"
 #include "codec/klt/klt_chunk.h"
 
@@ -13,23 +12,10 @@ namespace {
 
 namespace cuda = kernels::cuda;
 
-constexpr std::uint64_t kMostTiles = std::numeric_limits<std::int32_t>::max();
-
-std::uint32_t u32(std::size_t n) {
-    return static_cast<std::uint32_t>(n);
-}
-
-std::size_t round_up(std::size_t n, std::size_t unit) {
-    return (n + unit - 1) / unit * unit;
-}
-
-// Appends an array, aligned for anything that is in it.
+// An array of the image, as the plan keeps it.
 template <typename T>
-DecodePlan::Array append(std::vector<std::byte>& image, std::span<const T> items) {
-    const std::size_t offset = round_up(image.size(), std::max<std::size_t>(alignof(T), 16));
-    image.resize(offset + items.size_bytes());
-    if (!items.empty()) std::memcpy(image.data() + offset, items.data(), items.size_bytes());
-    return {offset, u32(items.size())};
+DecodePlan::Array append_array(std::vector<std::byte>& image, const std::vector<T>& items) {
+    return {append<T>(image, items), u32(items.size())};
 }
 
 template <typename T>
@@ -47,7 +33,7 @@ std::uint64_t PlanBuilder::take(std::uint64_t bytes) {
 
 template <typename T>
 std::uint64_t PlanBuilder::put(std::span<const T> items) {
-    return append(front_, items).offset;
+    return append(front_, items);
 }
 
 void PlanBuilder::add(const ChunkSource& c, std::uint32_t index) {
@@ -333,16 +319,16 @@ Result<DecodePlan> PlanBuilder::finish() {
     std::vector<kernels::AliasTable> tables;
     for (std::size_t t = 0; t < entropy::kTables; ++t) tables.push_back(entropy::alias_table(t));
     DecodePlan::Launches& l = plan.launches_;
-    l.tables = append<kernels::AliasTable>(image, tables);
-    l.rotations = append<cuda::RotationTask>(image, rotations_);
-    l.planes = append<cuda::PlaneTask>(image, planes_);
-    l.blocks = append<cuda::BlockTask>(image, blocks_);
+    l.tables = append_array(image, tables);
+    l.rotations = append_array(image, rotations_);
+    l.planes = append_array(image, planes_);
+    l.blocks = append_array(image, blocks_);
     l.most_channels = most_channels_;
-    l.klt_planes = append<cuda::KltPlaneTask>(image, klt_planes_);
-    l.klt_pieces = append<cuda::KltPieceTask>(image, klt_pieces_);
-    l.klt_runs = append<cuda::KltRunTask>(image, klt_runs_);
-    for (const Wave& w : waves_) l.waves.push_back({append<cuda::UnitTask>(image, w.units), u32(w.tiles)});
-    l.stores = append<cuda::StoreTask>(image, stores_);
+    l.klt_planes = append_array(image, klt_planes_);
+    l.klt_pieces = append_array(image, klt_pieces_);
+    l.klt_runs = append_array(image, klt_runs_);
+    for (const Wave& w : waves_) l.waves.push_back({append_array(image, w.units), u32(w.tiles)});
+    l.stores = append_array(image, stores_);
     l.tiles = u32(tiles_);
     plan.workspace_bytes_ = workspace_;
     plan.blocks_ = std::move(places_);

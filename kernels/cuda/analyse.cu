@@ -20,9 +20,7 @@ constexpr std::int32_t kSymbolLimit = 30000;
 
 __device__ std::uint32_t element(const EncodePlaneTask& p, std::uint32_t token, std::uint32_t head,
                                  std::uint32_t channel) {
-    const std::uint8_t* row = row_of(p.in, token) + head * p.in.head_bytes;
-    if (p.source == Dtype::kF32) return reinterpret_cast<const std::uint32_t*>(row)[channel];
-    return reinterpret_cast<const std::uint16_t*>(row)[channel];
+    return element_of(row_of(p.in, token) + head * p.in.head_bytes, p.source, channel);
 }
 
 // Floats of planes that may be quantised, turned back, and the plane's largest magnitude; or the stored bits
@@ -31,7 +29,7 @@ __global__ void load_tiles(Memory memory, const EncodePlaneTask* planes, std::ui
                            const RotationTask* rotations, const PlaneChoice* choices, bool bits) {
     __shared__ std::uint32_t first[kStoreTokens][kStoreSlots + 1];
     __shared__ std::uint32_t second[kStoreTokens][kStoreSlots + 1];
-    const std::uint32_t index = task_of(planes, count, blockIdx.x);
+    const std::uint32_t index = task_of<&EncodePlaneTask::first_tile>(planes, count, blockIdx.x);
     const EncodePlaneTask& p = planes[index];
     if (bits ? choices[index].quantised != 0 : p.lossless) return;
     const RotationTask* r = p.rotation == kNone ? nullptr : rotations + p.rotation;
@@ -117,22 +115,11 @@ __device__ float moment_scale(std::uint32_t largest) {
     return power_of_two(20 - (static_cast<int>(largest >> 23) - 127));
 }
 
-// The task that a channel belongs to, where every plane has at least one.
-__device__ std::uint32_t plane_of_channel(const EncodePlaneTask* planes, std::uint32_t count,
-                                          std::uint32_t channel) {
-    std::uint32_t low = 0;
-    for (std::uint32_t high = count; high - low > 1;) {
-        const std::uint32_t middle = low + (high - low) / 2;
-        (planes[middle].first_channel <= channel ? low : high) = middle;
-    }
-    return low;
-}
-
 __global__ void take_moments(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
                              std::uint32_t channels) {
     const std::uint32_t channel = blockIdx.x * kWarps + threadIdx.x / kLanes;
     if (channel >= channels) return;
-    const EncodePlaneTask& p = planes[plane_of_channel(planes, count, channel)];
+    const EncodePlaneTask& p = planes[task_of<&EncodePlaneTask::first_channel>(planes, count, channel)];
     const std::uint32_t local = channel - p.first_channel;
     const float scale = moment_scale(*reinterpret_cast<const std::uint32_t*>(memory.workspace + p.largest));
     if (p.lossless || scale == 0) return;
@@ -303,7 +290,7 @@ __global__ void analyse_channels(Memory memory, const EncodePlaneTask* planes, s
     __shared__ std::uint32_t counts[kWarps][256];
     const std::uint32_t channel = blockIdx.x * kWarps + threadIdx.x / kLanes;
     if (channel >= channels) return;
-    const std::uint32_t index = plane_of_channel(planes, count, channel);
+    const std::uint32_t index = task_of<&EncodePlaneTask::first_channel>(planes, count, channel);
     const EncodePlaneTask& p = planes[index];
     if (p.body_tokens == 0) return;
     const std::uint32_t local = channel - p.first_channel, all = p.heads * p.channels;
@@ -334,12 +321,7 @@ __global__ void analyse_rows(Memory memory, const EncodePlaneTask* planes, std::
     __shared__ std::uint32_t counts[kWarps][256];
     const std::uint32_t row = blockIdx.x * kWarps + threadIdx.x / kLanes;
     if (row >= rows) return;
-    std::uint32_t index = 0;  // the last plane that begins at or before the row, and has one
-    for (std::uint32_t high = count; high - index > 1;) {
-        const std::uint32_t middle = index + (high - index) / 2;
-        (planes[middle].first_row <= row ? index : high) = middle;
-    }
-    const EncodePlaneTask& p = planes[index];
+    const EncodePlaneTask& p = planes[task_of<&EncodePlaneTask::first_row>(planes, count, row)];
     const std::uint32_t local = row - p.first_row, head = local / p.exact_rows, token = local % p.exact_rows;
     const ExponentModel m = exponent_model(*tables, p.source, p.channels, counts[threadIdx.x / kLanes],
                                            [&](std::uint32_t c) { return element(p, token, head, c); });

@@ -7,12 +7,8 @@
 namespace kvcast::kernels::cuda {
 namespace {
 
+constexpr std::uint32_t kEncodeWarps = 2;  // of a block of threads
 constexpr std::uint32_t kPackThreads = 128;
-
-__device__ std::uint32_t stored_element(const std::uint8_t* row, Dtype dtype, std::uint32_t channel) {
-    if (dtype == Dtype::kF32) return reinterpret_cast<const std::uint32_t*>(row)[channel];
-    return reinterpret_cast<const std::uint16_t*>(row)[channel];
-}
 
 __device__ void write_exact_rows(WarpWriter& out, const EncodePlaneTask& p, std::uint32_t head,
                                  Memory memory) {
@@ -22,7 +18,7 @@ __device__ void write_exact_rows(WarpWriter& out, const EncodePlaneTask& p, std:
         const std::uint32_t model = models[t];
         const std::uint8_t* row = row_of(p.in, t) + head * p.in.head_bytes;
         out.floats(model & 255u, model >> 8, p.source, p.channels,
-                   [&](std::uint32_t c) { return stored_element(row, p.source, c); });
+                   [&](std::uint32_t c) { return element_of(row, p.source, c); });
         out.word(model);
     }
 }
@@ -76,9 +72,11 @@ __device__ void write_head(WarpWriter& out, const EncodePlaneTask& p, std::uint3
 }
 
 __global__ void encode_blocks(Memory memory, const EncodePlaneTask* planes, const EncodeBlockTask* blocks,
-                              const CoderTables* tables, const PlaneChoice* choices,
+                              std::uint32_t count, const CoderTables* tables, const PlaneChoice* choices,
                               std::uint32_t* block_bytes) {
-    const EncodeBlockTask block = blocks[blockIdx.x];
+    const std::uint32_t index = blockIdx.x * kEncodeWarps + threadIdx.x / kLanes;
+    if (index >= count) return;
+    const EncodeBlockTask block = blocks[index];
     auto* end = reinterpret_cast<std::uint8_t*>(memory.workspace + block.slot) + block.slot_bytes;
     WarpWriter out(end, tables);
     for (std::uint32_t head = block.end_head; head-- > block.first_head;) {
@@ -88,7 +86,7 @@ __global__ void encode_blocks(Memory memory, const EncodePlaneTask* planes, cons
         write_head(out, planes[plane], head - (second ? k_heads : 0), choices[plane].quantised != 0, memory);
     }
     const std::uint8_t* begin = out.finish();
-    if (lane_id() == 0) block_bytes[blockIdx.x] = static_cast<std::uint32_t>(end - begin);
+    if (lane_id() == 0) block_bytes[index] = static_cast<std::uint32_t>(end - begin);
 }
 
 // One block of threads per coded block.
@@ -119,8 +117,8 @@ __global__ void pack_blocks(Memory memory, const PackTask* packs, std::uint32_t 
 cudaError_t launch_encode(Memory memory, const EncodePlaneTask* planes, const EncodeBlockTask* blocks,
                           std::uint32_t count, const CoderTables* tables, const PlaneChoice* choices,
                           std::uint32_t* block_bytes, cudaStream_t stream) {
-    return launch(encode_blocks, {count, kLanes}, stream, memory, planes, blocks, tables, choices,
-                  block_bytes);
+    return launch(encode_blocks, {div_up(count, kEncodeWarps), kEncodeWarps * kLanes}, stream, memory, planes,
+                  blocks, count, tables, choices, block_bytes);
 }
 
 cudaError_t launch_pack(Memory memory, const PackTask* packs, std::uint32_t chunks, std::uint32_t most_blocks,

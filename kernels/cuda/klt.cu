@@ -9,6 +9,7 @@ namespace kvcast::kernels::cuda {
 namespace {
 
 constexpr std::int32_t kGainLimit = 15;
+constexpr std::uint32_t kDecodeWarps = 2;  // of a block of threads
 
 // ---- coefficients
 
@@ -63,8 +64,11 @@ __device__ bool decode_piece(WarpReader& in, const KltRunTask& run, const KltPla
 }
 
 __global__ void decode_runs(Memory memory, const KltPlaneTask* planes, const KltPieceTask* pieces,
-                            const KltRunTask* runs, const AliasTable* tables, std::uint32_t* status) {
-    const KltRunTask& run = runs[blockIdx.x];
+                            const KltRunTask* runs, std::uint32_t count, const AliasTable* tables,
+                            std::uint32_t* status) {
+    const std::uint32_t index = blockIdx.x * kDecodeWarps + threadIdx.x / kLanes;
+    if (index >= count) return;
+    const KltRunTask& run = runs[index];
     const KltPieceTask* piece = pieces + run.first_piece;
     WarpReader in(piece->begin, piece->bytes, tables);
     for (std::uint32_t i = 0; i < run.pieces; ++i, ++piece) {
@@ -188,7 +192,7 @@ __device__ std::uint32_t output_of(std::uint32_t i) {
 
 __global__ void project_tiles(Memory memory, const UnitTask* units, std::uint32_t count) {
     __shared__ UnitTile tile;
-    const UnitTask& unit = units[task_of(units, count, blockIdx.x)];
+    const UnitTask& unit = units[task_of<&UnitTask::first_tile>(units, count, blockIdx.x)];
     const std::uint32_t local = blockIdx.x - unit.first_tile;
     const std::uint32_t across = div_up(unit.width, kUnitOutputs);
     const std::uint32_t first_token = local / across * kUnitTokens;
@@ -241,7 +245,8 @@ __global__ void project_tiles(Memory memory, const UnitTask* units, std::uint32_
 cudaError_t launch_klt_decode(Memory memory, const KltPlaneTask* planes, const KltPieceTask* pieces,
                               const KltRunTask* runs, std::uint32_t count, const AliasTable* tables,
                               std::uint32_t* status, cudaStream_t stream) {
-    return launch(decode_runs, {count, kLanes}, stream, memory, planes, pieces, runs, tables, status);
+    return launch(decode_runs, {div_up(count, kDecodeWarps), kDecodeWarps * kLanes}, stream, memory, planes,
+                  pieces, runs, count, tables, status);
 }
 
 cudaError_t launch_project(Memory memory, const UnitTask* units, std::uint32_t count, std::uint32_t tiles,

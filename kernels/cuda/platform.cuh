@@ -23,17 +23,14 @@ __device__ __forceinline__ T* dynamic_shared() {
 #endif
 }
 
-// The last of `count` tasks that begins at or before a tile; the first one begins at tile 0.
-template <typename Task>
-__device__ std::uint32_t task_of(const Task* tasks, std::uint32_t count, std::uint32_t tile) {
+// The task that item `item` of a launch belongs to: the last of `count` tasks whose items, counted over all
+// tasks, begin at or before it. The first one begins at 0.
+template <auto First, typename Task>
+__device__ std::uint32_t task_of(const Task* tasks, std::uint32_t count, std::uint32_t item) {
     std::uint32_t low = 0;
     for (std::uint32_t high = count; high - low > 1;) {
         const std::uint32_t middle = low + (high - low) / 2;
-        if (tasks[middle].first_tile <= tile) {
-            low = middle;
-        } else {
-            high = middle;
-        }
+        (tasks[middle].*First <= item ? low : high) = middle;
     }
     return low;
 }

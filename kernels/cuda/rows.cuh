@@ -14,6 +14,13 @@ __device__ __forceinline__ std::uint8_t* row_of(const RowsAt& out, std::uint32_t
            s % out.page_tokens * out.row_bytes;
 }
 
+// An element of a row, in the low bits.
+__device__ __forceinline__ std::uint32_t element_of(const std::uint8_t* row, Dtype dtype,
+                                                    std::uint32_t channel) {
+    if (dtype == Dtype::kF32) return reinterpret_cast<const std::uint32_t*>(row)[channel];
+    return reinterpret_cast<const std::uint16_t*>(row)[channel];
+}
+
 // The channels of a slot: pairs first, then the channels that are not turned.
 struct Slot {
     std::uint32_t first;

@@ -2,24 +2,15 @@
 // and damaged blocks.
 #include <gtest/gtest.h>
 
-#include <fstream>
 #include <functional>
-#include <iterator>
 #include <random>
 
 #include "codec/entropy/block_reader.h"
 #include "kernels/cuda/tasks.h"
-#include "tests/codec/synthetic.h"
 #include "tests/simt/device_batch.h"
 
 namespace kvcast::test {
 namespace {
-
-std::vector<std::uint8_t> load(const std::string& name) {
-    std::ifstream in(std::string(KVCAST_VECTORS) + "/" + name, std::ios::binary);
-    EXPECT_TRUE(in.good()) << name;
-    return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-}
 
 std::vector<std::uint8_t> raw(const Cache& cache) {
     std::vector<std::uint8_t> out;
@@ -61,28 +52,28 @@ class DeviceGolden : public testing::TestWithParam<Case> {
 };
 
 TEST_P(DeviceGolden, DecodesToTheCommittedValues) {
-    const auto file = load(GetParam().name + ".kvc");
+    const auto file = load_vector(GetParam().name + ".kvc");
     for (std::size_t order = 0; order < orders(); ++order) {
         set_order(order);
         const Chunks chunks = chunks_of(file, {.calibration = GetParam().options.calibration});
         expect_sound(decode_on_device(chunks), chunks);
-        EXPECT_EQ(joined(chunks), load(GetParam().name + ".raw"));
+        EXPECT_EQ(joined(chunks), load_vector(GetParam().name + ".raw"));
     }
 }
 
 TEST_P(DeviceGolden, DecodesToPagesAtAnotherPosition) {
     if (GetParam().layout.rope.pairing == RopePairing::kNone) return;
-    const auto file = load(GetParam().name + ".kvc");
+    const auto file = load_vector(GetParam().name + ".kvc");
     for (const Rows rows : {Rows::kPaged, Rows::kPagedHeadsOutside}) {
         const Chunks chunks =
             chunks_of(file, {.move = 1000, .rows = rows, .calibration = GetParam().options.calibration});
         expect_sound(decode_on_device(chunks), chunks);
-        EXPECT_EQ(joined(chunks), load(GetParam().name + ".moved.raw"));
+        EXPECT_EQ(joined(chunks), load_vector(GetParam().name + ".moved.raw"));
     }
 }
 
 TEST_P(DeviceGolden, ConvertsLikeTheCpuDecoder) {
-    const auto file = load(GetParam().name + ".kvc");
+    const auto file = load_vector(GetParam().name + ".kvc");
     for (const Dtype dtype : {Dtype::kBf16, Dtype::kF16, Dtype::kF32}) {
         const Chunks chunks =
             chunks_of(file, {.dtype = dtype, .calibration = GetParam().options.calibration});
@@ -94,24 +85,9 @@ TEST_P(DeviceGolden, ConvertsLikeTheCpuDecoder) {
     }
 }
 
-std::string identifier(const testing::TestParamInfo<Case>& tested) {
-    std::string name = tested.param.name;
-    std::replace(name.begin(), name.end(), '-', '_');
-    return name;
-}
-
-INSTANTIATE_TEST_SUITE_P(Vectors, DeviceGolden, testing::ValuesIn(conformance_cases()), identifier);
+INSTANTIATE_TEST_SUITE_P(Vectors, DeviceGolden, testing::ValuesIn(conformance_cases()), case_name);
 
 // ---- batches and damage
-
-// The cases whose blocks can be decoded one by one.
-std::vector<Case> independent_cases() {
-    std::vector<Case> out;
-    for (Case& c : conformance_cases()) {
-        if (c.options.profile != Profile::kKlt) out.push_back(std::move(c));
-    }
-    return out;
-}
 
 // Bytes of planes where a CPU decodes blocks whose checksums are not looked at.
 struct CpuBlocks {
@@ -162,7 +138,7 @@ void expect_like_cpu(std::span<const std::vector<std::uint8_t>> objects) {
 }
 
 std::vector<std::vector<std::uint8_t>> copies(const std::string& name) {
-    const auto file = load(name + ".kvc");
+    const auto file = load_vector(name + ".kvc");
     std::vector<std::vector<std::uint8_t>> out;
     for (const auto o : objects_of(file)) out.emplace_back(o.begin(), o.end());
     return out;
@@ -175,7 +151,7 @@ constexpr const char* kDamaged[] = {"delta1-anchor-t15",  "delta2-fp16-t64",    
 
 TEST(DeviceDamage, DecodesABatchOfEverythingAtOnce) {
     std::vector<std::vector<std::uint8_t>> objects;
-    for (const Case& c : independent_cases()) {
+    for (const Case& c : uncalibrated_cases()) {
         for (auto& o : copies(c.name)) objects.push_back(std::move(o));
     }
     expect_like_cpu(objects);
@@ -253,14 +229,6 @@ std::vector<std::uint8_t> with_checksums(const std::vector<std::uint8_t>& object
     auto out = write_header(h).value();
     out.insert(out.end(), object.begin() + static_cast<std::ptrdiff_t>(h.header_bytes), object.end());
     return out;
-}
-
-Case case_of(const std::string& name) {
-    for (Case& c : conformance_cases()) {
-        if (c.name == name) return std::move(c);
-    }
-    ADD_FAILURE() << name;
-    return {};
 }
 
 // A damaged klt chunk between two sound chunks: the CPU's verdict, and sound neighbours.

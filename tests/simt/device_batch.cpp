@@ -1,9 +1,9 @@
 #include "tests/simt/device_batch.h"
 
-#include <gtest/gtest.h>
-
 #include <algorithm>
 #include <cstring>
+#include <fstream>
+#include <iterator>
 #include <numeric>
 #include <random>
 
@@ -13,13 +13,6 @@ namespace {
 constexpr std::size_t kPageTokens = 8;
 constexpr std::size_t kSlot = 5;  // of the chunk's first token in its first page
 constexpr std::byte kUnwritten{0xa5};
-
-// An image at the end of memory that begins where the device API wants it.
-DeviceBytes aligned(std::span<const std::byte> image) {
-    std::vector<std::byte> padded(image.begin(), image.end());
-    padded.resize((image.size() + device::kAlignment - 1) / device::kAlignment * device::kAlignment);
-    return DeviceBytes(padded);
-}
 
 }  // namespace
 
@@ -135,6 +128,40 @@ BatchResult decode_on_device(std::span<const std::unique_ptr<DeviceChunk>> chunk
     const auto words = status.read();
     if (!words.empty()) std::memcpy(result.status.data(), words.data(), words.size());
     return result;
+}
+
+DeviceBytes aligned(std::span<const std::byte> image) {
+    std::vector<std::byte> padded(image.begin(), image.end());
+    padded.resize((image.size() + device::kAlignment - 1) / device::kAlignment * device::kAlignment);
+    return DeviceBytes(padded);
+}
+
+std::vector<std::uint8_t> load_vector(const std::string& name) {
+    std::ifstream in(std::string(KVCAST_VECTORS) + "/" + name, std::ios::binary);
+    EXPECT_TRUE(in.good()) << name;
+    return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+}
+
+Case case_of(const std::string& name) {
+    for (Case& c : conformance_cases()) {
+        if (c.name == name) return std::move(c);
+    }
+    ADD_FAILURE() << name;
+    return {};
+}
+
+std::vector<Case> uncalibrated_cases() {
+    std::vector<Case> out;
+    for (Case& c : conformance_cases()) {
+        if (c.options.profile != Profile::kKlt) out.push_back(std::move(c));
+    }
+    return out;
+}
+
+std::string case_name(const testing::TestParamInfo<Case>& tested) {
+    std::string name = tested.param.name;
+    std::replace(name.begin(), name.end(), '-', '_');
+    return name;
 }
 
 std::vector<std::span<const std::uint8_t>> objects_of(std::span<const std::uint8_t> file) {

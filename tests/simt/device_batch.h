@@ -1,6 +1,8 @@
 // Chunk objects through decode_batch, every buffer of its own and guarded.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <memory>
 #include <optional>
 #include <span>
@@ -9,6 +11,7 @@
 
 #include "codec/decoder.h"
 #include "codec/device.h"
+#include "tests/codec/synthetic.h"
 #include "tests/simt/device_memory.h"
 
 namespace kvcast::test {
@@ -66,6 +69,19 @@ struct BatchResult {
 
 // Plans and decodes a batch. The plan must succeed.
 BatchResult decode_on_device(std::span<const std::unique_ptr<DeviceChunk>> chunks);
+
+// An image at the end of memory that begins where the device API wants it.
+DeviceBytes aligned(std::span<const std::byte> image);
+
+// A committed vector, and the conformance case of a name.
+std::vector<std::uint8_t> load_vector(const std::string& name);
+Case case_of(const std::string& name);
+
+// Conformance cases of the profiles delta and lossless.
+std::vector<Case> uncalibrated_cases();
+
+// What GoogleTest calls a case.
+std::string case_name(const testing::TestParamInfo<Case>& tested);
 
 // The chunk objects of a file.
 std::vector<std::span<const std::uint8_t>> objects_of(std::span<const std::uint8_t> file);

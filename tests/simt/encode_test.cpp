@@ -2,14 +2,11 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
-#include <fstream>
-#include <iterator>
 #include <memory>
 #include <numeric>
 #include <random>
 
 #include "codec/device.h"
-#include "tests/codec/synthetic.h"
 #include "tests/simt/device_batch.h"
 
 namespace kvcast::test {
@@ -17,18 +14,6 @@ namespace {
 
 constexpr std::size_t kPageTokens = 8;
 constexpr std::size_t kSlot = 3;
-
-std::vector<std::uint8_t> load(const std::string& name) {
-    std::ifstream in(std::string(KVCAST_VECTORS) + "/" + name, std::ios::binary);
-    EXPECT_TRUE(in.good()) << name;
-    return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-}
-
-DeviceBytes aligned(std::span<const std::byte> image) {
-    std::vector<std::byte> padded(image.begin(), image.end());
-    padded.resize((image.size() + device::kAlignment - 1) / device::kAlignment * device::kAlignment);
-    return DeviceBytes(padded);
-}
 
 // One chunk of a cache on its way through the device.
 class Source {
@@ -86,7 +71,7 @@ class Source {
 std::vector<Result<std::vector<std::uint8_t>>> encode_on_device(const Case& c, bool paged,
                                                                 std::ptrdiff_t spare) {
     const Cache cache = make_cache(c);
-    const auto file = load(c.name + ".kvc");
+    const auto file = load_vector(c.name + ".kvc");
     std::vector<std::unique_ptr<Source>> sources;
     std::vector<device::ChunkToEncode> chunks;
     Hash parent = {};
@@ -130,7 +115,7 @@ void expect_committed_bytes(const Case& c, bool paged) {
         ASSERT_TRUE(object.ok()) << object.status().message();
         file.insert(file.end(), object.value().begin(), object.value().end());
     }
-    EXPECT_EQ(file, load(c.name + ".kvc"));
+    EXPECT_EQ(file, load_vector(c.name + ".kvc"));
 }
 
 class DeviceEncoding : public testing::TestWithParam<Case> {
@@ -149,27 +134,7 @@ TEST_P(DeviceEncoding, WritesTheCommittedBytesFromPages) {
     expect_committed_bytes(GetParam(), true);
 }
 
-std::vector<Case> cases() {
-    std::vector<Case> out;
-    for (Case& c : conformance_cases()) {
-        if (c.options.profile != Profile::kKlt) out.push_back(std::move(c));
-    }
-    return out;
-}
-
-INSTANTIATE_TEST_SUITE_P(Vectors, DeviceEncoding, testing::ValuesIn(cases()), [](const auto& tested) {
-    std::string name = tested.param.name;
-    std::replace(name.begin(), name.end(), '-', '_');
-    return name;
-});
-
-Case case_of(const std::string& name) {
-    for (Case& c : conformance_cases()) {
-        if (c.name == name) return std::move(c);
-    }
-    ADD_FAILURE() << name;
-    return {};
-}
+INSTANTIATE_TEST_SUITE_P(Vectors, DeviceEncoding, testing::ValuesIn(uncalibrated_cases()), case_name);
 
 TEST(DeviceEncodingLimits, SaysThatAPayloadDidNotFitAndWritesNothingBehindIt) {
     for (const auto& object : encode_on_device(case_of("delta5-blocks-of-2"), false, -2))
@@ -182,7 +147,7 @@ TEST(DeviceEncodingLimits, PlansNoMoreThanTheGreatestPayload) {
     const ChunkInput input = {&cache.layout, "test model", "", cache.ids, 0, c.base_position, {}, {}, 0};
     const auto most = device::EncodePlan::greatest_payload(input, c.options);
     ASSERT_TRUE(most.ok());
-    EXPECT_GE(most.value(), load(c.name + ".kvc").size());
+    EXPECT_GE(most.value(), load_vector(c.name + ".kvc").size());
     ChunkInput nothing = input;
     nothing.token_ids = {};
     EXPECT_EQ(device::EncodePlan::greatest_payload(nothing, c.options).status().code(),
