@@ -4,14 +4,15 @@ set(KVCAST_HAVE_CUDA OFF)
 if(NOT KVCAST_CUDA STREQUAL "OFF" AND NOT KVCAST_SANITIZE AND NOT KVCAST_FUZZ)
     include(CheckLanguage)
     check_language(CUDA)
-    if(CMAKE_CUDA_COMPILER)
+    find_package(CUDAToolkit 12.8 QUIET)  # the first with sm_100
+    if(CMAKE_CUDA_COMPILER AND TARGET CUDA::cudart_static)
         set(KVCAST_HAVE_CUDA ON)
     elseif(KVCAST_CUDA STREQUAL "ON")
-        message(FATAL_ERROR "KVCAST_CUDA is ON, but there is no nvcc")
+        message(FATAL_ERROR "KVCAST_CUDA is ON, but there is no CUDA toolkit from 12.8 on")
     endif()
 endif()
 if(NOT KVCAST_HAVE_CUDA)
-    message(STATUS "CUDA: kvcast::cuda is not built (no nvcc, KVCAST_CUDA=OFF, or a sanitizer build)")
+    message(STATUS "CUDA: kvcast::cuda is not built (no toolkit from 12.8 on, KVCAST_CUDA=OFF, or a sanitizer build)")
     return()
 endif()
 
@@ -23,7 +24,6 @@ if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know
     set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
     set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
 endif()
-find_package(CUDAToolkit REQUIRED)
 message(STATUS "CUDA: kvcast::cuda for ${CMAKE_CUDA_ARCHITECTURES}")
 
 # Contraction is off for the same reason as on the host: encoders must agree.
