@@ -113,12 +113,12 @@ __global__ void decode_blocks(std::byte* workspace, const PlaneTask* planes, con
     const BlockTask block = blocks[index];
     const SideVectors side = side_vectors(most_channels);
     WarpReader in(block.begin, block.bytes, tables);
+    const std::uint32_t first_heads = planes[block.plane].heads;
     bool fits = true;
     for (std::uint32_t head = block.first_head; head < block.end_head; ++head) {
-        const PlaneTask& first = planes[block.plane];
-        const bool second = head >= first.heads;
-        const PlaneTask& plane = planes[block.plane + (second ? 1 : 0)];
-        fits = decode_head(in, plane, head - (second ? first.heads : 0), side, workspace) && fits;
+        const bool second = head >= first_heads;
+        const PlaneTask plane = planes[block.plane + (second ? 1 : 0)];  // a copy: stores cannot change it
+        fits = decode_head(in, plane, head - (second ? first_heads : 0), side, workspace) && fits;
     }
     const std::uint32_t faults = in.close() | (fits ? 0u : kOutOfRange);
     if (lane_id() == 0) status[block.status] = faults;

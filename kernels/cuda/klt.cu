@@ -39,7 +39,7 @@ __device__ bool decode_piece(WarpReader& in, const KltRunTask& run, const KltPla
     const std::uint64_t exact_bytes = element_bytes(true, run.source);
     bool fits = true;
     for (std::uint32_t p = 0; p < run.planes; ++p) {
-        const KltPlaneTask& plane = planes[p];
+        const KltPlaneTask plane = planes[p];
         for (std::uint32_t head = 0; head < plane.heads; ++head) {
             std::byte* out =
                 memory.workspace + plane.rows + head * exact_bytes * run.exact_tokens * plane.channels;
@@ -55,9 +55,10 @@ __device__ bool decode_piece(WarpReader& in, const KltRunTask& run, const KltPla
     const auto* levels = reinterpret_cast<const std::uint8_t*>(memory.image + run.levels);
     next = gains;
     for (std::uint32_t p = 0; p < run.planes; ++p) {
-        auto* coefficients = reinterpret_cast<std::int16_t*>(memory.workspace + planes[p].coefficients);
-        for (std::uint32_t part = 0; part < planes[p].parts; ++part, next += run.body_tokens)
-            decode_part(in, run, planes[p], part, next, levels, coefficients);
+        const KltPlaneTask plane = planes[p];
+        auto* coefficients = reinterpret_cast<std::int16_t*>(memory.workspace + plane.coefficients);
+        for (std::uint32_t part = 0; part < plane.parts; ++part, next += run.body_tokens)
+            decode_part(in, run, plane, part, next, levels, coefficients);
     }
     __syncwarp();  // the next layer's gains overwrite this one's
     return fits;
@@ -68,7 +69,7 @@ __global__ void decode_runs(Memory memory, const KltPlaneTask* planes, const Klt
                             std::uint32_t* status) {
     const std::uint32_t index = blockIdx.x * kDecodeWarps + threadIdx.x / kLanes;
     if (index >= count) return;
-    const KltRunTask& run = runs[index];
+    const KltRunTask run = runs[index];  // a copy: stores cannot change it
     const KltPieceTask* piece = pieces + run.first_piece;
     WarpReader in(piece->begin, piece->bytes, tables);
     for (std::uint32_t i = 0; i < run.pieces; ++i, ++piece) {
@@ -208,7 +209,7 @@ __global__ void project_tiles(Memory memory, const UnitTask* units, std::uint32_
         }
     }
     for (std::uint32_t k = 0; k < unit.term_count; ++k) {
-        const ProjectionTerm& term = unit.terms[k];
+        const ProjectionTerm term = unit.terms[k];
         const auto* rows = reinterpret_cast<const std::int16_t*>(
             (term.in_image ? memory.image : memory.workspace) + term.features);
         const std::uint32_t steps = div_up(term.inputs, kUnitStep);
