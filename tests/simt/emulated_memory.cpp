@@ -33,7 +33,7 @@ std::string finish() {
 }
 
 std::size_t orders() {
-    return 3;
+    return KVCAST_ORDERS;
 }
 void set_order(std::size_t order) {
     simt::set_schedule(static_cast<simt::Schedule>(order));
