@@ -59,6 +59,27 @@ KVCAST_HD constexpr std::uint32_t state_limit(std::uint32_t frequency) {
     return frequency << (32 - kProbabilityBits);
 }
 
+// ---- spread classes: what a strip's class says (FORMAT.md, sections 5.3 and 11.2)
+
+inline constexpr unsigned kClasses = 32;  // 0: every value is zero and nothing is coded
+
+struct ClassCoding {
+    unsigned table;
+    unsigned shift;
+};
+
+// Table and raw bits of class 1..31.
+KVCAST_HD constexpr ClassCoding class_coding(unsigned spread_class) {
+    if (spread_class <= 9) return {spread_class - 1, 0};
+    return {7 + (spread_class & 1u), (spread_class - 8) / 2};
+}
+
+// klt: the class of a group of coefficients is the unit's class at gain 0, plus the token's gain.
+KVCAST_HD constexpr unsigned klt_class(std::int8_t base, std::int16_t gain) {
+    const int sum = base + gain;
+    return static_cast<unsigned>(sum < 0 ? 0 : sum > 31 ? 31 : sum);
+}
+
 // ---- RoPE in integers
 // ------------------------------------------------------------------------------------------
 
@@ -114,6 +135,26 @@ KVCAST_HD constexpr Rotated rotate(std::int32_t a, std::int32_t b, SinCos t) {
 
 KVCAST_HD constexpr std::int16_t saturate16(std::int32_t v) {
     return static_cast<std::int16_t>(v < -32768 ? -32768 : v > 32767 ? 32767 : v);
+}
+
+// delta: what the tokens of a channel are predicted from; means are in quarter steps.
+KVCAST_HD constexpr std::int16_t mean_state(std::int16_t mean, unsigned guard_bits) {
+    return saturate16(mean * (1 << (guard_bits - 2)));
+}
+
+// delta: the state of a quantised value.
+KVCAST_HD constexpr std::int16_t state_of(std::int16_t prediction, std::int16_t q, unsigned shift) {
+    return saturate16(prediction + q * (1 << shift));
+}
+
+// klt: a coefficient times its level's multiplier, as the transform takes it.
+KVCAST_HD constexpr std::int16_t scaled_coefficient(std::int16_t q, unsigned multiplier) {
+    return saturate16(std::int32_t{q} * static_cast<std::int32_t>(multiplier));
+}
+
+// klt: one projection's contribution to a state.
+KVCAST_HD constexpr std::int32_t shifted_sum(std::int32_t sum, unsigned shift) {
+    return (sum + (1 << (shift - 1))) >> shift;
 }
 
 // The scale of a plane: a state s stands for s * mantissa * 2^exponent. With mantissa < 2^8, exponent in

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/plane_scale.h"
+
 namespace kvcast {
 namespace {
 
@@ -10,26 +12,8 @@ namespace {
 constexpr unsigned kMeanFraction = 2;
 constexpr std::int32_t kMeanLimit = 16000;
 constexpr std::int32_t kSymbolLimit = 30000;
-constexpr float kStateLimit = 32000.0f;
-constexpr unsigned kMostGuardBits = 8;
 
-unsigned least_guard_bits(const DeltaParams& delta) {
-    return delta.predictor == Predictor::kAnchor ? std::max(3u, delta.anchor_shift) : 3u;
-}
-
-// The unit mantissa * 2^exponent nearest to `unit`; false where the exponent is out of range.
-bool express_unit(double unit, kernels::Scale& scale) {
-    int exponent = 0;
-    const double fraction = std::frexp(unit, &exponent);  // [0.5, 1)
-    scale.mantissa = static_cast<std::int32_t>(std::floor(fraction * 256 + 0.5));
-    scale.exponent = exponent - 8;
-    if (scale.mantissa == 256) scale = {128, exponent - 7};
-    return scale.exponent >= kernels::kMinExponent && scale.exponent <= kernels::kMaxExponent;
-}
-
-float unit_of(const kernels::Scale& scale) {
-    return kernels::value_of(1, scale);
-}
+using kernels::unit_of;
 
 // How the tokens of a body are split: anchors first, then the rest, each in order of time.
 class Anchors {
@@ -65,7 +49,7 @@ class Anchors {
 };
 
 std::int16_t mean_state(std::int16_t mean, const PlaneParams& plane) {
-    return kernels::saturate16(mean * (1 << (plane.guard_bits - kMeanFraction)));
+    return kernels::mean_state(mean, plane.guard_bits);
 }
 
 // The mean of a channel in quarter steps.
@@ -131,15 +115,14 @@ unsigned as_class(std::int16_t spread_class) {
 
 }  // namespace
 
+unsigned least_guard_bits(const DeltaParams& delta) {
+    return delta.predictor == Predictor::kAnchor ? std::max(3u, delta.anchor_shift) : 3u;
+}
+
 PlaneParams choose_params(double step, float max_magnitude, const DeltaParams& delta) {
-    if (max_magnitude == 0) return {PlaneMode::kQuantised, least_guard_bits(delta), {128, 0}};
-    if (!std::isfinite(max_magnitude) || !(step > 0)) return {};
-    for (unsigned guard = kMostGuardBits; guard >= least_guard_bits(delta); --guard) {
-        PlaneParams p = {PlaneMode::kQuantised, guard, {}};
-        if (!express_unit(std::ldexp(step, -static_cast<int>(guard)), p.scale)) continue;
-        if (max_magnitude <= kStateLimit * unit_of(p.scale)) return p;
-    }
-    return {};
+    const kernels::PlaneScale chosen = kernels::choose_scale(step, max_magnitude, least_guard_bits(delta));
+    if (!chosen.quantised) return {};
+    return {PlaneMode::kQuantised, chosen.guard_bits, chosen.scale};
 }
 
 void write_quantised_head(entropy::BlockWriter& out, const kernels::Ops& ops, const DeltaParams& delta,

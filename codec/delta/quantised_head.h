@@ -34,6 +34,9 @@ struct TileShape {
     std::size_t stride = 0;
 };
 
+// Fewest guard bits that a plane is coded with.
+unsigned least_guard_bits(const DeltaParams& delta);
+
 // Mode, guard bits and scale of a plane from its statistics: the step nearest to `step` that the format can
 // express. Falls back to the exact mode where states of 16 bits cannot hold both the step and the largest
 // magnitude.

@@ -199,6 +199,10 @@ std::uint64_t element_cost(ExponentModel model, kernels::Dtype dtype, std::uint3
            std::uint64_t{mantissa + 1} * 256;
 }
 
+std::span<const std::uint32_t> class_thresholds() {
+    return kClassThresholds;
+}
+
 unsigned class_for(std::uint64_t sum_of_magnitudes, std::size_t count) {
     if (sum_of_magnitudes == 0) return 0;
     const std::uint64_t mean = sum_of_magnitudes * 256 / count;

@@ -17,18 +17,9 @@ namespace kvcast::entropy {
 inline constexpr std::size_t kTables = 25;
 inline constexpr std::size_t kFirstExponentTable = 9;
 inline constexpr std::size_t kExponentTables = 16;
-inline constexpr unsigned kClasses = 32;  // 0: every value is zero and nothing is coded
-
-struct ClassCoding {
-    unsigned table;
-    unsigned shift;
-};
-
-// Table and raw bits of class 1..31.
-constexpr ClassCoding class_coding(unsigned spread_class) {
-    if (spread_class <= 9) return {spread_class - 1, 0};
-    return {7 + (spread_class & 1u), (spread_class - 8) / 2};
-}
+using kernels::class_coding;
+using kernels::ClassCoding;
+using kernels::kClasses;
 
 const kernels::AliasTable& alias_table(std::size_t table);
 
@@ -39,6 +30,9 @@ const kernels::EncodeTable& encode_table(std::size_t table);
 // Code length in 1/256 bit: of a symbol, and of a value in a class (raw bits and escape included).
 std::uint32_t symbol_cost(std::size_t table, unsigned symbol);
 std::uint64_t value_cost(unsigned spread_class, std::int32_t value);
+
+// Largest mean |q| * 256 for which class 1, 2, ... is the cheapest; the last class above them.
+std::span<const std::uint32_t> class_thresholds();
 
 // The class for `count` values whose magnitudes sum to `sum_of_magnitudes`; 0 where the sum is.
 unsigned class_for(std::uint64_t sum_of_magnitudes, std::size_t count);

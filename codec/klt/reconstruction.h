@@ -46,16 +46,8 @@ class KltStates {
     std::vector<std::int16_t> features_;             // [token][features]
 };
 
-// A coefficient times its level's multiplier, as the transform takes it.
-inline std::int16_t scaled_coefficient(std::int16_t q, unsigned multiplier) {
-    return kernels::saturate16(std::int32_t{q} * static_cast<std::int32_t>(multiplier));
-}
-
-// The spread class of a group of coefficients: the unit's class at gain 0, plus the token's gain.
-inline unsigned klt_class(std::int8_t base, std::int16_t gain) {
-    const int sum = base + gain;
-    return static_cast<unsigned>(sum < 0 ? 0 : sum > 31 ? 31 : sum);
-}
+using kernels::klt_class;
+using kernels::scaled_coefficient;
 
 inline constexpr std::int32_t kGainLow = -15;
 inline constexpr std::int32_t kGainHigh = 15;

@@ -1,0 +1,57 @@
+// A calibration as the device reads it: matrices by inputs, so that neighbouring threads read neighbouring
+// outputs.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "codec/klt/calibration.h"
+
+namespace kvcast::device {
+
+// Immutable; threads may share it. Copied to the device once, to an address that is a multiple of kAlignment,
+// and used by any number of plans.
+class CalibrationImage {
+  public:
+    explicit CalibrationImage(std::shared_ptr<const Calibration> calibration);
+
+    const Calibration& calibration() const { return *calibration_; }
+    std::span<const std::byte> bytes() const { return bytes_; }
+
+    // Offsets of arrays in bytes().
+    struct Matrix {
+        std::size_t entries = 0;  // kernels::cuda::LimbMatrix
+        std::uint32_t limbs = 1;
+        std::size_t shifts = 0;  // std::uint8_t [width]
+    };
+    struct Unit {
+        std::size_t bias = 0;  // std::int32_t [width]
+        Matrix transform;
+        std::vector<Matrix> terms;
+    };
+
+    // Units [layer][plane][part].
+    const Unit& unit(std::size_t layer, std::size_t plane, std::size_t part) const;
+
+    // std::int8_t [part][level][group].
+    std::size_t classes(std::size_t layer, std::size_t plane) const;
+
+    // std::uint16_t [level].
+    std::size_t multipliers() const { return multipliers_; }
+
+  private:
+    Matrix add(const ShiftedMatrix& matrix);
+
+    std::shared_ptr<const Calibration> calibration_;
+    std::vector<std::byte> bytes_;
+    std::vector<Unit> units_;
+    std::vector<std::size_t> first_unit_;  // [plane], within a layer
+    std::size_t units_per_layer_ = 0;
+    std::vector<std::size_t> classes_;  // [layer][plane]
+    std::size_t multipliers_ = 0;
+};
+
+}  // namespace kvcast::device

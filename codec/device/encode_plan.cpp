@@ -1,0 +1,255 @@
+#include "codec/device/encode_plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+
+#include "codec/chunk_plan.h"
+#include "codec/delta/quantised_head.h"
+#include "codec/device/image.h"
+#include "codec/entropy/model.h"
+
+namespace kvcast::device {
+namespace {
+
+namespace cuda = kernels::cuda;
+
+std::unique_ptr<cuda::CoderTables> coder_tables() {
+    auto tables = std::make_unique<cuda::CoderTables>();
+    static_assert(cuda::kTables == entropy::kTables);
+    for (std::size_t t = 0; t < entropy::kTables; ++t) {
+        tables->encode[t] = entropy::encode_table(t);
+        for (unsigned s = 0; s < kernels::kSymbols; ++s)
+            tables->cost[t][s] = static_cast<std::uint16_t>(entropy::symbol_cost(t, s));
+    }
+    const auto thresholds = entropy::class_thresholds();
+    std::copy(thresholds.begin(), thresholds.end(), std::begin(tables->class_thresholds));
+    return tables;
+}
+
+// check_input, which looks at how many planes are given and not at what is in them.
+Status check_without_planes(ChunkInput input, std::size_t planes, const EncodeOptions& options) {
+    if (options.profile == Profile::kKlt)
+        return {ErrorCode::kUnsupportedProfile, "klt chunks are encoded on the host"};
+    const std::vector<PlaneRows> none(planes);
+    input.planes = none;
+    return check_input(input, options);
+}
+
+Status check_chunk(const ChunkToEncode& c, const EncodeOptions& options) {
+    if (Status s = check_without_planes(c.input, c.planes.size(), options); !s.ok()) return s;
+    for (const DevicePlane& p : c.planes) {
+        if (Status s = check_plane(p, c.input.layout->dtype); !s.ok()) return s;
+    }
+    if (reinterpret_cast<std::uintptr_t>(c.payload) % 2 != 0)
+        return {ErrorCode::kBadArgument, "a payload at an odd address"};
+    return {};
+}
+
+std::uint64_t slots_bytes(const ChunkHeader& h) {
+    std::uint64_t bytes = 0;
+    for (std::size_t b = 0; b < h.blocks_per_layer(); ++b) bytes += max_block_bytes(h, b);
+    return bytes * h.layout.layers;
+}
+
+}  // namespace
+
+class EncodePlan::Builder {
+  public:
+    explicit Builder(const EncodeOptions& options) : options_(options) {}
+
+    void add(const ChunkToEncode& c) {
+        Chunk& chunk = plan_.chunks_.emplace_back();
+        chunk.header = plan_header(c.input, options_);
+        chunk.first_plane = planes_.size();
+        chunk.first_block = blocks_.size();
+        chunk.capacity = c.payload_capacity;
+        const ChunkHeader& h = chunk.header;
+        rotation_ = h.unrotated ? add_rotation(h) : cuda::kNone;
+        for (std::size_t layer = 0; layer < h.layout.layers; ++layer) {
+            add_blocks(h);
+            for (std::size_t p = 0; p < h.layout.planes.size(); ++p) add_plane(c, h, layer, p);
+        }
+        packs_.push_back({.payload = static_cast<std::uint8_t*>(c.payload),
+                          .capacity = c.payload_capacity,
+                          .first_block = u32(chunk.first_block),
+                          .end_block = u32(blocks_.size())});
+        most_blocks_ = std::max(most_blocks_, blocks_.size() - chunk.first_block);
+    }
+
+    Result<EncodePlan> finish() {
+        const std::uint64_t packed = std::uint64_t{packs_.size()} * most_blocks_;
+        if (std::max({tiles_, channels_, rows_, packed, std::uint64_t{blocks_.size()}}) > kMostTiles)
+            return Status(ErrorCode::kLimitExceeded, "a batch beyond 2^31 tiles, channels or blocks");
+        std::vector<std::byte>& image = plan_.image_;
+        Launches& l = plan_.launches_;
+        const auto tables = coder_tables();
+        l.tables = append<cuda::CoderTables>(image, {tables.get(), 1});
+        for (std::size_t i = 0; i < rotations_.size(); ++i)
+            rotations_[i].frequencies = append<std::uint64_t>(image, frequencies_[i]);
+        l.rotations = append<cuda::RotationTask>(image, rotations_);
+        l.rotation_count = u32(rotations_.size());
+        l.planes = append<cuda::EncodePlaneTask>(image, planes_);
+        l.plane_count = u32(planes_.size());
+        l.tiles = u32(tiles_);
+        l.channels = u32(channels_);
+        l.rows = u32(rows_);
+        l.blocks = append<cuda::EncodeBlockTask>(image, blocks_);
+        l.block_count = u32(blocks_.size());
+        l.packs = append<cuda::PackTask>(image, packs_);
+        l.chunks = u32(packs_.size());
+        l.most_blocks = u32(most_blocks_);
+        l.block_bytes = planes_.size() * sizeof(cuda::PlaneChoice);
+        plan_.report_bytes_ = l.block_bytes + blocks_.size() * sizeof(std::uint32_t);
+        plan_.workspace_bytes_ = workspace_;
+        return std::move(plan_);
+    }
+
+  private:
+    std::uint64_t take(std::uint64_t bytes) {
+        const std::uint64_t offset = workspace_;
+        workspace_ += round_up(bytes, kAlignment);
+        return offset;
+    }
+
+    std::uint32_t add_rotation(const ChunkHeader& h) {
+        const Rope& rope = h.layout.rope;
+        const bool half = rope.pairing == RopePairing::kHalf;
+        const std::size_t pairs = rope.dim / 2;
+        frequencies_.push_back(rope.frequencies);
+        rotations_.push_back({.table = take(pairs * h.tokens * sizeof(kernels::SinCos)),
+                              .frequencies = 0,
+                              .first = h.position(),
+                              .pairs = u32(pairs),
+                              .columns = u32(h.tokens),
+                              .first_channel = u32(rope.offset),
+                              .pair_step = half ? 1u : 2u,
+                              .partner = half ? u32(pairs) : 1u});
+        return u32(rotations_.size() - 1);
+    }
+
+    void add_blocks(const ChunkHeader& h) {
+        for (std::size_t b = 0; b < h.blocks_per_layer(); ++b) {
+            const std::size_t bytes = max_block_bytes(h, b);
+            blocks_.push_back(
+                {.slot = take(bytes),
+                 .slot_bytes = u32(bytes),
+                 .plane = u32(planes_.size()),
+                 .first_head = u32(b * h.block_heads),
+                 .end_head = u32(std::min((b + 1) * h.block_heads, h.layout.heads_per_layer()))});
+        }
+    }
+
+    void add_plane(const ChunkToEncode& c, const ChunkHeader& h, std::size_t layer, std::size_t plane) {
+        const PlaneShape& shape = h.layout.planes[plane];
+        const std::size_t index = layer * h.layout.planes.size() + plane;
+        const std::size_t exact = h.delta.exact_rows, body = h.tokens - exact, width = shape.width();
+        const bool lossless = h.profile == Profile::kLossless;
+        const bool anchored = h.delta.predictor == Predictor::kAnchor;
+        const double multiplier = options_.layer_steps.empty() ? 1 : options_.layer_steps[index];
+        cuda::EncodePlaneTask task = {};
+        task.in = rows_at(c.planes[index], shape.head_dim, h.layout.dtype);
+        task.relative_step = lossless ? 0 : kDeltaSteps[h.level - 1] * multiplier;
+        task.tile = take(width * body * sizeof(float));
+        task.symbols = take(lossless ? 0 : width * body * sizeof(std::int16_t));
+        task.classes = take(3 * width * sizeof(std::int16_t));
+        task.row_models = take(shape.heads * exact * sizeof(std::uint16_t));
+        task.moments = take(width * sizeof(kernels::Moments));
+        task.largest = take(sizeof(std::uint32_t));
+        task.heads = u32(shape.heads);
+        task.channels = u32(shape.head_dim);
+        task.body_tokens = u32(body);
+        task.exact_rows = u32(exact);
+        task.anchor_group = anchored ? u32(h.delta.anchor_group) : 0u;
+        task.anchor_shift = h.delta.anchor_shift;
+        task.least_guard_bits = least_guard_bits(h.delta);
+        task.rotation = plane == 0 ? rotation_ : cuda::kNone;
+        task.first_tile = u32(tiles_);
+        task.first_channel = u32(channels_);
+        task.first_row = u32(rows_);
+        task.source = h.layout.dtype;
+        task.lossless = lossless;
+        const std::uint32_t pairs = task.rotation == cuda::kNone ? 0 : rotations_[task.rotation].pairs;
+        tiles_ += std::uint64_t{task.heads} *
+                  cuda::div_up(cuda::slots_of(task.channels, pairs), cuda::kStoreSlots) *
+                  cuda::div_up(task.body_tokens, cuda::kStoreTokens);
+        channels_ += width;
+        rows_ += shape.heads * exact;
+        planes_.push_back(task);
+    }
+
+    const EncodeOptions& options_;
+    EncodePlan plan_;
+    std::vector<cuda::RotationTask> rotations_;
+    std::vector<std::vector<std::uint64_t>> frequencies_;  // of each
+    std::vector<cuda::EncodePlaneTask> planes_;
+    std::vector<cuda::EncodeBlockTask> blocks_;
+    std::vector<cuda::PackTask> packs_;
+    std::uint64_t workspace_ = 0;
+    std::uint64_t tiles_ = 0;
+    std::uint64_t channels_ = 0;
+    std::uint64_t rows_ = 0;
+    std::size_t most_blocks_ = 0;
+    std::uint32_t rotation_ = cuda::kNone;  // of the chunk that is being added
+};
+
+Result<EncodePlan> EncodePlan::make(std::span<const ChunkToEncode> chunks, const EncodeOptions& options) {
+    Builder builder(options);
+    for (std::size_t i = 0; i < chunks.size(); ++i) {
+        if (Status s = check_chunk(chunks[i], options); !s.ok())
+            return Status(s.code(), fmt::format("chunk {} of the batch: {}", i, s.message()));
+        builder.add(chunks[i]);
+    }
+    return builder.finish();
+}
+
+Result<std::uint64_t> EncodePlan::greatest_payload(const ChunkInput& input, const EncodeOptions& options) {
+    const std::size_t planes =
+        input.layout == nullptr ? 0 : input.layout->layers * input.layout->planes.size();
+    if (Status s = check_without_planes(input, planes, options); !s.ok()) return s;
+    return slots_bytes(plan_header(input, options));
+}
+
+std::uint64_t EncodePlan::payload_bytes(std::size_t chunk, std::span<const std::byte> report) const {
+    const Chunk& c = chunks_[chunk];
+    std::uint64_t total = 0;
+    for (std::size_t b = 0; b < c.header.block_bytes.size(); ++b) {
+        std::uint32_t bytes = 0;
+        std::memcpy(&bytes, report.data() + launches_.block_bytes + (c.first_block + b) * sizeof(bytes),
+                    sizeof(bytes));
+        total += bytes;
+    }
+    return total;
+}
+
+Result<std::vector<std::uint8_t>> EncodePlan::object(std::size_t chunk, std::span<const std::byte> report,
+                                                     std::span<const std::uint8_t> payload) const {
+    const Chunk& c = chunks_[chunk];
+    const std::uint64_t bytes = payload_bytes(chunk, report);
+    if (bytes > c.capacity || bytes > payload.size()) {
+        return Status(ErrorCode::kBufferTooSmall, fmt::format("blocks of {} bytes, room for {}", bytes,
+                                                              std::min(c.capacity, payload.size())));
+    }
+    ChunkHeader h = c.header;
+    for (std::size_t i = 0; i < h.planes.size(); ++i) {
+        cuda::PlaneChoice choice;
+        std::memcpy(&choice, report.data() + (c.first_plane + i) * sizeof(choice), sizeof(choice));
+        if (choice.quantised != 0) h.planes[i] = {PlaneMode::kQuantised, choice.guard_bits, choice.scale};
+    }
+    std::memcpy(h.block_bytes.data(),
+                report.data() + launches_.block_bytes + c.first_block * sizeof(std::uint32_t),
+                h.block_bytes.size() * sizeof(std::uint32_t));
+    std::size_t at = 0;
+    for (std::size_t layer = 0; layer < h.layout.layers; ++layer) {
+        const std::size_t length = h.layer_payload_bytes(layer);
+        h.layer_crc[layer] = crc32(payload.subspan(at, length));
+        at += length;
+    }
+    auto object = write_header(h);
+    if (object.ok()) object.value().insert(object.value().end(), payload.begin(), payload.begin() + at);
+    return object;
+}
+
+}  // namespace kvcast::device

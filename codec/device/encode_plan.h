@@ -1,0 +1,86 @@
+// What the device is to encode: the host's part of encode_batch (codec/device.h). Needs no CUDA.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "codec/device/plane.h"
+#include "codec/encoder.h"
+#include "kernels/cuda/encode_tasks.h"
+
+namespace kvcast::device {
+
+// One chunk of a batch.
+struct ChunkToEncode {
+    ChunkInput input;                     // `planes` is not used; read only while the plan is made
+    std::span<const DevicePlane> planes;  // [layer][plane], elements of the layout's type
+    // Device, at an even address: where the chunk's blocks go. EncodePlan::greatest_payload() is always
+    // enough.
+    void* payload = nullptr;
+    std::size_t payload_capacity = 0;
+};
+
+// A batch of chunks of one profile (delta or lossless) and level, ready to be encoded any number of times.
+// Immutable; threads may share it. The image holds the coder's tables, about 0.8 MB.
+class EncodePlan {
+  public:
+    // kBadArgument, kLimitExceeded as ChunkEncoder::encode says them, and for planes or payloads that are
+    // misaligned; kUnsupportedProfile for klt, whose analysis is the host's.
+    static Result<EncodePlan> make(std::span<const ChunkToEncode> chunks, const EncodeOptions& options);
+
+    std::span<const std::byte> image() const { return image_; }
+    std::size_t workspace_bytes() const { return workspace_bytes_; }
+
+    // What the device reports, to be copied back to the host.
+    std::size_t report_bytes() const { return report_bytes_; }
+
+    // Bytes of a chunk's blocks, from the report; they may exceed its capacity.
+    std::uint64_t payload_bytes(std::size_t chunk, std::span<const std::byte> report) const;
+
+    // The chunk object, from the report and the chunk's payload, both on the host: the bytes that
+    // ChunkEncoder writes. kBufferTooSmall where the payload did not fit its capacity.
+    Result<std::vector<std::uint8_t>> object(std::size_t chunk, std::span<const std::byte> report,
+                                             std::span<const std::uint8_t> payload) const;
+
+    // Bytes that the blocks of a chunk can have at most; make()'s errors.
+    static Result<std::uint64_t> greatest_payload(const ChunkInput& input, const EncodeOptions& options);
+
+    // Where the kernels' arguments are in the image and in the report, and how many.
+    struct Launches {
+        std::size_t tables = 0;
+        std::size_t rotations = 0;
+        std::uint32_t rotation_count = 0;
+        std::size_t planes = 0;
+        std::uint32_t plane_count = 0;
+        std::uint32_t tiles = 0;
+        std::uint32_t channels = 0;
+        std::uint32_t rows = 0;
+        std::size_t blocks = 0;
+        std::uint32_t block_count = 0;
+        std::size_t packs = 0;
+        std::uint32_t chunks = 0;
+        std::uint32_t most_blocks = 0;
+        std::size_t block_bytes = 0;  // in the report, after the choices
+    };
+    const Launches& launches() const { return launches_; }
+
+  private:
+    class Builder;
+
+    struct Chunk {
+        ChunkHeader header;  // all but what the report says
+        std::size_t first_plane = 0;
+        std::size_t first_block = 0;
+        std::size_t capacity = 0;
+    };
+
+    std::vector<std::byte> image_;
+    std::size_t workspace_bytes_ = 0;
+    std::size_t report_bytes_ = 0;
+    std::vector<Chunk> chunks_;
+    Launches launches_;
+};
+
+}  // namespace kvcast::device

@@ -1,0 +1,338 @@
+#include "codec/device/plan_builder.h"
+
+#include <algorithm>
+
+#include "codec/device/calibration_image.h"
+#include "codec/device/image.h"
+#include "codec/entropy/model.h"
+#include "codec/klt/klt_chunk.h"
+
+namespace kvcast::device {
+namespace {
+
+namespace cuda = kernels::cuda;
+
+// An array of the image, as the plan keeps it.
+template <typename T>
+DecodePlan::Array append_array(std::vector<std::byte>& image, const std::vector<T>& items) {
+    return {append<T>(image, items), u32(items.size())};
+}
+
+template <typename T>
+const T* at(const void* base, std::size_t offset) {
+    return reinterpret_cast<const T*>(static_cast<const std::byte*>(base) + offset);
+}
+
+}  // namespace
+
+std::uint64_t PlanBuilder::take(std::uint64_t bytes) {
+    const std::uint64_t offset = workspace_;
+    workspace_ += round_up(bytes, kAlignment);
+    return offset;
+}
+
+template <typename T>
+std::uint64_t PlanBuilder::put(std::span<const T> items) {
+    return append(front_, items);
+}
+
+void PlanBuilder::add(const ChunkSource& c, std::uint32_t index) {
+    const ChunkHeader& h = *c.header;
+    const std::uint64_t base = c.base_position.value_or(h.base_position);
+    absolute_ = h.unrotated ? rotation(h.layout.rope, base + h.first_token, h.tokens) : cuda::kNone;
+    shift_ = base != h.base_position ? rotation(h.layout.rope, base - h.base_position, 1) : cuda::kNone;
+    if (h.profile == Profile::kKlt) {
+        add_klt(c, index);
+        return;
+    }
+    std::uint64_t offset = 0;
+    for (std::size_t layer = 0; layer < h.layout.layers; ++layer) {
+        add_blocks(c, index, layer, offset);
+        for (std::size_t p = 0; p < h.layout.planes.size(); ++p) add_plane(c, layer, p);
+    }
+}
+
+std::uint32_t PlanBuilder::rotation(const Rope& rope, std::uint64_t first, std::size_t columns) {
+    if (rope.pairing == RopePairing::kNone) return cuda::kNone;
+    const bool half = rope.pairing == RopePairing::kHalf;
+    const std::size_t pairs = rope.dim / 2;
+    rotations_.push_back({.table = take(pairs * columns * sizeof(kernels::SinCos)),
+                          .frequencies = put<std::uint64_t>(rope.frequencies),
+                          .first = first,
+                          .pairs = u32(pairs),
+                          .columns = u32(columns),
+                          .first_channel = u32(rope.offset),
+                          .pair_step = half ? 1u : 2u,
+                          .partner = half ? u32(pairs) : 1u});
+    return u32(rotations_.size() - 1);
+}
+
+void PlanBuilder::store(cuda::StoreTask task) {
+    if (task.tokens == 0) return;
+    task.first_tile = u32(tiles_);
+    tiles_ += cuda::tiles_of(task, task.rotation == cuda::kNone ? 0 : rotations_[task.rotation].pairs);
+    stores_.push_back(task);
+}
+
+// What all stores of a plane have in common.
+cuda::StoreTask PlanBuilder::store_of(const ChunkSource& c, std::size_t layer, std::size_t plane) const {
+    const Layout& layout = c.header->layout;
+    const DevicePlane& t = c.planes[layer * layout.planes.size() + plane];
+    const PlaneShape& shape = layout.planes[plane];
+    const Dtype dtype = c.dtype.value_or(layout.dtype);
+    cuda::StoreTask task = {};
+    task.heads = u32(shape.heads);
+    task.channels = u32(shape.head_dim);
+    task.rotation = cuda::kNone;
+    task.from = layout.dtype;
+    task.to = dtype;
+    task.out = rows_at(t, shape.head_dim, dtype);
+    return task;
+}
+
+// ---- delta and lossless
+
+void PlanBuilder::add_blocks(const ChunkSource& c, std::uint32_t index, std::size_t layer,
+                             std::uint64_t& offset) {
+    const ChunkHeader& h = *c.header;
+    const std::size_t per_layer = h.blocks_per_layer();
+    for (std::size_t b = 0; b < per_layer; ++b) {
+        const std::uint32_t bytes = h.block_bytes[layer * per_layer + b];
+        blocks_.push_back({.begin = at<std::uint8_t>(c.payload, offset),
+                           .bytes = bytes,
+                           .plane = u32(planes_.size()),
+                           .first_head = u32(b * h.block_heads),
+                           .end_head = u32(std::min((b + 1) * h.block_heads, h.layout.heads_per_layer())),
+                           .status = u32(places_.size())});
+        places_.push_back({index, u32(layer), u32(b)});
+        offset += bytes;
+    }
+}
+
+void PlanBuilder::add_plane(const ChunkSource& c, std::size_t layer, std::size_t plane) {
+    const ChunkHeader& h = *c.header;
+    const PlaneShape& shape = h.layout.planes[plane];
+    const PlaneParams& params = h.planes[layer * h.layout.planes.size() + plane];
+    const bool quantised = params.mode == PlaneMode::kQuantised;
+    const std::size_t exact_rows = h.delta.exact_rows, body = h.tokens - exact_rows;
+    const bool anchored = h.delta.predictor == Predictor::kAnchor;
+    const cuda::PlaneTask task = {
+        .body = take(shape.width() * body * cuda::element_bytes(!quantised, h.layout.dtype)),
+        .rows = take(shape.width() * exact_rows * cuda::element_bytes(true, h.layout.dtype)),
+        .heads = u32(shape.heads),
+        .channels = u32(shape.head_dim),
+        .body_tokens = u32(body),
+        .exact_rows = u32(exact_rows),
+        .anchor_group = anchored ? u32(h.delta.anchor_group) : 0u,
+        .anchor_shift = static_cast<std::uint8_t>(h.delta.anchor_shift),
+        .guard_bits = static_cast<std::uint8_t>(params.guard_bits),
+        .quantised = quantised,
+        .source = h.layout.dtype};
+    planes_.push_back(task);
+    most_channels_ = std::max(most_channels_, task.channels);
+
+    const std::uint32_t shift = plane == 0 ? shift_ : cuda::kNone;
+    cuda::StoreTask rows = store_of(c, layer, plane);
+    rows.source = task.rows;
+    rows.head_stride = std::uint64_t{task.channels} * task.exact_rows;
+    rows.channel_stride = 1;
+    rows.token_stride = task.channels;
+    rows.tokens = task.exact_rows;
+    rows.rotation = shift;
+    rows.exact = true;
+    store(rows);
+    cuda::StoreTask states = store_of(c, layer, plane);
+    states.source = task.body;
+    states.head_stride = std::uint64_t{task.channels} * task.body_tokens;
+    states.channel_stride = task.body_tokens;
+    states.token_stride = 1;
+    states.tokens = task.body_tokens;
+    states.first_token = task.exact_rows;
+    states.rotation = quantised && plane == 0 && h.unrotated ? absolute_ : shift;
+    states.scale = params.scale;
+    states.exact = !quantised;
+    store(states);
+}
+
+// ---- klt
+
+struct PlanBuilder::KltChunk {
+    const ChunkSource& source;
+    const ChunkHeader& header;
+    const CalibrationData& data;
+    std::vector<std::uint32_t> body;
+    std::uint64_t body_list;            // image: the body tokens
+    std::uint64_t exact_list;           // image: the exact tokens
+    std::uint64_t features;             // image: features of the body tokens
+    std::vector<std::uint64_t> states;  // workspace: [layer][plane]
+};
+
+void PlanBuilder::add_klt(const ChunkSource& c, std::uint32_t index) {
+    const ChunkHeader& h = *c.header;
+    const CalibrationData& data = c.calibration->calibration().data();
+    KltChunk k = {c, h, data, body_tokens(h), 0, 0, 0, {}};
+    const std::size_t n = data.tokens.features;
+    std::vector<std::int16_t> features(k.body.size() * n);
+    for (std::size_t i = 0; i < k.body.size() && n != 0; ++i)
+        data.tokens.unpack(h.token_ids[k.body[i]], features.data() + i * n);
+    k.body_list = put<std::uint32_t>(k.body);
+    k.exact_list = put<std::uint32_t>(h.klt.exact_tokens);
+    k.features = put<std::int16_t>(features);
+    for (std::size_t layer = 0; layer < h.layout.layers; ++layer) {
+        for (const PlaneShape& plane : h.layout.planes)
+            k.states.push_back(take(k.body.size() * plane.width() * sizeof(std::int16_t)));
+    }
+    add_klt_runs(k, index);
+    for (std::size_t layer = 0; layer < h.layout.layers; ++layer) {
+        for (std::size_t plane = 0; plane < h.layout.planes.size(); ++plane) add_klt_plane(k, layer, plane);
+    }
+}
+
+void PlanBuilder::add_klt_runs(const KltChunk& k, std::uint32_t index) {
+    const ChunkHeader& h = k.header;
+    std::vector<std::uint8_t> levels;
+    for (const std::uint32_t t : k.body) levels.push_back(static_cast<std::uint8_t>(level_index(h, t)));
+    const std::uint64_t level_list = put<std::uint8_t>(levels);
+    std::size_t units = 0;
+    for (const std::size_t parts : k.data.parts) units += parts;
+    std::uint64_t offset = 0;
+    for (std::size_t layer = 0; layer < h.layout.layers; ++layer) {
+        if (layer % h.klt.run_layers == 0) {
+            klt_runs_.push_back({.gains = take(units * k.body.size() * sizeof(std::int16_t)),
+                                 .levels = level_list,
+                                 .multipliers = at<std::uint16_t>(k.source.calibration_bytes,
+                                                                  k.source.calibration->multipliers()),
+                                 .level_count = u32(k.data.levels.size()),
+                                 .first_piece = u32(klt_pieces_.size()),
+                                 .pieces = u32(std::min(h.klt.run_layers, h.layout.layers - layer)),
+                                 .planes = u32(h.layout.planes.size()),
+                                 .body_tokens = u32(k.body.size()),
+                                 .exact_tokens = u32(h.klt.exact_tokens.size()),
+                                 .first_status = u32(places_.size()),
+                                 .source = h.layout.dtype});
+        }
+        klt_pieces_.push_back({.begin = at<std::uint8_t>(k.source.payload, offset),
+                               .bytes = h.block_bytes[layer],
+                               .plane = u32(klt_planes_.size() + layer * h.layout.planes.size())});
+        places_.push_back({index, u32(layer), 0});
+        offset += h.block_bytes[layer];
+    }
+}
+
+void PlanBuilder::add_klt_plane(const KltChunk& k, std::size_t layer, std::size_t plane) {
+    const ChunkHeader& h = k.header;
+    const PlaneShape& shape = h.layout.planes[plane];
+    const std::size_t parts = k.data.parts[plane], part_width = k.data.part_width(plane);
+    const cuda::KltPlaneTask task = {
+        .coefficients = take(k.body.size() * shape.width() * sizeof(std::int16_t)),
+        .rows = take(h.klt.exact_tokens.size() * shape.width() * cuda::element_bytes(true, h.layout.dtype)),
+        .classes = at<std::int8_t>(k.source.calibration_bytes, k.source.calibration->classes(layer, plane)),
+        .heads = u32(shape.heads),
+        .channels = u32(shape.head_dim),
+        .parts = u32(parts),
+        .part_width = u32(part_width)};
+    klt_planes_.push_back(task);
+
+    cuda::StoreTask rows = store_of(k.source, layer, plane);
+    rows.source = task.rows;
+    rows.head_stride = h.klt.exact_tokens.size() * shape.head_dim;
+    rows.channel_stride = 1;
+    rows.token_stride = task.channels;
+    rows.tokens = u32(h.klt.exact_tokens.size());
+    rows.list = true;
+    rows.token_list = k.exact_list;
+    rows.rotation = plane == 0 ? shift_ : cuda::kNone;
+    rows.exact = true;
+    store(rows);
+    for (std::size_t part = 0; part < parts; ++part) {
+        add_unit(k, layer, plane, part);
+        cuda::StoreTask states = store_of(k.source, layer, plane);
+        states.heads = u32(shape.heads / parts);
+        states.source =
+            k.states[layer * h.layout.planes.size() + plane] + part * part_width * sizeof(std::int16_t);
+        states.head_stride = shape.head_dim;
+        states.channel_stride = 1;
+        states.token_stride = u32(shape.width());
+        states.tokens = u32(k.body.size());
+        states.list = true;
+        states.token_list = k.body_list;
+        states.rotation = plane == 0 ? absolute_ : cuda::kNone;
+        states.scale = k.source.calibration->calibration().unit(layer, plane, part).scale;
+        states.out.rows += part * states.heads * states.out.head_bytes;
+        store(states);
+    }
+}
+
+void PlanBuilder::add_unit(const KltChunk& k, std::size_t layer, std::size_t plane, std::size_t part) {
+    const Layout& layout = k.header.layout;
+    const CalibrationImage& image = *k.source.calibration;
+    const void* bytes = k.source.calibration_bytes;
+    const CalibrationUnit& unit = image.calibration().unit(layer, plane, part);
+    const CalibrationImage::Unit& where = image.unit(layer, plane, part);
+    const std::size_t width = k.data.part_width(plane);
+    cuda::UnitTask task = {};
+    const auto add_term = [&](std::uint64_t features, std::size_t stride, bool in_image, std::size_t inputs,
+                              const CalibrationImage::Matrix& m) {
+        task.terms[task.term_count++] = {.features = features,
+                                         .matrix = at<std::uint8_t>(bytes, m.entries),
+                                         .shifts = at<std::uint8_t>(bytes, m.shifts),
+                                         .limbs = m.limbs,
+                                         .stride = u32(stride),
+                                         .inputs = u32(inputs),
+                                         .in_image = in_image};
+    };
+    for (std::size_t n = 0; n < unit.terms.size(); ++n) {
+        const PredictionTerm& term = unit.terms[n];
+        if (term.source == PredictionTerm::Source::kTokens) {
+            add_term(k.features, k.data.tokens.features, true, term.matrix.inputs, where.terms[n]);
+            continue;
+        }
+        const std::uint64_t states = k.states[(layer - term.layers_back) * layout.planes.size() + term.plane];
+        add_term(states + part * k.data.part_width(term.plane) * sizeof(std::int16_t),
+                 layout.planes[term.plane].width(), false, term.matrix.inputs, where.terms[n]);
+    }
+    const std::uint64_t part_offset = part * width * sizeof(std::int16_t);
+    const auto stride = u32(layout.planes[plane].width());
+    add_term(klt_planes_.back().coefficients + part_offset, stride, false, width, where.transform);
+    task.bias = at<std::int32_t>(bytes, where.bias);
+    task.states = k.states[layer * layout.planes.size() + plane] + part_offset;
+    task.stride = stride;
+    task.width = u32(width);
+    task.tokens = u32(k.body.size());
+    if (task.tokens == 0) return;
+    const std::size_t wave = layer * layout.planes.size() + plane;
+    if (waves_.size() <= wave) waves_.resize(wave + 1);
+    task.first_tile = u32(waves_[wave].tiles);
+    waves_[wave].tiles += cuda::tiles_of(task);
+    waves_[wave].units.push_back(task);
+}
+
+// ---- the plan
+
+Result<DecodePlan> PlanBuilder::finish() {
+    bool fits = tiles_ <= kMostTiles && places_.size() <= kMostTiles;
+    for (const Wave& w : waves_) fits = fits && w.tiles <= kMostTiles;
+    if (!fits) return Status(ErrorCode::kLimitExceeded, "a batch beyond 2^31 tiles");
+    DecodePlan plan;
+    std::vector<std::byte>& image = plan.image_;
+    image = std::move(front_);
+    std::vector<kernels::AliasTable> tables;
+    for (std::size_t t = 0; t < entropy::kTables; ++t) tables.push_back(entropy::alias_table(t));
+    DecodePlan::Launches& l = plan.launches_;
+    l.tables = append_array(image, tables);
+    l.rotations = append_array(image, rotations_);
+    l.planes = append_array(image, planes_);
+    l.blocks = append_array(image, blocks_);
+    l.most_channels = most_channels_;
+    l.klt_planes = append_array(image, klt_planes_);
+    l.klt_pieces = append_array(image, klt_pieces_);
+    l.klt_runs = append_array(image, klt_runs_);
+    for (const Wave& w : waves_) l.waves.push_back({append_array(image, w.units), u32(w.tiles)});
+    l.stores = append_array(image, stores_);
+    l.tiles = u32(tiles_);
+    plan.workspace_bytes_ = workspace_;
+    plan.blocks_ = std::move(places_);
+    return plan;
+}
+
+}  // namespace kvcast::device

@@ -1,0 +1,64 @@
+// Turns checked chunk sources into tasks. Part of DecodePlan::make.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "codec/device/decode_plan.h"
+#include "codec/format/layout.h"
+#include "kernels/cuda/tasks.h"
+
+namespace kvcast::device {
+
+class PlanBuilder {
+  public:
+    // `source` is sound; `index` is its number in the batch.
+    void add(const ChunkSource& source, std::uint32_t index);
+
+    // kLimitExceeded. Ends the builder.
+    Result<DecodePlan> finish();
+
+  private:
+    // Bytes of the workspace, and of the image's front, which tasks refer to by offset.
+    std::uint64_t take(std::uint64_t bytes);
+    template <typename T>
+    std::uint64_t put(std::span<const T> items);
+
+    std::uint32_t rotation(const Rope& rope, std::uint64_t first, std::size_t columns);
+    void store(kernels::cuda::StoreTask task);
+    kernels::cuda::StoreTask store_of(const ChunkSource& c, std::size_t layer, std::size_t plane) const;
+
+    void add_blocks(const ChunkSource& c, std::uint32_t index, std::size_t layer, std::uint64_t& at);
+    void add_plane(const ChunkSource& c, std::size_t layer, std::size_t plane);
+
+    struct KltChunk;
+    void add_klt(const ChunkSource& c, std::uint32_t index);
+    void add_klt_runs(const KltChunk& k, std::uint32_t index);
+    void add_klt_plane(const KltChunk& k, std::size_t layer, std::size_t plane);
+    void add_unit(const KltChunk& k, std::size_t layer, std::size_t plane, std::size_t part);
+
+    struct Wave {
+        std::vector<kernels::cuda::UnitTask> units;
+        std::uint64_t tiles = 0;
+    };
+
+    std::vector<std::byte> front_;
+    std::vector<kernels::cuda::PlaneTask> planes_;
+    std::vector<kernels::cuda::BlockTask> blocks_;
+    std::vector<kernels::cuda::RotationTask> rotations_;
+    std::vector<kernels::cuda::StoreTask> stores_;
+    std::vector<kernels::cuda::KltPlaneTask> klt_planes_;
+    std::vector<kernels::cuda::KltPieceTask> klt_pieces_;
+    std::vector<kernels::cuda::KltRunTask> klt_runs_;
+    std::vector<Wave> waves_;  // [layer * planes + plane]
+    std::vector<DecodePlan::Block> places_;
+    std::uint64_t workspace_ = 0;
+    std::uint64_t tiles_ = 0;
+    std::uint32_t most_channels_ = 1;
+    std::uint32_t absolute_ = kernels::cuda::kNone;  // rotations of the chunk that is being added
+    std::uint32_t shift_ = kernels::cuda::kNone;
+};
+
+}  // namespace kvcast::device

@@ -1,0 +1,69 @@
+// What the encoding kernels are told, and what they answer. See kernels/cuda/tasks.h.
+#pragma once
+
+#include "kernels/cuda/tasks.h"
+#include "kernels/ops.h"
+
+namespace kvcast::kernels::cuda {
+
+inline constexpr std::uint32_t kTables = 25;
+
+// The coder's tables and code lengths, in the image.
+struct CoderTables {
+    EncodeTable encode[kTables];
+    std::uint16_t cost[kTables][kSymbols];  // 1/256 bit, an escape with its 16 bits
+    std::uint32_t class_thresholds[30];     // class n + 1 from a mean |q| * 256 of class_thresholds[n] on
+};
+
+// What was decided about a plane: the device's answer to the host, and to the kernels that come after.
+struct PlaneChoice {
+    std::uint32_t quantised;
+    std::uint32_t guard_bits;
+    Scale scale;
+};
+
+// One plane of one layer of a chunk, profiles delta and lossless.
+struct EncodePlaneTask {
+    RowsAt in;
+    double relative_step;  // times the plane's standard deviation; lossless: 0
+    std::uint64_t
+        tile;  // workspace: [head][channel][body token] of 4 bytes: floats, or stored bits where exact
+    std::uint64_t symbols;     // workspace: std::int16_t of the same shape, anchors first
+    std::uint64_t classes;     // workspace: std::int16_t [3][head][channel]: classes, delta classes, means;
+                               // where exact: centers, tables
+    std::uint64_t row_models;  // workspace: std::uint16_t [head][exact row], as stored
+    std::uint64_t moments;     // workspace: Moments [head][channel]
+    std::uint64_t largest;     // workspace: std::uint32_t, bits of the largest magnitude
+    std::uint32_t heads;
+    std::uint32_t channels;  // per head
+    std::uint32_t body_tokens;
+    std::uint32_t exact_rows;
+    std::uint32_t anchor_group;  // 0: predicted from the mean
+    std::uint32_t anchor_shift;
+    std::uint32_t least_guard_bits;
+    std::uint32_t rotation;       // of the body, turned back: index, or kNone
+    std::uint32_t first_tile;     // as StoreTask's, over the bodies
+    std::uint32_t first_channel;  // heads * channels of the tasks before this one
+    std::uint32_t first_row;      // heads * exact rows of them
+    Dtype source;
+    bool lossless;
+};
+
+// One block, written from the end of its slot backwards.
+struct EncodeBlockTask {
+    std::uint64_t slot;        // workspace
+    std::uint32_t slot_bytes;  // even
+    std::uint32_t plane;       // index of the layer's first EncodePlaneTask
+    std::uint32_t first_head;
+    std::uint32_t end_head;
+};
+
+// Where a chunk's blocks are packed.
+struct PackTask {
+    std::uint8_t* payload;  // device; even
+    std::uint64_t capacity;
+    std::uint32_t first_block;  // of its chunk
+    std::uint32_t end_block;
+};
+
+}  // namespace kvcast::kernels::cuda

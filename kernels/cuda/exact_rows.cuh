@@ -1,0 +1,23 @@
+// Rows that are stored exactly: attention sinks, and what integers cannot hold. FORMAT.md, section 7.
+#pragma once
+
+#include "kernels/cuda/platform.cuh"
+#include "kernels/cuda/warp_rans.cuh"
+
+namespace kvcast::kernels::cuda {
+
+// `rows` rows of one head into out[row][channel]. False, in all lanes, where a model is out of range.
+__device__ __forceinline__ bool read_exact_rows(WarpReader& in, Dtype source, std::uint32_t rows,
+                                                std::uint32_t channels, std::byte* out) {
+    bool fits = true;
+    for (std::uint32_t t = 0; t < rows; ++t) {
+        const std::uint32_t model = in.word();
+        fits = fits && model < 4096 && (model & 255u) <= exponent_mask(source);
+        in.floats(model & 255u, model >> 8 & 15u, source, channels, [&](std::uint32_t c, std::uint32_t bits) {
+            put_bits(out, source, std::uint64_t{t} * channels + c, bits);
+        });
+    }
+    return fits;
+}
+
+}  // namespace kvcast::kernels::cuda

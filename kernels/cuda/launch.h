@@ -1,0 +1,50 @@
+// Host side of the CUDA kernels: every function puts one kernel on a stream and returns at once. Pointers are
+// device pointers unless they say otherwise. No function allocates, waits, or keeps state.
+//
+// All launches have fixed shapes, decided by the host from the tasks: they can be captured into a CUDA graph.
+// Device arrays of tasks live in the image (kernels/cuda/tasks.h).
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cuda/tasks.h"
+#include "kernels/ops.h"
+
+namespace kvcast::kernels::cuda {
+
+// The two buffers that offsets in tasks refer to.
+struct Memory {
+    const std::byte* image;
+    std::byte* workspace;
+};
+
+// Fills the tables of `count` rotations.
+cudaError_t launch_rotations(Memory memory, const RotationTask* tasks, std::uint32_t count,
+                             cudaStream_t stream);
+
+// Decodes `count` blocks of the profiles delta and lossless into the workspace, one warp per block, and sets
+// each one's status word to 0 or the faults found. Of a faulty block the workspace holds what a CPU would
+// have decoded. `most_channels` is the greatest PlaneTask::channels, at most 4096; `tables` are the format's
+// alias tables.
+cudaError_t launch_decode(Memory memory, const PlaneTask* planes, const BlockTask* blocks,
+                          std::uint32_t count, std::uint32_t most_channels, const AliasTable* tables,
+                          std::uint32_t* status, cudaStream_t stream);
+
+// Decodes the blocks of `count` runs of klt layers into the workspace, one warp per run, and sets a status
+// word per layer. Gains and coefficients of a faulty layer are those that a CPU would have decoded.
+cudaError_t launch_klt_decode(Memory memory, const KltPlaneTask* planes, const KltPieceTask* pieces,
+                              const KltRunTask* runs, std::uint32_t count, const AliasTable* tables,
+                              std::uint32_t* status, cudaStream_t stream);
+
+// States of `count` units, which do not depend on each other, by their `tiles` tiles, at most 2^31 - 1.
+cudaError_t launch_project(Memory memory, const UnitTask* units, std::uint32_t count, std::uint32_t tiles,
+                           cudaStream_t stream);
+
+// Turns, converts and stores the `tiles` tiles of `count` tasks, at most 2^31 - 1.
+cudaError_t launch_store(Memory memory, const StoreTask* tasks, std::uint32_t count, std::uint32_t tiles,
+                         const RotationTask* rotations, cudaStream_t stream);
+
+}  // namespace kvcast::kernels::cuda

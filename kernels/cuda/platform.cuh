@@ -1,0 +1,66 @@
+// What kernels share: dynamic shared memory, which the SIMT emulator spells differently; launches; finding a
+// tile's task.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include "kernels/math.h"
+
+namespace kvcast::kernels::cuda {
+
+// The launch's dynamic shared memory, aligned to 16 bytes.
+template <typename T>
+__device__ __forceinline__ T* dynamic_shared() {
+#ifdef KVCAST_SIMT
+    return reinterpret_cast<T*>(simt::dynamic_shared());
+#else
+    extern __shared__ __align__(16) unsigned char kvcast_shared[];
+    return reinterpret_cast<T*>(kvcast_shared);
+#endif
+}
+
+// The task that item `item` of a launch belongs to: the last of `count` tasks whose items, counted over all
+// tasks, begin at or before it. The first one begins at 0.
+template <auto First, typename Task>
+__device__ std::uint32_t task_of(const Task* tasks, std::uint32_t count, std::uint32_t item) {
+    std::uint32_t low = 0;
+    for (std::uint32_t high = count; high - low > 1;) {
+        const std::uint32_t middle = low + (high - low) / 2;
+        (tasks[middle].*First <= item ? low : high) = middle;
+    }
+    return low;
+}
+
+// Where element i of stored bits goes: 4 bytes each for binary32, else 2.
+__device__ __forceinline__ void put_bits(std::byte* out, Dtype dtype, std::uint64_t i, std::uint32_t bits) {
+    if (dtype == Dtype::kF32) {
+        reinterpret_cast<std::uint32_t*>(out)[i] = bits;
+    } else {
+        reinterpret_cast<std::uint16_t*>(out)[i] = static_cast<std::uint16_t>(bits);
+    }
+}
+
+struct Shape {
+    std::uint32_t blocks;
+    std::uint32_t threads;
+    std::size_t shared_bytes = 0;  // at most 48 KiB
+};
+
+// One launch; nothing where there are no blocks.
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), Shape shape, cudaStream_t stream,
+                   Arguments&&... arguments) {
+    if (shape.blocks == 0) return cudaSuccess;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3{shape.blocks, 1, 1};
+    config.blockDim = dim3{shape.threads, 1, 1};
+    config.dynamicSmemBytes = shape.shared_bytes;
+    config.stream = stream;
+    return cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+}
+
+}  // namespace kvcast::kernels::cuda

@@ -1,0 +1,191 @@
+// What the CUDA kernels are told: plain structs that the host lays out in one image and the device reads.
+//
+// `image` and `workspace` stand for two device buffers that start at multiples of 256 bytes; offsets into
+// them are in bytes and multiples of 16. Everything here was checked by the host: kernels trust it, and trust
+// nothing that they read from a coded block.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/math.h"
+
+namespace kvcast::kernels::cuda {
+
+// What is wrong with a block, as bits of its status word. FORMAT.md, sections 5.4, 5.6 and 7.
+enum BlockFault : std::uint32_t {
+    kEndsEarly = 1,   // its data ends before its values do
+    kLeftOver = 2,    // bytes are left over
+    kNotClosed = 4,   // the coder does not end in its first state
+    kOutOfRange = 8,  // its side information is out of range
+};
+
+// One plane of one layer of a chunk of the profiles delta and lossless, as its blocks code it.
+struct PlaneTask {
+    std::uint64_t body;  // workspace: [head][channel][body token] states, or stored bits where exact
+    std::uint64_t rows;  // workspace: [head][exact row][channel] stored bits
+    std::uint32_t heads;
+    std::uint32_t channels;     // per head
+    std::uint32_t body_tokens;  // after the exact rows
+    std::uint32_t exact_rows;
+    std::uint32_t anchor_group;  // 0: predicted from the mean
+    std::uint8_t anchor_shift;
+    std::uint8_t guard_bits;
+    bool quantised;
+    Dtype source;  // of exact elements; they take 4 bytes in the workspace for binary32, else 2
+};
+
+// One block: heads first_head up to end_head of the planes from `plane` on, counted through the planes.
+struct BlockTask {
+    const std::uint8_t* begin;  // device; even: 32 coder states, then words
+    std::uint32_t bytes;        // even, at least 128
+    std::uint32_t plane;        // index of the layer's first PlaneTask
+    std::uint32_t first_head;
+    std::uint32_t end_head;
+    std::uint32_t status;  // index of its status word
+};
+
+// A table [pairs][columns] of cosines and sines: column t is for position first + t.
+struct RotationTask {
+    std::uint64_t table;        // workspace: SinCos
+    std::uint64_t frequencies;  // image: std::uint64_t[pairs]
+    std::uint64_t first;
+    std::uint32_t pairs;
+    std::uint32_t columns;  // 1: the same angle for all tokens
+    // Which channels of a head are turned: pair p is channels first_channel + p * pair_step and that plus
+    // partner.
+    std::uint32_t first_channel;
+    std::uint32_t pair_step;
+    std::uint32_t partner;
+};
+
+// Where a plane's rows lie: token t of the chunk is at
+//     rows + pages[s / page_tokens] * page_bytes + s % page_tokens * row_bytes,  s = slot + t,
+// and its head h head_bytes * h further. Without pages, at rows + t * row_bytes.
+struct RowsAt {
+    std::uint8_t* rows;         // device; aligned to the output type, as all strides are
+    const std::int32_t* pages;  // device
+    std::uint64_t row_bytes;
+    std::uint64_t head_bytes;
+    std::uint64_t page_bytes;
+    std::uint32_t page_tokens;
+    std::uint32_t slot;
+};
+
+inline constexpr std::uint32_t kNone = 0xffffffffu;
+
+// A matrix of states or of stored bits on its way to a plane's rows. Strides are in elements.
+struct StoreTask {
+    std::uint64_t source;  // workspace
+    std::uint64_t head_stride;
+    std::uint32_t channel_stride;
+    std::uint32_t token_stride;
+    std::uint32_t heads;
+    std::uint32_t channels;  // per head
+    std::uint32_t tokens;
+    std::uint32_t first_token;  // the matrix's token 0 is this token of the chunk,
+    std::uint64_t token_list;   // or image: std::uint32_t[tokens] of them, where list is set
+    std::uint32_t first_tile;   // tiles of the tasks before this one
+    std::uint32_t rotation;     // index, or kNone
+    Scale scale;                // of states
+    bool list;
+    bool exact;  // stored bits of type `from`, not states
+    Dtype from;
+    Dtype to;
+    RowsAt out;
+};
+
+// A tile of a StoreTask: one head, kStoreTokens tokens, kStoreSlots slots. A slot is a pair of channels that
+// are turned, or one channel that is not.
+inline constexpr std::uint32_t kStoreTokens = 32;
+inline constexpr std::uint32_t kStoreSlots = 32;
+
+KVCAST_HD constexpr std::uint32_t div_up(std::uint32_t n, std::uint32_t unit) {
+    return (n + unit - 1) / unit;
+}
+
+// ---- klt (FORMAT.md, section 11)
+
+// One plane of one layer of a klt chunk. Body tokens are the chunk's tokens without the exact ones, in order.
+struct KltPlaneTask {
+    std::uint64_t
+        coefficients;    // workspace: std::int16_t [body token][width], multiplied by their multiplier
+    std::uint64_t rows;  // workspace: [head][exact token][channel] stored bits
+    const std::int8_t* classes;  // device: [part][level][group]
+    std::uint32_t heads;
+    std::uint32_t channels;  // per head
+    std::uint32_t parts;
+    std::uint32_t part_width;
+};
+
+// One layer's block.
+struct KltPieceTask {
+    const std::uint8_t* begin;  // device; even. The first piece of a run begins with 32 coder states.
+    std::uint32_t bytes;        // even; of a first piece at least 128
+    std::uint32_t plane;        // index of the layer's first KltPlaneTask
+};
+
+// Layers that share coder states: one warp's work.
+struct KltRunTask {
+    std::uint64_t gains;               // workspace: std::int16_t [unit of a layer][body token], scratch
+    std::uint64_t levels;              // image: std::uint8_t [body token], counted from 0
+    const std::uint16_t* multipliers;  // device: [level]
+    std::uint32_t level_count;
+    std::uint32_t first_piece;
+    std::uint32_t pieces;
+    std::uint32_t planes;  // of a layer
+    std::uint32_t body_tokens;
+    std::uint32_t exact_tokens;
+    std::uint32_t first_status;  // index of the first piece's status word
+    Dtype source;
+};
+
+// One matrix of a unit: the sums over inputs, shifted, are added to the unit's states.
+struct ProjectionTerm {
+    std::uint64_t features;      // workspace, or image where in_image is set: std::int16_t [token][stride]
+    const std::uint8_t* matrix;  // device, at a multiple of 16: LimbMatrix (kernels/cuda/limbs.h)
+    const std::uint8_t* shifts;  // device: [width]
+    std::uint32_t limbs;
+    std::uint32_t stride;
+    std::uint32_t inputs;  // at most 4096
+    bool in_image;
+};
+
+inline constexpr std::uint32_t kMostTerms = 7;  // six predictions and the transform
+
+// One part of one plane of one layer of a chunk: states = sat16(bias + sum over the terms).
+struct UnitTask {
+    ProjectionTerm terms[kMostTerms];
+    const std::int32_t* bias;  // device: [width]
+    std::uint64_t states;      // workspace: std::int16_t [token][stride]
+    std::uint32_t stride;
+    std::uint32_t width;
+    std::uint32_t tokens;
+    std::uint32_t term_count;
+    std::uint32_t first_tile;  // tiles of the launch's units before this one
+};
+
+// A tile of a UnitTask, and how many inputs it takes at once.
+inline constexpr std::uint32_t kUnitTokens = 64;
+inline constexpr std::uint32_t kUnitOutputs = 64;
+inline constexpr std::uint32_t kUnitStep = 32;
+inline constexpr std::uint32_t kLimbTileBytes = kUnitOutputs * kUnitStep;
+
+KVCAST_HD constexpr std::uint64_t tiles_of(const UnitTask& u) {
+    return std::uint64_t{div_up(u.width, kUnitOutputs)} * div_up(u.tokens, kUnitTokens);
+}
+
+// Slots of a head whose `pairs` pairs of channels are turned, and tiles of a task.
+KVCAST_HD constexpr std::uint32_t slots_of(std::uint32_t channels, std::uint32_t pairs) {
+    return channels - pairs;
+}
+KVCAST_HD constexpr std::uint64_t tiles_of(const StoreTask& task, std::uint32_t pairs) {
+    return std::uint64_t{task.heads} * div_up(slots_of(task.channels, pairs), kStoreSlots) *
+           div_up(task.tokens, kStoreTokens);
+}
+
+KVCAST_HD constexpr std::uint32_t element_bytes(bool exact, Dtype source) {
+    return exact && source == Dtype::kF32 ? 4 : 2;
+}
+
+}  // namespace kvcast::kernels::cuda

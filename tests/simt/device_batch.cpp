@@ -1,0 +1,180 @@
+#include "tests/simt/device_batch.h"
+
+#include <algorithm>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <numeric>
+#include <random>
+
+namespace kvcast::test {
+namespace {
+
+constexpr std::size_t kPageTokens = 8;
+constexpr std::size_t kSlot = 5;  // of the chunk's first token in its first page
+constexpr std::byte kUnwritten{0xa5};
+
+}  // namespace
+
+DeviceChunk::DeviceChunk(std::span<const std::uint8_t> object, const DeviceOptions& options)
+    : options_(options) {
+    auto read = read_header(object);
+    EXPECT_TRUE(read.ok()) << read.status().message();
+    header_ = std::move(read.value());
+    payload_ = to_device(object.subspan(header_.header_bytes, header_.payload_bytes()));
+    if (options.calibration != nullptr) {
+        calibration_ = std::make_unique<device::CalibrationImage>(options.calibration);
+        calibration_bytes_ = aligned(calibration_->bytes());
+    }
+    const std::size_t unit = kernels::dtype_bytes(options.dtype.value_or(header_.layout.dtype));
+    for (std::size_t i = 0; i < header_.layout.layers * header_.layout.planes.size(); ++i) {
+        planes_.push_back(make_plane(i, unit));
+        targets_.push_back(planes_.back().target);
+    }
+}
+
+DeviceChunk::Plane DeviceChunk::make_plane(std::size_t index, std::size_t unit) const {
+    const PlaneShape& shape = header_.layout.planes[index % header_.layout.planes.size()];
+    const std::size_t width = shape.width() * unit;
+    Plane p;
+    p.heads = shape.heads;
+    p.head_bytes = shape.head_dim * unit;
+    if (options_.rows == Rows::kContiguous) {
+        p.memory.emplace(header_.tokens * width);
+        p.target = {.rows = p.memory->data(), .row_bytes = width};
+        return p;
+    }
+    p.page_list.resize((kSlot + header_.tokens + kPageTokens - 1) / kPageTokens);
+    std::iota(p.page_list.begin(), p.page_list.end(), 0);
+    std::shuffle(p.page_list.begin(), p.page_list.end(), std::mt19937(static_cast<unsigned>(index)));
+    p.pages = to_device<std::int32_t>(p.page_list);
+    p.memory.emplace(p.page_list.size() * kPageTokens * width);
+    const bool outside = options_.rows == Rows::kPagedHeadsOutside;
+    p.target = {.rows = p.memory->data(),
+                .row_bytes = outside ? p.head_bytes : width,
+                .head_bytes = outside ? p.head_bytes * kPageTokens : 0,
+                .pages = reinterpret_cast<const std::int32_t*>(p.pages->data()),
+                .page_tokens = kPageTokens,
+                .page_bytes = kPageTokens * width,
+                .slot = kSlot};
+    return p;
+}
+
+device::ChunkSource DeviceChunk::source() const {
+    return {.header = &header_,
+            .payload = payload_->data(),
+            .payload_bytes = payload_->size(),
+            .planes = targets_,
+            .dtype = options_.dtype,
+            .base_position = header_.base_position + options_.move,
+            .calibration = calibration_.get(),
+            .calibration_bytes = calibration_bytes_ ? calibration_bytes_->data() : nullptr};
+}
+
+std::size_t DeviceChunk::offset(const Plane& p, std::size_t token, std::size_t head) const {
+    const device::DevicePlane& t = p.target;
+    const std::size_t head_bytes = t.head_bytes != 0 ? t.head_bytes : p.head_bytes;
+    if (t.pages == nullptr) return token * t.row_bytes + head * head_bytes;
+    const std::size_t s = t.slot + token;
+    return static_cast<std::size_t>(p.page_list[s / t.page_tokens]) * t.page_bytes +
+           s % t.page_tokens * t.row_bytes + head * head_bytes;
+}
+
+std::vector<std::uint8_t> DeviceChunk::plane(std::size_t index) const {
+    const Plane& p = planes_[index];
+    const std::vector<std::byte> memory = p.memory->read();
+    std::vector<std::uint8_t> out;
+    for (std::size_t t = 0; t < header_.tokens; ++t) {
+        for (std::size_t h = 0; h < p.heads; ++h) {
+            const auto* at = reinterpret_cast<const std::uint8_t*>(memory.data() + offset(p, t, h));
+            out.insert(out.end(), at, at + p.head_bytes);
+        }
+    }
+    return out;
+}
+
+bool DeviceChunk::intact() const {
+    bool intact = payload_->intact();
+    for (const Plane& p : planes_) {
+        const std::vector<std::byte> memory = p.memory->read();
+        std::vector<bool> ours(memory.size());
+        for (std::size_t t = 0; t < header_.tokens; ++t) {
+            for (std::size_t h = 0; h < p.heads; ++h)
+                std::fill_n(ours.begin() + static_cast<std::ptrdiff_t>(offset(p, t, h)), p.head_bytes, true);
+        }
+        for (std::size_t i = 0; i < ours.size(); ++i) intact = intact && (ours[i] || memory[i] == kUnwritten);
+        intact = intact && p.memory->intact() && (!p.pages || p.pages->intact());
+    }
+    return intact;
+}
+
+BatchResult decode_on_device(std::span<const std::unique_ptr<DeviceChunk>> chunks) {
+    std::vector<device::ChunkSource> sources;
+    for (const auto& c : chunks) sources.push_back(c->source());
+    const auto made = device::DecodePlan::make(sources);
+    EXPECT_TRUE(made.ok()) << made.status().message();
+    if (!made.ok()) return {};
+    const device::DecodePlan& plan = made.value();
+    const DeviceBytes image = aligned(plan.image());
+    const DeviceBytes workspace(plan.workspace_bytes());
+    const DeviceBytes status(plan.blocks() * sizeof(std::uint32_t));
+    const cudaError_t error = device::decode_batch(plan, image.data(), workspace.data(),
+                                                   reinterpret_cast<std::uint32_t*>(status.data()), nullptr);
+    BatchResult result = {finish(), std::vector<std::uint32_t>(plan.blocks())};
+    EXPECT_EQ(error == cudaSuccess, result.failure.empty());
+    EXPECT_TRUE(image.intact() && workspace.intact() && status.intact());
+    const auto after = image.read();
+    EXPECT_TRUE(std::equal(plan.image().begin(), plan.image().end(), after.begin()));
+    const auto words = status.read();
+    if (!words.empty()) std::memcpy(result.status.data(), words.data(), words.size());
+    return result;
+}
+
+DeviceBytes aligned(std::span<const std::byte> image) {
+    std::vector<std::byte> padded(image.begin(), image.end());
+    padded.resize((image.size() + device::kAlignment - 1) / device::kAlignment * device::kAlignment);
+    return DeviceBytes(padded);
+}
+
+std::vector<std::uint8_t> load_vector(const std::string& name) {
+    std::ifstream in(std::string(KVCAST_VECTORS) + "/" + name, std::ios::binary);
+    EXPECT_TRUE(in.good()) << name;
+    return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+}
+
+Case case_of(const std::string& name) {
+    for (Case& c : conformance_cases()) {
+        if (c.name == name) return std::move(c);
+    }
+    ADD_FAILURE() << name;
+    return {};
+}
+
+std::vector<Case> uncalibrated_cases() {
+    std::vector<Case> out;
+    for (Case& c : conformance_cases()) {
+        if (c.options.profile != Profile::kKlt) out.push_back(std::move(c));
+    }
+    return out;
+}
+
+std::string case_name(const testing::TestParamInfo<Case>& tested) {
+    std::string name = tested.param.name;
+    std::replace(name.begin(), name.end(), '-', '_');
+    return name;
+}
+
+std::vector<std::span<const std::uint8_t>> objects_of(std::span<const std::uint8_t> file) {
+    std::vector<std::span<const std::uint8_t>> objects;
+    while (!file.empty()) {
+        const auto header = read_header(file);
+        EXPECT_TRUE(header.ok()) << header.status().message();
+        if (!header.ok()) break;
+        const std::size_t bytes = header.value().header_bytes + header.value().payload_bytes();
+        objects.push_back(file.first(bytes));
+        file = file.subspan(bytes);
+    }
+    return objects;
+}
+
+}  // namespace kvcast::test

@@ -1,0 +1,244 @@
+// CUDA's names, as far as the kernels use them, on the SIMT emulator (tests/simt/simt.h). A kernel source
+// that includes <cuda_runtime.h> is compiled by a host compiler with this folder in front of its include
+// path.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <cstring>
+#include <tuple>
+#include <utility>
+
+#include "tests/simt/simt.h"
+
+#define KVCAST_SIMT 1
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __shared__ static __attribute__((section("simt_shared")))
+
+using simt::blockDim;
+using simt::blockIdx;
+using simt::gridDim;
+using simt::threadIdx;
+
+#define SIMT_PLACE ::simt::Place place = {__builtin_FILE(), __builtin_LINE()}
+
+// ---- warps
+
+namespace simt {
+
+template <typename T>
+std::uint64_t to_payload(T value) {
+    static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= 8);
+    std::uint64_t bits = 0;
+    std::memcpy(&bits, &value, sizeof(T));
+    return bits;
+}
+
+template <typename T>
+T shuffle(unsigned mask, T value, unsigned source, Place place) {
+    const std::uint64_t bits = meet_warp(Primitive::kShuffle, mask, to_payload(value), source, place);
+    T out;
+    std::memcpy(&out, &bits, sizeof(T));
+    return out;
+}
+
+}  // namespace simt
+
+template <typename T>
+T __shfl_sync(unsigned mask, T value, int source, int width = 32, SIMT_PLACE) {
+    const unsigned segment = ::simt::lane() & ~static_cast<unsigned>(width - 1);
+    return ::simt::shuffle(
+        mask, value, segment | (static_cast<unsigned>(source) & static_cast<unsigned>(width - 1)), place);
+}
+template <typename T>
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, SIMT_PLACE) {
+    const unsigned within = ::simt::lane() & static_cast<unsigned>(width - 1);
+    return ::simt::shuffle(mask, value, ::simt::lane() - (within >= delta ? delta : 0), place);
+}
+template <typename T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, SIMT_PLACE) {
+    const unsigned within = ::simt::lane() & static_cast<unsigned>(width - 1);
+    return ::simt::shuffle(
+        mask, value, ::simt::lane() + (within + delta < static_cast<unsigned>(width) ? delta : 0), place);
+}
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, SIMT_PLACE) {
+    const unsigned other = ::simt::lane() ^ static_cast<unsigned>(bits);
+    const bool inside =
+        (other & ~static_cast<unsigned>(width - 1)) <= (::simt::lane() & ~static_cast<unsigned>(width - 1));
+    return ::simt::shuffle(mask, value, inside ? other : ::simt::lane(), place);
+}
+inline unsigned __ballot_sync(unsigned mask, int predicate, SIMT_PLACE) {
+    return static_cast<unsigned>(
+        ::simt::meet_warp(::simt::Primitive::kBallot, mask, predicate != 0, 0, place));
+}
+inline int __all_sync(unsigned mask, int predicate, SIMT_PLACE) {
+    return static_cast<int>(::simt::meet_warp(::simt::Primitive::kAll, mask, predicate != 0, 0, place));
+}
+inline int __any_sync(unsigned mask, int predicate, SIMT_PLACE) {
+    return static_cast<int>(::simt::meet_warp(::simt::Primitive::kAny, mask, predicate != 0, 0, place));
+}
+inline unsigned __reduce_add_sync(unsigned mask, unsigned value, SIMT_PLACE) {
+    return static_cast<unsigned>(::simt::meet_warp(::simt::Primitive::kReduceAdd, mask, value, 0, place));
+}
+inline unsigned __reduce_max_sync(unsigned mask, unsigned value, SIMT_PLACE) {
+    return static_cast<unsigned>(::simt::meet_warp(::simt::Primitive::kReduceMax, mask, value, 0, place));
+}
+inline unsigned __reduce_min_sync(unsigned mask, unsigned value, SIMT_PLACE) {
+    return static_cast<unsigned>(::simt::meet_warp(::simt::Primitive::kReduceMin, mask, value, 0, place));
+}
+inline unsigned __reduce_or_sync(unsigned mask, unsigned value, SIMT_PLACE) {
+    return static_cast<unsigned>(::simt::meet_warp(::simt::Primitive::kReduceOr, mask, value, 0, place));
+}
+inline void __syncwarp(unsigned mask = 0xffffffffu, SIMT_PLACE) {
+    ::simt::meet_warp(::simt::Primitive::kSyncWarp, mask, 0, 0, place);
+}
+
+// The tensor cores' product of 8-bit integers, PTX's mma.sync m16n8k32, with its fragments: every lane
+// publishes its registers, and reads those that its sums need.
+inline void simt_mma_m16n8k32(std::int32_t (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
+                              bool signed_a, bool signed_b) {
+    struct Lane {
+        std::uint32_t a[4], b[2];
+    };
+    static Lane published[32][simt::kWarp];
+    auto& warp = published[simt::warp()];
+    std::copy(std::begin(a), std::end(a), warp[simt::lane()].a);
+    std::copy(std::begin(b), std::end(b), warp[simt::lane()].b);
+    __syncwarp();
+    const auto value = [](std::uint32_t word, unsigned byte, bool is_signed) {
+        const auto v = static_cast<std::uint8_t>(word >> 8 * byte);
+        return is_signed ? std::int32_t{static_cast<std::int8_t>(v)} : std::int32_t{v};
+    };
+    for (unsigned i = 0; i < 4; ++i) {
+        const unsigned row = simt::lane() / 4 + i / 2 * 8, column = simt::lane() % 4 * 2 + i % 2;
+        auto sum = static_cast<std::uint32_t>(d[i]);
+        for (unsigned k = 0; k < 32; ++k) {
+            const std::uint32_t left = warp[row % 8 * 4 + k % 16 / 4].a[row / 8 + k / 16 * 2];
+            const std::uint32_t right = warp[column * 4 + k % 16 / 4].b[k / 16];
+            sum += static_cast<std::uint32_t>(value(left, k % 4, signed_a) * value(right, k % 4, signed_b));
+        }
+        d[i] = static_cast<std::int32_t>(sum);
+    }
+    __syncwarp();
+}
+
+// ---- blocks
+
+inline void __syncthreads(SIMT_PLACE) {
+    ::simt::meet_block(::simt::Primitive::kSyncBlock, 0, place);
+}
+inline int __syncthreads_or(int predicate, SIMT_PLACE) {
+    return static_cast<int>(::simt::meet_block(::simt::Primitive::kSyncBlockOr, predicate != 0, place));
+}
+inline int __syncthreads_and(int predicate, SIMT_PLACE) {
+    return static_cast<int>(::simt::meet_block(::simt::Primitive::kSyncBlockAnd, predicate != 0, place));
+}
+inline int __syncthreads_count(int predicate, SIMT_PLACE) {
+    return static_cast<int>(::simt::meet_block(::simt::Primitive::kSyncBlockCount, predicate != 0, place));
+}
+inline void __threadfence() {}
+inline void __threadfence_block() {}
+
+// ---- bits and loads
+
+inline int __popc(unsigned x) {
+    return std::popcount(x);
+}
+inline int __popcll(unsigned long long x) {
+    return std::popcount(x);
+}
+inline int __clz(int x) {
+    return std::countl_zero(static_cast<unsigned>(x));
+}
+inline int __ffs(int x) {
+    return x == 0 ? 0 : std::countr_zero(static_cast<unsigned>(x)) + 1;
+}
+template <typename T>
+T __ldg(const T* p) {
+    return *p;
+}
+[[noreturn]] inline void __trap() {
+    ::simt::fail("__trap");
+}
+
+// ---- atomics: threads switch at primitives only
+
+template <typename T>
+T atomicAdd(T* at, T value) {
+    return std::exchange(*at, static_cast<T>(*at + value));
+}
+template <typename T>
+T atomicMax(T* at, T value) {
+    return std::exchange(*at, std::max(*at, value));
+}
+template <typename T>
+T atomicMin(T* at, T value) {
+    return std::exchange(*at, std::min(*at, value));
+}
+template <typename T>
+T atomicOr(T* at, T value) {
+    return std::exchange(*at, static_cast<T>(*at | value));
+}
+template <typename T>
+T atomicAnd(T* at, T value) {
+    return std::exchange(*at, static_cast<T>(*at & value));
+}
+template <typename T>
+T atomicExch(T* at, T value) {
+    return std::exchange(*at, value);
+}
+template <typename T>
+T atomicCAS(T* at, T expected, T value) {
+    const T old = *at;
+    if (old == expected) *at = value;
+    return old;
+}
+
+// ---- the runtime
+
+struct dim3 {
+    unsigned x = 1, y = 1, z = 1;
+};
+
+using cudaStream_t = struct CUstream_st*;
+
+enum cudaError_t : int { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorLaunchFailure = 719 };
+
+struct cudaLaunchAttribute {};
+
+struct cudaLaunchConfig_t {
+    dim3 gridDim;
+    dim3 blockDim;
+    std::size_t dynamicSmemBytes = 0;
+    cudaStream_t stream = nullptr;
+    cudaLaunchAttribute* attrs = nullptr;
+    unsigned numAttrs = 0;
+};
+
+// As CUDA's own: arguments are converted to the kernel's parameters here. What the emulator finds wrong is
+// kept for simt::take_failure().
+template <typename... Parameters, typename... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
+    const std::tuple<Parameters...> values(std::forward<Arguments>(arguments)...);
+    const dim3 g = config->gridDim, b = config->blockDim;
+    auto failure = ::simt::launch({g.x, g.y, g.z}, {b.x, b.y, b.z}, config->dynamicSmemBytes,
+                                  [&] { std::apply(kernel, values); });
+    if (!failure) return cudaSuccess;
+    ::simt::record_failure(std::move(*failure));
+    return cudaErrorLaunchFailure;
+}
+inline cudaError_t cudaMemsetAsync(void* at, int value, std::size_t bytes, cudaStream_t) {
+    std::memset(at, value, bytes);
+    return cudaSuccess;
+}
+inline const char* cudaGetErrorString(cudaError_t error) {
+    return error == cudaSuccess ? "no error" : "failure in the emulator";
+}

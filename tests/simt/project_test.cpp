@@ -1,0 +1,195 @@
+// launch_project against the scalar backend's project and project_sparse, through saturation.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <memory>
+#include <random>
+
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/limbs.h"
+#include "kernels/ops.h"
+#include "tests/simt/simt.h"
+
+namespace kvcast::test {
+namespace {
+
+using namespace kernels;
+using simt::Guarded;
+
+struct Problem {
+    std::vector<std::uint32_t> inputs;  // of the terms
+    std::uint32_t width;
+    std::uint32_t tokens;
+    double zeros = 0;      // share of features that are zero
+    bool extreme = false;  // the largest magnitudes that a calibration may have
+    bool small = false;    // matrices of 8 bits
+};
+
+// A unit with its matrices, features and expected states in guarded memory.
+class Unit {
+  public:
+    Unit(const Problem& p, std::uint64_t seed) : random_(seed) {
+        bias_ = std::make_unique<Guarded<std::int32_t>>(p.width);
+        for (auto& b : *bias_) b = static_cast<std::int32_t>(random_() % 60000) - 30000;
+        task.bias = bias_->data();
+        task.width = p.width;
+        task.tokens = p.tokens;
+        task.stride = p.width + static_cast<std::uint32_t>(seed % 3);
+        sums_.resize(std::size_t{p.tokens} * p.width);
+        for (std::size_t i = 0; i < sums_.size(); ++i) sums_[i] = (*bias_)[i % p.width];
+        for (const std::uint32_t inputs : p.inputs) add_term(p, inputs);
+    }
+
+    cuda::UnitTask task = {};
+    std::vector<std::vector<std::int16_t>> features;  // of each term, [token][stride]
+
+    std::int16_t expected(std::size_t token, std::size_t output) const {
+        return saturate16(sums_[token * task.width + output]);
+    }
+
+  private:
+    void add_term(const Problem& p, std::uint32_t inputs) {
+        cuda::ProjectionTerm& term = task.terms[task.term_count++];
+        term.inputs = inputs;
+        term.stride = inputs + static_cast<std::uint32_t>(random_() % 3);
+        auto& f = features.emplace_back(std::size_t{p.tokens} * term.stride);
+        for (auto& v : f) {
+            const bool zero = std::uniform_real_distribution<double>(0, 1)(random_) < p.zeros;
+            v = zero        ? std::int16_t{0}
+                : p.extreme ? std::int16_t{-32768}
+                            : static_cast<std::int16_t>(random_());
+        }
+        auto most = static_cast<std::int64_t>(65024 / std::max(inputs, 2u));
+        if (p.small) most = std::min<std::int64_t>(most, 127);
+        std::vector<std::int16_t> entries(std::size_t{inputs} * p.width);  // [output][input]
+        for (auto& m : entries) {
+            const auto x = p.extreme ? -most : static_cast<std::int64_t>(random_() % (2 * most + 1)) - most;
+            m = static_cast<std::int16_t>(std::clamp<std::int64_t>(x, -32768, 32767));
+        }
+        const cuda::LimbMatrix limbs = cuda::to_limbs(entries, p.width, inputs);
+        EXPECT_EQ(limbs.limbs, most <= 127 ? 1u : limbs.limbs);
+        auto& matrix = *matrices_.emplace_back(
+            std::make_unique<Guarded<std::uint8_t>>(std::span<const std::uint8_t>(limbs.bytes)));
+        auto& shifts = *shifts_.emplace_back(std::make_unique<Guarded<std::uint8_t>>(p.width));
+        for (auto& s : shifts) s = static_cast<std::uint8_t>(4 + random_() % 20);
+        term.matrix = matrix.data();
+        term.shifts = shifts.data();
+        term.limbs = limbs.limbs;
+        if (task.term_count % 2 == 0) {
+            scalar_ops().project({f.data(), term.stride, inputs, entries.data(),
+                                  pack_panels(entries, p.width, inputs).data(), shifts.data(), p.width,
+                                  p.tokens, sums_.data(), p.width});
+            return;
+        }
+        std::vector<std::int16_t> columns(entries.size());  // project_sparse takes it by inputs
+        for (std::size_t i = 0; i < inputs; ++i) {
+            for (std::size_t o = 0; o < p.width; ++o) columns[i * p.width + o] = entries[o * inputs + i];
+        }
+        scalar_ops().project_sparse({f.data(), term.stride, inputs, columns.data(), nullptr, shifts.data(),
+                                     p.width, p.tokens, sums_.data(), p.width});
+    }
+
+    std::mt19937_64 random_;
+    std::unique_ptr<Guarded<std::int32_t>> bias_;
+    std::vector<std::unique_ptr<Guarded<std::uint8_t>>> matrices_;
+    std::vector<std::unique_ptr<Guarded<std::uint8_t>>> shifts_;
+    std::vector<std::int32_t> sums_;
+};
+
+std::size_t round_up(std::size_t n) {
+    return (n + 15) / 16 * 16;
+}
+
+// All units in one launch. Features go through both memories by turns.
+void expect_like_scalar(std::span<const Problem> problems) {
+    std::vector<std::unique_ptr<Unit>> units;
+    for (std::size_t i = 0; i < problems.size(); ++i)
+        units.push_back(std::make_unique<Unit>(problems[i], i + 1));
+    std::vector<std::byte> in_image, in_workspace;
+    std::vector<cuda::UnitTask> tasks;
+    std::uint32_t tiles = 0;
+    for (const auto& unit : units) {
+        for (std::uint32_t n = 0; n < unit->task.term_count; ++n) {
+            cuda::ProjectionTerm& term = unit->task.terms[n];
+            term.in_image = n % 2 == 0;
+            auto& memory = term.in_image ? in_image : in_workspace;
+            term.features = memory.size();
+            const auto bytes = std::as_bytes(std::span(unit->features[n]));
+            memory.insert(memory.end(), bytes.begin(), bytes.end());
+            memory.resize(round_up(memory.size()));
+        }
+        unit->task.first_tile = tiles;
+        tiles += static_cast<std::uint32_t>(cuda::tiles_of(unit->task));
+    }
+    std::size_t bytes = in_workspace.size();
+    for (const auto& unit : units) {
+        unit->task.states = bytes;
+        bytes = round_up(bytes + std::size_t{unit->task.tokens} * unit->task.stride * sizeof(std::int16_t));
+        tasks.push_back(unit->task);
+    }
+    const Guarded<std::byte> image((std::span<const std::byte>(in_image))), workspace(bytes);
+    std::copy(in_workspace.begin(), in_workspace.end(), workspace.data());
+    const Guarded<cuda::UnitTask> list((std::span<const cuda::UnitTask>(tasks)));
+    ASSERT_EQ(cuda::launch_project({image.data(), workspace.data()}, list.data(),
+                                   static_cast<std::uint32_t>(tasks.size()), tiles, nullptr),
+              cudaSuccess)
+        << simt::take_failure();
+    for (std::size_t i = 0; i < units.size(); ++i) {
+        const cuda::UnitTask& task = tasks[i];
+        const auto* states = reinterpret_cast<const std::int16_t*>(workspace.data() + task.states);
+        for (std::size_t t = 0; t < task.tokens; ++t) {
+            for (std::size_t o = 0; o < task.stride; ++o) {
+                const std::int16_t wanted =
+                    o < task.width ? units[i]->expected(t, o) : std::int16_t(0xa5a5 - 65536);
+                ASSERT_EQ(states[t * task.stride + o], wanted)
+                    << "unit " << i << " token " << t << " output " << o;
+            }
+        }
+    }
+}
+
+class DeviceProjection : public testing::TestWithParam<simt::Schedule> {
+  protected:
+    void SetUp() override { simt::set_schedule(GetParam()); }
+    void TearDown() override { simt::set_schedule(simt::Schedule::kForwards); }
+};
+
+TEST_P(DeviceProjection, GivesScalarsStatesAtOddSizes) {
+    std::vector<Problem> problems;
+    for (const std::uint32_t inputs : {1, 2, 31, 32, 33, 65, 200}) {
+        for (const std::uint32_t width : {1, 7, 63, 64, 65, 130})
+            problems.push_back({{inputs}, width, inputs % 5 + 1});
+    }
+    expect_like_scalar(problems);
+}
+
+TEST_P(DeviceProjection, AddsUpToSevenTerms) {
+    const Problem problems[] = {{{5, 64, 40}, 33, 40}, {{3, 1, 32, 33, 64, 7, 100}, 70, 33, 0.9}};
+    expect_like_scalar(problems);
+}
+
+TEST_P(DeviceProjection, TakesMatricesOfOneLimb) {
+    const Problem problems[] = {{{200, 33}, 70, 70, 0, false, true}, {{1}, 1, 1, 0, false, true}};
+    expect_like_scalar(problems);
+}
+
+TEST_P(DeviceProjection, SkipsZerosAndNothingElse) {
+    const Problem problems[] = {{{192}, 64, 40, 1.0}, {{192, 96}, 65, 64, 0.995}};
+    expect_like_scalar(problems);
+}
+
+TEST_P(DeviceProjection, DoesNotOverflowAtTheBoundsOfACalibration) {
+    const Problem problems[] = {
+        {{192}, 20, 5, 0, true}, {{2}, 40, 5, 0, true}, {{512}, 9, 17, 0, true, true}};
+    expect_like_scalar(problems);
+}
+
+INSTANTIATE_TEST_SUITE_P(Orders, DeviceProjection,
+                         testing::Values(simt::Schedule::kForwards, simt::Schedule::kBackwards,
+                                         simt::Schedule::kShuffled),
+                         [](const auto& tested) {
+                             return "Order" + std::to_string(static_cast<int>(tested.param));
+                         });
+
+}  // namespace
+}  // namespace kvcast::test

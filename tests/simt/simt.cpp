@@ -1,0 +1,542 @@
+#include "tests/simt/simt.h"
+
+#include <signal.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <utility>
+#include <vector>
+
+#include "tests/simt/context.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#define SIMT_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define SIMT_ASAN 1
+#endif
+#endif
+#ifdef SIMT_ASAN
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+// Static shared memory is a section of its own, whose bounds the linker knows (cuda_runtime.h).
+extern "C" {
+extern std::byte __start_simt_shared[] __attribute__((weak));  // NOLINT(bugprone-reserved-identifier)
+extern std::byte __stop_simt_shared[] __attribute__((weak));   // NOLINT(bugprone-reserved-identifier)
+}
+
+namespace simt {
+
+Coordinates threadIdx, blockIdx, blockDim, gridDim;
+
+namespace {
+
+constexpr std::size_t kStackBytes = std::size_t{256} << 10;
+constexpr unsigned kMostThreads = 1024;
+constexpr std::size_t kMostShared = std::size_t{48} << 10;
+constexpr int kPattern = 0xa5;
+
+std::size_t page_bytes() {
+    static const auto bytes = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+    return bytes;
+}
+
+std::size_t round_up(std::size_t n, std::size_t unit) {
+    return (n + unit - 1) / unit * unit;
+}
+
+std::byte* map_pages(std::size_t bytes) {
+    void* p = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) throw std::bad_alloc();
+    return static_cast<std::byte*>(p);
+}
+
+void open_pages(std::byte* p, std::size_t bytes) {
+    if (bytes != 0 && mprotect(p, bytes, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
+}
+
+// A stack that faults below its end.
+class Stack {
+  public:
+    Stack() : map_(map_pages(page_bytes() + kStackBytes)) { open_pages(bottom(), kStackBytes); }
+    ~Stack() { munmap(map_, page_bytes() + kStackBytes); }
+    Stack(const Stack&) = delete;
+    Stack& operator=(const Stack&) = delete;
+
+    std::byte* bottom() const { return map_ + page_bytes(); }
+
+  private:
+    std::byte* map_;
+};
+
+const char* name_of(Primitive p) {
+    constexpr std::array names = {
+        "__shfl_sync",       "__ballot_sync",     "__all_sync",         "__any_sync", "__reduce_add_sync",
+        "__reduce_max_sync", "__reduce_min_sync", "__reduce_or_sync",   "__syncwarp", "__syncthreads",
+        "__syncthreads_or",  "__syncthreads_and", "__syncthreads_count"};
+    return names[static_cast<std::size_t>(p)];
+}
+
+bool is_block_wide(Primitive p) {
+    return p >= Primitive::kSyncBlock;
+}
+
+enum class Mode : std::uint8_t { kReady, kWaiting, kReturned };
+
+struct Fibre {
+    Context context;
+    Stack stack;
+    void* asan_stack = nullptr;
+    Mode mode = Mode::kReady;
+    // Where it waits, and what it brings and takes away.
+    Primitive primitive = Primitive::kSyncWarp;
+    unsigned mask = 0;
+    std::uint64_t value = 0;
+    unsigned source = 0;
+    Place place = {"", 0};
+    std::uint64_t result = 0;
+};
+
+// What a thread has found wrong. The sentence is made after it has switched away for good: nothing on its
+// stack may need a destructor.
+struct Wrong {
+    enum class What : std::uint8_t { kNotNamed, kReadsOutside, kCannotMeet, kMessage };
+
+    What what;
+    unsigned other;       // thread or lane
+    const char* message;  // kMessage
+};
+
+struct Machine {
+    std::vector<std::unique_ptr<Fibre>> fibres;
+    unsigned threads = 0;
+    unsigned current = 0;
+    Context home;
+    void* asan_home = nullptr;
+    const void* home_bottom = nullptr;
+    std::size_t home_bytes = 0;
+    const std::function<void()>* body = nullptr;
+    std::optional<std::string> failure;
+    std::optional<Wrong> wrong;
+    std::byte* shared = nullptr;
+    Schedule schedule = Schedule::kForwards;
+    std::mt19937 random{12345};
+    std::string kept;
+    bool running = false;
+
+    Fibre& self() { return *fibres[current]; }
+};
+
+Machine& machine() {
+    static Machine m;
+    return m;
+}
+
+// ---- switching
+
+void to_fibre(Machine& m, unsigned index) {
+    m.current = index;
+    const Coordinates e = blockDim;
+    threadIdx = {index % e.x, index / e.x % e.y, index / e.x / e.y};
+    Fibre& f = *m.fibres[index];
+#ifdef SIMT_ASAN
+    __sanitizer_start_switch_fiber(&m.asan_home, f.stack.bottom(), kStackBytes);
+#endif
+    Context::swap(m.home, f.context);
+#ifdef SIMT_ASAN
+    __sanitizer_finish_switch_fiber(m.asan_home, nullptr, nullptr);
+#endif
+}
+
+void to_home(Machine& m, bool for_good) {
+    Fibre& f = m.self();
+#ifdef SIMT_ASAN
+    __sanitizer_start_switch_fiber(for_good ? nullptr : &f.asan_stack, m.home_bottom, m.home_bytes);
+#endif
+    Context::swap(f.context, m.home);
+#ifdef SIMT_ASAN
+    __sanitizer_finish_switch_fiber(f.asan_stack, nullptr, nullptr);
+#else
+    static_cast<void>(for_good);
+#endif
+}
+
+void fibre_main() {
+    Machine& m = machine();
+#ifdef SIMT_ASAN
+    __sanitizer_finish_switch_fiber(nullptr, &m.home_bottom, &m.home_bytes);
+#endif
+    (*m.body)();
+    m.self().mode = Mode::kReturned;
+    to_home(m, true);
+}
+
+void start_fibre(Fibre& f) {
+    f.mode = Mode::kReady;
+    f.asan_stack = nullptr;
+#ifdef SIMT_ASAN
+    __asan_unpoison_memory_region(f.stack.bottom(), kStackBytes);  // of a thread that a failure cut off
+#endif
+    f.context.start(f.stack.bottom(), kStackBytes, fibre_main);
+}
+
+// ---- failures
+
+std::string describe(const Machine& m, unsigned thread) {
+    const Fibre& f = *m.fibres[thread];
+    const std::string who = "thread " + std::to_string(thread);
+    if (f.mode == Mode::kReturned) return who + " has returned";
+    if (f.mode == Mode::kReady) return who + " runs";
+    char mask[40] = "";
+    if (!is_block_wide(f.primitive)) std::snprintf(mask, sizeof(mask), " (mask %08x)", f.mask);
+    return who + " is at " + name_of(f.primitive) + mask + ", " + f.place.file + ":" +
+           std::to_string(f.place.line);
+}
+
+std::string in_block(const std::string& message) {
+    return "block (" + std::to_string(blockIdx.x) + ", " + std::to_string(blockIdx.y) + ", " +
+           std::to_string(blockIdx.z) + "): " + message;
+}
+
+std::string explain(const Machine& m, const Wrong& w) {
+    const std::string who = describe(m, m.current);
+    switch (w.what) {
+        case Wrong::What::kNotNamed:
+            return "a mask does not name its caller: " + who;
+        case Wrong::What::kReadsOutside:
+            return "a shuffle reads lane " + std::to_string(w.other) + ", which takes no part: " + who;
+        case Wrong::What::kCannotMeet:
+            return "threads cannot meet: " + who + ", where " + describe(m, w.other);
+        default:
+            return "thread " + std::to_string(m.current) + ": " + w.message;
+    }
+}
+
+[[noreturn]] void stop(Wrong wrong) {
+    machine().wrong = wrong;
+    to_home(machine(), true);
+    std::abort();  // nobody comes back
+}
+
+// Nobody can go on: the first two threads in different places tell the story.
+std::string deadlock(const Machine& m) {
+    unsigned waiting = 0;
+    while (m.fibres[waiting]->mode != Mode::kWaiting) ++waiting;
+    const Fibre& w = *m.fibres[waiting];
+    const unsigned warp = waiting / kWarp * kWarp;
+    for (unsigned t = 0; t < m.threads; ++t) {
+        const Fibre& f = *m.fibres[t];
+        const bool wanted =
+            is_block_wide(w.primitive) || (t / kWarp * kWarp == warp && (w.mask >> (t - warp) & 1u) != 0);
+        const bool there = f.mode == Mode::kWaiting && f.primitive == w.primitive &&
+                           (is_block_wide(w.primitive) || f.mask == w.mask);
+        if (wanted && !there) return describe(m, waiting) + ", where " + describe(m, t);
+    }
+    const unsigned last = std::min(m.threads - warp, kWarp);
+    return describe(m, waiting) + ", and its mask names lanes from " + std::to_string(last) +
+           " on, which the block does not have";
+}
+
+// ---- meeting points
+
+unsigned lanes_of_warp(const Machine& m, unsigned warp) {
+    return std::min(kWarp, m.threads - warp * kWarp);
+}
+
+void complete(std::span<Fibre* const> lanes, Primitive primitive) {
+    std::uint64_t all = 0, any = 0, every = ~std::uint64_t{0}, nonzero = 0;
+    std::uint32_t sum = 0, most = 0, least = ~std::uint32_t{0};
+    for (std::size_t i = 0; i < lanes.size(); ++i) {
+        const Fibre* f = lanes[i];
+        if (f == nullptr) continue;
+        const auto v = static_cast<std::uint32_t>(f->value);
+        any |= f->value;
+        every &= f->value != 0 ? ~std::uint64_t{0} : 0;
+        if (f->value != 0) {
+            ++nonzero;
+            if (i < kWarp) all |= std::uint64_t{1} << i;
+        }
+        sum += v;
+        most = std::max(most, v);
+        least = std::min(least, v);
+    }
+    for (Fibre* f : lanes) {
+        if (f == nullptr) continue;
+        switch (primitive) {
+            case Primitive::kShuffle:
+                f->result = lanes[f->source]->value;
+                break;
+            case Primitive::kBallot:
+                f->result = all;
+                break;
+            case Primitive::kAll:
+            case Primitive::kSyncBlockAnd:
+                f->result = every != 0;
+                break;
+            case Primitive::kAny:
+            case Primitive::kSyncBlockOr:
+                f->result = any != 0;
+                break;
+            case Primitive::kReduceAdd:
+                f->result = sum;
+                break;
+            case Primitive::kReduceMax:
+                f->result = most;
+                break;
+            case Primitive::kReduceMin:
+                f->result = least;
+                break;
+            case Primitive::kReduceOr:
+                f->result = any;
+                break;
+            case Primitive::kSyncBlockCount:
+                f->result = nonzero;
+                break;
+            case Primitive::kSyncWarp:
+            case Primitive::kSyncBlock:
+                f->result = 0;
+                break;
+        }
+        f->mode = Mode::kReady;
+    }
+}
+
+// Completes the primitive that the current lane has come to, where it is the last.
+void try_warp(Machine& m) {
+    const Fibre& own = m.self();
+    const unsigned warp = m.current / kWarp;
+    std::array<Fibre*, kWarp> lanes = {};
+    for (unsigned i = 0; i < kWarp; ++i) {
+        if ((own.mask >> i & 1u) == 0) continue;
+        if (i >= lanes_of_warp(m, warp)) return;
+        Fibre* f = m.fibres[warp * kWarp + i].get();
+        if (f->mode != Mode::kWaiting || f->primitive != own.primitive || f->mask != own.mask) return;
+        lanes[i] = f;
+    }
+    complete(lanes, own.primitive);
+}
+
+void try_block(Machine& m) {
+    std::vector<Fibre*> all;
+    for (unsigned t = 0; t < m.threads; ++t) {
+        Fibre* f = m.fibres[t].get();
+        if (f->mode != Mode::kWaiting || f->primitive != m.self().primitive) return;
+        all.push_back(f);
+    }
+    complete(all, m.self().primitive);
+}
+
+std::uint64_t wait(Machine& m) {
+    if (m.self().mode == Mode::kWaiting) to_home(m, false);
+    return m.self().result;
+}
+
+// ---- running
+
+void poison_shared(Machine& m, std::byte* end, std::size_t bytes) {
+    if (__start_simt_shared != nullptr)
+        std::memset(__start_simt_shared, kPattern,
+                    static_cast<std::size_t>(__stop_simt_shared - __start_simt_shared));
+    m.shared = end - bytes;
+    std::memset(m.shared, kPattern, bytes);
+}
+
+template <typename Order>
+void arrange(Machine& m, Order& order) {
+    if (m.schedule == Schedule::kBackwards) std::reverse(order.begin(), order.end());
+    if (m.schedule == Schedule::kShuffled) std::shuffle(order.begin(), order.end(), m.random);
+}
+
+std::vector<unsigned> numbers(unsigned count) {
+    std::vector<unsigned> all(count);
+    for (unsigned i = 0; i < count; ++i) all[i] = i;
+    return all;
+}
+
+void run_block(Machine& m) {
+    for (unsigned t = 0; t < m.threads; ++t) start_fibre(*m.fibres[t]);
+    std::vector<unsigned> order = numbers(m.threads);
+    arrange(m, order);
+    for (bool moved = true; moved && !m.failure;) {
+        moved = false;
+        if (m.schedule == Schedule::kShuffled) arrange(m, order);
+        for (const unsigned t : order) {
+            if (m.fibres[t]->mode != Mode::kReady) continue;
+            to_fibre(m, t);
+            moved = true;
+            if (m.wrong) {
+                m.failure = in_block(explain(m, *m.wrong));
+                return;
+            }
+        }
+    }
+    const bool over = std::all_of(m.fibres.begin(), m.fibres.begin() + m.threads,
+                                  [](const auto& f) { return f->mode == Mode::kReturned; });
+    if (!over) m.failure = in_block(deadlock(m));
+}
+
+// ---- faults
+
+struct sigaction previous_handler;
+
+void on_fault(int, siginfo_t* info, void*) {
+    const Machine& m = machine();
+    if (m.running) {
+        char line[160];
+        const int n = std::snprintf(line, sizeof(line),
+                                    "simt: block (%u, %u, %u), thread %u: access outside memory at %p\n",
+                                    blockIdx.x, blockIdx.y, blockIdx.z, m.current, info->si_addr);
+        if (n > 0 && write(STDERR_FILENO, line, static_cast<std::size_t>(n)) < 0) _exit(1);
+    }
+    sigaction(SIGSEGV, &previous_handler, nullptr);  // the access faults again, for the handler before
+}
+
+void watch_faults() {
+    static std::array<std::byte, 65536> stack;
+    static const bool once = [] {
+        const stack_t s = {.ss_sp = stack.data(), .ss_flags = 0, .ss_size = stack.size()};
+        sigaltstack(&s, nullptr);
+        struct sigaction action = {};
+        action.sa_sigaction = on_fault;
+        action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+        return sigaction(SIGSEGV, &action, &previous_handler) == 0;
+    }();
+    static_cast<void>(once);
+}
+
+}  // namespace
+
+void set_schedule(Schedule schedule) {
+    machine().schedule = schedule;
+}
+
+std::optional<std::string> launch(Extent grid, Extent block, std::size_t shared_bytes,
+                                  const std::function<void()>& thread) {
+    Machine& m = machine();
+    if (block.count() == 0 || block.count() > kMostThreads || grid.count() == 0 ||
+        shared_bytes > kMostShared) {
+        return "a launch of " + std::to_string(grid.count()) + " blocks of " + std::to_string(block.count()) +
+               " threads with " + std::to_string(shared_bytes) + " bytes of shared memory";
+    }
+    watch_faults();
+    const GuardedBytes shared(shared_bytes);
+    while (m.fibres.size() < block.count()) m.fibres.push_back(std::make_unique<Fibre>());
+    m.threads = block.count();
+    m.body = &thread;
+    m.failure.reset();
+    m.wrong.reset();
+    m.running = true;
+    blockDim = {block.x, block.y, block.z};
+    gridDim = {grid.x, grid.y, grid.z};
+    std::vector<unsigned> order = numbers(grid.count());
+    arrange(m, order);
+    for (const unsigned b : order) {
+        blockIdx = {b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y};
+        poison_shared(m, shared.data() + shared_bytes, shared_bytes);
+        run_block(m);
+        if (!m.failure && !shared.intact())
+            m.failure = in_block("something is written below dynamic shared memory");
+        if (m.failure) break;
+    }
+    m.running = false;
+    return m.failure;
+}
+
+void record_failure(std::string message) {
+    machine().kept = std::move(message);
+}
+
+std::string take_failure() {
+    return std::exchange(machine().kept, {});
+}
+
+std::byte* dynamic_shared() {
+    return machine().shared;
+}
+
+unsigned lane() {
+    return machine().current % kWarp;
+}
+
+unsigned warp() {
+    return machine().current / kWarp;
+}
+
+void fail(const char* message) {
+    stop({Wrong::What::kMessage, 0, message});
+}
+
+std::uint64_t meet_warp(Primitive primitive, unsigned mask, std::uint64_t value, unsigned source,
+                        Place place) {
+    Machine& m = machine();
+    Fibre& f = m.self();
+    f.primitive = primitive;
+    f.mask = mask;
+    f.value = value;
+    f.source = source;
+    f.place = place;
+    f.mode = Mode::kWaiting;
+    if ((mask >> lane() & 1u) == 0) stop({Wrong::What::kNotNamed, 0, nullptr});
+    if (primitive == Primitive::kShuffle && (mask >> source & 1u) == 0)
+        stop({Wrong::What::kReadsOutside, source, nullptr});
+    const unsigned warp = m.current / kWarp * kWarp;
+    for (unsigned i = 0; i < lanes_of_warp(m, warp / kWarp); ++i) {
+        const Fibre& other = *m.fibres[warp + i];
+        const bool named = (mask >> i & 1u) != 0;
+        if (!named || warp + i == m.current) continue;
+        const bool elsewhere = other.mode == Mode::kWaiting && !is_block_wide(other.primitive) &&
+                               (other.mask >> lane() & 1u) != 0 &&
+                               (other.primitive != primitive || other.mask != mask);
+        if (elsewhere || other.mode == Mode::kReturned) stop({Wrong::What::kCannotMeet, warp + i, nullptr});
+    }
+    try_warp(m);
+    return wait(m);
+}
+
+std::uint64_t meet_block(Primitive primitive, std::uint64_t value, Place place) {
+    Machine& m = machine();
+    Fibre& f = m.self();
+    f.primitive = primitive;
+    f.mask = 0;
+    f.value = value;
+    f.place = place;
+    f.mode = Mode::kWaiting;
+    try_block(m);
+    return wait(m);
+}
+
+// ---- memory
+
+GuardedBytes::GuardedBytes(std::size_t bytes, Edge edge, std::uint8_t fill) : bytes_(bytes) {
+    const std::size_t page = page_bytes();
+    const std::size_t inner = std::max(round_up(bytes, page), page);
+    map_bytes_ = inner + 2 * page;
+    map_ = map_pages(map_bytes_);
+    open_pages(map_ + page, inner);
+    std::memset(map_ + page, kPattern, inner);
+    data_ = map_ + page + (edge == Edge::kEnd ? inner - bytes : 0);
+    std::memset(data_, fill, bytes);
+}
+
+GuardedBytes::~GuardedBytes() {
+    munmap(map_, map_bytes_);
+}
+
+bool GuardedBytes::intact() const {
+    const std::byte* const first = map_ + page_bytes();
+    const std::byte* const last = map_ + map_bytes_ - page_bytes();
+    const auto untouched = [](std::byte b) { return b == std::byte{kPattern}; };
+    return std::all_of(first, static_cast<const std::byte*>(data_), untouched) &&
+           std::all_of(static_cast<const std::byte*>(data_ + bytes_), last, untouched);
+}
+
+}  // namespace simt

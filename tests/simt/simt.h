@@ -1,0 +1,148 @@
+// A small SIMT machine: CUDA kernels as host C++.
+//
+// Kernel sources are compiled unchanged by a host compiler that finds tests/simt/include/cuda_runtime.h
+// before CUDA's own. The threads of a block are fibres on one operating-system thread; they switch at warp
+// and block primitives only, blocks run one after another, and a launch has finished when it returns. What
+// comes out is what a GPU computes; nothing is said about speed.
+//
+// What it catches, as a failed launch with a sentence that names the threads:
+// - a shuffle, ballot, reduction or __syncwarp that a lane of its mask never reaches, reaches with another
+//   mask, or calls without being in the mask; a shuffle from a lane that takes no part;
+// - a block barrier that a thread of the block never reaches, or has returned before;
+// - shared memory that is read before it is written: it holds a pattern when a block starts, not zeros;
+// - missing barriers, mostly: threads run in the order that the Schedule says, so that a kernel without the
+//   barrier it needs gives other results under another schedule.
+// And as a fault that ends the process: an access outside a Guarded array or outside dynamic shared memory.
+//
+// What it does not model: memory ordering (here a shuffle or a vote orders memory as a barrier does, on a GPU
+// it does not), alignment (the undefined-behaviour sanitizer does that), limits of registers, and independent
+// progress between primitives.
+//
+// One launch at a time in a process. Not for use under the thread sanitizer, which cannot follow the stacks
+// and would find nothing: there is one thread.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <optional>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+namespace simt {
+
+inline constexpr unsigned kWarp = 32;
+
+struct Extent {
+    unsigned x = 1, y = 1, z = 1;
+
+    unsigned count() const { return x * y * z; }
+};
+
+// In which order runnable threads get their turn, and blocks theirs.
+enum class Schedule : std::uint8_t { kForwards, kBackwards, kShuffled };
+
+// For launches from now on.
+void set_schedule(Schedule schedule);
+
+// Runs `thread` once per thread of the grid. Returns what went wrong, if anything did; the launch then stops
+// where it is. Most threads in a block: 1024; most dynamic shared memory: 48 KiB, as without opting in to
+// more.
+std::optional<std::string> launch(Extent grid, Extent block, std::size_t shared_bytes,
+                                  const std::function<void()>& thread);
+
+// The same where a kernel is launched through the runtime's names: a failure is kept until it is taken.
+void record_failure(std::string message);
+std::string take_failure();  // empty where there is none
+
+// ---- what kernels see, through cuda_runtime.h
+
+struct Coordinates {
+    unsigned x, y, z;
+};
+extern Coordinates threadIdx, blockIdx, blockDim, gridDim;
+
+std::byte* dynamic_shared();
+
+enum class Primitive : std::uint8_t {
+    kShuffle,
+    kBallot,
+    kAll,
+    kAny,
+    kReduceAdd,
+    kReduceMax,
+    kReduceMin,
+    kReduceOr,
+    kSyncWarp,
+    kSyncBlock,
+    kSyncBlockOr,
+    kSyncBlockAnd,
+    kSyncBlockCount,
+};
+
+struct Place {
+    const char* file;
+    int line;
+};
+
+// Waits for the other lanes of the mask; `source` is the lane that a shuffle reads.
+std::uint64_t meet_warp(Primitive primitive, unsigned mask, std::uint64_t value, unsigned source,
+                        Place place);
+std::uint64_t meet_block(Primitive primitive, std::uint64_t value, Place place);
+
+// Ends the launch with a failure of the calling thread. The message outlives the launch.
+[[noreturn]] void fail(const char* message);
+
+unsigned lane();
+unsigned warp();  // of the block
+
+// ---- memory
+
+enum class Edge : std::uint8_t { kEnd, kBegin };
+
+// Bytes between two pages that fault, against one of them; the rest of the page on the other side holds a
+// pattern that intact() looks at.
+class GuardedBytes {
+  public:
+    explicit GuardedBytes(std::size_t bytes, Edge edge = Edge::kEnd, std::uint8_t fill = 0xa5);
+    ~GuardedBytes();
+    GuardedBytes(const GuardedBytes&) = delete;
+    GuardedBytes& operator=(const GuardedBytes&) = delete;
+
+    std::byte* data() const { return data_; }
+    std::size_t size() const { return bytes_; }
+    bool intact() const;
+
+  private:
+    std::byte* map_ = nullptr;
+    std::size_t map_bytes_ = 0;
+    std::byte* data_ = nullptr;
+    std::size_t bytes_ = 0;
+};
+
+// An array of elements in such memory. Aligned for T at either edge.
+template <typename T>
+class Guarded {
+    static_assert(std::is_trivially_copyable_v<T>);
+
+  public:
+    explicit Guarded(std::size_t count, Edge edge = Edge::kEnd) : bytes_(count * sizeof(T), edge) {}
+    explicit Guarded(std::span<const T> content, Edge edge = Edge::kEnd) : Guarded(content.size(), edge) {
+        if (!content.empty()) std::memcpy(bytes_.data(), content.data(), content.size_bytes());
+    }
+
+    T* data() const { return reinterpret_cast<T*>(bytes_.data()); }
+    std::size_t size() const { return bytes_.size() / sizeof(T); }
+    T& operator[](std::size_t i) const { return data()[i]; }
+    T* begin() const { return data(); }
+    T* end() const { return data() + size(); }
+    bool intact() const { return bytes_.intact(); }
+
+  private:
+    GuardedBytes bytes_;
+};
+
+}  // namespace simt
