@@ -380,10 +380,10 @@ Status ChunkDecoder::decode_layers(std::size_t first, std::size_t end, std::span
                             workspaces.size(), (end - first) * per_layer, executor.workers())};
     }
     const bool klt = header().profile == Profile::kKlt;
-    for (std::size_t l = klt ? 0 : first; l < end; ++l) {
-        if (Status s = verify_layer(l); !s.ok()) return s;
-    }
     if (klt) {
+        for (std::size_t l = 0; l < end; ++l) {
+            if (Status s = verify_layer(l); !s.ok()) return s;
+        }
         const auto planes_of = [&](std::size_t l) {
             return l < first ? std::span<const PlaneBuffer>()
                              : planes.subspan((l - first) * per_layer, per_layer);
@@ -406,7 +406,11 @@ Status ChunkDecoder::decode_layers(std::size_t first, std::size_t end, std::span
         const std::size_t begin = first * blocks + i * abreast;
         const std::size_t size = std::min(abreast, end * blocks - begin);
         const auto from_layer = planes.subspan((begin / blocks - first) * per_layer);
-        auto [at, status] = decode_group(begin, size, from_layer, workspaces[worker]);
+        std::pair<std::size_t, Status> ended;
+        for (std::size_t l = begin / blocks; l <= (begin + size - 1) / blocks && ended.second.ok(); ++l)
+            ended = {l * blocks, verify_layer(l)};
+        if (ended.second.ok()) ended = decode_group(begin, size, from_layer, workspaces[worker]);
+        auto& [at, status] = ended;
         if (status.ok()) return;
         const std::lock_guard lock(mutex);
         if (at < first_failed) {

@@ -10,7 +10,7 @@
 #include "codec/entropy/model.h"
 #include "codec/rope/rope_table.h"
 #include "kernels/ops.h"
-#include "tests/kernels/guarded.h"
+#include "tests/guarded.h"
 
 namespace kvcast::test {
 namespace {
@@ -156,7 +156,7 @@ std::vector<Stream> encode_with(std::size_t encoders, std::size_t room, F&& enco
     encode(std::span<RansEncoder* const>(pointers));
     std::vector<Stream> out;
     for (std::size_t i = 0; i < encoders; ++i) {
-        EXPECT_TRUE(memory[i]->front_is_whole());
+        EXPECT_TRUE(memory[i]->intact());
         const std::uint8_t* end = memory[i]->data() + room + kRoom;
         out.push_back({{static_cast<const std::uint8_t*>(state[i].next), end},
                        {std::begin(state[i].state), std::end(state[i].state)}});
@@ -179,7 +179,8 @@ Decoded decode_with(const std::vector<Stream>& streams, F&& decode) {
     std::vector<RansDecoder> state(streams.size());
     std::vector<RansDecoder*> pointers;
     for (std::size_t i = 0; i < streams.size(); ++i) {
-        memory.push_back(std::make_unique<Guarded<std::uint8_t>>(streams[i].bytes));
+        memory.push_back(
+            std::make_unique<Guarded<std::uint8_t>>(std::span<const std::uint8_t>(streams[i].bytes)));
         std::copy(streams[i].states.begin(), streams[i].states.end(), state[i].state);
         state[i].next = memory[i]->data();
         state[i].end = memory[i]->data() + streams[i].bytes.size();
@@ -249,7 +250,7 @@ struct StripProblem {
             ops.decode_strips(decoders, strips);
             std::vector<std::vector<std::int32_t>> got;
             for (auto& v : out) {
-                EXPECT_TRUE(v->front_is_whole());
+                EXPECT_TRUE(v->intact());
                 const auto read = v->values();
                 got.emplace_back(read.begin(), read.end());
             }
@@ -305,9 +306,10 @@ TEST_P(Backend, ReadsDamagedStripsLikeScalar) {
 // Runs one slot on guarded arrays and returns what it wrote.
 template <typename T, typename F>
 std::vector<T> written(std::size_t count, T fill, F&& run) {
-    Guarded<T> out(std::vector<T>(count, fill));
+    const std::vector<T> before(count, fill);
+    Guarded<T> out{std::span<const T>(before)};
     run(out.data());
-    EXPECT_TRUE(out.front_is_whole());
+    EXPECT_TRUE(out.intact());
     return out.values();
 }
 
@@ -362,7 +364,7 @@ struct FloatProblem {
             ops.decode_floats(decoders, strips, dtype, count);
             std::vector<std::vector<std::int32_t>> got;
             for (auto& v : out) {
-                EXPECT_TRUE(v->front_is_whole());
+                EXPECT_TRUE(v->intact());
                 const auto read = v->values();
                 got.emplace_back(read.begin(), read.end());
             }

@@ -50,10 +50,6 @@ std::size_t page_bytes() {
     return bytes;
 }
 
-std::size_t round_up(std::size_t n, std::size_t unit) {
-    return (n + unit - 1) / unit * unit;
-}
-
 std::byte* map_pages(std::size_t bytes) {
     void* p = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) throw std::bad_alloc();
@@ -512,31 +508,6 @@ std::uint64_t meet_block(Primitive primitive, std::uint64_t value, Place place) 
     f.mode = Mode::kWaiting;
     try_block(m);
     return wait(m);
-}
-
-// ---- memory
-
-GuardedBytes::GuardedBytes(std::size_t bytes, Edge edge, std::uint8_t fill) : bytes_(bytes) {
-    const std::size_t page = page_bytes();
-    const std::size_t inner = std::max(round_up(bytes, page), page);
-    map_bytes_ = inner + 2 * page;
-    map_ = map_pages(map_bytes_);
-    open_pages(map_ + page, inner);
-    std::memset(map_ + page, kPattern, inner);
-    data_ = map_ + page + (edge == Edge::kEnd ? inner - bytes : 0);
-    std::memset(data_, fill, bytes);
-}
-
-GuardedBytes::~GuardedBytes() {
-    munmap(map_, map_bytes_);
-}
-
-bool GuardedBytes::intact() const {
-    const std::byte* const first = map_ + page_bytes();
-    const std::byte* const last = map_ + map_bytes_ - page_bytes();
-    const auto untouched = [](std::byte b) { return b == std::byte{kPattern}; };
-    return std::all_of(first, static_cast<const std::byte*>(data_), untouched) &&
-           std::all_of(static_cast<const std::byte*>(data_ + bytes_), last, untouched);
 }
 
 }  // namespace simt

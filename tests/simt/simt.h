@@ -32,7 +32,13 @@
 #include <string>
 #include <type_traits>
 
+#include "tests/guarded.h"
+
 namespace simt {
+
+using kvcast::test::Edge;
+using kvcast::test::Guarded;
+using kvcast::test::GuardedBytes;
 
 inline constexpr unsigned kWarp = 32;
 
@@ -98,51 +104,5 @@ std::uint64_t meet_block(Primitive primitive, std::uint64_t value, Place place);
 
 unsigned lane();
 unsigned warp();  // of the block
-
-// ---- memory
-
-enum class Edge : std::uint8_t { kEnd, kBegin };
-
-// Bytes between two pages that fault, against one of them; the rest of the page on the other side holds a
-// pattern that intact() looks at.
-class GuardedBytes {
-  public:
-    explicit GuardedBytes(std::size_t bytes, Edge edge = Edge::kEnd, std::uint8_t fill = 0xa5);
-    ~GuardedBytes();
-    GuardedBytes(const GuardedBytes&) = delete;
-    GuardedBytes& operator=(const GuardedBytes&) = delete;
-
-    std::byte* data() const { return data_; }
-    std::size_t size() const { return bytes_; }
-    bool intact() const;
-
-  private:
-    std::byte* map_ = nullptr;
-    std::size_t map_bytes_ = 0;
-    std::byte* data_ = nullptr;
-    std::size_t bytes_ = 0;
-};
-
-// An array of elements in such memory. Aligned for T at either edge.
-template <typename T>
-class Guarded {
-    static_assert(std::is_trivially_copyable_v<T>);
-
-  public:
-    explicit Guarded(std::size_t count, Edge edge = Edge::kEnd) : bytes_(count * sizeof(T), edge) {}
-    explicit Guarded(std::span<const T> content, Edge edge = Edge::kEnd) : Guarded(content.size(), edge) {
-        if (!content.empty()) std::memcpy(bytes_.data(), content.data(), content.size_bytes());
-    }
-
-    T* data() const { return reinterpret_cast<T*>(bytes_.data()); }
-    std::size_t size() const { return bytes_.size() / sizeof(T); }
-    T& operator[](std::size_t i) const { return data()[i]; }
-    T* begin() const { return data(); }
-    T* end() const { return data() + size(); }
-    bool intact() const { return bytes_.intact(); }
-
-  private:
-    GuardedBytes bytes_;
-};
 
 }  // namespace simt
