@@ -11,11 +11,12 @@ namespace {
 std::vector<const Ops*> find_available() {
     std::vector<const Ops*> out = {&scalar_ops()};
 #ifdef KVCAST_X86
-    if (__builtin_cpu_supports("avx2")) out.push_back(&avx2_ops());
-    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512vnni")) {
-        out.push_back(&avx512_ops());
-    }
+    const bool avx2 =
+        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                        __builtin_cpu_supports("avx512vnni");
+    if (avx2) out.push_back(&avx2_ops());
+    if (avx512) out.push_back(&avx512_ops());
 #endif
     return out;
 }

@@ -124,6 +124,11 @@ KVCAST_AVX512_INLINE __m512i take_short_raw(unsigned planes, Words& words) {
     return raw;
 }
 
+template <bool Whole>
+KVCAST_AVX512_INLINE __m512i take_planes(unsigned planes, std::uint32_t lanes, Words& words) {
+    return Whole || lanes > 0xffff ? take_raw(planes, words) : take_short_raw(planes, words);
+}
+
 // Puts the words of escaped lanes in place of their symbols' values.
 KVCAST_AVX512_INLINE __m512i take_escapes(__m512i high, std::uint32_t escapes, Words& words) {
     alignas(64) std::uint16_t lanes[kLanes];
@@ -143,7 +148,7 @@ KVCAST_AVX512_INLINE void decode_group(States& s, const Table& t, unsigned shift
     if constexpr (!Whole) escapes &= lanes;
     __m512i value = _mm512_sub_epi16(symbols, _mm512_set1_epi16(kSymbolZero));
     if (shift != 0) {
-        const __m512i raw = Whole || lanes > 0xffff ? take_raw(shift, words) : take_short_raw(shift, words);
+        const __m512i raw = take_planes<Whole>(shift, lanes, words);
         if (escapes != 0) [[unlikely]]
             value = take_escapes(value, escapes, words);
         const __m512i half = _mm512_set1_epi16(static_cast<std::int16_t>(1 << (shift - 1)));
@@ -226,7 +231,7 @@ KVCAST_AVX512 void decode_abreast(RansDecoder* const* decoders, const Strip* str
     }
 }
 
-// The lower planes of a float: as take_raw, but for up to 24 of them, 32 bits a lane.
+// 32 lanes of 32 bits.
 struct Wide {
     __m512i low;
     __m512i high;
@@ -235,11 +240,6 @@ struct Wide {
 KVCAST_AVX512_INLINE Wide widened(__m512i v) {
     return {_mm512_cvtepu16_epi32(_mm512_castsi512_si256(v)),
             _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(v, 1))};
-}
-
-template <bool Whole>
-KVCAST_AVX512_INLINE __m512i take_planes(unsigned planes, std::uint32_t lanes, Words& words) {
-    return Whole || lanes > 0xffff ? take_raw(planes, words) : take_short_raw(planes, words);
 }
 
 // Raw bits to sign and mantissa, exponents put between them.

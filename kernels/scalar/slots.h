@@ -12,7 +12,8 @@ void decode_floats(std::span<RansDecoder* const> decoders, std::span<const Float
 void encode_floats(std::span<RansEncoder* const> encoders, std::span<const EncodeFloatStrip> strips,
                    Dtype dtype, std::size_t count);
 
-std::uint32_t count_exponents(const std::uint32_t* bits, std::size_t count, Dtype dtype, std::uint32_t* counts);
+std::uint32_t count_exponents(const std::uint32_t* bits, std::size_t count, Dtype dtype,
+                              std::uint32_t* counts);
 void table_costs(const std::int16_t* counts, const std::int16_t (*costs)[kSymbols][2], std::int32_t* sums);
 void load_head(const HeadLoad& head);
 void load_bits(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens, std::size_t channels,
