@@ -124,6 +124,18 @@ TEST(OracleTest, IsFasterWhereLessQualityWillDo) {
     EXPECT_GE(oracle.fastest(s, 0), 1.5);
 }
 
+TEST(OracleTest, PaysForLevelsMuchSmallerThanTheFinest) {
+    const Trace trace = constant(1e6);
+    Scenario s = scenario(trace, 128);
+    for (ChunkView& c : s.chunks)
+        c.levels = {{0, 4'000'000, 0, true}, {8, 96'000, 0.04, true}, {9, 70'000, 0.06, true}};
+    const Oracle oracle(s.chunks);
+    const Seconds bytes = 128 * 0.096;
+    EXPECT_NEAR(oracle.fastest(s, 0.04), bytes, 0.05 * bytes);
+    s.deadline = bytes * 0.9;  // of every 100 chunks, 63 at level 8
+    EXPECT_NEAR(oracle.solve(s).kl, 0.047, 0.003);
+}
+
 TEST(OracleTest, IsNotBeaten) {
     std::mt19937 random(3);
     const auto drawn = [&](double low, double high) {

@@ -9,12 +9,13 @@ namespace {
 
 constexpr double kNever = std::numeric_limits<double>::infinity();
 constexpr std::size_t kLeastBins = 2048;
-constexpr std::size_t kBinsPerChunk = 64;
+constexpr std::size_t kBinsPerChunk = 1024;
+constexpr std::size_t kMostBins = 1 << 17;  // 1 MiB for every chunk
 
 }  // namespace
 
 Oracle::Oracle(const std::vector<ChunkView>& chunks) : chunks_(chunks.size()) {
-    bins_ = std::max(kLeastBins, kBinsPerChunk * chunks_);
+    bins_ = std::clamp(kBinsPerChunk * chunks_, kLeastBins, kMostBins);
     double finest = 0;
     for (const ChunkView& c : chunks) finest += static_cast<double>(c.levels.front().bytes);
     bin_bytes_ = finest / static_cast<double>(bins_ - 1);

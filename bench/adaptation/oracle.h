@@ -3,7 +3,9 @@
 // The oracle recomputes a prefix of p chunks (text is dearer the later it stands, and needs all before it)
 // while it loads the others back to back. For the loaded suffix, a dynamic programme over (chunk, bytes)
 // gives the least mean KL within a number of bytes; the trace says how many bytes come before the deadline,
-// less the wait for the first byte and the decoding of the last chunk. The best p wins.
+// less the wait for the first byte and the decoding of the last chunk. The best p wins. Bytes are rounded
+// down to bins of 1/1024 of a chunk at its finest, so that nobody is better than the oracle: a coarse level
+// may have a fiftieth of the finest one's bytes, and wider bins would make it free.
 //
 // The decoder follows the network: when k of n loaded chunks have come, n - k + 1 are still to be decoded, so
 // that nobody is done before  arrival of k chunks + decoding of n - k + 1,  for any k. The arrival of k
