@@ -12,19 +12,26 @@
 // so that whether l fits at all is asked at the largest p that text allows, and one walk from the front finds
 // the meeting point. If no level fits, it is the coarsest. Without a deadline there is no hurry, and no text.
 //
+// A level is fine enough if its KL is at most  max(0.02 K, 0.6 k),  with K that of the coarsest level and k
+// the mean over the tokens that are loaded or on their way; l is never finer than the coarsest such level.
+// The first term ends a session when more quality would hardly be noticed. The second keeps levels even: as
+// the end comes nearer and the rate turns out to be more than half, ever finer levels fit, but the mean is
+// that of the coarse chunks there are already, and bytes do least where they make fine chunks finer.
+//
 // The plan is made anew at every look:
 //   text   The engine is given the plan's first chunk when it is about to be idle. Text that would itself be
 //          late is not begun while loading could still be in time (within twice the time left).
-//   load   The last pending chunk that is not text, at l; one step finer, if everything still fits: so what
-//          lies between two levels is used up, chunk by chunk.
+//   load   The last pending chunk that is not text, at l; one step finer, if everything still fits and l was
+//          not fine enough: so what lies between two levels is used up, chunk by chunk.
 //   abandonment   As in abandon.h, where no plan is in time.
 //
 // Text is exact and needs no bytes: meeting, instead of recomputing only what must be, takes 40 % more
 // recomputed tokens over the 3G traces of bench/abr, and 8 % off the mean time (at 0.6 of the rate; from 0.5
 // to 0.6 the misses change by a tenth of a point).
 //
-// State read: time, deadline, every chunk's status, levels and bytes received; robust rate, first byte,
-// silence; prefill and decode model, the engine's backlog; transfers in flight and how many there may be.
+// State read: time, deadline, every chunk's status, level, levels and bytes received; robust rate, first
+// byte, silence; prefill and decode model, the engine's backlog; transfers in flight and how many there may
+// be.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -43,6 +50,8 @@ constexpr double kTextMargin = 0.97;    // of the time left
 constexpr Seconds kGuard = 0.01;        // before the deadline
 constexpr double kHope = 2;             // times the time left: beyond, loading will not be in time
 constexpr Seconds kEngineAhead = 0.03;  // the engine is given more when less than this is left for it
+constexpr double kEnough = 0.02;        // of the coarsest level's KL
+constexpr double kEvenly = 0.6;         // of the mean KL so far
 constexpr unsigned kCoarsest = 255;
 
 struct Plan {
@@ -57,16 +66,18 @@ struct Plan {
 
 class Planner {
   public:
-    explicit Planner(const RuleState& state) : s_(state), outlook_(state) {}
+    explicit Planner(const RuleState& state) : s_(state), outlook_(state), finest_(fine_enough()) {}
 
     const Outlook& outlook() const { return outlook_; }
     double careful_rate() const { return kRateMargin * s_.network.robust; }
+    unsigned finest() const { return finest_; }  // no plan's level is finer
 
     Plan best() const {
         const std::size_t reach =
             std::min(text_reach(kTextMargin * outlook_.left()), outlook_.last_pending());
         const LevelLoads loads = loads_from(s_, reach);
         for (std::size_t j = 0; j < loads.count; ++j) {
+            if (loads.level[j] < finest_) continue;
             const Load load = {loads.bytes[j], loads.tokens, next_bytes(loads.level[j])};
             if (outlook_.load_time(load, careful_rate()) <= load_left())
                 return meeting(loads.level[j], careful_rate());
@@ -126,6 +137,31 @@ class Planner {
     Seconds load_left() const { return outlook_.left() - kGuard; }
 
   private:
+    // The coarsest level of the next chunk that is fine enough; 0 where none is, and without a deadline.
+    unsigned fine_enough() const {
+        if (!outlook_.any_pending() || std::isinf(outlook_.left())) return 0;
+        const ChunkView& c = s_.chunks[outlook_.last_pending()];
+        const std::size_t coarsest = coarsest_level(c);
+        if (coarsest == kNoLevel) return 0;
+        const double enough = std::max(kEnough * c.levels[coarsest].kl, kEvenly * mean_kl());
+        for (std::size_t i = coarsest + 1; i-- > 0;) {
+            if (c.levels[i].usable && c.levels[i].kl <= enough) return c.levels[i].level;
+        }
+        return 0;
+    }
+    // Of the tokens that are loaded or on their way; 0 where there are none.
+    double mean_kl() const {
+        double kl = 0, tokens = 0;
+        for (const ChunkView& c : s_.chunks) {
+            const bool loaded = c.status == ChunkStatus::kLoading || c.status == ChunkStatus::kDecoding ||
+                                c.status == ChunkStatus::kReady;
+            if (!loaded) continue;
+            kl += c.levels[c.choice].kl * static_cast<double>(c.tokens);
+            tokens += static_cast<double>(c.tokens);
+        }
+        return tokens > 0 ? kl / tokens : 0;
+    }
+
     double next_bytes(unsigned level) const {
         return outlook_.any_pending() ? bytes_at(s_.chunks[outlook_.last_pending()], level, kNoLevel) : 0;
     }
@@ -136,6 +172,7 @@ class Planner {
 
     const RuleState& s_;
     Outlook outlook_;
+    unsigned finest_ = 0;
 };
 
 class TwoPointer final : public Rule {
@@ -185,7 +222,8 @@ class TwoPointer final : public Rule {
         std::size_t choice = nearest_level(c, plan.level);
         if (choice == kNoLevel) return {Decision::Kind::kText, chunk, 0, "no level can be had"};
         Seconds load = plan.load;
-        if (plan.in_time && choice > 0 && c.levels[choice - 1].usable) {
+        if (plan.in_time && choice > 0 && c.levels[choice - 1].usable &&
+            c.levels[choice - 1].level >= planner.finest()) {
             const auto more = static_cast<double>(c.levels[choice - 1].bytes - c.levels[choice].bytes);
             const Seconds finer = plan.load + more / planner.careful_rate();
             if (finer <= planner.load_left()) {

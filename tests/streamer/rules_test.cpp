@@ -245,6 +245,28 @@ TEST_F(RuleTest, TwoPointerTakesTheFinestLevelForAllAndAStepFinerForOne) {
     EXPECT_THAT(decide(*rule).reason, HasSubstr("late"));
 }
 
+TEST_F(RuleTest, TwoPointerTakesNoTimeForMoreThanEnough) {
+    const auto rule = two_pointer_rule();
+    for (ChunkView& c : chunks) c.levels[1].kl = 0.0009;  // of 0.05
+    EXPECT_EQ(decide(*rule).choice, 0u) << "no hurry";
+    state.deadline = 100;
+    EXPECT_EQ(decide(*rule).choice, 1u);
+    for (ChunkView& c : chunks) c.levels[1].usable = false;
+    EXPECT_EQ(decide(*rule).choice, 0u) << "what lies between is not to be had";
+}
+
+TEST_F(RuleTest, TwoPointerKeepsLevelsEven) {
+    const auto rule = two_pointer_rule();
+    state.deadline = 100;
+    chunks[7].status = chunks[6].status = ChunkStatus::kReady;
+    chunks[7].choice = chunks[6].choice = 2;
+    EXPECT_EQ(decide(*rule).choice, 1u) << "a fifth of the others' KL";
+    chunks[6].choice = 1;
+    EXPECT_EQ(decide(*rule).choice, 1u) << "a third of their mean";
+    chunks[7].choice = 1;
+    EXPECT_EQ(decide(*rule).choice, 0u);
+}
+
 TEST_F(RuleTest, TwoPointerRecomputesFromTheFrontAndLoadsFromTheBack) {
     const auto rule = two_pointer_rule();
     compute.prefill = {{0, 950}};  // 0.105 s a chunk
