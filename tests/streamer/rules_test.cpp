@@ -329,6 +329,27 @@ TEST_F(RuleTest, TwoPointerStartsLateTransfersOver) {
     EXPECT_EQ(d.chunk, 6u);
 }
 
+TEST_F(RuleTest, TwoPointerWaitsForNoQuietLink) {
+    const auto rule = two_pointer_rule();
+    for (ChunkView& c : chunks) c.status = ChunkStatus::kReady;
+    chunks[6].status = chunks[7].status = ChunkStatus::kLoading;  // 2 s for both
+    compute.prefill = {{0, 200}};                                 // 0.5 s a chunk
+    state.deadline = 100;
+    const Decision d = decide(*rule);
+    EXPECT_EQ(d.kind, Kind::kText) << "in time either way, but much sooner";
+    EXPECT_EQ(d.chunk, 6u);
+    network(3e6);
+    EXPECT_EQ(decide(*rule).kind, Kind::kWait) << "the link is not that slow";
+    network(1e6);
+    chunks[5].status = ChunkStatus::kText;
+    state.compute_busy = 0.1;
+    EXPECT_EQ(decide(*rule).kind, Kind::kWait) << "the engine has something to do";
+    chunks[5].status = ChunkStatus::kReady;
+    state.compute_busy = 0;
+    state.deadline = std::numeric_limits<Seconds>::infinity();
+    EXPECT_EQ(decide(*rule).kind, Kind::kWait) << "no hurry";
+}
+
 TEST_F(RuleTest, MoreTransfersWhereFirstBytesTakeLong) {
     for (const char* name : {"two-pointer", "mpc", "prefix-only", "deadline", "fixed:2"}) {
         const auto rule = rule_by_name(name);
