@@ -1,5 +1,5 @@
 // Recompute from the front while loading from the back, until the two meet (Cake, arXiv 2410.03065), at as
-// fine a level as the deadline allows.
+// fine a level as the deadline allows, and no finer than needed.
 //
 // With load() of outlook.h at half of the robust throughput, c_i the prefill of chunk i, C what the engine
 // has still to do, and T the time left:
