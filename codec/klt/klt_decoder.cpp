@@ -63,7 +63,7 @@ void KltDecoder::read_coefficients(std::size_t layer, Symbols& symbols) {
     std::size_t at = 0;
     strips_.clear();
     const auto flush = [&] {
-        reader_->strips(strips_);
+        if (!strips_.empty()) reader_->strips(strips_);
         strips_.clear();
     };
     for (std::size_t p = 0; p < data.layout.planes.size(); ++p) {

@@ -319,9 +319,11 @@ template <Dtype D>
 void decode_floats_as(std::span<RansDecoder* const> decoders, std::span<const FloatStrip> strips,
                       std::size_t count) {
     std::size_t d = 0;
-    for (; d + 4 <= decoders.size(); d += 4) decode_floats_abreast<4, D>(&decoders[d], &strips[d], count);
-    for (; d + 2 <= decoders.size(); d += 2) decode_floats_abreast<2, D>(&decoders[d], &strips[d], count);
-    if (d < decoders.size()) decode_floats_abreast<1, D>(&decoders[d], &strips[d], count);
+    for (; d + 4 <= decoders.size(); d += 4)
+        decode_floats_abreast<4, D>(decoders.data() + d, strips.data() + d, count);
+    for (; d + 2 <= decoders.size(); d += 2)
+        decode_floats_abreast<2, D>(decoders.data() + d, strips.data() + d, count);
+    if (d < decoders.size()) decode_floats_abreast<1, D>(decoders.data() + d, strips.data() + d, count);
 }
 
 // ---- encoding ----
@@ -572,8 +574,9 @@ template <Dtype D>
 void encode_floats_as(std::span<RansEncoder* const> encoders, std::span<const EncodeFloatStrip> strips,
                       std::size_t count) {
     std::size_t e = 0;
-    for (; e + 2 <= encoders.size(); e += 2) encode_floats_abreast<2, D>(&encoders[e], &strips[e], count);
-    if (e < encoders.size()) encode_floats_abreast<1, D>(&encoders[e], &strips[e], count);
+    for (; e + 2 <= encoders.size(); e += 2)
+        encode_floats_abreast<2, D>(encoders.data() + e, strips.data() + e, count);
+    if (e < encoders.size()) encode_floats_abreast<1, D>(encoders.data() + e, strips.data() + e, count);
 }
 
 }  // namespace
@@ -582,9 +585,9 @@ void decode_strips(std::span<RansDecoder* const> decoders, std::span<const Strip
     const std::size_t stride = decoders.size();
     const std::size_t steps = stride == 0 ? 0 : strips.size() / stride;
     std::size_t d = 0;
-    for (; d + 4 <= stride; d += 4) decode_abreast<4>(&decoders[d], &strips[d], steps, stride);
-    for (; d + 2 <= stride; d += 2) decode_abreast<2>(&decoders[d], &strips[d], steps, stride);
-    if (d < stride) decode_abreast<1>(&decoders[d], &strips[d], steps, stride);
+    for (; d + 4 <= stride; d += 4) decode_abreast<4>(decoders.data() + d, strips.data() + d, steps, stride);
+    for (; d + 2 <= stride; d += 2) decode_abreast<2>(decoders.data() + d, strips.data() + d, steps, stride);
+    if (d < stride) decode_abreast<1>(decoders.data() + d, strips.data() + d, steps, stride);
 }
 
 void decode_floats(std::span<RansDecoder* const> decoders, std::span<const FloatStrip> strips, Dtype dtype,
@@ -603,8 +606,8 @@ void encode_strips(std::span<RansEncoder* const> encoders, std::span<const Encod
     const std::size_t stride = encoders.size();
     const std::size_t steps = stride == 0 ? 0 : strips.size() / stride;
     std::size_t e = 0;
-    for (; e + 2 <= stride; e += 2) encode_abreast<2>(&encoders[e], &strips[e], steps, stride);
-    if (e < stride) encode_abreast<1>(&encoders[e], &strips[e], steps, stride);
+    for (; e + 2 <= stride; e += 2) encode_abreast<2>(encoders.data() + e, strips.data() + e, steps, stride);
+    if (e < stride) encode_abreast<1>(encoders.data() + e, strips.data() + e, steps, stride);
 }
 
 void encode_floats(std::span<RansEncoder* const> encoders, std::span<const EncodeFloatStrip> strips,

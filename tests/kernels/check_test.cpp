@@ -296,6 +296,18 @@ void compare_damaged(const Problem& problem, const Ops& ops, int rounds) {
     }
 }
 
+TEST_P(Backend, CodesNothingAtAll) {
+    RansDecoder decoder = {};
+    RansDecoder* const one = &decoder;
+    const Ops& ops = *GetParam();
+    ops.decode_strips({&one, 1}, {});
+    ops.decode_strips({}, {});
+    ops.encode_strips({}, {});
+    ops.decode_floats({}, {}, Dtype::kBf16, 8);
+    ops.encode_floats({}, {}, Dtype::kBf16, 8);
+    EXPECT_EQ(decoder.overrun, 0u);
+}
+
 TEST_P(Backend, ReadsDamagedStripsLikeScalar) {
     for (const std::size_t abreast : {1, 2, 4})
         compare_damaged(StripProblem(abreast, true, 3), *GetParam(), 150);

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 
 folder, port = os.path.abspath(sys.argv[1]), int(sys.argv[2])
@@ -118,6 +119,18 @@ def create_bucket(name):
     urllib.request.urlopen(request, timeout=10).read()
 
 
+def create_bucket_patiently(name, seconds=30):
+    """Servers that have just begun, on a busy machine, answer 503 for a while."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return create_bucket(name)
+        except urllib.error.HTTPError as e:
+            if e.code < 500 or time.monotonic() > end:
+                raise
+            time.sleep(0.5)
+
+
 def main():
     os.makedirs(os.path.join(folder, "devices", "d1"), exist_ok=True)
     os.setxattr(folder, "user.kvcast", b"1")  # fails where Swift would
@@ -150,7 +163,7 @@ def main():
                            AWS_ENDPOINT_URL="http://127.0.0.1:%d" % port)
         while True:  # the storage servers may still be starting
             try:
-                create_bucket("bucket")
+                create_bucket_patiently("bucket")
                 break
             except OSError:
                 if time.monotonic() > deadline:
