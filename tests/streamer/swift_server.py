@@ -10,10 +10,10 @@ import hashlib
 import hmac
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 
 folder, port = os.path.abspath(sys.argv[1]), int(sys.argv[2])
@@ -119,16 +119,13 @@ def create_bucket(name):
     urllib.request.urlopen(request, timeout=10).read()
 
 
-def create_bucket_patiently(name, seconds=30):
-    """Servers that have just begun, on a busy machine, answer 503 for a while."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            return create_bucket(name)
-        except urllib.error.HTTPError as e:
-            if e.code < 500 or time.monotonic() > end:
-                raise
-            time.sleep(0.5)
+def free_ports(count):
+    """Ports that nobody has, a connection on its way out neither."""
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in held]
+    for s in held:
+        s.close()
+    return ports
 
 
 def main():
@@ -138,8 +135,7 @@ def main():
     servers = []
     environment = dict(os.environ, PYTHONWARNINGS="ignore")
     kinds = ["account", "container", "object", "proxy"]
-    for i, kind in enumerate(kinds):
-        own_port = port if kind == "proxy" else port + 1 + i
+    for kind, own_port in zip(kinds, free_ports(3) + [port]):
         if kind != "proxy":
             build_ring(kind, own_port)
         text = COMMON.format(folder, kind) % own_port + (PROXY if kind == "proxy" else STORAGE.format(kind=kind))
@@ -148,7 +144,7 @@ def main():
         servers.append(subprocess.Popen([sys.executable, "-c", SERVE, conf, kind + "-server"], stdout=log, stderr=log,
                                         env=environment, start_new_session=True))
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 90
         while True:
             try:
                 urllib.request.urlopen("http://127.0.0.1:%d/healthcheck" % port, timeout=2).read()
@@ -163,10 +159,10 @@ def main():
                            AWS_ENDPOINT_URL="http://127.0.0.1:%d" % port)
         while True:  # the storage servers may still be starting
             try:
-                create_bucket_patiently("bucket")
+                create_bucket("bucket")
                 break
             except OSError:
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or any(s.poll() is not None for s in servers):
                     raise
                 time.sleep(0.2)
         return subprocess.run(command, env=environment).returncode
