@@ -358,7 +358,11 @@ void bench(const std::string& path, const std::string& calibration, std::size_t 
                           {"jobs", jobs},
                           {"kernels", kernels::best_ops().name},
                           {"memcpy_gbs", memory.decode_gbs}};
-    const auto report = [&](const Row& row) { json ? out["levels"].push_back(as_json(row)) : print(row); };
+    bool any = false;
+    const auto report = [&](const Row& row) {
+        any = true;
+        json ? out["levels"].push_back(as_json(row)) : print(row);
+    };
     if (!json) {
         fmt::print("{:<9} {:>9} {:>8} {:>8} {:>8} {:>7} {:>7} {:>7} {:>15} {:>15}\n", "", "", "", "", "", "",
                    "", "", "GB/s, 1 thread", fmt::format("{} threads", jobs));
@@ -375,6 +379,7 @@ void bench(const std::string& path, const std::string& calibration, std::size_t 
     for (const EncodeOptions& options : all_levels(terms)) {
         if (name_of(options).starts_with(only)) report(measure(kv, options, chunk, jobs));
     }
+    if (!any) throw Error(fmt::format("no level's name begins with '{}'", only));
     if (json) {
         fmt::print("{}\n", out.dump(2));
         return;
