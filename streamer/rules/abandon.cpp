@@ -41,7 +41,7 @@ std::optional<Decision> abandon(const RuleState& state, const Prospect& prospect
     for (std::size_t i = 0; i < state.chunks.size(); ++i) {
         const ChunkView& c = state.chunks[i];
         if (c.status != ChunkStatus::kLoading) continue;
-        const auto to_come = static_cast<double>(c.levels[c.choice].bytes - c.received);
+        const double to_come = bytes_to_come(c);
         const Seconds text = prospect.text + state.compute->prefill_time(c.first_token, c.tokens);
         if (text < left && text < to_come / std::max(state.network.robust, 1.0)) {
             return Decision{Decision::Kind::kText, i, 0,

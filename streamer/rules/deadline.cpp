@@ -28,26 +28,20 @@
 namespace kvcast::streamer {
 namespace {
 
-constexpr double kMargin = 0.9;      // of the time left
-constexpr Seconds kNextLook = 0.03;  // until a rule is asked again at the latest
+constexpr double kMargin = 0.9;  // of the time left
 constexpr unsigned kCoarsest = 255;
-constexpr double kTextAdvantage = 0.5;  // where both are late: text only if it takes half as long
-
-bool missing(const ChunkView& c) {
-    return c.status == ChunkStatus::kPending || c.status == ChunkStatus::kLoading;
-}
 
 class Deadline final : public Rule {
   public:
     const char* name() const override { return "deadline"; }
 
     Decision decide(const RuleState& state) const override {
-        const auto next = std::ranges::find_if(state.chunks, missing);
+        const auto next = std::ranges::find_if(state.chunks, is_missing);
         if (next == state.chunks.end()) return {};
         const Seconds left = state.deadline - state.now;
         const Seconds text = text_time(state);
         const Seconds coarsest = load_time(state, kCoarsest, true);
-        if (text_is_due(coarsest, text, left)) {
+        if (text_is_due(coarsest, text, left, kMargin)) {
             return {Decision::Kind::kText, static_cast<std::size_t>(next - state.chunks.begin()), 0,
                     fmt::format("loading takes {:.0f} ms, recomputing {:.0f}, {}", coarsest * 1e3, text * 1e3,
                                 what_is_left(left))};
@@ -61,12 +55,6 @@ class Deadline final : public Rule {
     }
 
   private:
-    static bool text_is_due(Seconds load, Seconds text, Seconds left) {
-        if (load <= left) return false;
-        if (text <= left) return text + kNextLook >= left * kMargin || load > 2 * left;
-        return text < kTextAdvantage * load;
-    }
-
     // The chunk in flight that gains most from starting over.
     static std::optional<Decision> start_over(const RuleState& state, Seconds as_it_is, Seconds left) {
         const unsigned level = finest_in_time(state, left).value_or(kCoarsest);
@@ -77,8 +65,7 @@ class Deadline final : public Rule {
             const ChunkView& c = state.chunks[i];
             const std::size_t choice = nearest_level(c, level);
             if (c.status != ChunkStatus::kLoading || choice == kNoLevel || choice == c.choice) continue;
-            const double gain = static_cast<double>(c.levels[c.choice].bytes - c.received) -
-                                static_cast<double>(c.levels[choice].bytes) - toll;
+            const double gain = bytes_to_come(c) - static_cast<double>(c.levels[choice].bytes) - toll;
             if (gain <= most) continue;
             most = gain;
             best = {Decision::Kind::kLoad, i, choice,
@@ -91,7 +78,7 @@ class Deadline final : public Rule {
 
     // The finest level at which everything would be in time if transfers started over.
     static std::optional<unsigned> finest_in_time(const RuleState& state, Seconds left) {
-        const auto any = std::ranges::find_if(state.chunks, missing);
+        const auto any = std::ranges::find_if(state.chunks, is_missing);
         for (const LevelView& l : any->levels) {
             if (l.usable && load_time(state, l.level, true) <= kMargin * left) return l.level;
         }
@@ -125,14 +112,13 @@ class Deadline final : public Rule {
         bool requests = state.network.silence > 0;
         for (const ChunkView& c : state.chunks) {
             if (c.status == ChunkStatus::kDecoding) tokens += c.tokens;
-            if (!missing(c)) continue;
+            if (!is_missing(c)) continue;
             tokens += c.tokens;
             last = c.tokens;
             const std::size_t i = nearest_level(c, level);
             const double at_level = i == kNoLevel ? 0 : static_cast<double>(c.levels[i].bytes);
             const bool loading = c.status == ChunkStatus::kLoading;
-            const double to_come =
-                loading ? static_cast<double>(c.levels[c.choice].bytes - c.received) : at_level;
+            const double to_come = loading ? bytes_to_come(c) : at_level;
             const bool over = loading && may_start_over && i != kNoLevel && at_level < to_come;
             bytes += over ? at_level : to_come;
             requests |= over || !loading;
@@ -141,14 +127,6 @@ class Deadline final : public Rule {
         const Seconds network = wait + bytes / std::max(state.network.robust, 1.0);
         return std::max(network, state.compute->decode_time(tokens - last)) +
                state.compute->decode_time(last);
-    }
-
-    static Seconds text_time(const RuleState& state) {
-        Seconds time = state.compute_busy;
-        for (const ChunkView& c : state.chunks) {
-            if (missing(c)) time += state.compute->prefill_time(c.first_token, c.tokens);
-        }
-        return time;
     }
 };
 

@@ -9,7 +9,10 @@ namespace kvcast::streamer {
 namespace {
 
 constexpr std::size_t kAlwaysInFlight = 2;
-constexpr Seconds kNextLook = 0.02;  // until a rule is asked again at the latest
+constexpr Seconds kNextLook = 0.02;   // until a rule is asked again at the latest
+constexpr Seconds kTextAhead = 0.03;  // text is begun this much before the last moment for it
+constexpr double kHope = 2;           // times the time left: beyond, loading will not be in time
+constexpr double kTextAdvantage = 0.5;
 
 }  // namespace
 
@@ -22,7 +25,7 @@ Outlook::Outlook(const RuleState& state)
             if (pending_++ == 0) first_pending_ = i;
             last_pending_ = i;
         } else if (c.status == ChunkStatus::kLoading) {
-            const auto to_come = static_cast<double>(c.levels[c.choice].bytes - c.received);
+            const double to_come = bytes_to_come(c);
             next_bytes_ = in_flight_++ == 0 ? to_come : std::min(next_bytes_, to_come);
             bytes_to_come_ += to_come;
             tokens_to_come_ += c.tokens;
@@ -71,6 +74,20 @@ LevelLoads loads_from(const RuleState& state, std::size_t first) {
         for (std::size_t j = 0; j < loads.count; ++j) loads.bytes[j] += bytes_at(chunk, loads.level[j], j);
     }
     return loads;
+}
+
+Seconds text_time(const RuleState& state) {
+    Seconds time = state.compute_busy;
+    for (const ChunkView& c : state.chunks) {
+        if (is_missing(c)) time += state.compute->prefill_time(c.first_token, c.tokens);
+    }
+    return time;
+}
+
+bool text_is_due(Seconds load, Seconds text, Seconds left, double margin) {
+    if (load <= left) return false;
+    if (text <= left) return text + kTextAhead >= margin * left || load > kHope * left;
+    return text < kTextAdvantage * load;
 }
 
 std::string what_is_left(Seconds left) {

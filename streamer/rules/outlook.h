@@ -82,6 +82,14 @@ inline double bytes_at(const ChunkView& chunk, unsigned level, std::size_t hint)
     return hint == kNoLevel ? 0 : static_cast<double>(levels[hint].bytes);
 }
 
+// Until everything that is missing is recomputed, after what the engine has to do already.
+Seconds text_time(const RuleState& state);
+
+// Whether the moment has come to recompute everything that is missing: loading is late, and text must begin
+// now to be in time within `margin` of the time left, or loading is beyond hope; where text is late too, it
+// must take half as long.
+bool text_is_due(Seconds load, Seconds text, Seconds left, double margin);
+
 // "812 ms are left", or that there is no deadline.
 std::string what_is_left(Seconds left);
 

@@ -37,13 +37,6 @@ namespace {
 constexpr double kRateMargin = 0.6;   // of the robust rate
 constexpr double kTextMargin = 0.97;  // of the time left
 constexpr Seconds kGuard = 0.01;      // before the deadline
-constexpr Seconds kNextLook = 0.03;   // until the rule is asked again at the latest
-constexpr double kHope = 2;           // times the time left: beyond, loading will not be in time
-constexpr double kTextAdvantage = 0.5;
-
-bool missing(const ChunkView& c) {
-    return c.status == ChunkStatus::kPending || c.status == ChunkStatus::kLoading;
-}
 
 bool is_text(const ChunkView& c) {
     return c.status == ChunkStatus::kText || c.status == ChunkStatus::kRecomputed;
@@ -54,10 +47,11 @@ class PrefixOnly final : public Rule {
     const char* name() const override { return "prefix-only"; }
 
     Decision decide(const RuleState& state) const override {
-        const auto next = std::ranges::find_if(state.chunks, missing);
+        const auto next = std::ranges::find_if(state.chunks, is_missing);
         if (next == state.chunks.end()) return {};
         const auto text = std::ranges::find_if(state.chunks, is_text);
-        if (const auto behind = std::find_if(text, state.chunks.end(), missing); behind != state.chunks.end())
+        if (const auto behind = std::find_if(text, state.chunks.end(), is_missing);
+            behind != state.chunks.end())
             return {Decision::Kind::kText, index(state, behind), 0, "behind text: only a prefix is loaded"};
         const Outlook outlook(state);
         const LevelLoads loads = loads_from(state, 0);
@@ -67,7 +61,7 @@ class PrefixOnly final : public Rule {
         }
         const Seconds coarsest = loads.count == 0 ? outlook.load_time({}, state.network.robust)
                                                   : load_time(state, outlook, loads, loads.count - 1, 1);
-        if (const Seconds time = text_time(state); text_is_due(coarsest, time, outlook.left())) {
+        if (const Seconds time = text_time(state); text_is_due(coarsest, time, outlook.left(), kTextMargin)) {
             return {Decision::Kind::kText, index(state, next), 0,
                     fmt::format("loading takes {:.0f} ms, recomputing the rest {:.0f}, {}", coarsest * 1e3,
                                 time * 1e3, what_is_left(outlook.left()))};
@@ -86,20 +80,6 @@ class PrefixOnly final : public Rule {
                              std::size_t j, double margin) {
         const double next = bytes_at(state.chunks[outlook.first_pending()], loads.level[j], j);
         return outlook.load_time({loads.bytes[j], loads.tokens, next}, margin * state.network.robust);
-    }
-
-    static Seconds text_time(const RuleState& state) {
-        Seconds time = state.compute_busy;
-        for (const ChunkView& c : state.chunks) {
-            if (missing(c)) time += state.compute->prefill_time(c.first_token, c.tokens);
-        }
-        return time;
-    }
-
-    static bool text_is_due(Seconds load, Seconds text, Seconds left) {
-        if (load <= left) return false;
-        if (text <= left) return text + kNextLook >= kTextMargin * left || load > kHope * left;
-        return text < kTextAdvantage * load;
     }
 
     static Decision load(const RuleState& state, const Outlook& outlook, unsigned level, Seconds time) {

@@ -65,6 +65,16 @@ struct ComputeModel {
 // the link idle.
 inline constexpr std::size_t kMostTransfers = 32;
 
+// Neither there nor on its way from network or text: pending, or a transfer that may still be given up.
+inline bool is_missing(const ChunkView& c) {
+    return c.status == ChunkStatus::kPending || c.status == ChunkStatus::kLoading;
+}
+
+// What is still to come of a chunk that is loading.
+inline double bytes_to_come(const ChunkView& c) {
+    return static_cast<double>(c.levels[c.choice].bytes - c.received);
+}
+
 struct RuleState {
     Seconds now = 0;
     Seconds deadline = std::numeric_limits<Seconds>::infinity();

@@ -18,8 +18,7 @@ class RecordedRule final : public Rule {
     Decision decide(const RuleState& state) const override {
         Moment m = {state.now, state.network, 0};
         for (const ChunkView& c : state.chunks) {
-            if (c.status == ChunkStatus::kLoading)
-                m.bytes_in_flight += static_cast<double>(c.levels[c.choice].bytes - c.received);
+            if (c.status == ChunkStatus::kLoading) m.bytes_in_flight += bytes_to_come(c);
         }
         moments.push_back(m);
         // What no level was left for, the controller decides by itself.
