@@ -233,10 +233,7 @@ nlohmann::json to_json(const Outcome& o, const CacheSink& sink) {
 }
 
 void write_report(const Arguments& a, const Summary& s) {
-    OutputFile file(a.report);
-    const std::string page = render({.title = a.url, .rule = a.policy, .recording = &*s.recording});
-    file.append(std::as_bytes(std::span(page)));
-    file.commit();
+    write_text(a.report, render({.title = a.url, .rule = a.policy, .recording = &*s.recording}));
 }
 
 // Returns the exit code: some tokens may be left for the caller to recompute.

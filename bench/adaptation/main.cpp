@@ -151,10 +151,7 @@ class Bench {
         std::string name = fmt::format("{}-x{}-{}-{}-{}s-{:.0f}-{}.html", s.trace->name(), c.scale, c.model,
                                        tokens_of(s), s.deadline, s.start, rule);
         std::ranges::replace(name, ':', '-');
-        tools::OutputFile file(a_.report + "/" + name);
-        const std::string html = render(page);
-        file.append(std::as_bytes(std::span(html)));
-        file.commit();
+        tools::write_text(a_.report + "/" + name, render(page));
     }
 
     void print_shared() const {

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <set>
-#include <span>
 
 #include "tools/common/file.h"
 #include "tools/report/svg.h"
@@ -42,13 +41,6 @@ std::string colour_of(const std::vector<std::string>& rules, std::size_t i) {
     return i + 1 == rules.size() ? kDefaultColour : kColours[i % kColours.size()];
 }
 
-void store(Svg svg, const std::string& path) {
-    tools::OutputFile file(path);
-    const std::string text = std::move(svg).finish();
-    file.append(std::as_bytes(std::span(text)));
-    file.commit();
-}
-
 std::vector<std::string> families_of(const Tallies& tallies) {
     std::set<std::string> out;
     for (const auto& [key, tally] : tallies) out.insert(key.first);
@@ -79,7 +71,7 @@ void draw_misses(const Tallies& tallies, const std::vector<std::string>& rules, 
                  fmt::format("oracle {:.1f}", percent(oracle.missed, oracle.times.size())), "");
         y += group;
     }
-    store(std::move(svg), path);
+    tools::write_text(path, std::move(svg).finish());
 }
 
 // Share of sessions that are over within a part of their deadline.
@@ -120,7 +112,7 @@ void draw_times(const Tallies& tallies, const std::vector<std::string>& rules, c
         svg.rectangle({x, y - 9}, 11, 11, "", {}, colour_of(rules, r));
         svg.text({x + 16, y}, r < rules.size() ? rules[r] : "oracle", "");
     }
-    store(std::move(svg), path);
+    tools::write_text(path, std::move(svg).finish());
 }
 
 }  // namespace

@@ -108,12 +108,6 @@ std::string csv_line(const Curve& curve, const std::string& context, const Row& 
                        r.quality.kl, r.quality.perplexity_change, r.quality.greedy_agreement);
 }
 
-void write_text(const std::string& path, const std::string& text) {
-    tools::OutputFile file(path);
-    file.append(std::as_bytes(std::span(text)));
-    file.commit();
-}
-
 void write_csv(const std::string& path, const std::vector<Curve>& curves,
                const std::vector<std::string>& contexts, double raw) {
     std::string text = "codec,setting,context,bits_per_value,ratio,kl,perplexity_change,greedy_agreement\n";
@@ -122,7 +116,7 @@ void write_csv(const std::string& path, const std::vector<Curve>& curves,
             text += csv_line(curve, contexts[i], curve.rows[i], raw);
         text += csv_line(curve, "mean", curve.mean(), raw);
     }
-    write_text(path, text);
+    tools::write_text(path, text);
 }
 
 // What a manifest says of levels: mean cost per level of our own profiles.
@@ -146,7 +140,7 @@ void write_quality(const std::string& path, const Arguments& a, const std::strin
     out["continuation_tokens"] = a.continuation_tokens;
     out["chunk_tokens"] = a.setup.chunk_tokens;
     out["profiles"] = profiles;
-    write_text(path, out.dump(2) + "\n");
+    tools::write_text(path, out.dump(2) + "\n");
 }
 
 void print(const std::vector<Curve>& curves, double raw) {

@@ -252,4 +252,10 @@ void OutputFile::commit() {
     temporary_.clear();
 }
 
+void write_text(const std::string& path, std::string_view text) {
+    OutputFile file(path);
+    file.append(std::as_bytes(std::span(text)));
+    file.commit();
+}
+
 }  // namespace kvcast::tools

@@ -6,6 +6,7 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace kvcast::tools {
@@ -73,5 +74,8 @@ class OutputFile {
     bool standard_output_ = false;
     int fd_ = -1;
 };
+
+// A whole file, as OutputFile writes it.
+void write_text(const std::string& path, std::string_view text);
 
 }  // namespace kvcast::tools

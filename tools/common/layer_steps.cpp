@@ -45,9 +45,7 @@ void write_layer_steps(const std::string& path, const Layout& layout, const Laye
         text += "]";
     }
     text += "\n}\n";
-    OutputFile file(path);
-    file.append(std::as_bytes(std::span(text)));
-    file.commit();
+    write_text(path, text);
 }
 
 }  // namespace kvcast::tools

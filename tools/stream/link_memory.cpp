@@ -51,11 +51,8 @@ void remember_link(const std::string& folder, const std::string& url, const Netw
     if (folder.empty()) return;
     try {
         std::filesystem::create_directories(folder);
-        OutputFile file(path_for(folder, url));
-        const std::string line =
-            fmt::format("{:.0f} {:.6f} {:.3f}\n", link.bytes_per_second, link.first_byte, link.doubt);
-        file.append(std::as_bytes(std::span(line)));
-        file.commit();
+        write_text(path_for(folder, url),
+                   fmt::format("{:.0f} {:.6f} {:.3f}\n", link.bytes_per_second, link.first_byte, link.doubt));
     } catch (const std::exception&) {
     }
 }
