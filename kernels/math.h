@@ -61,7 +61,8 @@ KVCAST_HD constexpr std::uint32_t state_limit(std::uint32_t frequency) {
 
 // ---- spread classes: what a strip's class says (FORMAT.md, sections 5.3 and 11.2)
 
-inline constexpr unsigned kClasses = 32;  // 0: every value is zero and nothing is coded
+inline constexpr unsigned kClasses = 32;            // 0: every value is zero and nothing is coded
+inline constexpr unsigned kFirstExponentTable = 9;  // of the format's tables; those before it are of classes
 
 struct ClassCoding {
     unsigned table;
@@ -138,8 +139,10 @@ KVCAST_HD constexpr std::int16_t saturate16(std::int32_t v) {
 }
 
 // delta: what the tokens of a channel are predicted from; means are in quarter steps.
+inline constexpr unsigned kMeanFraction = 2;
+inline constexpr std::int32_t kMeanLimit = 16000;
 KVCAST_HD constexpr std::int16_t mean_state(std::int16_t mean, unsigned guard_bits) {
-    return saturate16(mean * (1 << (guard_bits - 2)));
+    return saturate16(mean * (1 << (guard_bits - kMeanFraction)));
 }
 
 // delta: the state of a quantised value.

@@ -10,6 +10,7 @@ namespace kvcast::kernels {
 
 inline constexpr float kStateLimit = 32000.0f;
 inline constexpr unsigned kMostGuardBits = 8;
+inline constexpr std::int32_t kSymbolLimit = 30000;  // of magnitudes of quantised values
 
 struct PlaneScale {
     bool quantised = false;

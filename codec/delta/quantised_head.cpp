@@ -8,11 +8,9 @@
 namespace kvcast {
 namespace {
 
-// Means are in units of a quarter step.
-constexpr unsigned kMeanFraction = 2;
-constexpr std::int32_t kMeanLimit = 16000;
-constexpr std::int32_t kSymbolLimit = 30000;
-
+using kernels::kMeanFraction;
+using kernels::kMeanLimit;
+using kernels::kSymbolLimit;
 using kernels::unit_of;
 
 // How the tokens of a body are split: anchors first, then the rest, each in order of time.

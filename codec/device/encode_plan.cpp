@@ -87,8 +87,6 @@ class EncodePlan::Builder {
         Launches& l = plan_.launches_;
         const auto tables = coder_tables();
         l.tables = append<cuda::CoderTables>(image, {tables.get(), 1});
-        for (std::size_t i = 0; i < rotations_.size(); ++i)
-            rotations_[i].frequencies = append<std::uint64_t>(image, frequencies_[i]);
         l.rotations = append<cuda::RotationTask>(image, rotations_);
         l.rotation_count = u32(rotations_.size());
         l.planes = append<cuda::EncodePlaneTask>(image, planes_);
@@ -103,30 +101,13 @@ class EncodePlan::Builder {
         l.most_blocks = u32(most_blocks_);
         l.block_bytes = planes_.size() * sizeof(cuda::PlaneChoice);
         plan_.report_bytes_ = l.block_bytes + blocks_.size() * sizeof(std::uint32_t);
-        plan_.workspace_bytes_ = workspace_;
+        plan_.workspace_bytes_ = workspace_.bytes();
         return std::move(plan_);
     }
 
   private:
-    std::uint64_t take(std::uint64_t bytes) {
-        const std::uint64_t offset = workspace_;
-        workspace_ += round_up(bytes, kAlignment);
-        return offset;
-    }
-
     std::uint32_t add_rotation(const ChunkHeader& h) {
-        const Rope& rope = h.layout.rope;
-        const bool half = rope.pairing == RopePairing::kHalf;
-        const std::size_t pairs = rope.dim / 2;
-        frequencies_.push_back(rope.frequencies);
-        rotations_.push_back({.table = take(pairs * h.tokens * sizeof(kernels::SinCos)),
-                              .frequencies = 0,
-                              .first = h.position(),
-                              .pairs = u32(pairs),
-                              .columns = u32(h.tokens),
-                              .first_channel = u32(rope.offset),
-                              .pair_step = half ? 1u : 2u,
-                              .partner = half ? u32(pairs) : 1u});
+        rotations_.push_back(rotation_task(h.layout.rope, h.position(), h.tokens, plan_.image_, workspace_));
         return u32(rotations_.size() - 1);
     }
 
@@ -134,7 +115,7 @@ class EncodePlan::Builder {
         for (std::size_t b = 0; b < h.blocks_per_layer(); ++b) {
             const std::size_t bytes = max_block_bytes(h, b);
             blocks_.push_back(
-                {.slot = take(bytes),
+                {.slot = workspace_.take(bytes),
                  .slot_bytes = u32(bytes),
                  .plane = u32(planes_.size()),
                  .first_head = u32(b * h.block_heads),
@@ -152,12 +133,12 @@ class EncodePlan::Builder {
         cuda::EncodePlaneTask task = {};
         task.in = rows_at(c.planes[index], shape.head_dim, h.layout.dtype);
         task.relative_step = lossless ? 0 : kDeltaSteps[h.level - 1] * multiplier;
-        task.tile = take(width * body * sizeof(float));
-        task.symbols = take(lossless ? 0 : width * body * sizeof(std::int16_t));
-        task.classes = take(3 * width * sizeof(std::int16_t));
-        task.row_models = take(shape.heads * exact * sizeof(std::uint16_t));
-        task.moments = take(width * sizeof(kernels::Moments));
-        task.largest = take(sizeof(std::uint32_t));
+        task.tile = workspace_.take(width * body * sizeof(float));
+        task.symbols = workspace_.take(lossless ? 0 : width * body * sizeof(std::int16_t));
+        task.classes = workspace_.take(3 * width * sizeof(std::int16_t));
+        task.row_models = workspace_.take(shape.heads * exact * sizeof(std::uint16_t));
+        task.moments = workspace_.take(width * sizeof(kernels::Moments));
+        task.largest = workspace_.take(sizeof(std::uint32_t));
         task.heads = u32(shape.heads);
         task.channels = u32(shape.head_dim);
         task.body_tokens = u32(body);
@@ -183,11 +164,10 @@ class EncodePlan::Builder {
     const EncodeOptions& options_;
     EncodePlan plan_;
     std::vector<cuda::RotationTask> rotations_;
-    std::vector<std::vector<std::uint64_t>> frequencies_;  // of each
     std::vector<cuda::EncodePlaneTask> planes_;
     std::vector<cuda::EncodeBlockTask> blocks_;
     std::vector<cuda::PackTask> packs_;
-    std::uint64_t workspace_ = 0;
+    Workspace workspace_;
     std::uint64_t tiles_ = 0;
     std::uint64_t channels_ = 0;
     std::uint64_t rows_ = 0;

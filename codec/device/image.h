@@ -1,4 +1,5 @@
-// What makers of plans share: arrays in an image that is copied to the device.
+// What makers of plans share: arrays in an image that is copied to the device, places in the workspace, and
+// tasks that both directions have.
 #pragma once
 
 #include <algorithm>
@@ -8,6 +9,10 @@
 #include <limits>
 #include <span>
 #include <vector>
+
+#include "codec/device/plane.h"
+#include "codec/format/layout.h"
+#include "kernels/cuda/tasks.h"
 
 namespace kvcast::device {
 
@@ -29,6 +34,34 @@ std::size_t append(std::vector<std::byte>& image, std::span<const T> items) {
     image.resize(offset + items.size_bytes());
     if (!items.empty()) std::memcpy(image.data() + offset, items.data(), items.size_bytes());
     return offset;
+}
+
+// The batch's workspace, handed out from its beginning.
+class Workspace {
+  public:
+    // Offset of `bytes` bytes.
+    std::uint64_t take(std::uint64_t bytes) {
+        const std::uint64_t offset = bytes_;
+        bytes_ += round_up(bytes, kAlignment);
+        return offset;
+    }
+    std::uint64_t bytes() const { return bytes_; }
+
+  private:
+    std::uint64_t bytes_ = 0;
+};
+
+// Cosines and sines of `columns` positions from `first` on.
+inline kernels::cuda::RotationTask rotation_task(const Rope& rope, std::uint64_t first, std::size_t columns,
+                                                 std::vector<std::byte>& image, Workspace& workspace) {
+    return {.table = workspace.take(rope.pairs() * columns * sizeof(kernels::SinCos)),
+            .frequencies = append<std::uint64_t>(image, rope.frequencies),
+            .first = first,
+            .pairs = u32(rope.pairs()),
+            .columns = u32(columns),
+            .first_channel = u32(rope.offset),
+            .pair_step = u32(rope.pair_step()),
+            .partner = u32(rope.partner())};
 }
 
 }  // namespace kvcast::device

@@ -25,12 +25,6 @@ const T* at(const void* base, std::size_t offset) {
 
 }  // namespace
 
-std::uint64_t PlanBuilder::take(std::uint64_t bytes) {
-    const std::uint64_t offset = workspace_;
-    workspace_ += round_up(bytes, kAlignment);
-    return offset;
-}
-
 template <typename T>
 std::uint64_t PlanBuilder::put(std::span<const T> items) {
     return append(front_, items);
@@ -54,16 +48,7 @@ void PlanBuilder::add(const ChunkSource& c, std::uint32_t index) {
 
 std::uint32_t PlanBuilder::rotation(const Rope& rope, std::uint64_t first, std::size_t columns) {
     if (rope.pairing == RopePairing::kNone) return cuda::kNone;
-    const bool half = rope.pairing == RopePairing::kHalf;
-    const std::size_t pairs = rope.dim / 2;
-    rotations_.push_back({.table = take(pairs * columns * sizeof(kernels::SinCos)),
-                          .frequencies = put<std::uint64_t>(rope.frequencies),
-                          .first = first,
-                          .pairs = u32(pairs),
-                          .columns = u32(columns),
-                          .first_channel = u32(rope.offset),
-                          .pair_step = half ? 1u : 2u,
-                          .partner = half ? u32(pairs) : 1u});
+    rotations_.push_back(rotation_task(rope, first, columns, front_, workspace_));
     return u32(rotations_.size() - 1);
 }
 
@@ -117,8 +102,8 @@ void PlanBuilder::add_plane(const ChunkSource& c, std::size_t layer, std::size_t
     const std::size_t exact_rows = h.delta.exact_rows, body = h.tokens - exact_rows;
     const bool anchored = h.delta.predictor == Predictor::kAnchor;
     const cuda::PlaneTask task = {
-        .body = take(shape.width() * body * cuda::element_bytes(!quantised, h.layout.dtype)),
-        .rows = take(shape.width() * exact_rows * cuda::element_bytes(true, h.layout.dtype)),
+        .body = workspace_.take(shape.width() * body * cuda::element_bytes(!quantised, h.layout.dtype)),
+        .rows = workspace_.take(shape.width() * exact_rows * cuda::element_bytes(true, h.layout.dtype)),
         .heads = u32(shape.heads),
         .channels = u32(shape.head_dim),
         .body_tokens = u32(body),
@@ -180,7 +165,7 @@ void PlanBuilder::add_klt(const ChunkSource& c, std::uint32_t index) {
     k.features = put<std::int16_t>(features);
     for (std::size_t layer = 0; layer < h.layout.layers; ++layer) {
         for (const PlaneShape& plane : h.layout.planes)
-            k.states.push_back(take(k.body.size() * plane.width() * sizeof(std::int16_t)));
+            k.states.push_back(workspace_.take(k.body.size() * plane.width() * sizeof(std::int16_t)));
     }
     add_klt_runs(k, index);
     for (std::size_t layer = 0; layer < h.layout.layers; ++layer) {
@@ -198,7 +183,7 @@ void PlanBuilder::add_klt_runs(const KltChunk& k, std::uint32_t index) {
     std::uint64_t offset = 0;
     for (std::size_t layer = 0; layer < h.layout.layers; ++layer) {
         if (layer % h.klt.run_layers == 0) {
-            klt_runs_.push_back({.gains = take(units * k.body.size() * sizeof(std::int16_t)),
+            klt_runs_.push_back({.gains = workspace_.take(units * k.body.size() * sizeof(std::int16_t)),
                                  .levels = level_list,
                                  .multipliers = at<std::uint16_t>(k.source.calibration_bytes,
                                                                   k.source.calibration->multipliers()),
@@ -224,8 +209,9 @@ void PlanBuilder::add_klt_plane(const KltChunk& k, std::size_t layer, std::size_
     const PlaneShape& shape = h.layout.planes[plane];
     const std::size_t parts = k.data.parts[plane], part_width = k.data.part_width(plane);
     const cuda::KltPlaneTask task = {
-        .coefficients = take(k.body.size() * shape.width() * sizeof(std::int16_t)),
-        .rows = take(h.klt.exact_tokens.size() * shape.width() * cuda::element_bytes(true, h.layout.dtype)),
+        .coefficients = workspace_.take(k.body.size() * shape.width() * sizeof(std::int16_t)),
+        .rows = workspace_.take(h.klt.exact_tokens.size() * shape.width() *
+                                cuda::element_bytes(true, h.layout.dtype)),
         .classes = at<std::int8_t>(k.source.calibration_bytes, k.source.calibration->classes(layer, plane)),
         .heads = u32(shape.heads),
         .channels = u32(shape.head_dim),
@@ -330,7 +316,7 @@ Result<DecodePlan> PlanBuilder::finish() {
     for (const Wave& w : waves_) l.waves.push_back({append_array(image, w.units), u32(w.tiles)});
     l.stores = append_array(image, stores_);
     l.tiles = u32(tiles_);
-    plan.workspace_bytes_ = workspace_;
+    plan.workspace_bytes_ = workspace_.bytes();
     plan.blocks_ = std::move(places_);
     return plan;
 }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "codec/device/decode_plan.h"
+#include "codec/device/image.h"
 #include "codec/format/layout.h"
 #include "kernels/cuda/tasks.h"
 
@@ -21,8 +22,7 @@ class PlanBuilder {
     Result<DecodePlan> finish();
 
   private:
-    // Bytes of the workspace, and of the image's front, which tasks refer to by offset.
-    std::uint64_t take(std::uint64_t bytes);
+    // In the image's front, which tasks refer to by offset.
     template <typename T>
     std::uint64_t put(std::span<const T> items);
 
@@ -54,7 +54,7 @@ class PlanBuilder {
     std::vector<kernels::cuda::KltRunTask> klt_runs_;
     std::vector<Wave> waves_;  // [layer * planes + plane]
     std::vector<DecodePlan::Block> places_;
-    std::uint64_t workspace_ = 0;
+    Workspace workspace_;
     std::uint64_t tiles_ = 0;
     std::uint32_t most_channels_ = 1;
     std::uint32_t absolute_ = kernels::cuda::kNone;  // rotations of the chunk that is being added

@@ -15,11 +15,11 @@
 namespace kvcast::entropy {
 
 inline constexpr std::size_t kTables = 25;
-inline constexpr std::size_t kFirstExponentTable = 9;
 inline constexpr std::size_t kExponentTables = 16;
 using kernels::class_coding;
 using kernels::ClassCoding;
 using kernels::kClasses;
+using kernels::kFirstExponentTable;
 
 const kernels::AliasTable& alias_table(std::size_t table);
 

@@ -40,6 +40,11 @@ struct Rope {
     std::size_t dim = 0;                     // even; rotated channels of each head
     std::vector<std::uint64_t> frequencies;  // dim / 2
 
+    // Pair p is channels offset + p * pair_step() and that plus partner(). No pairs without a pairing.
+    std::size_t pairs() const { return pairing == RopePairing::kNone ? 0 : dim / 2; }
+    std::size_t pair_step() const { return pairing == RopePairing::kHalf ? 1 : 2; }
+    std::size_t partner() const { return pairing == RopePairing::kHalf ? dim / 2 : 1; }
+
     friend bool operator==(const Rope&, const Rope&) = default;
 };
 

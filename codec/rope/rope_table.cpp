@@ -4,11 +4,10 @@ namespace kvcast {
 
 RopeTable::RopeTable(const Rope& rope, std::uint64_t first, std::uint64_t stride, std::size_t tokens) {
     if (rope.pairing == RopePairing::kNone) return;
-    const bool half = rope.pairing == RopePairing::kHalf;
-    pairs_ = rope.dim / 2;
+    pairs_ = rope.pairs();
     first_ = rope.offset;
-    pair_step_ = half ? 1 : 2;
-    partner_ = half ? pairs_ : 1;
+    pair_step_ = rope.pair_step();
+    partner_ = rope.partner();
     tokens_ = tokens;
     cos_.resize(pairs_ * tokens);
     sin_.resize(pairs_ * tokens);

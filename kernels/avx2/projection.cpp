@@ -42,8 +42,7 @@ KVCAST_AVX2_INLINE void add(const Projection& p, std::size_t token, std::size_t 
     }
     alignas(32) std::int32_t sums[kLanes32];
     _mm256_store_si256(reinterpret_cast<__m256i*>(sums), sum);
-    for (std::size_t o = 0; output + o < p.outputs; ++o)
-        out[o] += (sums[o] + (1 << (shifts[o] - 1))) >> shifts[o];
+    for (std::size_t o = 0; output + o < p.outputs; ++o) out[o] += shifted_sum(sums[o], shifts[o]);
 }
 
 template <std::size_t Tokens>
@@ -96,8 +95,7 @@ KVCAST_AVX2 void add_rest(const Projection& p, std::size_t token, std::size_t be
         for (std::size_t o = 0; o < outputs; ++o) sums[o] += std::int32_t{column[o]} * f;
     }
     for (std::size_t o = 0; o < outputs; ++o) {
-        const unsigned shift = p.shifts[begin + o];
-        p.sums[token * p.sum_stride + begin + o] += (sums[o] + (1 << (shift - 1))) >> shift;
+        p.sums[token * p.sum_stride + begin + o] += shifted_sum(sums[o], p.shifts[begin + o]);
     }
 }
 

@@ -13,8 +13,6 @@ namespace {
 
 constexpr std::uint32_t kThreads = 128;
 constexpr std::uint32_t kWarps = kThreads / kLanes;
-constexpr std::int32_t kMeanLimit = 16000;
-constexpr std::int32_t kSymbolLimit = 30000;
 
 // ---- rows to tiles
 
@@ -191,7 +189,7 @@ __device__ std::uint64_t quantise(std::uint32_t count, float inverse_unit, unsig
 template <typename Value>
 __device__ std::int16_t mean_of(std::uint32_t count, float inverse_unit, unsigned guard_bits, Value value) {
     const Moments m = moments_of(count, inverse_unit, value);
-    const double mean = static_cast<double>(m.sum) / static_cast<double>(count) / (1 << (guard_bits - 2));
+    const double mean = static_cast<double>(m.sum) / static_cast<double>(count) / (1 << (guard_bits - kMeanFraction));
     const double rounded = nearbyint(mean);
     return static_cast<std::int16_t>(rounded < -kMeanLimit  ? -kMeanLimit
                                      : rounded > kMeanLimit ? kMeanLimit

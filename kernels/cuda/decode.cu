@@ -13,7 +13,6 @@ namespace {
 
 constexpr std::uint32_t kMostWarps = 4;
 constexpr std::uint32_t kSharedBytes = 48 << 10;
-constexpr std::int32_t kMeanLimit = 16000;
 
 // Side information of a head, in shared memory: three numbers per channel.
 struct SideVectors {

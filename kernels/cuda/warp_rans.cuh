@@ -17,7 +17,6 @@
 namespace kvcast::kernels::cuda {
 
 inline constexpr unsigned kFullWarp = 0xffffffffu;
-inline constexpr unsigned kFirstExponentTable = 9;
 
 __device__ __forceinline__ unsigned lane_id() {
     return threadIdx.x % kLanes;

@@ -164,7 +164,7 @@ std::uint64_t quantise(const float* values, const std::int16_t* prediction, std:
 
 void reconstruct(const std::int16_t* q, const std::int16_t* prediction, std::size_t count, unsigned shift,
                  std::int16_t* states) {
-    for (std::size_t i = 0; i < count; ++i) states[i] = saturate16(prediction[i] + q[i] * (1 << shift));
+    for (std::size_t i = 0; i < count; ++i) states[i] = state_of(prediction[i], q[i], shift);
 }
 
 void store_head(const HeadStore& head) {

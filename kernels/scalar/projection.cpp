@@ -8,10 +8,6 @@ namespace {
 // Tokens that share one pass over a matrix.
 constexpr std::size_t kTokenTile = 4;
 
-std::int32_t shifted(std::int32_t sum, unsigned shift) {
-    return (sum + (1 << (shift - 1))) >> shift;
-}
-
 // Dot products of one matrix row with N feature rows. Compilers turn the loop into multiply-add instructions
 // of pairs, whatever the backend's name.
 template <std::size_t N>
@@ -41,7 +37,7 @@ void project(const Projection& p) {
                     dot<1>(row, features + t * p.feature_stride, p.feature_stride, p.inputs, sums + t);
             }
             for (std::size_t t = 0; t < tokens; ++t)
-                p.sums[(first + t) * p.sum_stride + o] += shifted(sums[t], p.shifts[o]);
+                p.sums[(first + t) * p.sum_stride + o] += shifted_sum(sums[t], p.shifts[o]);
         }
     }
 }
@@ -60,7 +56,7 @@ void project_sparse(const Projection& p) {
                 for (std::size_t o = 0; o < outputs; ++o) sums[o] += std::int32_t{column[o]} * f;
             }
             for (std::size_t o = 0; o < outputs; ++o)
-                p.sums[t * p.sum_stride + begin + o] += shifted(sums[o], p.shifts[begin + o]);
+                p.sums[t * p.sum_stride + begin + o] += shifted_sum(sums[o], p.shifts[begin + o]);
         }
     }
 }
