@@ -92,14 +92,15 @@ void expect_closed_loop(const std::vector<std::size_t>& parts) {
     const World w(parts);
     FitOptions options;
     options.step = 0.3;
-    CalibrationData data = to_integers(w.units, fit(w, options), w.table, "m", {});
+    const std::vector<std::vector<UnitFit>> sets = {fit(w, options)};
+    CalibrationData data = to_integers(w.units, sets, w.table, "m", {});
     SampleTokens sample;
     for (std::size_t r = 0; r < kRows; r += 5) {
         sample.rows.push_back(r);
         sample.token_ids.push_back(w.ids[r]);
     }
-    const unsigned multipliers[] = {4, 16};
-    fit_classes(data, multipliers, w.rows, sample, [] {});
+    const LevelChoice levels[] = {{4, 0}, {16, 0}};
+    fit_classes(data, levels, w.rows, sample, [] {});
     ASSERT_EQ(data.levels.size(), 2u);
     EXPECT_LT(data.levels[1].millibits, data.levels[0].millibits);
     const auto bytes = write_calibration(data);
@@ -135,7 +136,7 @@ void expect_closed_loop(const std::vector<std::size_t>& parts) {
         std::vector<DecodeWorkspace> workspaces(1);
         ASSERT_TRUE(decoder.value().decode(output, serial, workspaces).ok());
         // Quantisation noise is at most that of a uniform quantiser of the level's step, in the metric.
-        const double step = multipliers[level - 1] / 32.0;
+        const double step = levels[level - 1].multiplier / 32.0;
         for (const UnitPlace& at : w.units.all()) {
             const std::size_t plane = 2 * at.layer + at.plane, width = w.units.width(at.plane);
             const double scale = metrics[w.units.index(at)](0, 0);

@@ -502,7 +502,9 @@ class Chunk:
 class Matrix:
     """Section 11.1: rows with shifts."""
 
-    def __init__(self, r, outputs, inputs, entry_bytes):
+    def __init__(self, r, outputs, inputs):
+        entry_bytes = r.u8()
+        need(entry_bytes in (1, 2), "entries of a matrix")
         self.shifts = r.array("u1", outputs).astype(np.int64)
         self.entries = r.array("<i2" if entry_bytes == 2 else "i1", outputs * inputs).astype(np.int64)
         self.entries = self.entries.reshape(outputs, inputs)
@@ -529,26 +531,33 @@ class Calibration:
         self.layout = Layout(r)
         self.parts = [r.varint() for _ in self.layout.planes]
         self.widths = [h * d // p for (h, d), p in zip(self.layout.planes, self.parts)]
-        self.levels = [(r.fixed("H"), r.take(8))[0] for _ in range(r.u8())]
+        sets = r.u8()
+        need(1 <= sets <= 8, "sets of units")
+        self.levels, self.set_of = [], []
+        for _ in range(r.u8()):
+            self.levels.append(r.fixed("H"))
+            r.take(8)
+            self.set_of.append(r.u8())
         need(self.levels and all(1 <= m <= 4096 for m in self.levels), "levels")
+        need(all(s < sets for s in self.set_of), "set of a level")
         self.features, self.wide, self.vocabulary = r.varint(), r.varint(), r.varint()
         row = self.wide + (self.features - self.wide) // 2
         self.table = r.array("u1", row * self.vocabulary).reshape(self.vocabulary, row)
-        self.units = [[[self.unit(r, p) for _ in range(self.parts[p])] for p in range(len(self.parts))]
-                      for _ in range(self.layout.layers)]
+        self.sets = [[[[self.unit(r, p) for _ in range(self.parts[p])] for p in range(len(self.parts))]
+                      for _ in range(self.layout.layers)] for _ in range(sets)]
         need(r.at == len(r.data), "bytes after the last unit")
 
     def unit(self, r, plane):
         width = self.widths[plane]
         mantissa, exponent = r.u8(), r.fixed("h")
         bias = r.array("<i4", width).astype(np.int64)
-        transform = Matrix(r, width, width, 2)
+        transform = Matrix(r, width, width)
         terms = []
         for _ in range(r.u8()):
-            of_unit, entry_bytes = r.u8(), r.u8()
+            of_unit = r.u8()
             back, source = (r.varint(), r.u8()) if of_unit else (0, None)
             inputs = self.widths[source] if of_unit else self.features
-            terms.append((back, source, Matrix(r, width, inputs, entry_bytes)))
+            terms.append((back, source, Matrix(r, width, inputs)))
         groups = -(-width // LANES)
         classes = r.array("i1", len(self.levels) * groups).reshape(len(self.levels), groups)
         return mantissa, exponent, bias, transform, terms, classes
@@ -575,6 +584,7 @@ class KltDecoder:
         need(max(h.level, h.tail_level) <= len(c.levels), "the calibration has no such level")
         self.body = np.array([t for t in range(h.tokens) if t not in set(h.exact)], np.int64)
         self.level = [(h.tail_level if t + h.tail_tokens >= h.tokens else h.level) - 1 for t in range(h.tokens)]
+        self.units = c.sets[c.set_of[h.level - 1]]
         self.tokens = c.token_features(h.ids)
         self.states = {}  # (layer, plane, part) -> [token][channel]
 
@@ -595,7 +605,7 @@ class KltDecoder:
             chunk.read_exact_rows(block, chunk.out[layer][plane], plane, slice(column, column + dim))
         units = [(p, i) for p, parts in enumerate(c.parts) for i in range(parts)]
         gains = {u: block.vector(len(self.body), -15, 15) for u in units}
-        q = {(p, i): self.coefficients(block, c.units[layer][p][i], gains[p, i], c.widths[p]) for p, i in units}
+        q = {(p, i): self.coefficients(block, self.units[layer][p][i], gains[p, i], c.widths[p]) for p, i in units}
         for p, i in units:
             self.reconstruct(layer, p, i, q[p, i])
 
@@ -611,7 +621,7 @@ class KltDecoder:
         return sat16(out)
 
     def reconstruct(self, layer, plane, part, q):
-        mantissa, exponent, bias, transform, terms, _ = self.c.units[layer][plane][part]
+        mantissa, exponent, bias, transform, terms, _ = self.units[layer][plane][part]
         total = bias + transform(q)
         for back, source, matrix in terms:
             total = total + matrix(self.tokens if source is None else self.states[layer - back, source, part])

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cmath>
 #include <exception>
+#include <functional>
 #include <random>
 #include <thread>
 
@@ -35,13 +36,14 @@ struct Arguments {
     std::size_t continuation_tokens = 256;
     std::size_t draws = 10;
     std::size_t sinks = 1;
-    std::size_t token_features = 256;
-    std::size_t wide_features = 64;
+    std::size_t token_features = 160;
+    std::size_t wide_features = 32;
     std::size_t part_width = 1024;
     std::size_t sample_tokens = 4096;
     double finest = 0.27;
     double ratio = 1.34;
     unsigned levels = 11;
+    std::vector<double> steps = {0.6, 1.3};
     FitOptions fit;
     IntegerOptions integers;
     model::LoadOptions load;
@@ -76,8 +78,11 @@ void declare(CLI::App& app, Arguments& a) {
         ->capture_default_str();
     app.add_option("--wide-features", a.wide_features, "of them in 8 bits, the others in 4")
         ->capture_default_str();
-    app.add_option("--step", a.fit.step, "step at which predictions are learnt")
+    app.add_option("--steps", a.steps,
+                   "steps at which predictions are learnt, rising: a set of matrices for each")
         ->check(CLI::Range(0.01, 100.0))
+        ->delimiter(',')
+        ->expected(1, static_cast<int>(CalibrationLimits::kSets))
         ->capture_default_str();
     app.add_option("--finest", a.finest, "step of level 1")
         ->check(CLI::Range(0.04, 10.0))
@@ -334,15 +339,27 @@ void judge_levels(CalibrationData& data, const Arguments& a, const model::Runner
     }
 }
 
-std::vector<unsigned> multipliers_of(const Arguments& a) {
-    std::vector<unsigned> out;
+// A set is too coarse for levels that are finer than this share of its step: predictions that were learnt
+// from coarser sources lose more than those from finer ones.
+constexpr double kFinestOfSet = 0.85;
+
+std::vector<LevelChoice> levels_of(const Arguments& a) {
+    std::vector<LevelChoice> out;
     for (unsigned l = 0; l < a.levels; ++l) {
-        const double m = a.finest * std::pow(a.ratio, l) / a.integers.unit_step;
-        out.push_back(static_cast<unsigned>(
-            std::clamp(std::round(m), 1.0, static_cast<double>(CalibrationLimits::kMultiplier))));
-        if (l > 0 && out[l] <= out[l - 1]) throw tools::Error("two levels have the same step");
+        const double step = a.finest * std::pow(a.ratio, l), m = step / a.integers.unit_step;
+        LevelChoice& level = out.emplace_back();
+        level.multiplier = static_cast<unsigned>(
+            std::clamp(std::round(m), 1.0, static_cast<double>(CalibrationLimits::kMultiplier)));
+        if (l > 0 && level.multiplier <= out[l - 1].multiplier)
+            throw tools::Error("two levels have the same step");
+        while (level.set + 1 < a.steps.size() && kFinestOfSet * a.steps[level.set + 1] <= step) ++level.set;
     }
     return out;
+}
+
+// Between the steps of the sets: where one fit has to serve all of them.
+double middle_step(const std::vector<double>& steps) {
+    return std::sqrt(steps.front() * steps.back());
 }
 
 void print_cost(const Calibration& calibration, std::size_t bytes) {
@@ -355,11 +372,12 @@ void print_cost(const Calibration& calibration, std::size_t bytes) {
 }
 
 void calibrate_all(Arguments a) {
-    const std::vector<unsigned> multipliers = multipliers_of(a);
+    if (!std::is_sorted(a.steps.begin(), a.steps.end(), std::less_equal<>()))
+        throw tools::Error("--steps must rise");
+    const std::vector<LevelChoice> levels = levels_of(a);
     if (a.first_stage) {
         a.fit.layers_back = 1;
         a.token_features = 0;
-        a.integers.term_bytes = 2;
     }
     a.wide_features = std::min(a.wide_features, a.token_features);
     if ((a.token_features - a.wide_features) % 2 != 0)
@@ -386,19 +404,25 @@ void calibrate_all(Arguments a) {
         if (a.token_features > static_cast<std::size_t>(embedding.cols()))
             throw tools::Error(
                 fmt::format("--token-features {}, the embedding has {}", a.token_features, embedding.cols()));
+        a.fit.step = middle_step(a.steps);
         const auto fits = fit_all(m, rows_at(embedding, m.token_ids), metrics, a.fit,
                                   "predictions with the whole embedding");
         const Matrix projection = project_features(rows_at(embedding, m.token_ids), fits, a.token_features);
         table = token_table(embedding * projection, a.wide_features);
         features = token_features(table, m.token_ids);
     }
-    const auto fits = fit_all(m, features, metrics, a.fit, "predictions and transforms");
-    report_gains(m.units, fits, a.fit);
-    CalibrationData data = to_integers(m.units, fits, table, m.model, a.integers);
+    std::vector<std::vector<UnitFit>> sets;
+    for (const double step : a.steps) {
+        a.fit.step = step;
+        sets.push_back(
+            fit_all(m, features, metrics, a.fit, fmt::format("predictions and transforms at step {}", step)));
+        report_gains(m.units, sets.back(), a.fit);
+    }
+    CalibrationData data = to_integers(m.units, sets, table, m.model, a.integers);
     {
-        const Stage stage(fmt::format("classes of {} levels", multipliers.size()));
-        tools::Progress progress("kvcal", multipliers.size(), "levels");
-        fit_classes(data, multipliers, *m.rows, sample_of(m, a.sample_tokens), [&] { progress.advance(1); });
+        const Stage stage(fmt::format("classes of {} levels in {} sets", levels.size(), sets.size()));
+        tools::Progress progress("kvcal", levels.size() * sets.size(), "levels");
+        fit_classes(data, levels, *m.rows, sample_of(m, a.sample_tokens), [&] { progress.advance(1); });
     }
     if (runner) judge_levels(data, a, *runner);
     std::vector<std::uint8_t> bytes;

@@ -162,14 +162,17 @@ json describe_calibration(const Calibration& c, std::size_t bytes) {
     const CalibrationCost cost = c.cost();
     json levels = json::array();
     for (const CalibrationLevel& l : d.levels) {
-        levels.push_back(
-            {{"multiplier", l.multiplier}, {"kl", l.micronats / 1e6}, {"bits_per_value", l.millibits / 1e3}});
+        levels.push_back({{"multiplier", l.multiplier},
+                          {"set", l.set},
+                          {"kl", l.micronats / 1e6},
+                          {"bits_per_value", l.millibits / 1e3}});
     }
     return {{"model", d.model},
             {"id", to_hex(c.id())},
             {"bytes", bytes},
             {"layout", describe_layout(d.layout)},
             {"parts", d.parts},
+            {"sets", d.sets},
             {"token_features", d.tokens.features},
             {"vocabulary", d.tokens.vocabulary},
             {"levels", levels},
@@ -190,12 +193,12 @@ void print_calibration(const json& c) {
                c["token_features"].get<int>(), c["vocabulary"].get<int>());
     fmt::print("{:<16} {:>10}\n", "part", "bytes");
     for (const auto& [name, bytes] : c["cost"].items()) fmt::print("{:<16} {:>10}\n", name, bytes.get<int>());
-    fmt::print("{:<16} {:>10}\n\n{:>5} {:>11} {:>10} {:>9}\n", "all", c["bytes"].get<int>(), "level",
-               "multiplier", "bits/value", "KL");
+    fmt::print("{:<16} {:>10}\n\n{:>5} {:>4} {:>11} {:>10} {:>9}\n", "all", c["bytes"].get<int>(), "level",
+               "set", "multiplier", "bits/value", "KL");
     std::size_t level = 0;
     for (const json& l : c["levels"]) {
-        fmt::print("{:>5} {:>11} {:>10.3f} {:>9.5f}\n", ++level, l["multiplier"].get<int>(),
-                   l["bits_per_value"].get<double>(), l["kl"].get<double>());
+        fmt::print("{:>5} {:>4} {:>11} {:>10.3f} {:>9.5f}\n", ++level, l["set"].get<int>(),
+                   l["multiplier"].get<int>(), l["bits_per_value"].get<double>(), l["kl"].get<double>());
     }
 }
 

@@ -13,22 +13,11 @@ CalibrationImage::Matrix CalibrationImage::add(const ShiftedMatrix& m) {
 CalibrationImage::CalibrationImage(std::shared_ptr<const Calibration> calibration)
     : calibration_(std::move(calibration)) {
     const CalibrationData& data = calibration_->data();
-    for (const std::size_t parts : data.parts) {
-        first_unit_.push_back(units_per_layer_);
-        units_per_layer_ += parts;
-    }
-    for (std::size_t layer = 0; layer < data.layout.layers; ++layer) {
-        for (std::size_t plane = 0; plane < data.parts.size(); ++plane) {
-            std::vector<std::int8_t> classes;
-            for (std::size_t part = 0; part < data.parts[plane]; ++part) {
-                const CalibrationUnit& unit = calibration_->unit(layer, plane, part);
-                Unit& u = units_.emplace_back();
-                u.bias = append<std::int32_t>(bytes_, unit.bias);
-                u.transform = add(unit.transform);
-                for (const PredictionTerm& term : unit.terms) u.terms.push_back(add(term.matrix));
-                classes.insert(classes.end(), unit.classes.begin(), unit.classes.end());
-            }
-            classes_.push_back(append<std::int8_t>(bytes_, classes));
+    for (const CalibrationUnit& unit : data.units) units_.push_back(make_unit(unit));
+    for (std::size_t set = 0; set < data.sets; ++set) {
+        for (std::size_t layer = 0; layer < data.layout.layers; ++layer) {
+            for (std::size_t plane = 0; plane < data.parts.size(); ++plane)
+                add_classes(calibration_->set(set), layer, plane);
         }
     }
     std::vector<std::uint16_t> multipliers;
@@ -37,13 +26,26 @@ CalibrationImage::CalibrationImage(std::shared_ptr<const Calibration> calibratio
     multipliers_ = append<std::uint16_t>(bytes_, multipliers);
 }
 
-const CalibrationImage::Unit& CalibrationImage::unit(std::size_t layer, std::size_t plane,
-                                                     std::size_t part) const {
-    return units_[layer * units_per_layer_ + first_unit_[plane] + part];
+CalibrationImage::Unit CalibrationImage::make_unit(const CalibrationUnit& unit) {
+    Unit out;
+    out.bias = append<std::int32_t>(bytes_, unit.bias);
+    out.transform = add(unit.transform);
+    for (const PredictionTerm& term : unit.terms) out.terms.push_back(add(term.matrix));
+    return out;
 }
 
-std::size_t CalibrationImage::classes(std::size_t layer, std::size_t plane) const {
-    return classes_[layer * first_unit_.size() + plane];
+void CalibrationImage::add_classes(const Calibration::Set& set, std::size_t layer, std::size_t plane) {
+    std::vector<std::int8_t> classes;
+    for (std::size_t part = 0; part < calibration_->data().parts[plane]; ++part) {
+        const auto& more = set.unit(layer, plane, part).classes;
+        classes.insert(classes.end(), more.begin(), more.end());
+    }
+    classes_.push_back(append<std::int8_t>(bytes_, classes));
+}
+
+std::size_t CalibrationImage::classes(std::size_t set, std::size_t layer, std::size_t plane) const {
+    const CalibrationData& data = calibration_->data();
+    return classes_[(set * data.layout.layers + layer) * data.parts.size() + plane];
 }
 
 }  // namespace kvcast::device

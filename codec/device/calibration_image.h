@@ -33,24 +33,24 @@ class CalibrationImage {
         std::vector<Matrix> terms;
     };
 
-    // Units [layer][plane][part].
-    const Unit& unit(std::size_t layer, std::size_t plane, std::size_t part) const;
+    // By its index in calibration().data().units.
+    const Unit& unit(std::size_t index) const { return units_[index]; }
 
-    // std::int8_t [part][level][group].
-    std::size_t classes(std::size_t layer, std::size_t plane) const;
+    // std::int8_t [part][level][group] of a plane in a set.
+    std::size_t classes(std::size_t set, std::size_t layer, std::size_t plane) const;
 
     // std::uint16_t [level].
     std::size_t multipliers() const { return multipliers_; }
 
   private:
     Matrix add(const ShiftedMatrix& matrix);
+    Unit make_unit(const CalibrationUnit& unit);
+    void add_classes(const Calibration::Set& set, std::size_t layer, std::size_t plane);
 
     std::shared_ptr<const Calibration> calibration_;
     std::vector<std::byte> bytes_;
     std::vector<Unit> units_;
-    std::vector<std::size_t> first_unit_;  // [plane], within a layer
-    std::size_t units_per_layer_ = 0;
-    std::vector<std::size_t> classes_;  // [layer][plane]
+    std::vector<std::size_t> classes_;  // [set][layer][plane]
     std::size_t multipliers_ = 0;
 };
 

@@ -145,6 +145,8 @@ struct PlanBuilder::KltChunk {
     const ChunkSource& source;
     const ChunkHeader& header;
     const CalibrationData& data;
+    std::size_t set_index;
+    Calibration::Set set;
     std::vector<std::uint32_t> body;
     std::uint64_t body_list;            // image: the body tokens
     std::uint64_t exact_list;           // image: the exact tokens
@@ -154,8 +156,11 @@ struct PlanBuilder::KltChunk {
 
 void PlanBuilder::add_klt(const ChunkSource& c, std::uint32_t index) {
     const ChunkHeader& h = *c.header;
-    const CalibrationData& data = c.calibration->calibration().data();
-    KltChunk k = {c, h, data, body_tokens(h), 0, 0, 0, {}};
+    const Calibration& calibration = c.calibration->calibration();
+    const CalibrationData& data = calibration.data();
+    KltChunk k = {
+        c, h, data, data.levels[h.level - 1].set, calibration.set_of_level(h.level), body_tokens(h), 0,
+        0, 0, {}};
     const std::size_t n = data.tokens.features;
     std::vector<std::int16_t> features(k.body.size() * n);
     for (std::size_t i = 0; i < k.body.size() && n != 0; ++i)
@@ -178,8 +183,7 @@ void PlanBuilder::add_klt_runs(const KltChunk& k, std::uint32_t index) {
     std::vector<std::uint8_t> levels;
     for (const std::uint32_t t : k.body) levels.push_back(static_cast<std::uint8_t>(level_index(h, t)));
     const std::uint64_t level_list = put<std::uint8_t>(levels);
-    std::size_t units = 0;
-    for (const std::size_t parts : k.data.parts) units += parts;
+    const std::size_t units = k.data.units_per_layer();
     std::uint64_t offset = 0;
     for (std::size_t layer = 0; layer < h.layout.layers; ++layer) {
         if (layer % h.klt.run_layers == 0) {
@@ -212,7 +216,8 @@ void PlanBuilder::add_klt_plane(const KltChunk& k, std::size_t layer, std::size_
         .coefficients = workspace_.take(k.body.size() * shape.width() * sizeof(std::int16_t)),
         .rows = workspace_.take(h.klt.exact_tokens.size() * shape.width() *
                                 cuda::element_bytes(true, h.layout.dtype)),
-        .classes = at<std::int8_t>(k.source.calibration_bytes, k.source.calibration->classes(layer, plane)),
+        .classes = at<std::int8_t>(k.source.calibration_bytes,
+                                   k.source.calibration->classes(k.set_index, layer, plane)),
         .heads = u32(shape.heads),
         .channels = u32(shape.head_dim),
         .parts = u32(parts),
@@ -243,7 +248,7 @@ void PlanBuilder::add_klt_plane(const KltChunk& k, std::size_t layer, std::size_
         states.list = true;
         states.token_list = k.body_list;
         states.rotation = plane == 0 ? absolute_ : cuda::kNone;
-        states.scale = k.source.calibration->calibration().unit(layer, plane, part).scale;
+        states.scale = k.set.unit(layer, plane, part).scale;
         states.out.rows += part * states.heads * states.out.head_bytes;
         store(states);
     }
@@ -253,8 +258,8 @@ void PlanBuilder::add_unit(const KltChunk& k, std::size_t layer, std::size_t pla
     const Layout& layout = k.header.layout;
     const CalibrationImage& image = *k.source.calibration;
     const void* bytes = k.source.calibration_bytes;
-    const CalibrationUnit& unit = image.calibration().unit(layer, plane, part);
-    const CalibrationImage::Unit& where = image.unit(layer, plane, part);
+    const CalibrationUnit& unit = k.set.unit(layer, plane, part);
+    const CalibrationImage::Unit& where = image.unit(k.set.index(layer, plane, part));
     const std::size_t width = k.data.part_width(plane);
     cuda::UnitTask task = {};
     const auto add_term = [&](std::uint64_t features, std::size_t stride, bool in_image, std::size_t inputs,

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdlib>
+#include <numeric>
 
 #include "codec/format/byte_reader.h"
 #include "codec/format/byte_writer.h"
@@ -59,18 +60,25 @@ Status check_matrix(const ShiftedMatrix& m) {
     return {};
 }
 
-void read_matrix(ByteReader& in, ShiftedMatrix& m) {
-    read_array(in, m.outputs, m.shifts);
+Status read_matrix(ByteReader& in, std::size_t outputs, std::size_t inputs, ShiftedMatrix& m) {
+    m.outputs = outputs;
+    m.inputs = inputs;
+    m.entry_bytes = in.fixed<std::uint8_t>();
+    if (!in.ok() || m.entry_bytes < 1 || m.entry_bytes > 2)
+        return bad(fmt::format("a matrix with entries of {} bytes", m.entry_bytes));
+    read_array(in, outputs, m.shifts);
     if (m.entry_bytes == 2) {
-        read_array(in, m.outputs * m.inputs, m.entries);
-        return;
+        read_array(in, outputs * inputs, m.entries);
+    } else {
+        std::vector<std::int8_t> narrow;
+        read_array(in, outputs * inputs, narrow);
+        m.entries.assign(narrow.begin(), narrow.end());
     }
-    std::vector<std::int8_t> narrow;
-    read_array(in, m.outputs * m.inputs, narrow);
-    m.entries.assign(narrow.begin(), narrow.end());
+    return check_matrix(m);
 }
 
 void write_matrix(const ShiftedMatrix& m, ByteWriter& out) {
+    out.fixed(static_cast<std::uint8_t>(m.entry_bytes));
     write_array(m.shifts, out);
     if (m.entry_bytes == 2) {
         write_array(m.entries, out);
@@ -103,20 +111,16 @@ Status check_term(const CalibrationData& data, const Place& at, const Prediction
 
 Status read_term(ByteReader& in, const CalibrationData& data, const Place& at, PredictionTerm& term) {
     const auto source = in.fixed<std::uint8_t>();
-    term.matrix.entry_bytes = in.fixed<std::uint8_t>();
-    if (!in.ok() || source > 1 || term.matrix.entry_bytes < 1 || term.matrix.entry_bytes > 2)
-        return bad("a term of unknown kind");
+    if (!in.ok() || source > 1) return bad("a term of unknown kind");
     term.source = static_cast<PredictionTerm::Source>(source);
     if (term.source == PredictionTerm::Source::kUnit) {
         term.layers_back = in.varint();
         term.plane = in.fixed<std::uint8_t>();
     }
     if (Status s = check_term(data, at, term); !s.ok()) return s;
-    term.matrix.outputs = data.part_width(at.plane);
-    term.matrix.inputs =
+    const std::size_t inputs =
         term.source == PredictionTerm::Source::kTokens ? data.tokens.features : data.part_width(term.plane);
-    read_matrix(in, term.matrix);
-    return check_matrix(term.matrix);
+    return read_matrix(in, data.part_width(at.plane), inputs, term.matrix);
 }
 
 Status read_unit(ByteReader& in, const CalibrationData& data, const Place& at, CalibrationUnit& unit) {
@@ -132,12 +136,10 @@ Status read_unit(ByteReader& in, const CalibrationData& data, const Place& at, C
     for (const std::int32_t b : unit.bias) {
         if (b < -Limits::kBias || b > Limits::kBias) return bad(fmt::format("a bias of {}", b));
     }
-    unit.transform.outputs = unit.transform.inputs = width;
-    read_matrix(in, unit.transform);
+    if (Status s = read_matrix(in, width, width, unit.transform); !s.ok()) return s;
     const auto terms = in.fixed<std::uint8_t>();
     if (!in.ok() || terms > Limits::kTerms)
         return bad(fmt::format("a unit is cut short, or has {} terms of at most {}", terms, Limits::kTerms));
-    if (Status s = check_matrix(unit.transform); !s.ok()) return s;
     for (std::size_t t = 0; t < terms; ++t) {
         if (Status s = read_term(in, data, at, unit.terms.emplace_back()); !s.ok()) return s;
     }
@@ -146,6 +148,9 @@ Status read_unit(ByteReader& in, const CalibrationData& data, const Place& at, C
 }
 
 Status read_levels(ByteReader& in, CalibrationData& data) {
+    data.sets = in.fixed<std::uint8_t>();
+    if (!in.ok() || data.sets == 0 || data.sets > Limits::kSets)
+        return bad(fmt::format("{} sets of units, 1 to {} allowed", data.sets, Limits::kSets));
     const auto levels = in.fixed<std::uint8_t>();
     if (!in.ok() || levels == 0 || levels > Limits::kLevels)
         return bad(fmt::format("{} levels, 1 to {} allowed", levels, Limits::kLevels));
@@ -154,10 +159,13 @@ Status read_levels(ByteReader& in, CalibrationData& data) {
         level.multiplier = in.fixed<std::uint16_t>();
         level.micronats = in.fixed<std::uint32_t>();
         level.millibits = in.fixed<std::uint32_t>();
+        level.set = in.fixed<std::uint8_t>();
         if (level.multiplier == 0 || level.multiplier > Limits::kMultiplier) {
             return bad(fmt::format("level {} multiplies by {}, 1 to {} allowed", i + 1, level.multiplier,
                                    Limits::kMultiplier));
         }
+        if (level.set >= data.sets)
+            return bad(fmt::format("level {} is of set {}, there are {}", i + 1, level.set, data.sets));
     }
     return {};
 }
@@ -191,6 +199,17 @@ Status read_tokens(ByteReader& in, TokenTable& tokens) {
     return in.ok() ? Status() : bad("the token table is cut short");
 }
 
+Status read_set(ByteReader& in, CalibrationData& data) {
+    for (std::size_t l = 0; l < data.layout.layers; ++l) {
+        for (std::size_t p = 0; p < data.layout.planes.size(); ++p) {
+            for (std::size_t i = 0; i < data.parts[p]; ++i) {
+                if (Status s = read_unit(in, data, {l, p}, data.units.emplace_back()); !s.ok()) return s;
+            }
+        }
+    }
+    return {};
+}
+
 Status read_data(ByteReader& in, CalibrationData& data) {
     const auto model_bytes = in.fixed<std::uint8_t>();
     const auto model = in.take(model_bytes);
@@ -201,12 +220,8 @@ Status read_data(ByteReader& in, CalibrationData& data) {
     if (Status s = read_parts(in, data); !s.ok()) return s;
     if (Status s = read_levels(in, data); !s.ok()) return s;
     if (Status s = read_tokens(in, data.tokens); !s.ok()) return s;
-    for (std::size_t l = 0; l < data.layout.layers; ++l) {
-        for (std::size_t p = 0; p < data.layout.planes.size(); ++p) {
-            for (std::size_t i = 0; i < data.parts[p]; ++i) {
-                if (Status s = read_unit(in, data, {l, p}, data.units.emplace_back()); !s.ok()) return s;
-            }
-        }
+    for (std::size_t set = 0; set < data.sets; ++set) {
+        if (Status s = read_set(in, data); !s.ok()) return s;
     }
     return in.left() == 0 ? Status() : bad(fmt::format("{} bytes after the last unit", in.left()));
 }
@@ -249,7 +264,6 @@ void write_unit(const CalibrationUnit& unit, ByteWriter& out) {
     out.fixed(static_cast<std::uint8_t>(unit.terms.size()));
     for (const PredictionTerm& term : unit.terms) {
         out.fixed(static_cast<std::uint8_t>(term.source));
-        out.fixed(static_cast<std::uint8_t>(term.matrix.entry_bytes));
         if (term.source == PredictionTerm::Source::kUnit) {
             out.varint(term.layers_back);
             out.fixed(static_cast<std::uint8_t>(term.plane));
@@ -260,6 +274,10 @@ void write_unit(const CalibrationUnit& unit, ByteWriter& out) {
 }
 
 }  // namespace
+
+std::size_t CalibrationData::units_per_layer() const {
+    return std::accumulate(parts.begin(), parts.end(), std::size_t{0});
+}
 
 void TokenTable::unpack(std::int32_t token_id, std::int16_t* out) const {
     const auto id = static_cast<std::uint32_t>(token_id);
@@ -341,11 +359,13 @@ Result<std::vector<std::uint8_t>> write_calibration(const CalibrationData& data)
     out.bytes({reinterpret_cast<const std::uint8_t*>(data.model.data()), data.model.size()});
     write_layout(data.layout, out);
     for (const std::size_t parts : data.parts) out.varint(parts);
+    out.fixed(static_cast<std::uint8_t>(data.sets));
     out.fixed(static_cast<std::uint8_t>(data.levels.size()));
     for (const CalibrationLevel& level : data.levels) {
         out.fixed(static_cast<std::uint16_t>(level.multiplier));
         out.fixed(level.micronats);
         out.fixed(level.millibits);
+        out.fixed(static_cast<std::uint8_t>(level.set));
     }
     out.varint(data.tokens.features);
     out.varint(data.tokens.wide);

@@ -9,6 +9,10 @@
 // states of a unit decoded before. All matrices are int16 or int8 with one shift per row; the L1 norm of
 // every row is bounded, so that no input overflows 32-bit sums.
 //
+// What predicts best depends on how coarsely the sources are known, so there may be several sets of units,
+// each made for a range of levels. Every set has classes for every level: a chunk keeps to the set of its
+// level.
+//
 // A Calibration is immutable once made, and may be shared by any number of threads.
 #pragma once
 
@@ -32,6 +36,7 @@ inline constexpr std::size_t kKltGroup = kernels::kLanes;
 
 struct CalibrationLimits {
     static constexpr std::size_t kLevels = 64;
+    static constexpr std::size_t kSets = 8;
     static constexpr std::size_t kPartWidth = 4096;
     static constexpr std::size_t kTerms = 6;
     static constexpr std::size_t kFeatures = 4096;
@@ -82,6 +87,7 @@ struct CalibrationLevel {
     unsigned multiplier = 1;      // of coefficients, 1..4096
     std::uint32_t micronats = 0;  // expected KL divergence per token, in 1e-6 nats
     std::uint32_t millibits = 0;  // expected rate, in 1e-3 bits per value
+    std::size_t set = 0;          // whose units chunks of this level are coded with
 
     friend bool operator==(const CalibrationLevel&, const CalibrationLevel&) = default;
 };
@@ -106,12 +112,14 @@ struct CalibrationData {
     std::string model;
     Layout layout;
     std::vector<std::size_t> parts;  // [plane]: parts that a plane's heads are split into
+    std::size_t sets = 1;
     std::vector<CalibrationLevel> levels;
     TokenTable tokens;
-    std::vector<CalibrationUnit> units;  // [layer][plane][part]
+    std::vector<CalibrationUnit> units;  // [set][layer][plane][part]
 
     std::size_t part_width(std::size_t plane) const { return layout.planes[plane].width() / parts[plane]; }
     std::size_t groups(std::size_t plane) const { return (part_width(plane) + kKltGroup - 1) / kKltGroup; }
+    std::size_t units_per_layer() const;
 
     friend bool operator==(const CalibrationData&, const CalibrationData&) = default;
 };
@@ -139,24 +147,41 @@ class Calibration {
     // SHA-256 of the file, by which chunks name it.
     const Hash& id() const { return id_; }
 
-    // Units [layer][plane][part].
-    const CalibrationUnit& unit(std::size_t layer, std::size_t plane, std::size_t part) const {
-        return data_.units[first_unit_[plane] + layer * units_per_layer_ + part];
-    }
-
-    // The transform of a unit with rows and columns exchanged, for coefficients that are mostly zero.
-    std::span<const std::int16_t> columns(std::size_t layer, std::size_t plane, std::size_t part) const {
-        return columns_[first_unit_[plane] + layer * units_per_layer_ + part];
-    }
-
-    // The same transform, and the matrices of a unit's terms, as Ops::project reads them.
+    // Matrices of a unit as Ops::project reads them.
     struct Panels {
         std::vector<kernels::MatrixPanel> transform;
         std::vector<std::vector<kernels::MatrixPanel>> terms;
     };
-    const Panels& panels(std::size_t layer, std::size_t plane, std::size_t part) const {
-        return panels_[first_unit_[plane] + layer * units_per_layer_ + part];
-    }
+
+    // The units of one set; valid as long as the calibration.
+    class Set {
+      public:
+        const CalibrationUnit& unit(std::size_t layer, std::size_t plane, std::size_t part) const {
+            return calibration_->data_.units[index(layer, plane, part)];
+        }
+        // The transform of a unit with rows and columns exchanged, for coefficients that are mostly zero.
+        std::span<const std::int16_t> columns(std::size_t layer, std::size_t plane, std::size_t part) const {
+            return calibration_->columns_[index(layer, plane, part)];
+        }
+        const Panels& panels(std::size_t layer, std::size_t plane, std::size_t part) const {
+            return calibration_->panels_[index(layer, plane, part)];
+        }
+        // In data().units.
+        std::size_t index(std::size_t layer, std::size_t plane, std::size_t part) const {
+            return first_ + layer * calibration_->units_per_layer_ + calibration_->first_unit_[plane] + part;
+        }
+
+      private:
+        friend class Calibration;
+        Set(const Calibration* calibration, std::size_t first) : calibration_(calibration), first_(first) {}
+
+        const Calibration* calibration_;
+        std::size_t first_;  // unit
+    };
+    Set set(std::size_t index) const { return {this, index * data_.layout.layers * units_per_layer_}; }
+
+    // The set that chunks of a level (counted from 1) are coded with.
+    Set set_of_level(std::size_t level) const { return set(data_.levels[level - 1].set); }
 
     // How many layers back a term reaches at most.
     std::size_t reach() const { return reach_; }

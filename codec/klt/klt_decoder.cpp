@@ -13,7 +13,8 @@ void KltDecoder::begin(const Chunk& chunk) {
     body_ = body_tokens(*chunk.header);
     slices_ = body_slices(body_, kSliceTokens);
     reader_.reset();
-    states_.reset(*chunk.calibration, chunk.header->token_ids);
+    set_ = chunk.calibration->set_of_level(chunk.header->level);
+    states_.reset(*chunk.calibration, *set_, chunk.header->token_ids);
     const CalibrationData& data = chunk.calibration->data();
     read_layers_ = 0;
     for (Symbols& symbols : symbols_) {
@@ -69,7 +70,7 @@ void KltDecoder::read_coefficients(std::size_t layer, Symbols& symbols) {
     for (std::size_t p = 0; p < data.layout.planes.size(); ++p) {
         const std::size_t width = data.part_width(p), groups = data.groups(p);
         for (std::size_t part = 0; part < data.parts[p]; ++part, ++at) {
-            const std::int8_t* classes = chunk_.calibration->unit(layer, p, part).classes.data();
+            const std::int8_t* classes = set_->unit(layer, p, part).classes.data();
             for (std::size_t i = 0; i < body_.size(); ++i) {
                 const std::int8_t* base = classes + level_index(h, body_[i]) * groups;
                 std::int16_t* row = symbols.coefficients[at].data() + body_[i] * width;
@@ -110,7 +111,7 @@ void KltDecoder::store_slice(TokenSlice slice, std::size_t plane, const PlaneBuf
             for (std::size_t c = 0; c < dim; ++c)
                 scratch.tile[c * slice.count + t] = states[t * width + head * dim + c];
         }
-        const auto scale = chunk_.calibration->unit(next_layer_, plane, head / heads_per_part).scale;
+        const auto scale = set_->unit(next_layer_, plane, head / heads_per_part).scale;
         chunk_.ops->store_head({scratch.tile.data(), slice.count, slice.count, dim, rotation, scale,
                                 chunk_.dtype,
                                 static_cast<std::uint8_t*>(out.rows) + slice.first * out.row_bytes +

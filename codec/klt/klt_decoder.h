@@ -70,6 +70,7 @@ class KltDecoder {
 
     std::optional<entropy::BlockReader> reader_;  // first: it is aligned to 64 bytes
     Chunk chunk_;
+    std::optional<Calibration::Set> set_;
     std::size_t next_layer_ = 0;
     KltBytes bytes_;
     std::vector<std::uint32_t> body_;

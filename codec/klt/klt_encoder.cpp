@@ -54,6 +54,13 @@ const CostTable& cost_table() {
     return table;
 }
 
+// Leading coefficients of `width` that may be coded with any gain.
+std::size_t coded_coefficients(std::span<const std::int8_t> classes, std::size_t width) {
+    std::size_t groups = classes.size();
+    while (groups > 0 && klt_class(classes[groups - 1], kGainMost) == 0) --groups;
+    return std::min(groups * kKltGroup, width);
+}
+
 }  // namespace
 
 std::uint64_t klt_group_cost(std::span<const std::int16_t> q, unsigned spread_class) {
@@ -84,10 +91,6 @@ int cheapest_klt_gain(std::span<const std::int16_t> q, const std::int8_t* classe
 Result<std::shared_ptr<const KltAnalysis>> KltAnalysis::make(std::shared_ptr<const Calibration> calibration) {
     using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
     auto made = std::make_shared<KltAnalysis>();
-    for (const std::size_t parts : calibration->data().parts) {
-        made->first_.push_back(made->per_layer_);
-        made->per_layer_ += parts;
-    }
     for (const CalibrationUnit& unit : calibration->data().units) {
         const auto n = static_cast<Eigen::Index>(unit.transform.inputs);
         Matrix forward(n, n);
@@ -109,25 +112,13 @@ Result<std::shared_ptr<const KltAnalysis>> KltAnalysis::make(std::shared_ptr<con
     return std::shared_ptr<const KltAnalysis>(std::move(made));
 }
 
-std::size_t KltAnalysis::active(std::size_t layer, std::size_t plane, std::size_t part,
-                                std::size_t level) const {
-    const CalibrationData& data = calibration_->data();
-    const std::size_t groups = data.groups(plane);
-    const std::int8_t* classes = calibration_->unit(layer, plane, part).classes.data() + level * groups;
-    std::size_t active = 0;
-    for (std::size_t g = 0; g < groups; ++g) {
-        if (klt_class(classes[g], kGainMost) != 0)
-            active = std::min((g + 1) * kKltGroup, data.part_width(plane));
-    }
-    return active;
-}
-
 struct KltEncoder::Job {
     const ChunkInput& input;
     const KltAnalysis& analysis;
     const CalibrationData& data;
     ChunkHeader& header;
     const RopeTable& rope;
+    Calibration::Set set;
     std::size_t units_per_layer;
 
     const PlaneRows& rows(std::size_t layer, std::size_t plane) const {
@@ -158,8 +149,7 @@ void KltEncoder::load_plane(const Job& job, std::size_t layer, std::size_t plane
 void KltEncoder::quantise_unit(const Job& job, std::size_t layer, std::size_t plane, std::size_t part,
                                TokenSlice slice, Scratch& s) {
     const std::size_t width = job.data.part_width(plane), groups = job.data.groups(plane);
-    const Calibration& calibration = job.analysis.calibration();
-    const CalibrationUnit& unit = calibration.unit(layer, plane, part);
+    const CalibrationUnit& unit = job.set.unit(layer, plane, part);
     const float inverse_unit =
         1 / (static_cast<float>(unit.scale.mantissa) * kernels::power_of_two(unit.scale.exponent));
     const std::size_t size = slice.count * width;
@@ -179,11 +169,12 @@ void KltEncoder::quantise_unit(const Job& job, std::size_t layer, std::size_t pl
     }
     std::size_t active = 0;
     for (std::size_t t = 0; t < slice.count; ++t) {
+        const std::size_t level = level_index(job.header, slice.first + t);
         active = std::max(active,
-                          job.analysis.active(layer, plane, part, level_index(job.header, slice.first + t)));
+                          coded_coefficients(std::span(unit.classes).subspan(level * groups, groups), width));
     }
-    ops_.analyse(s.residual.data(), width, job.analysis.matrix(layer, plane, part), width, active,
-                 slice.count, s.coefficients.data());
+    ops_.analyse(s.residual.data(), width, job.analysis.matrix(job.set.index(layer, plane, part)), width,
+                 active, slice.count, s.coefficients.data());
     Unit& out = units_[job.unit(layer, plane, part)];
     std::fill_n(s.scaled.data(), size, std::int16_t{0});
     for (std::size_t t = 0; t < slice.count; ++t) {
@@ -249,7 +240,7 @@ void KltEncoder::write_layer(const Job& job, std::size_t layer, const std::vecto
         const std::size_t width = job.data.part_width(p), groups = job.data.groups(p);
         for (std::size_t part = 0; part < job.data.parts[p]; ++part) {
             const Unit& unit = units_[job.unit(layer, p, part)];
-            const auto& classes = job.analysis.calibration().unit(layer, p, part).classes;
+            const auto& classes = job.set.unit(layer, p, part).classes;
             for (const std::uint32_t t : body) {
                 const std::int8_t* base = classes.data() + level_index(job.header, t) * groups;
                 for (std::size_t g = 0; g < groups; ++g) {
@@ -276,9 +267,10 @@ Status KltEncoder::encode(const ChunkInput& input, const KltAnalysis& analysis, 
                 fmt::format("level {}, the calibration has 1 to {}",
                             std::max(header.level, header.klt.tail_level), data.levels.size())};
     }
-    std::size_t units_per_layer = 0;
-    for (const std::size_t parts : data.parts) units_per_layer += parts;
-    const Job job = {input, analysis, data, header, rope, units_per_layer};
+    const std::size_t units_per_layer = data.units_per_layer();
+    const Job job = {input,          analysis, data,
+                     header,         rope,     analysis.calibration().set_of_level(header.level),
+                     units_per_layer};
     const std::size_t layers = data.layout.layers;
     units_.resize(layers * units_per_layer);
     for (std::size_t l = 0; l < layers; ++l) {
@@ -291,7 +283,7 @@ Status KltEncoder::encode(const ChunkInput& input, const KltAnalysis& analysis, 
         }
     }
     unfit_.assign(header.tokens, 0);
-    states_.reset(analysis.calibration(), input.token_ids);
+    states_.reset(analysis.calibration(), job.set, input.token_ids);
     if (scratch_.size() < executor.workers()) scratch_.resize(executor.workers());
 
     // All layers of a slice in one go: tokens do not depend on each other.

@@ -32,19 +32,12 @@ class KltAnalysis {
 
     const Calibration& calibration() const { return *calibration_; }
 
-    // [channel][coefficient]: state units to coefficients at multiplier 1.
-    const float* matrix(std::size_t layer, std::size_t plane, std::size_t part) const {
-        return matrices_[layer * per_layer_ + first_[plane] + part].data();
-    }
-
-    // Leading coefficients that may be coded at a level (counted from 0) with any gain.
-    std::size_t active(std::size_t layer, std::size_t plane, std::size_t part, std::size_t level) const;
+    // Of a unit of the calibration, [channel][coefficient]: state units to coefficients at multiplier 1.
+    const float* matrix(std::size_t unit) const { return matrices_[unit].data(); }
 
   private:
     std::shared_ptr<const Calibration> calibration_;
-    std::size_t per_layer_ = 0;
-    std::vector<std::size_t> first_;  // [plane]
-    std::vector<std::vector<float>> matrices_;
+    std::vector<std::vector<float>> matrices_;  // [unit]
 };
 
 class KltEncoder {

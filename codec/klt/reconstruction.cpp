@@ -10,8 +10,10 @@ constexpr double kSparse = 0.9;
 
 }  // namespace
 
-void KltStates::reset(const Calibration& calibration, std::span<const std::int32_t> token_ids) {
+void KltStates::reset(const Calibration& calibration, const Calibration::Set& set,
+                      std::span<const std::int32_t> token_ids) {
     calibration_ = &calibration;
+    set_ = set;
     tokens_ = token_ids.size();
     const CalibrationData& data = calibration.data();
     const std::size_t planes = data.layout.planes.size();
@@ -39,10 +41,10 @@ const std::int16_t* KltStates::plane(std::size_t layer, std::size_t plane) const
 void KltStates::predict(const kernels::Ops& ops, std::size_t layer, std::size_t plane, std::size_t part,
                         TokenSlice slice, std::int32_t* sums) const {
     const CalibrationData& data = calibration_->data();
-    const CalibrationUnit& unit = calibration_->unit(layer, plane, part);
+    const CalibrationUnit& unit = set_->unit(layer, plane, part);
     const std::size_t width = data.part_width(plane);
     for (std::size_t t = 0; t < slice.count; ++t) std::copy_n(unit.bias.data(), width, sums + t * width);
-    const Calibration::Panels& panels = calibration_->panels(layer, plane, part);
+    const Calibration::Panels& panels = set_->panels(layer, plane, part);
     for (std::size_t i = 0; i < unit.terms.size(); ++i) {
         const PredictionTerm& term = unit.terms[i];
         const std::int16_t* features = nullptr;
@@ -63,7 +65,7 @@ void KltStates::predict(const kernels::Ops& ops, std::size_t layer, std::size_t 
 void KltStates::reconstruct(const kernels::Ops& ops, std::size_t layer, std::size_t plane, std::size_t part,
                             TokenSlice slice, const std::int16_t* coefficients, std::int32_t* sums) {
     const CalibrationData& data = calibration_->data();
-    const CalibrationUnit& unit = calibration_->unit(layer, plane, part);
+    const CalibrationUnit& unit = set_->unit(layer, plane, part);
     const std::size_t width = data.part_width(plane);
     // Skipping zeros pays where most coefficients are zero.
     const std::size_t count = slice.count * width;
@@ -73,7 +75,7 @@ void KltStates::reconstruct(const kernels::Ops& ops, std::size_t layer, std::siz
                                    width,
                                    width,
                                    unit.transform.entries.data(),
-                                   calibration_->panels(layer, plane, part).transform.data(),
+                                   set_->panels(layer, plane, part).transform.data(),
                                    unit.transform.shifts.data(),
                                    width,
                                    slice.count,
@@ -83,7 +85,7 @@ void KltStates::reconstruct(const kernels::Ops& ops, std::size_t layer, std::siz
         ops.project(p);
     } else {
         kernels::Projection sparse = p;
-        sparse.matrix = calibration_->columns(layer, plane, part).data();
+        sparse.matrix = set_->columns(layer, plane, part).data();
         ops.project_sparse(sparse);
     }
     const std::size_t row = data.layout.planes[plane].width();

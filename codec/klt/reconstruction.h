@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -22,7 +23,8 @@ struct TokenSlice {
 // tokens. Slices of tokens are independent: different threads may work on different ones.
 class KltStates {
   public:
-    void reset(const Calibration& calibration, std::span<const std::int32_t> token_ids);
+    void reset(const Calibration& calibration, const Calibration::Set& set,
+               std::span<const std::int32_t> token_ids);
 
     // States [token][width] of a plane. Those of `reach` layers before the newest one are still there.
     std::int16_t* plane(std::size_t layer, std::size_t plane);
@@ -41,6 +43,7 @@ class KltStates {
     std::size_t slot(std::size_t layer, std::size_t plane) const;
 
     const Calibration* calibration_ = nullptr;
+    std::optional<Calibration::Set> set_;
     std::size_t tokens_ = 0;
     std::vector<std::vector<std::int16_t>> planes_;  // [layer modulo reach + 1][plane]
     std::vector<std::int16_t> features_;             // [token][features]

@@ -235,7 +235,7 @@ TEST(CalibrationFile, RoundTrips) {
     EXPECT_EQ(back.value()->id(), sha256(bytes));
     const CalibrationCost cost = back.value()->cost();
     EXPECT_EQ(cost.token_table, data.tokens.rows.size());
-    EXPECT_EQ(cost.transforms, 6 * (32 * 32 * 2 + 32u));
+    EXPECT_EQ(cost.transforms, 6 * (32 * 32 * 2 + 32u) + 6 * (32 * 32 + 32u));
     EXPECT_GT(cost.previous_layer, 0u);
     EXPECT_GT(cost.earlier_layers, 0u);
     EXPECT_GT(cost.same_layer, 0u);
@@ -285,6 +285,11 @@ TEST(CalibrationFile, RulesAreChecked) {
     EXPECT_EQ(broken([](CalibrationData& d) { d.levels.clear(); }), kBad);
     EXPECT_EQ(broken([](CalibrationData& d) { d.levels[0].multiplier = 0; }), kBad);
     EXPECT_EQ(broken([](CalibrationData& d) { d.levels[0].multiplier = 5000; }), kBad);
+    EXPECT_EQ(broken([](CalibrationData& d) { d.levels[0].set = 2; }), kBad);
+    EXPECT_EQ(broken([](CalibrationData& d) { d.sets = 0; }), kBad);
+    EXPECT_EQ(broken([](CalibrationData& d) { d.sets = 9; }), kBad);
+    EXPECT_EQ(broken([](CalibrationData& d) { d.sets = 1, d.levels[2].set = 0; }), kBad);
+    EXPECT_EQ(broken([](CalibrationData& d) { d.units[0].transform.entry_bytes = 3; }), kBad);
     EXPECT_EQ(broken([](CalibrationData& d) { d.units[0].scale.mantissa = 1; }), kBad);
     EXPECT_EQ(broken([](CalibrationData& d) { d.units[0].scale.exponent = 104; }), kBad);
     EXPECT_EQ(broken([](CalibrationData& d) { d.units[0].bias[0] = (1 << 28) + 1; }), kBad);

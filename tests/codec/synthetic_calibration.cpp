@@ -23,12 +23,12 @@ class Numbers {
 };
 
 ShiftedMatrix make_matrix(Numbers& numbers, std::size_t outputs, std::size_t inputs, unsigned entry_bytes,
-                          std::int32_t most, std::int32_t diagonal) {
+                          std::int32_t most, std::int32_t diagonal, std::size_t shift = 8) {
     ShiftedMatrix m = {outputs, inputs, {}, {}, entry_bytes};
     for (std::size_t o = 0; o < outputs; ++o) {
         for (std::size_t i = 0; i < inputs; ++i)
             m.entries.push_back(static_cast<std::int16_t>(numbers.within(most) + (o == i ? diagonal : 0)));
-        m.shifts.push_back(static_cast<std::uint8_t>(8 + o % 2));
+        m.shifts.push_back(static_cast<std::uint8_t>(shift + o % 2));
     }
     return m;
 }
@@ -43,13 +43,14 @@ PredictionTerm make_term(Numbers& numbers, std::size_t outputs, std::size_t inpu
     return term;
 }
 
-CalibrationUnit make_unit(Numbers& numbers, const CalibrationData& data, std::size_t layer,
-                          std::size_t plane) {
+CalibrationUnit make_unit(Numbers& numbers, const CalibrationData& data, std::size_t layer, std::size_t plane,
+                          std::size_t set) {
     const std::size_t width = data.part_width(plane);
     CalibrationUnit unit;
     unit.scale = {200, -17};
     for (std::size_t i = 0; i < width; ++i) unit.bias.push_back(numbers.within(300));
-    unit.transform = make_matrix(numbers, width, width, 2, 150, 16000);
+    unit.transform = set == 0 ? make_matrix(numbers, width, width, 2, 150, 16000)
+                              : make_matrix(numbers, width, width, 1, 2, 120, 4);
     for (std::size_t back = 2; back >= 1; --back) {
         if (layer >= back) unit.terms.push_back(make_term(numbers, width, width, back, plane));
     }
@@ -75,16 +76,19 @@ CalibrationData make_calibration_data(const Layout& layout, const CalibrationSha
     data.model = "test model";
     data.layout = layout;
     data.parts = shape.parts;
-    data.levels = {{4, 1000, 3000}, {10, 5000, 2000}, {40, 20000, 1000}};
+    data.sets = 2;
+    data.levels = {{4, 1000, 3000, 0}, {10, 5000, 2000, 0}, {330, 20000, 1000, 1}};
     data.tokens.features = shape.features;
     data.tokens.wide = shape.wide;
     data.tokens.vocabulary = shape.features == 0 ? 0 : 500;  // many ids lie beyond it
     for (std::size_t i = 0; i < data.tokens.vocabulary * data.tokens.row_bytes(); ++i)
         data.tokens.rows.push_back(static_cast<std::uint8_t>(i * i * 31 >> 8));
-    for (std::size_t l = 0; l < layout.layers; ++l) {
-        for (std::size_t p = 0; p < layout.planes.size(); ++p) {
-            for (std::size_t part = 0; part < shape.parts[p]; ++part)
-                data.units.push_back(make_unit(numbers, data, l, p));
+    for (std::size_t set = 0; set < data.sets; ++set) {
+        for (std::size_t l = 0; l < layout.layers; ++l) {
+            for (std::size_t p = 0; p < layout.planes.size(); ++p) {
+                for (std::size_t part = 0; part < shape.parts[p]; ++part)
+                    data.units.push_back(make_unit(numbers, data, l, p, set));
+            }
         }
     }
     return data;

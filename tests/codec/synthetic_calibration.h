@@ -16,7 +16,8 @@ struct CalibrationShape {
     std::uint64_t seed = 1;
 };
 
-// Three levels. Terms: two layers back, one layer back, K for V, tokens, as far as they exist.
+// Three levels, the last in a set of its own, with transforms of 8 bits. Terms: two layers back, one layer
+// back, K for V, tokens, as far as they exist.
 CalibrationData make_calibration_data(const Layout& layout, const CalibrationShape& shape);
 
 std::vector<std::uint8_t> calibration_bytes(const CalibrationData& data);

@@ -57,11 +57,31 @@ void choose_gains(UnitCoefficients& unit, std::span<const std::int8_t> classes) 
 class LevelFitter {
   public:
     LevelFitter(const RowStore& store, const SampleTokens& sample, const KltAnalysis& analysis,
-                unsigned multiplier)
-        : store_(store), sample_(sample), analysis_(analysis), multiplier_(multiplier) {
-        states_.reset(analysis.calibration(), sample.token_ids);
+                std::size_t set, unsigned multiplier)
+        : store_(store),
+          sample_(sample),
+          analysis_(analysis),
+          set_(analysis.calibration().set(set)),
+          multiplier_(multiplier) {
+        states_.reset(analysis.calibration(), set_, sample.token_ids);
     }
 
+    // Appends the level's classes to all units of the set.
+    void fit_all(CalibrationData& data) {
+        for (std::size_t l = 0; l < data.layout.layers; ++l) {
+            for (std::size_t p = 0; p < data.layout.planes.size(); ++p) {
+                for (std::size_t part = 0; part < data.parts[p]; ++part) {
+                    const std::vector<std::int8_t> classes = fit(l, p, part);
+                    std::vector<std::int8_t>& all = data.units[set_.index(l, p, part)].classes;
+                    all.insert(all.end(), classes.begin(), classes.end());
+                }
+            }
+        }
+    }
+
+    double bits() const { return bits_; }
+
+  private:
     // Classes [group] of a unit; units come in order.
     std::vector<std::int8_t> fit(std::size_t layer, std::size_t plane, std::size_t part) {
         const CalibrationData& data = analysis_.calibration().data();
@@ -79,29 +99,25 @@ class LevelFitter {
         return classes;
     }
 
-    double bits() const { return bits_; }
-
-  private:
     const kernels::Ops& ops() const { return kernels::best_ops(); }
 
     void quantise(std::size_t layer, std::size_t plane, std::size_t part, UnitCoefficients& unit) {
-        const Calibration& calibration = analysis_.calibration();
         const std::size_t tokens = sample_.rows.size(), width = unit.width;
-        const kernels::Scale scale = calibration.unit(layer, plane, part).scale;
+        const kernels::Scale scale = set_.unit(layer, plane, part).scale;
         const float inverse_unit =
             1 / (static_cast<float>(scale.mantissa) * kernels::power_of_two(scale.exponent));
         sums_.resize(tokens * width);
         states_.predict(ops(), layer, plane, part, {0, tokens}, sums_.data());
         std::vector<float> residual(tokens * width), coefficients(tokens * width);
-        const std::size_t plane_index = layer * calibration.data().layout.planes.size() + plane;
+        const std::size_t plane_index = layer * analysis_.calibration().data().layout.planes.size() + plane;
         for (std::size_t t = 0; t < tokens; ++t) {
             const float* x = store_.row(plane_index, sample_.rows[t]) + part * width;
             for (std::size_t c = 0; c < width; ++c) {
                 residual[t * width + c] = x[c] * inverse_unit - static_cast<float>(sums_[t * width + c]);
             }
         }
-        ops().analyse(residual.data(), width, analysis_.matrix(layer, plane, part), width, width, tokens,
-                      coefficients.data());
+        ops().analyse(residual.data(), width, analysis_.matrix(set_.index(layer, plane, part)), width, width,
+                      tokens, coefficients.data());
         unit.q.resize(tokens * width);
         unit.gains.assign(tokens, 0);
         const float inverse_step = 1 / static_cast<float>(multiplier_);
@@ -129,6 +145,7 @@ class LevelFitter {
     const RowStore& store_;
     const SampleTokens& sample_;
     const KltAnalysis& analysis_;
+    Calibration::Set set_;
     unsigned multiplier_;
     KltStates states_;
     std::vector<std::int32_t> sums_;
@@ -137,7 +154,7 @@ class LevelFitter {
 
 }  // namespace
 
-void fit_classes(CalibrationData& data, std::span<const unsigned> multipliers, const RowStore& store,
+void fit_classes(CalibrationData& data, std::span<const LevelChoice> levels, const RowStore& store,
                  const SampleTokens& sample, const std::function<void()>& tick) {
     const auto bytes = write_calibration(data);
     if (!bytes.ok()) throw tools::Error(bytes.status().message());
@@ -146,24 +163,18 @@ void fit_classes(CalibrationData& data, std::span<const unsigned> multipliers, c
     const auto analysis = KltAnalysis::make(calibration.value());
     if (!analysis.ok()) throw tools::Error(analysis.status().message());
 
+    const double values = static_cast<double>(sample.rows.size() * data.layout.values_per_token());
     data.levels.clear();
+    for (const LevelChoice& level : levels) data.levels.push_back({level.multiplier, 0, 0, level.set});
     for (CalibrationUnit& unit : data.units) unit.classes.clear();
-    for (const unsigned multiplier : multipliers) {
-        LevelFitter fitter(store, sample, *analysis.value(), multiplier);
-        std::size_t at = 0;
-        for (std::size_t l = 0; l < data.layout.layers; ++l) {
-            for (std::size_t p = 0; p < data.layout.planes.size(); ++p) {
-                for (std::size_t part = 0; part < data.parts[p]; ++part) {
-                    const std::vector<std::int8_t> classes = fitter.fit(l, p, part);
-                    std::vector<std::int8_t>& all = data.units[at++].classes;
-                    all.insert(all.end(), classes.begin(), classes.end());
-                }
-            }
+    for (std::size_t set = 0; set < data.sets; ++set) {
+        for (CalibrationLevel& level : data.levels) {
+            LevelFitter fitter(store, sample, *analysis.value(), set, level.multiplier);
+            fitter.fit_all(data);
+            if (level.set == set)
+                level.millibits = static_cast<std::uint32_t>(std::lround(1000 * fitter.bits() / values));
+            tick();
         }
-        const double values = static_cast<double>(sample.rows.size() * data.layout.values_per_token());
-        data.levels.push_back(
-            {multiplier, 0, static_cast<std::uint32_t>(std::lround(1000 * fitter.bits() / values))});
-        tick();
     }
 }
 

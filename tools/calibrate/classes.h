@@ -17,8 +17,15 @@ struct SampleTokens {
     std::vector<std::int32_t> token_ids;
 };
 
-// Fills levels (multipliers as given, rates measured in ideal code length) and classes. `tick` per level.
-void fit_classes(CalibrationData& data, std::span<const unsigned> multipliers, const RowStore& store,
+// Which levels there are, from finest to coarsest.
+struct LevelChoice {
+    unsigned multiplier = 1;
+    std::size_t set = 0;
+};
+
+// Fills levels (rates measured in ideal code length), and classes of all levels in all sets. `tick` per level
+// and set.
+void fit_classes(CalibrationData& data, std::span<const LevelChoice> levels, const RowStore& store,
                  const SampleTokens& sample, const std::function<void()>& tick);
 
 }  // namespace kvcast::calibrate

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
+#include <utility>
 
 namespace kvcast::calibrate {
 namespace {
@@ -83,7 +85,8 @@ class Converter {
               CalibrationUnit& out) const {
         const double unit = unit_of(out.scale);
         const MatrixD back = fit.inverse_metric.cast<double>() / unit;
-        if (!to_shifted(back * fit.transform.cast<double>() * options_.unit_step, 2, out.transform))
+        if (!to_shifted(back * fit.transform.cast<double>() * options_.unit_step, options_.transform_bytes,
+                        out.transform))
             return false;
         Eigen::VectorXd bias = fit.mean.cast<double>() / unit;
         out.terms.clear();
@@ -160,16 +163,22 @@ Matrix token_features(const TokenTable& table, std::span<const std::int32_t> tok
     return out;
 }
 
-CalibrationData to_integers(const Units& units, std::span<const UnitFit> fits, const TokenTable& tokens,
-                            const std::string& model, const IntegerOptions& options) {
+CalibrationData to_integers(const Units& units, std::span<const std::vector<UnitFit>> sets,
+                            const TokenTable& tokens, const std::string& model,
+                            const IntegerOptions& options) {
     CalibrationData out;
     out.model = model;
     out.layout = units.layout;
     out.parts = units.parts;
-    out.levels = {{1, 0, 0}};
+    out.sets = sets.size();
+    out.levels = {{1, 0, 0, 0}};
     out.tokens = tokens;
-    const Converter converter(units, fits, options);
-    for (const UnitPlace& at : units.all()) out.units.push_back(converter.convert(at, out.units));
+    for (const std::vector<UnitFit>& fits : sets) {
+        const Converter converter(units, fits, options);
+        std::vector<CalibrationUnit> set;
+        for (const UnitPlace& at : units.all()) set.push_back(converter.convert(at, set));
+        std::move(set.begin(), set.end(), std::back_inserter(out.units));
+    }
     return out;
 }
 
