@@ -10,7 +10,9 @@
 //
 // Encoding goes the same way: EncodePlan::make, encode_batch, then the report and the payloads are copied
 // back, and plan.object(chunk, report, payload) is the chunk object, byte for byte what the CPU's
-// ChunkEncoder writes.
+// ChunkEncoder writes, in all profiles. klt is a closed loop, a wave of launches per layer and plane:
+// prediction from what the waves before reconstructed, forward transform in binary32 in the CPU's order of
+// sums, gains, reconstruction.
 //
 // Nothing here allocates device memory, waits for the device, or keeps state; calls may come from any thread.
 // All launches of a plan have fixed shapes, so that a call can be captured into a CUDA graph and replayed,
@@ -22,6 +24,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "codec/device/analysis_image.h"
 #include "codec/device/calibration_image.h"
 #include "codec/device/decode_plan.h"
 #include "codec/device/encode_plan.h"

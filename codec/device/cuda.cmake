@@ -32,14 +32,19 @@ add_library(kvcast_cuda STATIC
     kernels/cuda/decode.cu
     kernels/cuda/encode.cu
     kernels/cuda/klt.cu
+    kernels/cuda/klt_quantise.cu
+    kernels/cuda/klt_write.cu
     kernels/cuda/store.cu
+    codec/device/analysis_image.cpp
     codec/device/calibration_image.cpp
     codec/device/decode_batch.cu
     codec/device/decode_plan.cpp
     codec/device/encode_batch.cu
     codec/device/encode_plan.cpp
+    codec/device/klt_encode_plan.cpp
     codec/device/plan_builder.cpp
-    codec/device/plane.cpp)
+    codec/device/plane.cpp
+    codec/device/unit_task.cpp)
 add_library(kvcast::cuda ALIAS kvcast_cuda)
 target_compile_options(kvcast_cuda PRIVATE
     "$<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr;-fmad=false;-Werror=all-warnings;-Xcompiler=-Wall,-Wextra,-Werror>"

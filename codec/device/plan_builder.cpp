@@ -4,6 +4,7 @@
 
 #include "codec/device/calibration_image.h"
 #include "codec/device/image.h"
+#include "codec/device/unit_task.h"
 #include "codec/entropy/model.h"
 #include "codec/klt/klt_chunk.h"
 
@@ -156,13 +157,11 @@ void PlanBuilder::add_klt(const ChunkSource& c, std::uint32_t index) {
     const ChunkHeader& h = *c.header;
     const CalibrationData& data = c.calibration->calibration().data();
     KltChunk k = {c, h, data, body_tokens(h), 0, 0, 0, {}};
-    const std::size_t n = data.tokens.features;
-    std::vector<std::int16_t> features(k.body.size() * n);
-    for (std::size_t i = 0; i < k.body.size() && n != 0; ++i)
-        data.tokens.unpack(h.token_ids[k.body[i]], features.data() + i * n);
+    std::vector<std::int32_t> ids;
+    for (const std::uint32_t t : k.body) ids.push_back(h.token_ids[t]);
     k.body_list = put<std::uint32_t>(k.body);
     k.exact_list = put<std::uint32_t>(h.klt.exact_tokens);
-    k.features = put<std::int16_t>(features);
+    k.features = put<std::int16_t>(unpack_features(data.tokens, ids));
     for (std::size_t layer = 0; layer < h.layout.layers; ++layer) {
         for (const PlaneShape& plane : h.layout.planes)
             k.states.push_back(workspace_.take(k.body.size() * plane.width() * sizeof(std::int16_t)));
@@ -250,43 +249,13 @@ void PlanBuilder::add_klt_plane(const KltChunk& k, std::size_t layer, std::size_
 }
 
 void PlanBuilder::add_unit(const KltChunk& k, std::size_t layer, std::size_t plane, std::size_t part) {
-    const Layout& layout = k.header.layout;
-    const CalibrationImage& image = *k.source.calibration;
-    const void* bytes = k.source.calibration_bytes;
-    const CalibrationUnit& unit = image.calibration().unit(layer, plane, part);
-    const CalibrationImage::Unit& where = image.unit(layer, plane, part);
-    const std::size_t width = k.data.part_width(plane);
-    cuda::UnitTask task = {};
-    const auto add_term = [&](std::uint64_t features, std::size_t stride, bool in_image, std::size_t inputs,
-                              const CalibrationImage::Matrix& m) {
-        task.terms[task.term_count++] = {.features = features,
-                                         .matrix = at<std::uint8_t>(bytes, m.entries),
-                                         .shifts = at<std::uint8_t>(bytes, m.shifts),
-                                         .limbs = m.limbs,
-                                         .stride = u32(stride),
-                                         .inputs = u32(inputs),
-                                         .in_image = in_image};
-    };
-    for (std::size_t n = 0; n < unit.terms.size(); ++n) {
-        const PredictionTerm& term = unit.terms[n];
-        if (term.source == PredictionTerm::Source::kTokens) {
-            add_term(k.features, k.data.tokens.features, true, term.matrix.inputs, where.terms[n]);
-            continue;
-        }
-        const std::uint64_t states = k.states[(layer - term.layers_back) * layout.planes.size() + term.plane];
-        add_term(states + part * k.data.part_width(term.plane) * sizeof(std::int16_t),
-                 layout.planes[term.plane].width(), false, term.matrix.inputs, where.terms[n]);
-    }
-    const std::uint64_t part_offset = part * width * sizeof(std::int16_t);
-    const auto stride = u32(layout.planes[plane].width());
-    add_term(klt_planes_.back().coefficients + part_offset, stride, false, width, where.transform);
-    task.bias = at<std::int32_t>(bytes, where.bias);
-    task.states = k.states[layer * layout.planes.size() + plane] + part_offset;
-    task.stride = stride;
-    task.width = u32(width);
-    task.tokens = u32(k.body.size());
+    const DeviceCalibration calibration = {*k.source.calibration, k.source.calibration_bytes};
+    const UnitPlace place = {layer, plane, part};
+    cuda::UnitTask task = predicted_unit(calibration, place, {k.features, k.states, k.body.size()});
+    add_transform(task, calibration, place,
+                  klt_planes_.back().coefficients + part * task.width * sizeof(std::int16_t), task.width);
     if (task.tokens == 0) return;
-    const std::size_t wave = layer * layout.planes.size() + plane;
+    const std::size_t wave = layer * k.header.layout.planes.size() + plane;
     if (waves_.size() <= wave) waves_.resize(wave + 1);
     task.first_tile = u32(waves_[wave].tiles);
     waves_[wave].tiles += cuda::tiles_of(task);
