@@ -48,6 +48,9 @@ class EncodePlan {
     // What the device reports, to be copied back to the host.
     std::size_t report_bytes() const { return report_bytes_; }
 
+    // A chunk's identity: the parent of the chunk after it.
+    const Hash& chain(std::size_t chunk) const { return chunks_[chunk].header.chain; }
+
     // Bytes of a chunk's blocks, from the report; they may exceed its capacity.
     std::uint64_t payload_bytes(std::size_t chunk, std::span<const std::byte> report) const;
 

@@ -33,6 +33,7 @@ std::uint64_t PlanBuilder::put(std::span<const T> items) {
 
 void PlanBuilder::add(const ChunkSource& c, std::uint32_t index) {
     const ChunkHeader& h = *c.header;
+    ++chunks_;
     const std::uint64_t base = c.base_position.value_or(h.base_position);
     absolute_ = h.unrotated ? rotation(h.layout.rope, base + h.first_token, h.tokens) : cuda::kNone;
     shift_ = base != h.base_position ? rotation(h.layout.rope, base - h.base_position, 1) : cuda::kNone;
@@ -42,9 +43,20 @@ void PlanBuilder::add(const ChunkSource& c, std::uint32_t index) {
     }
     std::uint64_t offset = 0;
     for (std::size_t layer = 0; layer < h.layout.layers; ++layer) {
+        mark(layer, h.layout.planes.size(), 1);
         add_blocks(c, index, layer, offset);
         for (std::size_t p = 0; p < h.layout.planes.size(); ++p) add_plane(c, layer, p);
     }
+}
+
+// What the layers before this one of the first chunk have.
+void PlanBuilder::mark(std::size_t layer, std::size_t planes, std::size_t run_layers) {
+    if (chunks_ != 1) return;
+    marks_.push_back({.blocks = u32(blocks_.size()),
+                      .klt_runs = u32(klt_runs_.empty() ? 0 : (layer + run_layers - 1) / run_layers),
+                      .waves = u32(klt_runs_.empty() ? 0 : layer * planes),
+                      .stores = u32(stores_.size()),
+                      .tiles = u32(tiles_)});
 }
 
 std::uint32_t PlanBuilder::rotation(const Rope& rope, std::uint64_t first, std::size_t columns) {
@@ -168,6 +180,7 @@ void PlanBuilder::add_klt(const ChunkSource& c, std::uint32_t index) {
     }
     add_klt_runs(k, index);
     for (std::size_t layer = 0; layer < h.layout.layers; ++layer) {
+        mark(layer, h.layout.planes.size(), h.klt.run_layers);
         for (std::size_t plane = 0; plane < h.layout.planes.size(); ++plane) add_klt_plane(k, layer, plane);
     }
 }
@@ -287,6 +300,11 @@ Result<DecodePlan> PlanBuilder::finish() {
     l.tiles = u32(tiles_);
     plan.workspace_bytes_ = workspace_.bytes();
     plan.blocks_ = std::move(places_);
+    if (chunks_ == 1) {
+        plan.marks_ = std::move(marks_);
+        for (DecodePlan::Mark& m : plan.marks_) m.waves = std::min(m.waves, u32(l.waves.size()));
+        plan.marks_.push_back(plan.end());
+    }
     return plan;
 }
 
