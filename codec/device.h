@@ -10,7 +10,9 @@
 //
 // Encoding goes the same way: EncodePlan::make, encode_batch, then the report and the payloads are copied
 // back, and plan.object(chunk, report, payload) is the chunk object, byte for byte what the CPU's
-// ChunkEncoder writes.
+// ChunkEncoder writes, in all profiles. klt is a closed loop, a wave of launches per layer and plane:
+// prediction from what the waves before reconstructed, forward transform in binary32 in the CPU's order of
+// sums, gains, reconstruction.
 //
 // Nothing here allocates device memory, waits for the device, or keeps state; calls may come from any thread.
 // All launches of a plan have fixed shapes, so that a call can be captured into a CUDA graph and replayed,
@@ -22,6 +24,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "codec/device/analysis_image.h"
 #include "codec/device/calibration_image.h"
 #include "codec/device/decode_plan.h"
 #include "codec/device/encode_plan.h"
@@ -37,6 +40,14 @@ namespace kvcast::device {
 // with the stream, as with any kernel.
 cudaError_t decode_batch(const DecodePlan& plan, const void* image, void* workspace, std::uint32_t* status,
                          cudaStream_t stream);
+
+// The same in parts, for a plan of one chunk whose bytes come piece by piece: decode_begin() once, then
+// layers first to end - 1 as soon as their blocks are in the payload. In the klt profile layers come in
+// order, and `first` and `end` are multiples of the header's klt.run_layers, or all layers. Status words of
+// layers that were left out stay as they are.
+cudaError_t decode_begin(const DecodePlan& plan, const void* image, void* workspace, cudaStream_t stream);
+cudaError_t decode_layers(const DecodePlan& plan, std::size_t first, std::size_t end, const void* image,
+                          void* workspace, std::uint32_t* status, cudaStream_t stream);
 
 // Encodes every chunk of the plan into its payload. `image` is a copy of plan.image(), `workspace`
 // plan.workspace_bytes() bytes, `report` plan.report_bytes() bytes that plan.object() reads. Planes are read

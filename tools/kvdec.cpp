@@ -4,10 +4,13 @@
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
+#include <functional>
+#include <memory>
 #include <optional>
 #include <thread>
 
 #include "codec/decoder.h"
+#include "codec/device/coder.h"
 #include "tools/common/calibration_file.h"
 #include "tools/common/chunk_file.h"
 #include "tools/common/cli.h"
@@ -29,6 +32,7 @@ struct Arguments {
     std::string dtype;
     std::string calibration;
     std::size_t jobs = std::max(1u, std::thread::hardware_concurrency());
+    std::string device = "cpu";
     bool quiet = false;
 };
 
@@ -43,6 +47,7 @@ void declare(CLI::App& app, Arguments& a) {
         ->check(CLI::IsMember({"bf16", "fp16", "fp32"}));
     app.add_option("--calibration", a.calibration, "calibration of klt chunks (.kvcal)");
     app.add_option("-j,--jobs", a.jobs, "threads")->check(CLI::Range(1, 1024))->capture_default_str();
+    declare_device(app, a.device);
     app.add_flag("-q,--quiet", a.quiet, "print nothing on success");
 }
 
@@ -111,19 +116,41 @@ class Output {
     std::optional<SafetensorsWriter> writer_;
 };
 
-// Decodes the wanted layers of one chunk; planes keeps its buffers between calls.
-Status decode_chunk(const ChunkDecoder& decoder, Range layers, const Layout& layout, Executor& pool,
-                    std::vector<DecodeWorkspace>& workspaces,
-                    std::vector<std::vector<std::uint8_t>>& planes) {
+// Decodes the layers of an object into buffers [layer][plane].
+using DecodeLayers = std::function<Status(std::span<const std::uint8_t> object, Range layers,
+                                          std::span<const PlaneBuffer> planes)>;
+
+// Where the user wants it. Throws Error where there is no such device.
+DecodeLayers decoder_on(const std::string& device, const DecodeOptions& options, std::size_t jobs) {
+    if (device == "cuda") {
+        auto opened = device::DeviceDecoder::open(options);
+        if (!opened.ok()) throw Error(fmt::format("--device cuda: {}", opened.status().message()));
+        auto decoder = std::make_shared<device::DeviceDecoder>(std::move(opened.value()));
+        return [decoder](auto object, Range layers, auto planes) {
+            return decoder->decode_layers(object, layers.first, layers.end, planes);
+        };
+    }
+    auto pool = std::make_shared<ThreadPool>(jobs);
+    auto workspaces = std::make_shared<std::vector<DecodeWorkspace>>(pool->workers());
+    return [=](auto object, Range layers, auto planes) {
+        const auto decoder = ChunkDecoder::open(object, options);
+        if (!decoder.ok()) return decoder.status();
+        return decoder.value().decode_layers(layers.first, layers.end, planes, *pool, *workspaces);
+    };
+}
+
+// Buffers for the wanted layers of one chunk; planes keeps its memory between calls.
+std::vector<PlaneBuffer> buffers_for(std::size_t tokens, Range layers, const Layout& layout,
+                                     std::vector<std::vector<std::uint8_t>>& planes) {
     const std::size_t per_layer = layout.planes.size();
     std::vector<PlaneBuffer> buffers;
     planes.resize((layers.end - layers.first) * per_layer);
     for (std::size_t i = 0; i < planes.size(); ++i) {
         const std::size_t row = layout.planes[i % per_layer].width() * kernels::dtype_bytes(layout.dtype);
-        planes[i].resize(row * decoder.header().tokens);
+        planes[i].resize(row * tokens);
         buffers.push_back({planes[i].data(), row});
     }
-    return decoder.decode_layers(layers.first, layers.end, buffers, pool, workspaces);
+    return buffers;
 }
 
 void decode(const Arguments& a) {
@@ -137,18 +164,16 @@ void decode(const Arguments& a) {
     const std::vector<ChunkInFile> chunks = list_chunks(bytes, a.input);
     const auto calibration = load_calibration(a.calibration);
     Output output(a.output, chunks, a);
-    ThreadPool pool(a.jobs);
-    std::vector<DecodeWorkspace> workspaces(pool.workers());
+    const DecodeLayers decode_layers =
+        decoder_on(a.device, {output.layout().dtype, a.base_position, calibration}, a.jobs);
     std::vector<std::vector<std::uint8_t>> planes;
     Progress progress("kvdec", bytes.size(), "B");
     std::size_t first = 0;
     for (const ChunkInFile& chunk : chunks) {
         if (output.wants(first, chunk.header.tokens)) {
-            const auto decoder = ChunkDecoder::open(bytes.subspan(chunk.offset, chunk.bytes),
-                                                    {output.layout().dtype, a.base_position, calibration});
-            if (!decoder.ok()) raise(a.input, chunk.offset, decoder.status());
+            const auto buffers = buffers_for(chunk.header.tokens, output.layers(), output.layout(), planes);
             const Status s =
-                decode_chunk(decoder.value(), output.layers(), output.layout(), pool, workspaces, planes);
+                decode_layers(bytes.subspan(chunk.offset, chunk.bytes), output.layers(), buffers);
             if (!s.ok()) raise(a.input, chunk.offset, s);
             output.write(chunk.header, first, planes);
         }

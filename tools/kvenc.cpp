@@ -3,10 +3,12 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <thread>
 
+#include "codec/device/coder.h"
 #include "codec/encoder.h"
 #include "tools/common/calibration_file.h"
 #include "tools/common/cli.h"
@@ -27,6 +29,7 @@ struct Arguments {
     unsigned level = 5;
     std::size_t chunk_tokens = 256;
     std::size_t jobs = std::max(1u, std::thread::hardware_concurrency());
+    std::string device = "cpu";
     std::string predict = "mean";
     bool as_stored = false;
     std::string layer_steps = "flat";
@@ -54,6 +57,7 @@ void declare(CLI::App& app, Arguments& a) {
         ->check(CLI::Range(std::size_t{1}, ChunkLimits::kTokens))
         ->capture_default_str();
     app.add_option("-j,--jobs", a.jobs, "threads")->check(CLI::Range(1, 1024))->capture_default_str();
+    declare_device(app, a.device);
     app.add_option("--predict", a.predict, "mean: from the chunk's mean; anchor: from every tenth token")
         ->check(CLI::IsMember({"mean", "anchor"}))
         ->capture_default_str();
@@ -99,6 +103,25 @@ std::size_t tail_of(const Arguments& a, std::size_t tokens, std::size_t first, s
     return first + count - std::clamp(begin, first, first + count);
 }
 
+using EncodeChunk = std::function<Status(const ChunkInput&, std::vector<std::uint8_t>& object, Hash& chain)>;
+
+// Where the user wants it. Throws Error where there is no such device.
+EncodeChunk encoder_on(const std::string& device, EncodeOptions options, std::size_t jobs) {
+    if (device == "cuda") {
+        auto opened = device::DeviceEncoder::open(std::move(options));
+        if (!opened.ok()) throw Error(fmt::format("--device cuda: {}", opened.status().message()));
+        auto encoder = std::make_shared<device::DeviceEncoder>(std::move(opened.value()));
+        return [encoder](const ChunkInput& input, std::vector<std::uint8_t>& object, Hash& chain) {
+            return encoder->encode(input, object, chain);
+        };
+    }
+    auto encoder = std::make_shared<ChunkEncoder>(std::move(options));
+    auto pool = std::make_shared<ThreadPool>(jobs);
+    return [encoder, pool](const ChunkInput& input, std::vector<std::uint8_t>& object, Hash& chain) {
+        return encoder->encode(input, *pool, object, chain);
+    };
+}
+
 void encode(const Arguments& a) {
     if (a.input != "-" && a.output != "-" && std::filesystem::exists(a.output) &&
         std::filesystem::equivalent(a.input, a.output)) {
@@ -106,8 +129,7 @@ void encode(const Arguments& a) {
     }
     const KvInput kv(std::make_unique<SafetensorsReader>(a.input));
     const Layout& layout = kv.layout();
-    ChunkEncoder encoder(options_of(a, layout));
-    ThreadPool pool(a.jobs);
+    const EncodeChunk encode_chunk = encoder_on(a.device, options_of(a, layout), a.jobs);
     OutputFile output(a.output);
     const std::size_t tokens = kv.token_ids().size();
     const std::uint64_t token_bytes = layout.values_per_token() * kernels::dtype_bytes(layout.dtype);
@@ -127,7 +149,7 @@ void encode(const Arguments& a) {
                                   chain,
                                   rows,
                                   tail_of(a, tokens, first, count)};
-        if (Status s = encoder.encode(input, pool, object, chain); !s.ok())
+        if (Status s = encode_chunk(input, object, chain); !s.ok())
             throw Error(fmt::format("{}: {}", a.input, s.message()));
         output.append(std::as_bytes(std::span(object)));
         written += object.size();

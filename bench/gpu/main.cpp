@@ -9,6 +9,7 @@
 #include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <random>
 
 #include "codec/decoder.h"
@@ -211,8 +212,7 @@ std::vector<std::byte> decode_on_cpu(const std::vector<std::uint8_t>& object,
 // The same chunk `count` times, each with its own payload and its own output.
 class Batch {
   public:
-    Batch(const std::vector<std::uint8_t>& object, std::size_t count,
-          const device::CalibrationImage* calibration, const void* calibration_bytes)
+    Batch(const std::vector<std::uint8_t>& object, std::size_t count, const device::KltOnDevice& klt)
         : header_(read_header(object).value()) {
         const auto payload = std::as_bytes(std::span(object).subspan(header_.header_bytes));
         const std::size_t planes = header_.layout.layers * header_.layout.planes.size();
@@ -235,8 +235,8 @@ class Batch {
                                .payload_bytes = payloads_[i].size(),
                                .planes = targets_[i],
                                .dtype = Dtype::kBf16,
-                               .calibration = calibration,
-                               .calibration_bytes = calibration_bytes});
+                               .calibration = klt.calibration,
+                               .calibration_bytes = klt.calibration_bytes});
         }
         auto made = device::DecodePlan::make(sources);
         if (!made.ok()) throw Error(made.status().message());
@@ -272,10 +272,36 @@ class Batch {
     std::vector<DeviceBuffer> image_, workspace_, status_;  // one each
 };
 
+// A calibration with its inverses, both on the device.
+class Calibrated {
+  public:
+    explicit Calibrated(const std::shared_ptr<const Calibration>& calibration)
+        : image_(calibration),
+          analysis_(inverted(calibration)),
+          image_bytes_(image_.bytes()),
+          analysis_bytes_(analysis_.bytes()) {}
+
+    device::KltOnDevice on_device() const {
+        return {&image_, image_bytes_.data(), &analysis_, analysis_bytes_.data()};
+    }
+
+  private:
+    static device::AnalysisImage inverted(const std::shared_ptr<const Calibration>& calibration) {
+        auto made = device::AnalysisImage::make(calibration);
+        if (!made.ok()) throw Error(made.status().message());
+        return std::move(made.value());
+    }
+
+    device::CalibrationImage image_;
+    device::AnalysisImage analysis_;
+    DeviceBuffer image_bytes_, analysis_bytes_;
+};
+
 // The same chunk `count` times, each from its own rows to its own payload.
 class EncodeBatch {
   public:
-    EncodeBatch(const Source& source, const EncodeOptions& options, std::size_t count) {
+    EncodeBatch(const Source& source, const EncodeOptions& options, std::size_t count,
+                const device::KltOnDevice& klt) {
         const ChunkInput input = {&source.layout,       source.model, "", source.ids, 0,
                                   source.base_position, {},           {}, 0};
         const auto capacity = device::EncodePlan::greatest_payload(input, options);
@@ -298,7 +324,7 @@ class EncodeBatch {
         }
         for (std::size_t i = 0; i < count; ++i)
             chunks.push_back({input, planes_[i], payloads_[i].data(), payloads_[i].size()});
-        auto made = device::EncodePlan::make(chunks, options);
+        auto made = device::EncodePlan::make(chunks, options, klt);
         if (!made.ok()) throw Error(made.status().message());
         plan_ = std::move(made.value());
         image_.emplace_back(plan_.image());
@@ -393,20 +419,13 @@ nlohmann::json report(const Row& row, Times t, const Stream& stream) {
             {"verified", true}};
 }
 
-void measure(const Source& source, const Coding& coding, const Stream& stream, nlohmann::json& rows) {
+void measure(const Source& source, const Coding& coding, const device::KltOnDevice& klt, const Stream& stream,
+             nlohmann::json& rows) {
     const auto object = encode(source, coding.options);
-    const auto& calibration = coding.options.calibration;
-    const auto expected = decode_on_cpu(object, calibration);
-    std::vector<device::CalibrationImage> images;
-    std::vector<DeviceBuffer> image_bytes;
-    if (calibration != nullptr) {
-        images.emplace_back(calibration);
-        image_bytes.emplace_back(images[0].bytes());
-    }
+    const auto expected = decode_on_cpu(object, coding.options.calibration);
     const std::size_t values = expected.size() / 2;
     for (std::size_t chunks = 1; chunks == 1 || chunks * values <= kMostValues; chunks *= 2) {
-        const Batch batch(object, chunks, images.empty() ? nullptr : images.data(),
-                          image_bytes.empty() ? nullptr : image_bytes[0].data());
+        const Batch batch(object, chunks, klt);
         batch.decode(stream);
         stream.wait();
         batch.verify(expected);
@@ -416,9 +435,8 @@ void measure(const Source& source, const Coding& coding, const Stream& stream, n
                                batch.workspace_bytes()},
                               t, stream));
     }
-    if (calibration != nullptr) return;  // klt is encoded on the host
     for (std::size_t chunks = 1; chunks == 1 || chunks * values <= kMostValues; chunks *= 2) {
-        const EncodeBatch batch(source, coding.options, chunks);
+        const EncodeBatch batch(source, coding.options, chunks, klt);
         batch.encode(stream);
         stream.wait();
         batch.verify(object);
@@ -458,8 +476,11 @@ void bench(const std::string& path, const std::string& calibration_path, const s
     const KvInput kv(std::make_unique<SafetensorsReader>(path));
     const auto calibration = load_calibration(calibration_path);
     const Source real = first_chunk(kv, "sample"), made = synthetic();
-    for (const Coding& c : codings(calibration)) measure(real, c, stream, out["rows"]);
-    for (const Coding& c : codings(nullptr)) measure(made, c, stream, out["rows"]);
+    std::optional<Calibrated> calibrated;
+    if (calibration != nullptr) calibrated.emplace(calibration);
+    const auto klt = calibrated ? calibrated->on_device() : device::KltOnDevice{};
+    for (const Coding& c : codings(calibration)) measure(real, c, klt, stream, out["rows"]);
+    for (const Coding& c : codings(nullptr)) measure(made, c, {}, stream, out["rows"]);
     if (output.empty()) return;
     std::ofstream file(output);
     file << out.dump(1) << '\n';

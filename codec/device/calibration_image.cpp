@@ -40,12 +40,7 @@ void CalibrationImage::add_classes(const Calibration::Set& set, std::size_t laye
         const auto& more = set.unit(layer, plane, part).classes;
         classes.insert(classes.end(), more.begin(), more.end());
     }
-    classes_.push_back(append<std::int8_t>(bytes_, classes));
-}
-
-std::size_t CalibrationImage::classes(std::size_t set, std::size_t layer, std::size_t plane) const {
-    const CalibrationData& data = calibration_->data();
-    return classes_[(set * data.layout.layers + layer) * data.parts.size() + plane];
+    units_[set.index(layer, plane, 0)].classes = append<std::int8_t>(bytes_, classes);
 }
 
 }  // namespace kvcast::device

@@ -31,13 +31,14 @@ class CalibrationImage {
         std::size_t bias = 0;  // std::int32_t [width]
         Matrix transform;
         std::vector<Matrix> terms;
+        std::size_t classes = 0;
     };
 
     // By its index in calibration().data().units.
     const Unit& unit(std::size_t index) const { return units_[index]; }
 
-    // std::int8_t [part][level][group] of a plane in a set.
-    std::size_t classes(std::size_t set, std::size_t layer, std::size_t plane) const;
+    // std::int8_t [part][level][group] of the plane whose first unit this is.
+    std::size_t classes(std::size_t index) const { return units_[index].classes; }
 
     // std::uint16_t [level].
     std::size_t multipliers() const { return multipliers_; }
@@ -50,7 +51,6 @@ class CalibrationImage {
     std::shared_ptr<const Calibration> calibration_;
     std::vector<std::byte> bytes_;
     std::vector<Unit> units_;
-    std::vector<std::size_t> classes_;  // [set][layer][plane]
     std::size_t multipliers_ = 0;
 };
 

@@ -1,5 +1,6 @@
-# kvcast::cuda, the device API and its kernels, where nvcc is. Sets KVCAST_HAVE_CUDA. Whether or not it is built, the same
-# sources are compiled and tested on the SIMT emulator (tests/simt).
+# kvcast::device, encoding and decoding from host memory (codec/device/coder.h), which is always there and says where a
+# device is missing; and kvcast::cuda, the device API and its kernels, where nvcc is. Sets KVCAST_HAVE_CUDA. Whether or
+# not they are built, the same sources are compiled and tested on the SIMT emulator (tests/simt).
 set(KVCAST_HAVE_CUDA OFF)
 if(NOT KVCAST_CUDA STREQUAL "OFF" AND NOT KVCAST_SANITIZE AND NOT KVCAST_FUZZ)
     include(CheckLanguage)
@@ -13,6 +14,9 @@ if(NOT KVCAST_CUDA STREQUAL "OFF" AND NOT KVCAST_SANITIZE AND NOT KVCAST_FUZZ)
 endif()
 if(NOT KVCAST_HAVE_CUDA)
     message(STATUS "CUDA: kvcast::cuda is not built (no toolkit from 12.8 on, KVCAST_CUDA=OFF, or a sanitizer build)")
+    add_library(kvcast_device STATIC codec/device/no_coder.cpp)
+    target_link_libraries(kvcast_device PUBLIC kvcast::codec PRIVATE kvcast_flags)
+    add_library(kvcast::device ALIAS kvcast_device)
     return()
 endif()
 
@@ -32,17 +36,26 @@ add_library(kvcast_cuda STATIC
     kernels/cuda/decode.cu
     kernels/cuda/encode.cu
     kernels/cuda/klt.cu
+    kernels/cuda/klt_quantise.cu
+    kernels/cuda/klt_write.cu
     kernels/cuda/store.cu
+    codec/device/analysis_image.cpp
     codec/device/calibration_image.cpp
     codec/device/decode_batch.cu
     codec/device/decode_plan.cpp
     codec/device/encode_batch.cu
     codec/device/encode_plan.cpp
+    codec/device/klt_encode_plan.cpp
     codec/device/plan_builder.cpp
-    codec/device/plane.cpp)
+    codec/device/plane.cpp
+    codec/device/unit_task.cpp)
 add_library(kvcast::cuda ALIAS kvcast_cuda)
 target_compile_options(kvcast_cuda PRIVATE
     "$<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr;-fmad=false;-Werror=all-warnings;-Xcompiler=-Wall,-Wextra,-Werror>"
     "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Wshadow;-Wconversion;-Wno-sign-conversion;-Werror;-ffp-contract=off>")
 target_link_libraries(kvcast_cuda PUBLIC kvcast::codec CUDA::cudart_static PRIVATE fmt::fmt)
 target_include_directories(kvcast_cuda PUBLIC ${PROJECT_SOURCE_DIR})
+
+add_library(kvcast_device STATIC codec/device/decoder.cpp codec/device/encoder.cpp codec/device/memory.cpp)
+add_library(kvcast::device ALIAS kvcast_device)
+target_link_libraries(kvcast_device PUBLIC kvcast::cuda PRIVATE kvcast_flags fmt::fmt)

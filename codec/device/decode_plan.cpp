@@ -54,6 +54,11 @@ Result<DecodePlan> DecodePlan::make(std::span<const ChunkSource> chunks) {
     return builder.finish();
 }
 
+DecodePlan::Mark DecodePlan::end() const {
+    return {launches_.blocks.count, launches_.klt_runs.count,
+            static_cast<std::uint32_t>(launches_.waves.size()), launches_.stores.count, launches_.tiles};
+}
+
 Status DecodePlan::block_status(std::size_t index, std::uint32_t word) const {
     if (word == 0) return {};
     const Block& b = blocks_[index];

@@ -89,6 +89,17 @@ class DecodePlan {
         Array stores;
         std::uint32_t tiles = 0;  // of the stores
     };
+    // How many of each there are before a layer of a plan of one chunk.
+    struct Mark {
+        std::uint32_t blocks = 0;
+        std::uint32_t klt_runs = 0;
+        std::uint32_t waves = 0;
+        std::uint32_t stores = 0;
+        std::uint32_t tiles = 0;
+    };
+    // [layer], and the end; empty unless the plan is of one chunk.
+    const std::vector<Mark>& marks() const { return marks_; }
+    Mark end() const;
     const Launches& launches() const { return launches_; }
 
   private:
@@ -97,6 +108,7 @@ class DecodePlan {
     std::vector<std::byte> image_;
     std::size_t workspace_bytes_ = 0;
     std::vector<Block> blocks_;
+    std::vector<Mark> marks_;
     Launches launches_;
 };
 

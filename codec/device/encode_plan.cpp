@@ -9,6 +9,7 @@
 #include "codec/chunk_plan.h"
 #include "codec/delta/quantised_head.h"
 #include "codec/device/image.h"
+#include "codec/device/klt_encode_plan.h"
 #include "codec/entropy/model.h"
 
 namespace kvcast::device {
@@ -16,23 +17,8 @@ namespace {
 
 namespace cuda = kernels::cuda;
 
-std::unique_ptr<cuda::CoderTables> coder_tables() {
-    auto tables = std::make_unique<cuda::CoderTables>();
-    static_assert(cuda::kTables == entropy::kTables);
-    for (std::size_t t = 0; t < entropy::kTables; ++t) {
-        tables->encode[t] = entropy::encode_table(t);
-        for (unsigned s = 0; s < kernels::kSymbols; ++s)
-            tables->cost[t][s] = static_cast<std::uint16_t>(entropy::symbol_cost(t, s));
-    }
-    const auto thresholds = entropy::class_thresholds();
-    std::copy(thresholds.begin(), thresholds.end(), std::begin(tables->class_thresholds));
-    return tables;
-}
-
 // check_input, which looks at how many planes are given and not at what is in them.
 Status check_without_planes(ChunkInput input, std::size_t planes, const EncodeOptions& options) {
-    if (options.profile == Profile::kKlt)
-        return {ErrorCode::kUnsupportedProfile, "klt chunks are encoded on the host"};
     const std::vector<PlaneRows> none(planes);
     input.planes = none;
     return check_input(input, options);
@@ -55,6 +41,19 @@ std::uint64_t slots_bytes(const ChunkHeader& h) {
 }
 
 }  // namespace
+
+std::size_t append_coder_tables(std::vector<std::byte>& image) {
+    auto tables = std::make_unique<cuda::CoderTables>();
+    static_assert(cuda::kTables == entropy::kTables);
+    for (std::size_t t = 0; t < entropy::kTables; ++t) {
+        tables->encode[t] = entropy::encode_table(t);
+        for (unsigned s = 0; s < kernels::kSymbols; ++s)
+            tables->cost[t][s] = static_cast<std::uint16_t>(entropy::symbol_cost(t, s));
+    }
+    const auto thresholds = entropy::class_thresholds();
+    std::copy(thresholds.begin(), thresholds.end(), std::begin(tables->class_thresholds));
+    return append<cuda::CoderTables>(image, {tables.get(), 1});
+}
 
 class EncodePlan::Builder {
   public:
@@ -85,8 +84,7 @@ class EncodePlan::Builder {
             return Status(ErrorCode::kLimitExceeded, "a batch beyond 2^31 tiles, channels or blocks");
         std::vector<std::byte>& image = plan_.image_;
         Launches& l = plan_.launches_;
-        const auto tables = coder_tables();
-        l.tables = append<cuda::CoderTables>(image, {tables.get(), 1});
+        l.tables = append_coder_tables(image);
         l.rotations = append<cuda::RotationTask>(image, rotations_);
         l.rotation_count = u32(rotations_.size());
         l.planes = append<cuda::EncodePlaneTask>(image, planes_);
@@ -175,14 +173,18 @@ class EncodePlan::Builder {
     std::uint32_t rotation_ = cuda::kNone;  // of the chunk that is being added
 };
 
-Result<EncodePlan> EncodePlan::make(std::span<const ChunkToEncode> chunks, const EncodeOptions& options) {
+Result<EncodePlan> EncodePlan::make(std::span<const ChunkToEncode> chunks, const EncodeOptions& options,
+                                    const KltOnDevice& klt) {
+    const bool is_klt = options.profile == Profile::kKlt;
     Builder builder(options);
+    KltPlanBuilder klt_builder(options, klt);
     for (std::size_t i = 0; i < chunks.size(); ++i) {
-        if (Status s = check_chunk(chunks[i], options); !s.ok())
-            return Status(s.code(), fmt::format("chunk {} of the batch: {}", i, s.message()));
-        builder.add(chunks[i]);
+        Status s = check_chunk(chunks[i], options);
+        if (s.ok() && is_klt) s = klt_builder.add(chunks[i]);
+        if (!s.ok()) return Status(s.code(), fmt::format("chunk {} of the batch: {}", i, s.message()));
+        if (!is_klt) builder.add(chunks[i]);
     }
-    return builder.finish();
+    return is_klt ? klt_builder.finish() : builder.finish();
 }
 
 Result<std::uint64_t> EncodePlan::greatest_payload(const ChunkInput& input, const EncodeOptions& options) {
@@ -204,6 +206,24 @@ std::uint64_t EncodePlan::payload_bytes(std::size_t chunk, std::span<const std::
     return total;
 }
 
+// What the device has decided about a chunk.
+void EncodePlan::read_choices(const Chunk& c, std::span<const std::byte> report, ChunkHeader& h) const {
+    for (std::size_t i = 0; i < h.planes.size(); ++i) {
+        cuda::PlaneChoice choice;
+        std::memcpy(&choice, report.data() + (c.first_plane + i) * sizeof(choice), sizeof(choice));
+        if (choice.quantised != 0) h.planes[i] = {PlaneMode::kQuantised, choice.guard_bits, choice.scale};
+    }
+    std::memcpy(h.block_bytes.data(),
+                report.data() + launches_.block_bytes + c.first_block * sizeof(std::uint32_t),
+                h.block_bytes.size() * sizeof(std::uint32_t));
+    if (h.profile != Profile::kKlt) return;
+    std::uint32_t count = 0;
+    std::memcpy(&count, report.data() + c.exact_tokens, sizeof(count));
+    h.klt.exact_tokens.resize(std::min<std::size_t>(count, h.tokens));
+    std::memcpy(h.klt.exact_tokens.data(), report.data() + c.exact_tokens + sizeof(count),
+                h.klt.exact_tokens.size() * sizeof(count));
+}
+
 Result<std::vector<std::uint8_t>> EncodePlan::object(std::size_t chunk, std::span<const std::byte> report,
                                                      std::span<const std::uint8_t> payload) const {
     const Chunk& c = chunks_[chunk];
@@ -213,14 +233,7 @@ Result<std::vector<std::uint8_t>> EncodePlan::object(std::size_t chunk, std::spa
                                                               std::min(c.capacity, payload.size())));
     }
     ChunkHeader h = c.header;
-    for (std::size_t i = 0; i < h.planes.size(); ++i) {
-        cuda::PlaneChoice choice;
-        std::memcpy(&choice, report.data() + (c.first_plane + i) * sizeof(choice), sizeof(choice));
-        if (choice.quantised != 0) h.planes[i] = {PlaneMode::kQuantised, choice.guard_bits, choice.scale};
-    }
-    std::memcpy(h.block_bytes.data(),
-                report.data() + launches_.block_bytes + c.first_block * sizeof(std::uint32_t),
-                h.block_bytes.size() * sizeof(std::uint32_t));
+    read_choices(c, report, h);
     std::size_t at = 0;
     for (std::size_t layer = 0; layer < h.layout.layers; ++layer) {
         const std::size_t length = h.layer_payload_bytes(layer);

@@ -6,6 +6,8 @@
 #include <span>
 #include <vector>
 
+#include "codec/device/analysis_image.h"
+#include "codec/device/calibration_image.h"
 #include "codec/device/plane.h"
 #include "codec/encoder.h"
 #include "kernels/cuda/encode_tasks.h"
@@ -22,19 +24,32 @@ struct ChunkToEncode {
     std::size_t payload_capacity = 0;
 };
 
-// A batch of chunks of one profile (delta or lossless) and level, ready to be encoded any number of times.
-// Immutable; threads may share it. The image holds the coder's tables, about 0.8 MB.
+// The calibration of klt chunks, EncodeOptions::calibration, on the device: both images, and their bytes() in
+// device memory. The images are used while the plan is made.
+struct KltOnDevice {
+    const CalibrationImage* calibration = nullptr;
+    const void* calibration_bytes = nullptr;
+    const AnalysisImage* analysis = nullptr;
+    const void* analysis_bytes = nullptr;
+};
+
+// A batch of chunks of one profile and level, ready to be encoded any number of times. Immutable; threads may
+// share it. The image holds the coder's tables, about 0.8 MB.
 class EncodePlan {
   public:
     // kBadArgument, kLimitExceeded as ChunkEncoder::encode says them, and for planes or payloads that are
-    // misaligned; kUnsupportedProfile for klt, whose analysis is the host's.
-    static Result<EncodePlan> make(std::span<const ChunkToEncode> chunks, const EncodeOptions& options);
+    // misaligned; of klt chunks kMissingCalibration, kWrongCalibration (not the options').
+    static Result<EncodePlan> make(std::span<const ChunkToEncode> chunks, const EncodeOptions& options,
+                                   const KltOnDevice& klt = {});
 
     std::span<const std::byte> image() const { return image_; }
     std::size_t workspace_bytes() const { return workspace_bytes_; }
 
     // What the device reports, to be copied back to the host.
     std::size_t report_bytes() const { return report_bytes_; }
+
+    // A chunk's identity: the parent of the chunk after it.
+    const Hash& chain(std::size_t chunk) const { return chunks_[chunk].header.chain; }
 
     // Bytes of a chunk's blocks, from the report; they may exceed its capacity.
     std::uint64_t payload_bytes(std::size_t chunk, std::span<const std::byte> report) const;
@@ -63,18 +78,39 @@ class EncodePlan {
         std::uint32_t chunks = 0;
         std::uint32_t most_blocks = 0;
         std::size_t block_bytes = 0;  // in the report, after the choices
+
+        // klt: blocks are runs of layers, and the report has the bytes of both.
+        struct Wave {
+            std::size_t projections = 0;
+            std::size_t units = 0;
+            std::uint32_t count = 0;
+            std::uint32_t projection_tiles = 0;
+            std::uint32_t tiles = 0;
+            std::uint32_t tokens = 0;
+        };
+        std::vector<Wave> waves;
+        std::size_t klt_chunks = 0;
+        std::size_t klt_planes = 0;
+        std::uint32_t klt_plane_count = 0;
+        std::uint32_t heads = 0;
+        std::size_t runs = 0;
+        std::size_t run_bytes = 0;  // in the report
     };
     const Launches& launches() const { return launches_; }
 
   private:
     class Builder;
+    friend class KltPlanBuilder;
 
     struct Chunk {
         ChunkHeader header;  // all but what the report says
         std::size_t first_plane = 0;
         std::size_t first_block = 0;
         std::size_t capacity = 0;
+        std::size_t exact_tokens = 0;  // klt, in the report: std::uint32_t, how many and which
     };
+
+    void read_choices(const Chunk& chunk, std::span<const std::byte> report, ChunkHeader& header) const;
 
     std::vector<std::byte> image_;
     std::size_t workspace_bytes_ = 0;

@@ -4,6 +4,7 @@
 
 #include "codec/device/calibration_image.h"
 #include "codec/device/image.h"
+#include "codec/device/unit_task.h"
 #include "codec/entropy/model.h"
 #include "codec/klt/klt_chunk.h"
 
@@ -32,6 +33,7 @@ std::uint64_t PlanBuilder::put(std::span<const T> items) {
 
 void PlanBuilder::add(const ChunkSource& c, std::uint32_t index) {
     const ChunkHeader& h = *c.header;
+    ++chunks_;
     const std::uint64_t base = c.base_position.value_or(h.base_position);
     absolute_ = h.unrotated ? rotation(h.layout.rope, base + h.first_token, h.tokens) : cuda::kNone;
     shift_ = base != h.base_position ? rotation(h.layout.rope, base - h.base_position, 1) : cuda::kNone;
@@ -41,9 +43,20 @@ void PlanBuilder::add(const ChunkSource& c, std::uint32_t index) {
     }
     std::uint64_t offset = 0;
     for (std::size_t layer = 0; layer < h.layout.layers; ++layer) {
+        mark(layer, h.layout.planes.size(), 1);
         add_blocks(c, index, layer, offset);
         for (std::size_t p = 0; p < h.layout.planes.size(); ++p) add_plane(c, layer, p);
     }
+}
+
+// What the layers before this one of the first chunk have.
+void PlanBuilder::mark(std::size_t layer, std::size_t planes, std::size_t run_layers) {
+    if (chunks_ != 1) return;
+    marks_.push_back({.blocks = u32(blocks_.size()),
+                      .klt_runs = u32(klt_runs_.empty() ? 0 : (layer + run_layers - 1) / run_layers),
+                      .waves = u32(klt_runs_.empty() ? 0 : layer * planes),
+                      .stores = u32(stores_.size()),
+                      .tiles = u32(tiles_)});
 }
 
 std::uint32_t PlanBuilder::rotation(const Rope& rope, std::uint64_t first, std::size_t columns) {
@@ -145,7 +158,6 @@ struct PlanBuilder::KltChunk {
     const ChunkSource& source;
     const ChunkHeader& header;
     const CalibrationData& data;
-    std::size_t set_index;
     Calibration::Set set;
     std::vector<std::uint32_t> body;
     std::uint64_t body_list;            // image: the body tokens
@@ -157,23 +169,19 @@ struct PlanBuilder::KltChunk {
 void PlanBuilder::add_klt(const ChunkSource& c, std::uint32_t index) {
     const ChunkHeader& h = *c.header;
     const Calibration& calibration = c.calibration->calibration();
-    const CalibrationData& data = calibration.data();
-    KltChunk k = {
-        c, h, data, data.levels[h.level - 1].set, calibration.set_of_level(h.level), body_tokens(h), 0,
-        0, 0, {}};
-    const std::size_t n = data.tokens.features;
-    std::vector<std::int16_t> features(k.body.size() * n);
-    for (std::size_t i = 0; i < k.body.size() && n != 0; ++i)
-        data.tokens.unpack(h.token_ids[k.body[i]], features.data() + i * n);
+    KltChunk k = {c, h, calibration.data(), calibration.set_of_level(h.level), body_tokens(h), 0, 0, 0, {}};
+    std::vector<std::int32_t> ids;
+    for (const std::uint32_t t : k.body) ids.push_back(h.token_ids[t]);
     k.body_list = put<std::uint32_t>(k.body);
     k.exact_list = put<std::uint32_t>(h.klt.exact_tokens);
-    k.features = put<std::int16_t>(features);
+    k.features = put<std::int16_t>(unpack_features(data.tokens, ids));
     for (std::size_t layer = 0; layer < h.layout.layers; ++layer) {
         for (const PlaneShape& plane : h.layout.planes)
             k.states.push_back(workspace_.take(k.body.size() * plane.width() * sizeof(std::int16_t)));
     }
     add_klt_runs(k, index);
     for (std::size_t layer = 0; layer < h.layout.layers; ++layer) {
+        mark(layer, h.layout.planes.size(), h.klt.run_layers);
         for (std::size_t plane = 0; plane < h.layout.planes.size(); ++plane) add_klt_plane(k, layer, plane);
     }
 }
@@ -217,7 +225,7 @@ void PlanBuilder::add_klt_plane(const KltChunk& k, std::size_t layer, std::size_
         .rows = workspace_.take(h.klt.exact_tokens.size() * shape.width() *
                                 cuda::element_bytes(true, h.layout.dtype)),
         .classes = at<std::int8_t>(k.source.calibration_bytes,
-                                   k.source.calibration->classes(k.set_index, layer, plane)),
+                                   k.source.calibration->classes(k.set.index(layer, plane, 0))),
         .heads = u32(shape.heads),
         .channels = u32(shape.head_dim),
         .parts = u32(parts),
@@ -255,43 +263,13 @@ void PlanBuilder::add_klt_plane(const KltChunk& k, std::size_t layer, std::size_
 }
 
 void PlanBuilder::add_unit(const KltChunk& k, std::size_t layer, std::size_t plane, std::size_t part) {
-    const Layout& layout = k.header.layout;
-    const CalibrationImage& image = *k.source.calibration;
-    const void* bytes = k.source.calibration_bytes;
-    const CalibrationUnit& unit = k.set.unit(layer, plane, part);
-    const CalibrationImage::Unit& where = image.unit(k.set.index(layer, plane, part));
-    const std::size_t width = k.data.part_width(plane);
-    cuda::UnitTask task = {};
-    const auto add_term = [&](std::uint64_t features, std::size_t stride, bool in_image, std::size_t inputs,
-                              const CalibrationImage::Matrix& m) {
-        task.terms[task.term_count++] = {.features = features,
-                                         .matrix = at<std::uint8_t>(bytes, m.entries),
-                                         .shifts = at<std::uint8_t>(bytes, m.shifts),
-                                         .limbs = m.limbs,
-                                         .stride = u32(stride),
-                                         .inputs = u32(inputs),
-                                         .in_image = in_image};
-    };
-    for (std::size_t n = 0; n < unit.terms.size(); ++n) {
-        const PredictionTerm& term = unit.terms[n];
-        if (term.source == PredictionTerm::Source::kTokens) {
-            add_term(k.features, k.data.tokens.features, true, term.matrix.inputs, where.terms[n]);
-            continue;
-        }
-        const std::uint64_t states = k.states[(layer - term.layers_back) * layout.planes.size() + term.plane];
-        add_term(states + part * k.data.part_width(term.plane) * sizeof(std::int16_t),
-                 layout.planes[term.plane].width(), false, term.matrix.inputs, where.terms[n]);
-    }
-    const std::uint64_t part_offset = part * width * sizeof(std::int16_t);
-    const auto stride = u32(layout.planes[plane].width());
-    add_term(klt_planes_.back().coefficients + part_offset, stride, false, width, where.transform);
-    task.bias = at<std::int32_t>(bytes, where.bias);
-    task.states = k.states[layer * layout.planes.size() + plane] + part_offset;
-    task.stride = stride;
-    task.width = u32(width);
-    task.tokens = u32(k.body.size());
+    const DeviceCalibration calibration = {*k.source.calibration, k.source.calibration_bytes, k.set};
+    const UnitPlace place = {layer, plane, part};
+    cuda::UnitTask task = predicted_unit(calibration, place, {k.features, k.states, k.body.size()});
+    add_transform(task, calibration, place,
+                  klt_planes_.back().coefficients + part * task.width * sizeof(std::int16_t), task.width);
     if (task.tokens == 0) return;
-    const std::size_t wave = layer * layout.planes.size() + plane;
+    const std::size_t wave = layer * k.header.layout.planes.size() + plane;
     if (waves_.size() <= wave) waves_.resize(wave + 1);
     task.first_tile = u32(waves_[wave].tiles);
     waves_[wave].tiles += cuda::tiles_of(task);
@@ -323,6 +301,11 @@ Result<DecodePlan> PlanBuilder::finish() {
     l.tiles = u32(tiles_);
     plan.workspace_bytes_ = workspace_.bytes();
     plan.blocks_ = std::move(places_);
+    if (chunks_ == 1) {
+        plan.marks_ = std::move(marks_);
+        for (DecodePlan::Mark& m : plan.marks_) m.waves = std::min(m.waves, u32(l.waves.size()));
+        plan.marks_.push_back(plan.end());
+    }
     return plan;
 }
 

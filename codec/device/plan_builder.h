@@ -26,6 +26,7 @@ class PlanBuilder {
     template <typename T>
     std::uint64_t put(std::span<const T> items);
 
+    void mark(std::size_t layer, std::size_t planes, std::size_t run_layers);
     std::uint32_t rotation(const Rope& rope, std::uint64_t first, std::size_t columns);
     void store(kernels::cuda::StoreTask task);
     kernels::cuda::StoreTask store_of(const ChunkSource& c, std::size_t layer, std::size_t plane) const;
@@ -54,6 +55,8 @@ class PlanBuilder {
     std::vector<kernels::cuda::KltRunTask> klt_runs_;
     std::vector<Wave> waves_;  // [layer * planes + plane]
     std::vector<DecodePlan::Block> places_;
+    std::vector<DecodePlan::Mark> marks_;  // of all chunks' layers
+    std::size_t chunks_ = 0;
     Workspace workspace_;
     std::uint64_t tiles_ = 0;
     std::uint32_t most_channels_ = 1;

@@ -60,6 +60,10 @@ const char* error_name(ErrorCode code) {
             return "foreign";
         case ErrorCode::kCancelled:
             return "cancelled";
+        case ErrorCode::kNoDevice:
+            return "no-device";
+        case ErrorCode::kDevice:
+            return "device";
     }
     return "unknown";
 }

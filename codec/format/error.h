@@ -48,6 +48,9 @@ enum class ErrorCode : std::uint16_t {
     kExpired = 113,
     kForeign = 114,  // of another model, layout, or other tokens
     kCancelled = 120,
+    // Devices.
+    kNoDevice = 130,  // none in this machine, or none that this build can use
+    kDevice = 131,    // it failed, or its memory is used up
 };
 
 // The code's name as FORMAT.md and the tools spell it, for example "block-checksum".

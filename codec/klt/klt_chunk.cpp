@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "codec/format/chain.h"
 
 namespace kvcast {
@@ -22,6 +24,18 @@ Status check_calibration(const ChunkHeader& h, const Calibration* calibration) {
     }
     if (!fits(calibration->data(), h.layout))
         return {ErrorCode::kBadHeader, "the chunk's layout is not the calibration's"};
+    return {};
+}
+
+Status check_klt_options(const ChunkHeader& h, const CalibrationData& data) {
+    if (!fits(data, h.layout))
+        return {ErrorCode::kBadArgument,
+                fmt::format("the calibration is of model '{}' with another layout", data.model)};
+    const std::size_t level = std::max(h.level, h.klt.tail_level);
+    if (level > data.levels.size()) {
+        return {ErrorCode::kBadArgument,
+                fmt::format("level {}, the calibration has 1 to {}", level, data.levels.size())};
+    }
     return {};
 }
 

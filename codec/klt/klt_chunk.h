@@ -15,6 +15,9 @@ namespace kvcast {
 // kBadHeader.
 Status check_calibration(const ChunkHeader& header, const Calibration* calibration);
 
+// kOk where an encoder can code the chunk with the calibration: kBadArgument (its layout, or no such level).
+Status check_klt_options(const ChunkHeader& header, const CalibrationData& data);
+
 // Tokens that are coded by coefficients, in order.
 std::vector<std::uint32_t> body_tokens(const ChunkHeader& header);
 

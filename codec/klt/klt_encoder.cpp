@@ -1,36 +1,26 @@
 #include "codec/klt/klt_encoder.h"
 
-#include <fmt/format.h>
-
 #include <Eigen/LU>
 #include <algorithm>
 #include <array>
 #include <cmath>
 
 #include "codec/lossless/exact_head.h"
+#include "kernels/klt_choice.h"
 
 namespace kvcast {
 namespace {
 
-// Gains that the encoder tries; the format allows more.
-constexpr int kGainMost = 6;
-
-// Magnitudes of coefficients that strips can hold.
-constexpr float kCoefficientMost = 30000;
-
-// Room that states keep below saturation.
-constexpr float kStateMost = 32000;
-
 // Code lengths in 1/256 bit of small coefficients, by class: the inner loop of the choice of gains.
 class CostTable {
   public:
-    static constexpr std::int32_t kMost = 15;
+    static constexpr std::int32_t kMost = kernels::kKltSymmetricCost;
 
     CostTable() {
         for (unsigned c = 0; c < entropy::kClasses; ++c) {
             for (std::int32_t q = 0; q <= kMost; ++q)
                 cost_[c][static_cast<std::size_t>(q)] =
-                    c == 0 ? kLostCost * static_cast<std::uint32_t>(q)
+                    c == 0 ? kernels::kKltLostCost * static_cast<std::uint32_t>(q)
                            : static_cast<std::uint32_t>(entropy::value_cost(c, q));
         }
     }
@@ -38,14 +28,12 @@ class CostTable {
     std::uint64_t of(unsigned spread_class, std::int32_t q) const {
         const std::int32_t magnitude = std::abs(q);
         if (magnitude <= kMost) return cost_[spread_class][static_cast<std::size_t>(magnitude)];
-        if (spread_class == 0) return std::uint64_t{kLostCost} * static_cast<std::uint64_t>(magnitude);
+        if (spread_class == 0)
+            return std::uint64_t{kernels::kKltLostCost} * static_cast<std::uint64_t>(magnitude);
         return entropy::value_cost(spread_class, q);
     }
 
   private:
-    // What a coefficient that class 0 sets to zero counts for: its bits are saved, its error is not.
-    static constexpr std::uint32_t kLostCost = 8 * 256;
-
     std::array<std::array<std::uint32_t, kMost + 1>, entropy::kClasses> cost_{};
 };
 
@@ -54,14 +42,15 @@ const CostTable& cost_table() {
     return table;
 }
 
-// Leading coefficients of `width` that may be coded with any gain.
-std::size_t coded_coefficients(std::span<const std::int8_t> classes, std::size_t width) {
-    std::size_t groups = classes.size();
-    while (groups > 0 && klt_class(classes[groups - 1], kGainMost) == 0) --groups;
+}  // namespace
+
+std::size_t coded_coefficients(const CalibrationUnit& unit, std::size_t level) {
+    const std::size_t width = unit.transform.inputs, count = (width + kKltGroup - 1) / kKltGroup;
+    const std::int8_t* classes = unit.classes.data() + level * count;
+    std::size_t groups = count;
+    while (groups > 0 && klt_class(classes[groups - 1], kernels::kKltGainMost) == 0) --groups;
     return std::min(groups * kKltGroup, width);
 }
-
-}  // namespace
 
 std::uint64_t klt_group_cost(std::span<const std::int16_t> q, unsigned spread_class) {
     const CostTable& costs = cost_table();
@@ -73,11 +62,11 @@ std::uint64_t klt_group_cost(std::span<const std::int16_t> q, unsigned spread_cl
 int cheapest_klt_gain(std::span<const std::int16_t> q, const std::int8_t* classes) {
     int best = 0;
     std::uint64_t least = ~std::uint64_t{0};
-    for (int i = 0; i <= 2 * kGainMost; ++i) {
-        const int gain = i % 2 == 0 ? -i / 2 : (i + 1) / 2;  // 0, 1, -1, 2, ...: small ones win ties
+    for (std::int32_t i = 0; i < kernels::kKltGainsTried; ++i) {
+        const std::int16_t gain = kernels::klt_gain_tried(i);
         std::uint64_t sum = 0;
         for (std::size_t j = 0; j < q.size() && sum < least; j += kKltGroup) {
-            const unsigned c = klt_class(classes[j / kKltGroup], static_cast<std::int16_t>(gain));
+            const unsigned c = klt_class(classes[j / kKltGroup], gain);
             sum += klt_group_cost(q.subspan(j, std::min(kKltGroup, q.size() - j)), c);
         }
         if (sum < least) {
@@ -162,17 +151,14 @@ void KltEncoder::quantise_unit(const Job& job, std::size_t layer, std::size_t pl
     for (std::size_t t = 0; t < slice.count; ++t) {
         for (std::size_t c = 0; c < width; ++c) {
             const float state = tile[c * slice.count + t] * inverse_unit;
-            const bool fits = std::abs(state) <= kStateMost;  // false for NaN too
+            const bool fits = kernels::klt_state_fits(state);
             if (!fits) unfit_[slice.first + t] = 1;
             s.residual[t * width + c] = fits ? state - static_cast<float>(s.sums[t * width + c]) : 0.0f;
         }
     }
     std::size_t active = 0;
-    for (std::size_t t = 0; t < slice.count; ++t) {
-        const std::size_t level = level_index(job.header, slice.first + t);
-        active = std::max(active,
-                          coded_coefficients(std::span(unit.classes).subspan(level * groups, groups), width));
-    }
+    for (std::size_t t = 0; t < slice.count; ++t)
+        active = std::max(active, coded_coefficients(unit, level_index(job.header, slice.first + t)));
     ops_.analyse(s.residual.data(), width, job.analysis.matrix(job.set.index(layer, plane, part)), width,
                  active, slice.count, s.coefficients.data());
     Unit& out = units_[job.unit(layer, plane, part)];
@@ -184,10 +170,10 @@ void KltEncoder::quantise_unit(const Job& job, std::size_t layer, std::size_t pl
         const float inverse_step = 1 / static_cast<float>(multiplier);
         std::int16_t* q = out.q.data() + token * width;
         for (std::size_t j = 0; j < active; ++j) {
-            const float x = s.coefficients[t * active + j] * inverse_step;
-            const bool fits = std::abs(x * static_cast<float>(multiplier)) <= kCoefficientMost;
-            if (!fits) unfit_[token] = 1;
-            q[j] = fits ? static_cast<std::int16_t>(kernels::round_even(x)) : std::int16_t{0};
+            const kernels::KltQuantised v =
+                kernels::klt_quantised(s.coefficients[t * active + j], inverse_step, multiplier);
+            if (!v.fits) unfit_[token] = 1;
+            q[j] = v.q;
         }
         const std::int8_t* classes = unit.classes.data() + level * groups;
         const int gain = cheapest_klt_gain({q, active}, classes);
@@ -259,14 +245,7 @@ Status KltEncoder::encode(const ChunkInput& input, const KltAnalysis& analysis, 
                           std::vector<std::vector<std::uint8_t>>& blocks,
                           std::span<entropy::BlockCost> costs) {
     const CalibrationData& data = analysis.calibration().data();
-    if (!fits(data, header.layout))
-        return {ErrorCode::kBadArgument,
-                fmt::format("the calibration is of model '{}' with another layout", data.model)};
-    if (header.level > data.levels.size() || header.klt.tail_level > data.levels.size()) {
-        return {ErrorCode::kBadArgument,
-                fmt::format("level {}, the calibration has 1 to {}",
-                            std::max(header.level, header.klt.tail_level), data.levels.size())};
-    }
+    if (Status s = check_klt_options(header, data); !s.ok()) return s;
     const std::size_t units_per_layer = data.units_per_layer();
     const Job job = {input,          analysis, data,
                      header,         rope,     analysis.calibration().set_of_level(header.level),

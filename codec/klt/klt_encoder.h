@@ -24,6 +24,9 @@ std::uint64_t klt_group_cost(std::span<const std::int16_t> q, unsigned spread_cl
 // The gain with which a token's coefficients of a unit cost least; `classes` [group].
 int cheapest_klt_gain(std::span<const std::int16_t> q, const std::int8_t* classes);
 
+// Leading coefficients of a unit that may be coded at a level (counted from 0) with any gain that is tried.
+std::size_t coded_coefficients(const CalibrationUnit& unit, std::size_t level);
+
 // Inverse transforms of a calibration's units, for encoders. Immutable; may be shared.
 class KltAnalysis {
   public:

@@ -3,6 +3,7 @@
 // floats are rounded once per operation (no contraction), sums are integers, and the few sums of doubles go
 // in the CPU's order.
 #include "kernels/cuda/encode_launch.h"
+#include "kernels/cuda/exponent_model.cuh"
 #include "kernels/cuda/platform.cuh"
 #include "kernels/cuda/rows.cuh"
 #include "kernels/cuda/warp_rans.cuh"
@@ -71,13 +72,12 @@ __global__ void load_tiles(Memory memory, const EncodePlaneTask* planes, std::ui
             put(slot.first, token, std::bit_cast<std::uint32_t>(x));
             continue;
         }
-        constexpr float unit = 1.0f / (1 << kTrigBits);
         const float y = from_bits(p.source, second[t][s]);
         const SinCos angle = reinterpret_cast<const SinCos*>(
             memory.workspace + r->table)[(first_slot + s) * r->columns + p.exact_rows + token];
-        const auto cos = static_cast<float>(angle.cos), sin = static_cast<float>(angle.sin);
-        put(slot.first, token, std::bit_cast<std::uint32_t>((x * cos + y * sin) * unit));
-        put(slot.second, token, std::bit_cast<std::uint32_t>((y * cos - x * sin) * unit));
+        const TurnedBack v = turned_back(x, y, angle);
+        put(slot.first, token, std::bit_cast<std::uint32_t>(v.a));
+        put(slot.second, token, std::bit_cast<std::uint32_t>(v.b));
     }
     if (!bits) atomicMax(reinterpret_cast<std::uint32_t*>(memory.workspace + p.largest), largest);
 }
@@ -88,11 +88,6 @@ __global__ void clear_largest(Memory memory, const EncodePlaneTask* planes, std:
 }
 
 // ---- scales
-
-__device__ std::int64_t sum_of_lanes(std::int64_t v) {
-    for (int step = 16; step > 0; step /= 2) v += __shfl_xor_sync(kFullWarp, v, step);
-    return v;
-}
 
 // Of round_even(value(i) * scale), over a warp.
 template <typename Value>
@@ -189,7 +184,8 @@ __device__ std::uint64_t quantise(std::uint32_t count, float inverse_unit, unsig
 template <typename Value>
 __device__ std::int16_t mean_of(std::uint32_t count, float inverse_unit, unsigned guard_bits, Value value) {
     const Moments m = moments_of(count, inverse_unit, value);
-    const double mean = static_cast<double>(m.sum) / static_cast<double>(count) / (1 << (guard_bits - kMeanFraction));
+    const double mean =
+        static_cast<double>(m.sum) / static_cast<double>(count) / (1 << (guard_bits - kMeanFraction));
     const double rounded = nearbyint(mean);
     return static_cast<std::int16_t>(rounded < -kMeanLimit  ? -kMeanLimit
                                      : rounded > kMeanLimit ? kMeanLimit
@@ -226,59 +222,6 @@ __device__ void quantise_channel(const EncodePlaneTask& p, const PlaneChoice& ch
         [&](std::uint32_t i) { return row[i / between * p.anchor_group + 1 + i % between]; },
         [&](std::uint32_t i) { return state_of(prediction, q[i / between], fine); }, q + anchors);
     delta_class = rest == 0 ? std::int16_t{0} : class_for(tables, delta_sum, rest);
-}
-
-struct ExponentModel {
-    std::uint32_t center;
-    std::uint32_t table;
-};
-
-// The first of the cheapest models for elements bits(i): tables 0..15, centers next to the most frequent
-// exponent (the first of those). `counts` is shared memory, one entry per exponent value.
-template <typename Bits>
-__device__ ExponentModel exponent_model(const CoderTables& tables, Dtype dtype, std::uint32_t count,
-                                        std::uint32_t* counts, Bits bits) {
-    const std::uint32_t exponents = exponent_mask(dtype) + 1;
-    for (std::uint32_t e = lane_id(); e < exponents; e += kLanes) counts[e] = 0;
-    __syncwarp();
-    for (std::uint32_t i = lane_id(); i < count; i += kLanes)
-        atomicAdd(counts + (bits(i) >> mantissa_bits(dtype) & exponent_mask(dtype)), 1u);
-    __syncwarp();
-    std::uint64_t mode = 0;  // count, then the lower exponent first
-    for (std::uint32_t e = lane_id(); e < exponents; e += kLanes) {
-        const std::uint64_t key = std::uint64_t{counts[e]} << 8 | (255 - e);
-        mode = key > mode ? key : mode;
-    }
-    for (int step = 16; step > 0; step /= 2) {
-        const std::uint64_t other = __shfl_xor_sync(kFullWarp, mode, step);
-        mode = other > mode ? other : mode;
-    }
-    const auto middle = static_cast<std::int32_t>(255 - (mode & 255));
-    // Lanes 0..15 try the tables.
-    std::uint64_t best = ~std::uint64_t{0};
-    for (std::int32_t offset = -1; offset <= 1; ++offset) {
-        const std::int32_t center = middle + offset;
-        if (center < 0 || center >= static_cast<std::int32_t>(exponents) || lane_id() >= 16) continue;
-        const std::uint16_t(&costs)[kSymbols] = tables.cost[kFirstExponentTable + lane_id()];
-        std::uint64_t cost = 0;
-        std::uint32_t escapes = count;
-        for (std::uint32_t symbol = 0; symbol < kEscape; ++symbol) {
-            const std::int32_t e = center - (static_cast<std::int32_t>(symbol) - kSymbolZero);
-            if (e < 0 || e >= static_cast<std::int32_t>(exponents)) continue;
-            cost += std::uint64_t{counts[e]} * costs[symbol];
-            escapes -= counts[e];
-        }
-        cost += std::uint64_t{escapes} * costs[kEscape];
-        const std::uint64_t key = cost << 6 | static_cast<std::uint64_t>(offset + 1) << 4 | lane_id();
-        best = key < best ? key : best;
-    }
-    for (int step = 16; step > 0; step /= 2) {
-        const std::uint64_t other = __shfl_xor_sync(kFullWarp, best, step);
-        best = other < best ? other : best;
-    }
-    __syncwarp();  // counts may be used again
-    return {static_cast<std::uint32_t>(middle + static_cast<std::int32_t>(best >> 4 & 3) - 1),
-            static_cast<std::uint32_t>(best & 15)};
 }
 
 // One warp per channel of a body, then one per exact row of a head.

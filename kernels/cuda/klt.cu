@@ -191,54 +191,89 @@ __device__ std::uint32_t output_of(std::uint32_t i) {
     return lane_id() % 4 * 2 + i % 2;
 }
 
+// Where a thread's sums lie in the tile: product n, sum i.
+struct SumPlace {
+    std::uint32_t token;   // of the unit
+    std::uint32_t output;  // may lie outside, as the token may
+};
+
+struct WarpTile {
+    std::uint32_t first_token;
+    std::uint32_t first_output;
+    std::uint32_t token;  // of the warp's part, in the tile
+    std::uint32_t output;
+
+    __device__ SumPlace place(std::uint32_t n, std::uint32_t i) const {
+        return {first_token + token + token_of(i), first_output + output + 8 * n + output_of(i)};
+    }
+};
+
+__device__ WarpTile warp_tile(const UnitTask& unit) {
+    const std::uint32_t local = blockIdx.x - unit.first_tile, warp = threadIdx.x / kLanes;
+    const std::uint32_t across = div_up(unit.width, kUnitOutputs);
+    return {local / across * kUnitTokens, local % across * kUnitOutputs, warp % 4 * kWarpTokens,
+            warp / 4 * kWarpOutputs};
+}
+
+// The sums of one term over a tile's tokens and outputs.
+__device__ void multiply_term(UnitTile& tile, const UnitTask& unit, const ProjectionTerm& term,
+                              const WarpTile& at, Memory memory, LimbSums (&sums)[kProducts]) {
+    const auto* rows = reinterpret_cast<const std::int16_t*>(
+        (term.in_image ? memory.image : memory.workspace) + term.features);
+    const std::uint32_t steps = div_up(term.inputs, kUnitStep), across = div_up(unit.width, kUnitOutputs);
+    for (std::uint32_t step = 0; step < steps; ++step) {
+        const bool nonzero = load_features(tile, unit, term, rows, at.first_token, step * kUnitStep);
+        if (__syncthreads_or(nonzero) == 0) continue;
+        const std::uint64_t index = std::uint64_t{step} * across + at.first_output / kUnitOutputs;
+        load_matrix(tile, term, term.matrix + index * term.limbs * kLimbTileBytes);
+        __syncthreads();
+        multiply_step(tile, term.limbs, at.token, at.output, sums);
+        __syncthreads();
+    }
+}
+
+// A decoder goes from the bias to states at once. An encoder stops at the prediction, and goes on from there
+// when it has chosen coefficients.
+enum class Stage : std::uint8_t { kWhole, kPrediction, kReconstruction };
+
+template <Stage S>
 __global__ void project_tiles(Memory memory, const UnitTask* units, std::uint32_t count) {
     __shared__ UnitTile tile;
     const UnitTask& unit = units[task_of<&UnitTask::first_tile>(units, count, blockIdx.x)];
-    const std::uint32_t local = blockIdx.x - unit.first_tile;
-    const std::uint32_t across = div_up(unit.width, kUnitOutputs);
-    const std::uint32_t first_token = local / across * kUnitTokens;
-    const std::uint32_t first_output = local % across * kUnitOutputs;
-    const std::uint32_t warp = threadIdx.x / kLanes;
-    const std::uint32_t token = warp % 4 * kWarpTokens, output = warp / 4 * kWarpOutputs;
+    const WarpTile at = warp_tile(unit);
+    auto* predicted = reinterpret_cast<std::int32_t*>(memory.workspace + unit.sums);
+    auto* states = reinterpret_cast<std::int16_t*>(memory.workspace + unit.states);
 
-    std::int32_t states[kProducts][4];
-    for (std::uint32_t n = 0; n < kProducts; ++n) {
-        for (std::uint32_t i = 0; i < 4; ++i) {
-            const std::uint32_t o = first_output + output + 8 * n + output_of(i);
-            states[n][i] = o < unit.width ? unit.bias[o] : 0;
-        }
-    }
-    for (std::uint32_t k = 0; k < unit.term_count; ++k) {
-        const ProjectionTerm term = unit.terms[k];
-        const auto* rows = reinterpret_cast<const std::int16_t*>(
-            (term.in_image ? memory.image : memory.workspace) + term.features);
-        const std::uint32_t steps = div_up(term.inputs, kUnitStep);
-        LimbSums sums[kProducts] = {};
-        for (std::uint32_t step = 0; step < steps; ++step) {
-            const bool nonzero = load_features(tile, unit, term, rows, first_token, step * kUnitStep);
-            if (__syncthreads_or(nonzero) == 0) continue;
-            const std::uint64_t at = std::uint64_t{step} * across + first_output / kUnitOutputs;
-            load_matrix(tile, term, term.matrix + at * term.limbs * kLimbTileBytes);
-            __syncthreads();
-            multiply_step(tile, term.limbs, token, output, sums);
-            __syncthreads();
-        }
+    const auto for_all = [&](auto work) {
         for (std::uint32_t n = 0; n < kProducts; ++n) {
             for (std::uint32_t i = 0; i < 4; ++i) {
-                const std::uint32_t o = first_output + output + 8 * n + output_of(i);
-                if (o < unit.width) states[n][i] += shifted_sum(sums[n].total(i), term.shifts[o]);
+                const SumPlace p = at.place(n, i);
+                if (p.token < unit.tokens && p.output < unit.width)
+                    work(n, i, p.output, std::uint64_t{p.token} * unit.stride + p.output);
             }
         }
+    };
+    std::int32_t totals[kProducts][4] = {};
+    for_all([&](std::uint32_t n, std::uint32_t i, std::uint32_t output, std::uint64_t index) {
+        totals[n][i] = S == Stage::kReconstruction ? predicted[index] : unit.bias[output];
+    });
+    const std::uint32_t first = S == Stage::kReconstruction ? unit.term_count - 1 : 0;
+    const std::uint32_t end = S == Stage::kPrediction ? unit.term_count - 1 : unit.term_count;
+    for (std::uint32_t k = first; k < end; ++k) {
+        const ProjectionTerm term = unit.terms[k];
+        LimbSums sums[kProducts] = {};
+        multiply_term(tile, unit, term, at, memory, sums);
+        for_all([&](std::uint32_t n, std::uint32_t i, std::uint32_t output, std::uint64_t) {
+            totals[n][i] += shifted_sum(sums[n].total(i), term.shifts[output]);
+        });
     }
-    auto* out = reinterpret_cast<std::int16_t*>(memory.workspace + unit.states);
-    for (std::uint32_t n = 0; n < kProducts; ++n) {
-        for (std::uint32_t i = 0; i < 4; ++i) {
-            const std::uint32_t t = first_token + token + token_of(i);
-            const std::uint32_t o = first_output + output + 8 * n + output_of(i);
-            if (t < unit.tokens && o < unit.width)
-                out[std::uint64_t{t} * unit.stride + o] = saturate16(states[n][i]);
+    for_all([&](std::uint32_t n, std::uint32_t i, std::uint32_t, std::uint64_t index) {
+        if constexpr (S == Stage::kPrediction) {
+            predicted[index] = totals[n][i];
+        } else {
+            states[index] = saturate16(totals[n][i]);
         }
-    }
+    });
 }
 
 }  // namespace
@@ -252,7 +287,18 @@ cudaError_t launch_klt_decode(Memory memory, const KltPlaneTask* planes, const K
 
 cudaError_t launch_project(Memory memory, const UnitTask* units, std::uint32_t count, std::uint32_t tiles,
                            cudaStream_t stream) {
-    return launch(project_tiles, {tiles, kProjectThreads}, stream, memory, units, count);
+    return launch(project_tiles<Stage::kWhole>, {tiles, kProjectThreads}, stream, memory, units, count);
+}
+
+cudaError_t launch_predict(Memory memory, const UnitTask* units, std::uint32_t count, std::uint32_t tiles,
+                           cudaStream_t stream) {
+    return launch(project_tiles<Stage::kPrediction>, {tiles, kProjectThreads}, stream, memory, units, count);
+}
+
+cudaError_t launch_reconstruct(Memory memory, const UnitTask* units, std::uint32_t count, std::uint32_t tiles,
+                               cudaStream_t stream) {
+    return launch(project_tiles<Stage::kReconstruction>, {tiles, kProjectThreads}, stream, memory, units,
+                  count);
 }
 
 }  // namespace kvcast::kernels::cuda

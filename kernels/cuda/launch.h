@@ -43,7 +43,15 @@ cudaError_t launch_klt_decode(Memory memory, const KltPlaneTask* planes, const K
 cudaError_t launch_project(Memory memory, const UnitTask* units, std::uint32_t count, std::uint32_t tiles,
                            cudaStream_t stream);
 
-// Turns, converts and stores the `tiles` tiles of `count` tasks, at most 2^31 - 1.
+// The two halves of launch_project, for encoders: bias and predictions into UnitTask::sums; then those sums
+// and the last term, the transform, to states.
+cudaError_t launch_predict(Memory memory, const UnitTask* units, std::uint32_t count, std::uint32_t tiles,
+                           cudaStream_t stream);
+cudaError_t launch_reconstruct(Memory memory, const UnitTask* units, std::uint32_t count, std::uint32_t tiles,
+                               cudaStream_t stream);
+
+// Turns, converts and stores the `tiles` tiles of `count` tasks, at most 2^31 - 1. The first task need not be
+// the first of those that first_tile counts.
 cudaError_t launch_store(Memory memory, const StoreTask* tasks, std::uint32_t count, std::uint32_t tiles,
                          const RotationTask* rotations, cudaStream_t stream);
 

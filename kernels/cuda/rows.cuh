@@ -38,4 +38,16 @@ __device__ __forceinline__ Slot slot_of(std::uint32_t index, const RotationTask*
     return {single < r->first_channel ? single : single + 2 * r->pairs, 0, false};
 }
 
+// A pair of elements before RoPE turned them: products first, every operation rounded, as CPUs do it.
+struct TurnedBack {
+    float a;
+    float b;
+};
+
+__device__ __forceinline__ TurnedBack turned_back(float x, float y, SinCos angle) {
+    constexpr float unit = 1.0f / (1 << kTrigBits);
+    const auto cos = static_cast<float>(angle.cos), sin = static_cast<float>(angle.sin);
+    return {(x * cos + y * sin) * unit, (y * cos - x * sin) * unit};
+}
+
 }  // namespace kvcast::kernels::cuda

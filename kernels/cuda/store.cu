@@ -87,12 +87,13 @@ __global__ void store_tiles_of(Memory memory, const StoreTask* tasks, std::uint3
     __shared__ std::uint32_t first[kStoreTokens][kStoreSlots + 1];
     __shared__ std::uint32_t second[kStoreTokens][kStoreSlots + 1];
     __shared__ std::uint32_t position[kStoreTokens];
-    const StoreTask& task = tasks[task_of<&StoreTask::first_tile>(tasks, count, blockIdx.x)];
+    const std::uint32_t item = tasks->first_tile + blockIdx.x;
+    const StoreTask& task = tasks[task_of<&StoreTask::first_tile>(tasks, count, item)];
     const RotationTask* rotation = task.rotation == kNone ? nullptr : rotations + task.rotation;
     const std::uint32_t slots = slots_of(task.channels, rotation == nullptr ? 0 : rotation->pairs);
     const std::uint32_t across = div_up(slots, kStoreSlots);
     const std::uint32_t down = div_up(task.tokens, kStoreTokens);
-    const std::uint32_t local = blockIdx.x - task.first_tile;
+    const std::uint32_t local = item - task.first_tile;
     const Tile tile = {local / (across * down), local % across * kStoreSlots,
                        local / across % down * kStoreTokens};
 

@@ -158,6 +158,7 @@ struct UnitTask {
     ProjectionTerm terms[kMostTerms];
     const std::int32_t* bias;  // device: [width]
     std::uint64_t states;      // workspace: std::int16_t [token][stride]
+    std::uint64_t sums;        // workspace: std::int32_t [token][stride]: predictions, where an encoder asks
     std::uint32_t stride;
     std::uint32_t width;
     std::uint32_t tokens;

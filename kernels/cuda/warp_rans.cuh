@@ -27,6 +27,13 @@ __device__ __forceinline__ unsigned rank_in(unsigned lanes) {
     return static_cast<unsigned>(__popc(lanes & ((1u << lane_id()) - 1)));
 }
 
+// The sum over all lanes, in all lanes.
+template <typename T>
+__device__ __forceinline__ T sum_of_lanes(T v) {
+    for (int step = 16; step > 0; step /= 2) v += __shfl_xor_sync(kFullWarp, v, step);
+    return v;
+}
+
 // An alias table across a warp's registers.
 struct LaneTable {
     std::uint32_t divider;  // of bucket lane % 16

@@ -9,6 +9,19 @@
 
 namespace kvcast::kernels::cuda {
 
+__device__ __forceinline__ std::uint32_t symbol_of(std::int32_t high) {
+    const bool inside = high >= -kSymbolZero && high <= kSymbolZero;
+    return inside ? static_cast<std::uint32_t>(high + kSymbolZero) : kEscape;
+}
+
+// What a value costs in class 1..31, in 1/256 bit.
+__device__ __forceinline__ std::uint32_t value_cost(const CoderTables& tables, unsigned spread_class,
+                                                    std::int32_t value) {
+    const ClassCoding c = class_coding(spread_class);
+    const std::int32_t half = c.shift == 0 ? 0 : 1 << (c.shift - 1);
+    return tables.cost[c.table][symbol_of((value + half) >> c.shift)] + c.shift * 256;
+}
+
 class WarpWriter {
   public:
     // Writes below `end`, which is even. The caller has room for 4 bytes per value, 2 per started 16 values
@@ -53,28 +66,30 @@ class WarpWriter {
         }
     }
 
-    // A side vector, with the reference and the class that cost least.
-    __device__ void vector(std::uint32_t count, const std::int16_t* values) {
-        const std::int32_t reference = reference_of(count, values);
-        const unsigned spread_class = cheapest_class(count, values, reference);
-        strip(spread_class, count, [&](std::uint32_t i) { return values[i] - reference; });
+    // A side vector of value(index), with the reference and the class that cost least.
+    template <typename Value>
+    __device__ void vector(std::uint32_t count, Value value) {
+        const std::int32_t reference = reference_of(count, value);
+        const unsigned spread_class = cheapest_class(count, value, reference);
+        strip(spread_class, count, [&](std::uint32_t i) { return value(i) - reference; });
         word(static_cast<std::uint32_t>(reference * 32 | static_cast<std::int32_t>(spread_class)));
     }
+    __device__ void vector(std::uint32_t count, const std::int16_t* values) {
+        vector(count, [&](std::uint32_t i) { return std::int32_t{values[i]}; });
+    }
+
+    // Where what was written last begins.
+    __device__ const std::uint8_t* begin() const { return reinterpret_cast<const std::uint8_t*>(next_); }
 
     // Puts the states in front. The block is [begin, end).
     __device__ const std::uint8_t* finish() {
         next_ -= 2 * kLanes;
         next_[2 * lane_id()] = static_cast<std::uint16_t>(state_);
         next_[2 * lane_id() + 1] = static_cast<std::uint16_t>(state_ >> 16);
-        return reinterpret_cast<const std::uint8_t*>(next_);
+        return begin();
     }
 
   private:
-    __device__ static std::uint32_t symbol_of(std::int32_t high) {
-        const bool inside = high >= -kSymbolZero && high <= kSymbolZero;
-        return inside ? static_cast<std::uint32_t>(high + kSymbolZero) : kEscape;
-    }
-
     // WarpReader's group backwards: what is read last is written first.
     __device__ void group(const EncodeTable& table, unsigned planes, std::uint32_t n, std::int32_t high,
                           std::uint32_t raw) {
@@ -117,13 +132,14 @@ class WarpWriter {
 
     // The median (element count / 2 of the sorted values), within what a vector's word can hold: the least
     // value that more than count / 2 values do not exceed.
-    __device__ static std::int32_t reference_of(std::uint32_t count, const std::int16_t* values) {
+    template <typename Value>
+    __device__ static std::int32_t reference_of(std::uint32_t count, Value value) {
         if (count == 0) return 0;
         std::int32_t low = -32768, high = 32767;
         while (low < high) {
             const std::int32_t middle = (low + high) >> 1;
             unsigned below = 0;
-            for (std::uint32_t i = lane_id(); i < count; i += kLanes) below += values[i] <= middle ? 1 : 0;
+            for (std::uint32_t i = lane_id(); i < count; i += kLanes) below += value(i) <= middle ? 1 : 0;
             if (__reduce_add_sync(kFullWarp, below) > count / 2) {
                 high = middle;
             } else {
@@ -133,21 +149,15 @@ class WarpWriter {
         return low < -1024 ? -1024 : low > 1023 ? 1023 : low;
     }
 
-    __device__ std::uint64_t value_cost(unsigned spread_class, std::int32_t value) const {
-        const ClassCoding c = class_coding(spread_class);
-        const std::int32_t half = c.shift == 0 ? 0 : 1 << (c.shift - 1);
-        return tables_->cost[c.table][symbol_of((value + half) >> c.shift)] + std::uint64_t{c.shift} * 256;
-    }
-
     // 0 where all values are the reference; else the first of the cheapest, lane c trying class c.
-    __device__ unsigned cheapest_class(std::uint32_t count, const std::int16_t* values,
-                                       std::int32_t reference) const {
+    template <typename Value>
+    __device__ unsigned cheapest_class(std::uint32_t count, Value value, std::int32_t reference) const {
         bool equal = true;
-        for (std::uint32_t i = lane_id(); i < count; i += kLanes) equal = equal && values[i] == reference;
+        for (std::uint32_t i = lane_id(); i < count; i += kLanes) equal = equal && value(i) == reference;
         if (__all_sync(kFullWarp, equal) != 0) return 0;
         std::uint64_t cost = 0;
         for (std::uint32_t i = 0; i < count && lane_id() != 0; ++i)
-            cost += value_cost(lane_id(), values[i] - reference);
+            cost += value_cost(*tables_, lane_id(), value(i) - reference);
         std::uint64_t best = lane_id() == 0 ? ~std::uint64_t{0} : cost * kClasses + lane_id();
         for (int step = 16; step > 0; step /= 2) {
             const std::uint64_t other = __shfl_xor_sync(kFullWarp, best, step);

@@ -7,6 +7,7 @@
 #include <random>
 
 #include "codec/device.h"
+#include "tests/codec/synthetic_calibration.h"
 #include "tests/simt/device_batch.h"
 
 namespace kvcast::test {
@@ -67,11 +68,36 @@ class Source {
     DeviceBytes payload_;
 };
 
-// All chunks of a case in one batch. `spare` is how much payload there is beyond what the CPU's chunks need.
-std::vector<Result<std::vector<std::uint8_t>>> encode_on_device(const Case& c, bool paged,
-                                                                std::ptrdiff_t spare) {
+// A calibration with its inverses, both on the device; nothing where there is none.
+class Images {
+  public:
+    explicit Images(const std::shared_ptr<const Calibration>& calibration) {
+        if (calibration == nullptr) return;
+        calibration_ = std::make_unique<device::CalibrationImage>(calibration);
+        auto analysis = device::AnalysisImage::make(calibration);
+        EXPECT_TRUE(analysis.ok()) << analysis.status().message();
+        analysis_ = std::make_unique<device::AnalysisImage>(std::move(analysis.value()));
+        calibration_bytes_ = aligned(calibration_->bytes());
+        analysis_bytes_ = aligned(analysis_->bytes());
+    }
+
+    device::KltOnDevice on_device() const {
+        if (calibration_ == nullptr) return {};
+        return {calibration_.get(), calibration_bytes_->data(), analysis_.get(), analysis_bytes_->data()};
+    }
+
+  private:
+    std::unique_ptr<device::CalibrationImage> calibration_;
+    std::unique_ptr<device::AnalysisImage> analysis_;
+    std::optional<DeviceBytes> calibration_bytes_, analysis_bytes_;
+};
+
+// All chunks of a case in one batch; `file` is what the CPU makes of them. `spare` is how much payload there
+// is beyond what the CPU's chunks need.
+std::vector<Result<std::vector<std::uint8_t>>> encode_on_device(const Case& c,
+                                                                std::span<const std::uint8_t> file,
+                                                                bool paged, std::ptrdiff_t spare) {
     const Cache cache = make_cache(c);
-    const auto file = load_vector(c.name + ".kvc");
     std::vector<std::unique_ptr<Source>> sources;
     std::vector<device::ChunkToEncode> chunks;
     Hash parent = {};
@@ -79,8 +105,8 @@ std::vector<Result<std::vector<std::uint8_t>>> encode_on_device(const Case& c, b
     for (const auto object : objects_of(file)) {
         const ChunkHeader h = read_header(object).value();
         const auto ids = std::span(cache.ids).subspan(first, h.tokens);
-        const ChunkInput input = {&cache.layout,   "test model", "", ids, first,
-                                  c.base_position, parent,       {}, 0};
+        const ChunkInput input = {&cache.layout,    "test model", "", ids, first, c.base_position, parent, {},
+                                  h.klt.tail_tokens};
         sources.push_back(std::make_unique<Source>(
             cache, first, h.tokens, input, paged,
             static_cast<std::size_t>(static_cast<std::ptrdiff_t>(h.payload_bytes()) + spare)));
@@ -88,7 +114,8 @@ std::vector<Result<std::vector<std::uint8_t>>> encode_on_device(const Case& c, b
         parent = h.chain;
         first += h.tokens;
     }
-    const auto made = device::EncodePlan::make(chunks, c.options);
+    const Images images(c.options.calibration);
+    const auto made = device::EncodePlan::make(chunks, c.options, images.on_device());
     EXPECT_TRUE(made.ok()) << made.status().message();
     const device::EncodePlan& plan = made.value();
     const DeviceBytes image = aligned(plan.image()), workspace(plan.workspace_bytes()),
@@ -109,13 +136,17 @@ std::vector<Result<std::vector<std::uint8_t>>> encode_on_device(const Case& c, b
     return objects;
 }
 
-void expect_committed_bytes(const Case& c, bool paged) {
+void expect_bytes(const Case& c, std::span<const std::uint8_t> expected, bool paged) {
     std::vector<std::uint8_t> file;
-    for (const auto& object : encode_on_device(c, paged, 0)) {
+    for (const auto& object : encode_on_device(c, expected, paged, 0)) {
         ASSERT_TRUE(object.ok()) << object.status().message();
         file.insert(file.end(), object.value().begin(), object.value().end());
     }
-    EXPECT_EQ(file, load_vector(c.name + ".kvc"));
+    EXPECT_TRUE(std::ranges::equal(file, expected)) << file.size() << " bytes, " << expected.size();
+}
+
+void expect_committed_bytes(const Case& c, bool paged) {
+    expect_bytes(c, load_vector(c.name + ".kvc"), paged);
 }
 
 class DeviceEncoding : public testing::TestWithParam<Case> {
@@ -134,11 +165,68 @@ TEST_P(DeviceEncoding, WritesTheCommittedBytesFromPages) {
     expect_committed_bytes(GetParam(), true);
 }
 
-INSTANTIATE_TEST_SUITE_P(Vectors, DeviceEncoding, testing::ValuesIn(uncalibrated_cases()), case_name);
+INSTANTIATE_TEST_SUITE_P(Vectors, DeviceEncoding, testing::ValuesIn(conformance_cases()), case_name);
+
+// ---- klt beyond the vectors
+
+struct KltShape {
+    std::string name;
+    Layout layout;
+    std::size_t tokens;
+    CalibrationShape calibration;
+    Content content = Content::kGaussian;
+    std::size_t chunk = 256;
+    unsigned tail_level = 0;
+    std::size_t sinks = 1;
+};
+
+class KltEncoding : public testing::TestWithParam<KltShape> {};
+
+// Bytes as the CPU writes them, at every level.
+TEST_P(KltEncoding, WritesWhatTheCpuWrites) {
+    const KltShape& shape = GetParam();
+    Case c = {shape.name, shape.layout, shape.tokens, shape.content};
+    c.chunk = shape.chunk;
+    c.vocabulary = 900;
+    c.options.profile = Profile::kKlt;
+    c.options.calibration = make_calibration(shape.layout, shape.calibration);
+    c.options.tail_level = shape.tail_level;
+    c.options.sinks = shape.sinks;
+    for (unsigned level = 1; level <= 3; ++level) {
+        c.options.level = level;
+        expect_bytes(c, encode(make_cache(c), c), level == 2);
+    }
+}
+
+std::vector<KltShape> klt_shapes() {
+    using enum RopePairing;
+    const Layout narrow = make_layout(2, {{2, 16}, {2, 16}}, Dtype::kBf16, kHalf);
+    const Layout wide = make_layout(3, {{3, 50}, {1, 130}}, Dtype::kF16, kInterleaved);
+    const Layout parts = make_layout(2, {{4, 33}, {2, 21}}, Dtype::kF32, kNone);
+    const Layout single = make_layout(2, {{1, 2}, {1, 1}}, Dtype::kBf16, kHalf);
+    return {
+        {"TailWithinASlice", narrow, 140, {{1, 1}, 6, 2}, Content::kGaussian, 135, 1},
+        {"TailOfAllTokens", narrow, 4, {{1, 1}}, Content::kGaussian, 256, 3},
+        {"SeveralTiles", wide, 70, {{1, 1}, 10, 4}},
+        {"Parts", parts, 65, {{2, 2}, 4, 0}},
+        {"OneChannel", single, 33, {{1, 1}}},
+        {"ChunksOfUnequalLength", narrow, 100, {{1, 1}}, Content::kGaussian, 64},
+        {"OutliersBesideSinks", narrow, 70, {{1, 1}}, Content::kOutliers, 40, 1, 4},
+        {"SpecialValues", parts, 66, {{4, 2}}, Content::kSpecial},
+        {"SinksOnly", narrow, 3, {{1, 1}}, Content::kGaussian, 256, 0, 4},
+        {"NoSinks", narrow, 32, {{1, 1}}, Content::kConstant, 256, 0, 0},
+    };
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, KltEncoding, testing::ValuesIn(klt_shapes()),
+                         [](const auto& tested) { return tested.param.name; });
 
 TEST(DeviceEncodingLimits, SaysThatAPayloadDidNotFitAndWritesNothingBehindIt) {
-    for (const auto& object : encode_on_device(case_of("delta5-blocks-of-2"), false, -2))
-        EXPECT_EQ(object.status().code(), ErrorCode::kBufferTooSmall);
+    for (const char* name : {"delta5-blocks-of-2", "klt2-two-chunks"}) {
+        const auto objects =
+            encode_on_device(case_of(name), load_vector(std::string(name) + ".kvc"), false, -2);
+        for (const auto& object : objects) EXPECT_EQ(object.status().code(), ErrorCode::kBufferTooSmall);
+    }
 }
 
 TEST(DeviceEncodingLimits, PlansNoMoreThanTheGreatestPayload) {
@@ -154,13 +242,26 @@ TEST(DeviceEncodingLimits, PlansNoMoreThanTheGreatestPayload) {
               ErrorCode::kBadArgument);
 }
 
-TEST(DeviceEncodingLimits, LeavesKltToTheHost) {
-    const Case c = case_of("klt1-t33");
+TEST(DeviceEncodingLimits, WantsTheCalibrationOfItsOptions) {
+    Case c = case_of("klt1-t33");
     const Cache cache = make_cache(c);
     const ChunkInput input = {&cache.layout, "test model", "", cache.ids, 0, c.base_position, {}, {}, 0};
-    const device::ChunkToEncode chunk = {input, {}, nullptr, 0};
-    EXPECT_EQ(device::EncodePlan::make({&chunk, 1}, c.options).status().code(),
-              ErrorCode::kUnsupportedProfile);
+    const Source source(cache, 0, cache.ids.size(), input, false, 64);
+    const device::ChunkToEncode chunk = source.chunk();
+    const Images images(c.options.calibration), others(case_of("klt2-latent").options.calibration);
+    const auto code = [&](const device::KltOnDevice& klt) {
+        return device::EncodePlan::make({&chunk, 1}, c.options, klt).status().code();
+    };
+    EXPECT_EQ(code(images.on_device()), ErrorCode::kOk);
+    EXPECT_EQ(code({}), ErrorCode::kMissingCalibration);
+    EXPECT_EQ(code(others.on_device()), ErrorCode::kWrongCalibration);
+    device::KltOnDevice elsewhere = images.on_device();
+    elsewhere.analysis_bytes = nullptr;
+    EXPECT_EQ(code(elsewhere), ErrorCode::kBadArgument);
+    c.options.level = 4;
+    EXPECT_EQ(code(images.on_device()), ErrorCode::kBadArgument);
+    c.options.calibration = nullptr;
+    EXPECT_EQ(code(images.on_device()), ErrorCode::kMissingCalibration);
 }
 
 TEST(DeviceEncodingLimits, RefusesPlanesThatDoNotFit) {

@@ -25,8 +25,11 @@ class DamagedInput : public std::runtime_error {
 // Parses the arguments and runs the tool; every exception becomes one sentence on stderr and an exit code.
 int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& body);
 
-// Throws DamagedInput, or Error where the caller's argument is at fault.
+// Throws DamagedInput, or Error where the caller's argument or the device is at fault.
 [[noreturn]] void raise(const std::string& file, std::uint64_t offset, const Status& status);
+
+// The option --device: where to encode or decode.
+void declare_device(CLI::App& app, std::string& device);
 
 // "A-B" or "A", inclusive, as [first, end).
 struct Range {

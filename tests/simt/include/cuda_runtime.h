@@ -10,6 +10,7 @@
 #include <tuple>
 #include <utility>
 
+#include "tests/simt/runtime.h"
 #include "tests/simt/simt.h"
 
 #define KVCAST_SIMT 1
@@ -208,8 +209,23 @@ struct dim3 {
 };
 
 using cudaStream_t = struct CUstream_st*;
+using cudaEvent_t = struct CUevent_st*;
 
-enum cudaError_t : int { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorLaunchFailure = 719 };
+enum cudaError_t : int {
+    cudaSuccess = 0,
+    cudaErrorInvalidValue = 1,
+    cudaErrorMemoryAllocation = 2,
+    cudaErrorNoDevice = 100,
+    cudaErrorLaunchFailure = 719
+};
+enum cudaMemcpyKind : int {
+    cudaMemcpyHostToDevice = 1,
+    cudaMemcpyDeviceToHost = 2,
+    cudaMemcpyDeviceToDevice = 3
+};
+
+inline constexpr unsigned cudaStreamNonBlocking = 1;
+inline constexpr unsigned cudaEventDisableTiming = 2;
 
 struct cudaLaunchAttribute {};
 
@@ -222,6 +238,24 @@ struct cudaLaunchConfig_t {
     unsigned numAttrs = 0;
 };
 
+namespace simt {
+
+// At once, or when the stream gets there.
+inline cudaError_t perform(cudaStream_t stream, std::function<bool()> work) {
+    if (stream == nullptr) return work() ? cudaSuccess : cudaErrorLaunchFailure;
+    enqueue(stream, std::move(work));
+    return cudaSuccess;
+}
+
+inline bool right_places(const void* to, std::size_t to_bytes, const void* from, std::size_t from_bytes,
+                         cudaMemcpyKind kind) {
+    const bool to_device = kind != cudaMemcpyDeviceToHost, from_device = kind != cudaMemcpyHostToDevice;
+    return (to_device ? on_device(to, to_bytes) : on_host(to, to_bytes)) &&
+           (from_device ? on_device(from, from_bytes) : on_host(from, from_bytes));
+}
+
+}  // namespace simt
+
 // As CUDA's own: arguments are converted to the kernel's parameters here. What the emulator finds wrong is
 // kept for simt::take_failure().
 template <typename... Parameters, typename... Arguments>
@@ -229,16 +263,92 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
                                Arguments&&... arguments) {
     const std::tuple<Parameters...> values(std::forward<Arguments>(arguments)...);
     const dim3 g = config->gridDim, b = config->blockDim;
-    auto failure = ::simt::launch({g.x, g.y, g.z}, {b.x, b.y, b.z}, config->dynamicSmemBytes,
-                                  [&] { std::apply(kernel, values); });
-    if (!failure) return cudaSuccess;
-    ::simt::record_failure(std::move(*failure));
-    return cudaErrorLaunchFailure;
+    return ::simt::perform(config->stream, [=, shared_bytes = config->dynamicSmemBytes] {
+        auto failure = ::simt::launch({g.x, g.y, g.z}, {b.x, b.y, b.z}, shared_bytes,
+                                      [&] { std::apply(kernel, values); });
+        if (failure) ::simt::record_failure(std::move(*failure));
+        return !failure;
+    });
 }
-inline cudaError_t cudaMemsetAsync(void* at, int value, std::size_t bytes, cudaStream_t) {
-    std::memset(at, value, bytes);
-    return cudaSuccess;
+inline cudaError_t cudaMemsetAsync(void* at, int value, std::size_t bytes, cudaStream_t stream) {
+    return ::simt::perform(stream, [=] { return std::memset(at, value, bytes) != nullptr; });
 }
 inline const char* cudaGetErrorString(cudaError_t error) {
-    return error == cudaSuccess ? "no error" : "failure in the emulator";
+    return error == cudaSuccess                 ? "no error"
+           : error == cudaErrorMemoryAllocation ? "out of memory"
+           : error == cudaErrorNoDevice         ? "no CUDA-capable device is detected"
+           : error == cudaErrorInvalidValue     ? "invalid argument"
+                                                : "failure in the emulator";
+}
+
+inline cudaError_t cudaGetDeviceCount(int* count) {
+    *count = ::simt::devices();
+    return *count == 0 ? cudaErrorNoDevice : cudaSuccess;
+}
+inline cudaError_t cudaMalloc(void** at, std::size_t bytes) {
+    *at = ::simt::allocate(bytes);
+    return *at == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
+}
+inline cudaError_t cudaFree(void* at) {
+    return at == nullptr || ::simt::release(at) ? cudaSuccess : cudaErrorInvalidValue;
+}
+inline cudaError_t cudaMallocHost(void** at, std::size_t bytes) {
+    *at = ::operator new(bytes);
+    return cudaSuccess;
+}
+inline cudaError_t cudaFreeHost(void* at) {
+    ::simt::drain_all();
+    ::operator delete(at);
+    return cudaSuccess;
+}
+inline cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
+                                     std::size_t width, std::size_t height, cudaMemcpyKind kind,
+                                     cudaStream_t stream) {
+    if (width > to_pitch || width > from_pitch) return cudaErrorInvalidValue;
+    if (width == 0 || height == 0) return cudaSuccess;
+    const bool right = ::simt::right_places(to, (height - 1) * to_pitch + width, from,
+                                            (height - 1) * from_pitch + width, kind);
+    if (!right) return cudaErrorInvalidValue;
+    return ::simt::perform(stream, [=] {
+        for (std::size_t row = 0; row < height; ++row) {
+            std::memcpy(static_cast<std::byte*>(to) + row * to_pitch,
+                        static_cast<const std::byte*>(from) + row * from_pitch, width);
+        }
+        return true;
+    });
+}
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind,
+                                   cudaStream_t stream) {
+    return cudaMemcpy2DAsync(to, bytes, from, bytes, bytes, 1, kind, stream);
+}
+
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+    *stream = ::simt::make_stream();
+    return cudaSuccess;
+}
+inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    ::simt::destroy(stream);
+    return cudaSuccess;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    return ::simt::drain(stream) ? cudaSuccess : cudaErrorLaunchFailure;
+}
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+    *event = ::simt::make_event();
+    return cudaSuccess;
+}
+inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
+    ::simt::destroy(event);
+    return cudaSuccess;
+}
+inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    ::simt::record(event, stream);
+    return cudaSuccess;
+}
+inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+    ::simt::wait(stream, event);
+    return cudaSuccess;
+}
+inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    return ::simt::wait(event) ? cudaSuccess : cudaErrorLaunchFailure;
 }

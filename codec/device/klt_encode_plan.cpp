@@ -1,0 +1,255 @@
+#include "codec/device/klt_encode_plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "codec/chunk_plan.h"
+#include "codec/device/unit_task.h"
+#include "codec/klt/klt_chunk.h"
+
+namespace kvcast::device {
+namespace {
+
+namespace cuda = kernels::cuda;
+
+// Levels in the slices of the CPU's encoder, token by token.
+std::vector<std::uint8_t> reaches_of(const ChunkHeader& h) {
+    std::vector<std::uint8_t> reaches(h.tokens, cuda::kLevelOnly);
+    const std::size_t first_of_tail = h.tokens - h.klt.tail_tokens;
+    for (const TokenSlice& slice : body_slices(body_tokens(h), kSliceTokens)) {
+        const std::size_t end = slice.first + slice.count;
+        const auto reach = end <= first_of_tail           ? cuda::kLevelOnly
+                           : slice.first >= first_of_tail ? cuda::kTailOnly
+                                                          : cuda::kBothLevels;
+        std::fill_n(reaches.begin() + static_cast<std::ptrdiff_t>(slice.first), slice.count, reach);
+    }
+    return reaches;
+}
+
+float inverse_unit(kernels::Scale scale) {
+    return 1 / (static_cast<float>(scale.mantissa) * kernels::power_of_two(scale.exponent));
+}
+
+}  // namespace
+
+// One chunk that is being added.
+struct KltPlanBuilder::Coding {
+    const ChunkToEncode& source;
+    const ChunkHeader& header;
+    const CalibrationData& data;
+    DeviceCalibration calibration;
+    std::uint32_t chunk = 0;
+    std::uint32_t rotation = cuda::kNone;
+    std::vector<std::uint8_t> reaches = {};
+    std::uint64_t features = 0;  // image
+    std::vector<std::uint64_t> states =
+        {};                  // workspace: [layer][plane]; layers beyond all predictions share them
+    std::uint64_t sums = 0;  // workspace, of one plane at a time, as the next two
+    std::uint64_t residual = 0;
+    std::uint64_t scaled = 0;
+};
+
+Status KltPlanBuilder::check(const ChunkHeader& h) const {
+    if (klt_.calibration == nullptr || klt_.analysis == nullptr)
+        return {ErrorCode::kMissingCalibration, "no images of the calibration were given"};
+    const Hash& id = options_.calibration->id();
+    if (klt_.calibration->calibration().id() != id || klt_.analysis->analysis().calibration().id() != id)
+        return {ErrorCode::kWrongCalibration, "the images are not of the options' calibration"};
+    if (klt_.calibration_bytes == nullptr || klt_.analysis_bytes == nullptr)
+        return {ErrorCode::kBadArgument, "a calibration that is not on the device"};
+    return check_klt_options(h, options_.calibration->data());
+}
+
+Status KltPlanBuilder::add(const ChunkToEncode& source) {
+    ChunkHeader header = plan_header(source.input, options_);
+    if (Status s = check(header); !s.ok()) return s;
+    EncodePlan::Chunk& chunk = plan_.chunks_.emplace_back();
+    chunk.header = std::move(header);
+    chunk.first_block = layers_;
+    chunk.capacity = source.payload_capacity;
+    const ChunkHeader& h = chunk.header;
+    Coding c = {
+        source,
+        h,
+        options_.calibration->data(),
+        {*klt_.calibration, klt_.calibration_bytes, klt_.calibration->calibration().set_of_level(h.level)}};
+    c.chunk = u32(chunks_.size());
+    if (h.unrotated) {
+        c.rotation = u32(rotations_.size());
+        rotations_.push_back(rotation_task(h.layout.rope, h.position(), h.tokens, plan_.image_, workspace_));
+    }
+    add_tokens(c);
+    add_memory(c);
+    if (Status s = add_runs(c); !s.ok()) return s;
+    for (std::size_t layer = 0; layer < h.layout.layers; ++layer) {
+        for (std::size_t plane = 0; plane < h.layout.planes.size(); ++plane) add_plane(c, layer, plane);
+    }
+    layers_ += h.layout.layers;
+    return {};
+}
+
+void KltPlanBuilder::add_tokens(Coding& c) {
+    const ChunkHeader& h = c.header;
+    std::vector<std::uint8_t> levels, chosen(h.tokens);
+    for (std::size_t t = 0; t < h.tokens; ++t) levels.push_back(static_cast<std::uint8_t>(level_index(h, t)));
+    for (const std::uint32_t t : h.klt.exact_tokens) chosen[t] = 1;
+    c.reaches = reaches_of(h);
+    c.features = append<std::int16_t>(plan_.image_, unpack_features(c.data.tokens, h.token_ids));
+    const std::size_t list = (1 + h.tokens) * sizeof(std::uint32_t);
+    chunks_.push_back({.levels = append<std::uint8_t>(plan_.image_, levels),
+                       .reaches = append<std::uint8_t>(plan_.image_, c.reaches),
+                       .chosen = append<std::uint8_t>(plan_.image_, chosen),
+                       .unfit = workspace_.take(h.tokens * sizeof(std::uint32_t)),
+                       .body = workspace_.take(list),
+                       .exact = 0,  // finish() knows
+                       .multipliers = c.calibration.at<std::uint16_t>(c.calibration.image.multipliers()),
+                       .tokens = u32(h.tokens),
+                       .level_count = u32(c.data.levels.size())});
+}
+
+void KltPlanBuilder::add_memory(Coding& c) {
+    const ChunkHeader& h = c.header;
+    const std::size_t planes = h.layout.planes.size(), kept = options_.calibration->reach() + 1;
+    std::size_t widest = 0;
+    for (const PlaneShape& p : h.layout.planes) widest = std::max(widest, p.width());
+    for (std::size_t i = 0; i < h.layout.layers * planes; ++i) {
+        const std::size_t bytes = h.tokens * h.layout.planes[i % planes].width() * sizeof(std::int16_t);
+        c.states.push_back(i < kept * planes ? workspace_.take(bytes) : c.states[i - kept * planes]);
+    }
+    c.sums = workspace_.take(h.tokens * widest * sizeof(std::int32_t));
+    c.residual = workspace_.take(h.tokens * widest * sizeof(float));
+    c.scaled = workspace_.take(h.tokens * widest * sizeof(std::int16_t));
+}
+
+Status KltPlanBuilder::add_runs(const Coding& c) {
+    const ChunkHeader& h = c.header;
+    const std::size_t first = runs_.size(), planes = h.layout.planes.size();
+    for (std::size_t layer = 0; layer < h.layout.layers; layer += h.klt.run_layers) {
+        const std::size_t layers = std::min(h.klt.run_layers, h.layout.layers - layer);
+        const std::size_t bytes = layers * max_block_bytes(h, 0);
+        if (bytes > std::numeric_limits<std::uint32_t>::max())
+            return {ErrorCode::kLimitExceeded, "a run of layers beyond 2^32 bytes"};
+        slots_.push_back({.slot = workspace_.take(bytes),
+                          .slot_bytes = u32(bytes),
+                          .plane = 0,
+                          .first_head = 0,
+                          .end_head = 0});
+        runs_.push_back({.chunk = c.chunk,
+                         .plane = u32(planes_.size() + layer * planes),
+                         .planes = u32(planes),
+                         .layers = u32(layers),
+                         .first_layer = u32(layers_ + layer)});
+    }
+    packs_.push_back({.payload = static_cast<std::uint8_t*>(c.source.payload),
+                      .capacity = c.source.payload_capacity,
+                      .first_block = u32(first),
+                      .end_block = u32(runs_.size())});
+    most_runs_ = std::max(most_runs_, runs_.size() - first);
+    return {};
+}
+
+void KltPlanBuilder::add_plane(const Coding& c, std::size_t layer, std::size_t plane) {
+    const ChunkHeader& h = c.header;
+    const PlaneShape& shape = h.layout.planes[plane];
+    const std::size_t index = layer * h.layout.planes.size() + plane, parts = c.data.parts[plane];
+    planes_.push_back({.in = rows_at(c.source.planes[index], shape.head_dim, h.layout.dtype),
+                       .q = workspace_.take(h.tokens * shape.width() * sizeof(std::int16_t)),
+                       .gains = workspace_.take(h.tokens * parts * sizeof(std::int16_t)),
+                       .row_models = workspace_.take(h.tokens * shape.heads * sizeof(std::uint16_t)),
+                       .classes = c.calibration.at<std::int8_t>(
+                           c.calibration.image.classes(c.calibration.set.index(layer, plane, 0))),
+                       .chunk = c.chunk,
+                       .heads = u32(shape.heads),
+                       .channels = u32(shape.head_dim),
+                       .parts = u32(parts),
+                       .part_width = u32(c.data.part_width(plane)),
+                       .rotation = plane == 0 ? c.rotation : cuda::kNone,
+                       .first_head = u32(heads_),
+                       .source = h.layout.dtype});
+    heads_ += shape.heads;
+    for (std::size_t part = 0; part < parts; ++part) add_unit(c, layer, plane, part);
+}
+
+void KltPlanBuilder::add_unit(const Coding& c, std::size_t layer, std::size_t plane, std::size_t part) {
+    const ChunkHeader& h = c.header;
+    const std::size_t index = layer * h.layout.planes.size() + plane;
+    const std::size_t first = part * c.data.part_width(plane);
+    const std::size_t at = c.calibration.set.index(layer, plane, part);
+    const CalibrationUnit& coded = c.data.units[at];
+    if (waves_.size() <= index) waves_.resize(index + 1);
+    Wave& wave = waves_[index];
+    cuda::KltUnitTask unit = {};
+    unit.sums = c.sums + first * sizeof(std::int32_t);
+    unit.residual = c.residual + first * sizeof(float);
+    unit.scaled = c.scaled + first * sizeof(std::int16_t);
+    unit.analysis = reinterpret_cast<const float*>(static_cast<const std::byte*>(klt_.analysis_bytes) +
+                                                   klt_.analysis->matrix(at));
+    unit.plane = u32(planes_.size() - 1);
+    unit.part = u32(part);
+    unit.active[0] = u32(coded_coefficients(coded, h.level - 1));
+    unit.active[1] = u32(coded_coefficients(coded, h.klt.tail_level - 1));
+    for (const std::uint8_t reach : c.reaches)
+        unit.most_active = std::max(unit.most_active, cuda::active_of(unit, reach));
+    unit.inverse_unit = inverse_unit(coded.scale);
+    unit.first_tile = u32(wave.tiles);
+    unit.first_token = u32(wave.tokens);
+    wave.tiles += cuda::tiles_of(unit, u32(h.tokens));
+    wave.tokens += h.tokens;
+
+    const UnitPlace place = {layer, plane, part};
+    cuda::UnitTask projection = predicted_unit(c.calibration, place, {c.features, c.states, h.tokens});
+    add_transform(projection, c.calibration, place, unit.scaled, unit.most_active);
+    projection.sums = unit.sums;
+    projection.first_tile = u32(wave.projection_tiles);
+    wave.projection_tiles += cuda::tiles_of(projection);
+    wave.units.push_back(unit);
+    wave.projections.push_back(projection);
+}
+
+std::vector<EncodePlan::Launches::Wave> KltPlanBuilder::put_waves(std::vector<std::byte>& image) {
+    std::vector<EncodePlan::Launches::Wave> out;
+    for (const Wave& w : waves_) {
+        out.push_back({.projections = append<cuda::UnitTask>(image, w.projections),
+                       .units = append<cuda::KltUnitTask>(image, w.units),
+                       .count = u32(w.units.size()),
+                       .projection_tiles = u32(w.projection_tiles),
+                       .tiles = u32(w.tiles),
+                       .tokens = u32(w.tokens)});
+    }
+    return out;
+}
+
+Result<EncodePlan> KltPlanBuilder::finish() {
+    std::uint64_t most = std::max<std::uint64_t>(std::uint64_t{packs_.size()} * most_runs_, heads_);
+    for (const Wave& w : waves_) most = std::max({most, w.projection_tiles, w.tiles, w.tokens});
+    if (most > kMostTiles) return Status(ErrorCode::kLimitExceeded, "a batch beyond 2^31 tiles or tokens");
+
+    EncodePlan::Launches& l = plan_.launches_;
+    l.run_bytes = layers_ * sizeof(std::uint32_t);
+    plan_.report_bytes_ = l.run_bytes + runs_.size() * sizeof(std::uint32_t);
+    for (std::size_t i = 0; i < chunks_.size(); ++i) {
+        chunks_[i].exact = plan_.report_bytes_;
+        plan_.chunks_[i].exact_tokens = plan_.report_bytes_;
+        plan_.report_bytes_ += (1 + std::size_t{chunks_[i].tokens}) * sizeof(std::uint32_t);
+    }
+    std::vector<std::byte>& image = plan_.image_;
+    l.tables = append_coder_tables(image);
+    l.rotations = append<cuda::RotationTask>(image, rotations_);
+    l.rotation_count = u32(rotations_.size());
+    l.klt_chunks = append<cuda::KltChunkTask>(image, chunks_);
+    l.klt_planes = append<cuda::KltSourceTask>(image, planes_);
+    l.klt_plane_count = u32(planes_.size());
+    l.heads = u32(heads_);
+    l.waves = put_waves(image);
+    l.runs = append<cuda::KltWriteTask>(image, runs_);
+    l.blocks = append<cuda::EncodeBlockTask>(image, slots_);
+    l.block_count = u32(slots_.size());
+    l.packs = append<cuda::PackTask>(image, packs_);
+    l.chunks = u32(packs_.size());
+    l.most_blocks = u32(most_runs_);
+    plan_.workspace_bytes_ = workspace_.bytes();
+    return std::move(plan_);
+}
+
+}  // namespace kvcast::device

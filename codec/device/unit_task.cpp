@@ -1,0 +1,72 @@
+#include "codec/device/unit_task.h"
+
+#include "codec/device/image.h"
+
+namespace kvcast::device {
+namespace {
+
+namespace cuda = kernels::cuda;
+
+struct Features {
+    std::uint64_t offset;
+    std::size_t stride;
+    std::size_t inputs;
+    bool in_image;
+};
+
+void add_term(cuda::UnitTask& task, const DeviceCalibration& calibration, const Features& f,
+              const CalibrationImage::Matrix& m) {
+    task.terms[task.term_count++] = {.features = f.offset,
+                                     .matrix = calibration.at<std::uint8_t>(m.entries),
+                                     .shifts = calibration.at<std::uint8_t>(m.shifts),
+                                     .limbs = m.limbs,
+                                     .stride = u32(f.stride),
+                                     .inputs = u32(f.inputs),
+                                     .in_image = f.in_image};
+}
+
+}  // namespace
+
+cuda::UnitTask predicted_unit(const DeviceCalibration& calibration, UnitPlace place,
+                              const UnitMemory& memory) {
+    const CalibrationData& data = calibration.image.calibration().data();
+    const std::size_t index = calibration.set.index(place.layer, place.plane, place.part);
+    const CalibrationUnit& unit = data.units[index];
+    const CalibrationImage::Unit& where = calibration.image.unit(index);
+    const std::size_t planes = data.layout.planes.size(), width = data.part_width(place.plane);
+    const auto states_of = [&](std::size_t layer, std::size_t plane) {
+        return memory.states[layer * planes + plane] +
+               place.part * data.part_width(plane) * sizeof(std::int16_t);
+    };
+    cuda::UnitTask task = {};
+    for (std::size_t n = 0; n < unit.terms.size(); ++n) {
+        const PredictionTerm& term = unit.terms[n];
+        const bool tokens = term.source == PredictionTerm::Source::kTokens;
+        const Features features = {
+            tokens ? memory.features : states_of(place.layer - term.layers_back, term.plane),
+            tokens ? data.tokens.features : data.layout.planes[term.plane].width(), term.matrix.inputs,
+            tokens};
+        add_term(task, calibration, features, where.terms[n]);
+    }
+    task.bias = calibration.at<std::int32_t>(where.bias);
+    task.states = states_of(place.layer, place.plane);
+    task.stride = u32(data.layout.planes[place.plane].width());
+    task.width = u32(width);
+    task.tokens = u32(memory.tokens);
+    return task;
+}
+
+void add_transform(cuda::UnitTask& task, const DeviceCalibration& calibration, UnitPlace place,
+                   std::uint64_t coefficients, std::size_t inputs) {
+    add_term(task, calibration, {coefficients, task.stride, inputs, false},
+             calibration.image.unit(calibration.set.index(place.layer, place.plane, place.part)).transform);
+}
+
+std::vector<std::int16_t> unpack_features(const TokenTable& table, std::span<const std::int32_t> token_ids) {
+    std::vector<std::int16_t> features(token_ids.size() * table.features);
+    for (std::size_t i = 0; i < token_ids.size() && table.features != 0; ++i)
+        table.unpack(token_ids[i], features.data() + i * table.features);
+    return features;
+}
+
+}  // namespace kvcast::device

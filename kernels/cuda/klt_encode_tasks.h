@@ -1,0 +1,77 @@
+// What the encoding kernels are told about chunks of the klt profile (FORMAT.md, section 11). See
+// kernels/cuda/tasks.h.
+#pragma once
+
+#include "kernels/cuda/encode_tasks.h"
+
+namespace kvcast::kernels::cuda {
+
+// Levels that occur in a token's slice of the CPU's encoder. Coefficients behind the last one that any of
+// them may code are not looked at.
+enum Reach : std::uint8_t { kLevelOnly = 0, kTailOnly = 1, kBothLevels = 2 };
+
+// One chunk. All its tokens go through the transforms; those that are exact, by choice or because nothing
+// else holds them, only leave their coefficients unused. No other token depends on them.
+struct KltChunkTask {
+    std::uint64_t levels;   // image: std::uint8_t [token], counted from 0
+    std::uint64_t reaches;  // image: std::uint8_t [token]: Reach
+    std::uint64_t chosen;   // image: std::uint8_t [token]: not 0 where exact by choice
+    std::uint64_t unfit;    // workspace: std::uint32_t [token]: not 0 where exact
+    std::uint64_t body;     // workspace: std::uint32_t [1 + tokens]: how many tokens are coded, and which
+    std::uint64_t exact;    // report: std::uint32_t [1 + tokens]: how many are exact, and which
+    const std::uint16_t* multipliers;  // device: [level]
+    std::uint32_t tokens;
+    std::uint32_t level_count;
+};
+
+// One plane of one layer of a chunk.
+struct KltSourceTask {
+    RowsAt in;
+    std::uint64_t q;             // workspace: std::int16_t [token][width]
+    std::uint64_t gains;         // workspace: std::int16_t [part][token]
+    std::uint64_t row_models;    // workspace: std::uint16_t [head][exact token], as stored
+    const std::int8_t* classes;  // device: [part][level][group]
+    std::uint32_t chunk;
+    std::uint32_t heads;
+    std::uint32_t channels;  // per head
+    std::uint32_t parts;
+    std::uint32_t part_width;
+    std::uint32_t rotation;    // turned back: index, or kNone
+    std::uint32_t first_head;  // heads of the tasks before this one
+    Dtype source;
+};
+
+// One part of such a plane, on its way to coefficients. A wave's units have no order among them.
+struct KltUnitTask {
+    std::uint64_t sums;      // workspace: std::int32_t [token][width]: predictions
+    std::uint64_t residual;  // workspace: float [token][width]
+    std::uint64_t scaled;    // workspace: std::int16_t [token][width], multiplied by their multiplier
+    const float* analysis;   // device: [channel][coefficient] of the part
+    std::uint32_t plane;     // index of its KltSourceTask
+    std::uint32_t part;
+    std::uint32_t active[2];  // leading coefficients that may be coded: at the level, at the tail's
+    std::uint32_t most_active;
+    float inverse_unit;         // 1 / what a state stands for
+    std::uint32_t first_tile;   // of kUnitTokens tokens x kUnitOutputs coefficients, in the wave
+    std::uint32_t first_token;  // tokens of the wave's units before this one
+};
+
+KVCAST_HD constexpr std::uint32_t active_of(const KltUnitTask& u, std::uint8_t reach) {
+    if (reach != kBothLevels) return u.active[reach];
+    return u.active[0] > u.active[1] ? u.active[0] : u.active[1];
+}
+
+KVCAST_HD constexpr std::uint64_t tiles_of(const KltUnitTask& u, std::uint32_t tokens) {
+    return std::uint64_t{div_up(u.most_active, kUnitOutputs)} * div_up(tokens, kUnitTokens);
+}
+
+// Layers that share coder states, written backwards by one warp into the slot of an EncodeBlockTask.
+struct KltWriteTask {
+    std::uint32_t chunk;
+    std::uint32_t plane;   // index of the first layer's first KltSourceTask
+    std::uint32_t planes;  // of a layer
+    std::uint32_t layers;
+    std::uint32_t first_layer;  // where the report has their sizes
+};
+
+}  // namespace kvcast::kernels::cuda

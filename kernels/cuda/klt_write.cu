@@ -1,0 +1,151 @@
+// Entropy coding of quantised klt chunks: one warp per run of layers, backwards.
+#include "kernels/cuda/exponent_model.cuh"
+#include "kernels/cuda/klt_encode_launch.h"
+#include "kernels/cuda/platform.cuh"
+#include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/warp_writer.cuh"
+
+namespace kvcast::kernels::cuda {
+namespace {
+
+constexpr std::uint32_t kModelWarps = 4;
+constexpr std::uint32_t kWriteWarps = 2;  // of a block of threads
+
+// ---- which tokens are coded, which exact
+
+// One warp per chunk: both lists, in order.
+__global__ void list_tokens(Memory memory, KltBatch batch) {
+    const KltChunkTask& c = batch.chunks[blockIdx.x];
+    const auto* unfit = reinterpret_cast<const std::uint32_t*>(memory.workspace + c.unfit);
+    auto* body = reinterpret_cast<std::uint32_t*>(memory.workspace + c.body);
+    auto* exact = reinterpret_cast<std::uint32_t*>(batch.report + c.exact);
+    std::uint32_t coded = 0, left = 0;
+    for (std::uint32_t at = 0; at < c.tokens; at += kLanes) {
+        const std::uint32_t t = at + lane_id();
+        const bool is_exact = t < c.tokens && unfit[t] != 0, is_coded = t < c.tokens && unfit[t] == 0;
+        const unsigned exact_lanes = __ballot_sync(kFullWarp, is_exact);
+        const unsigned coded_lanes = __ballot_sync(kFullWarp, is_coded);
+        if (is_exact) exact[1 + left + rank_in(exact_lanes)] = t;
+        if (is_coded) body[1 + coded + rank_in(coded_lanes)] = t;
+        left += static_cast<std::uint32_t>(__popc(exact_lanes));
+        coded += static_cast<std::uint32_t>(__popc(coded_lanes));
+    }
+    if (lane_id() != 0) return;
+    body[0] = coded;
+    exact[0] = left;
+}
+
+// One warp per head of a plane: the models of its exact rows.
+__global__ void model_rows(Memory memory, KltBatch batch) {
+    __shared__ std::uint32_t counts[kModelWarps][256];
+    const std::uint32_t item = blockIdx.x * kModelWarps + threadIdx.x / kLanes;
+    if (item >= batch.heads) return;
+    const KltSourceTask& p =
+        batch.planes[task_of<&KltSourceTask::first_head>(batch.planes, batch.plane_count, item)];
+    const KltChunkTask& c = batch.chunks[p.chunk];
+    const std::uint32_t head = item - p.first_head;
+    const auto* exact = reinterpret_cast<const std::uint32_t*>(batch.report + c.exact);
+    auto* models =
+        reinterpret_cast<std::uint16_t*>(memory.workspace + p.row_models) + std::uint64_t{head} * c.tokens;
+    for (std::uint32_t i = 0; i < exact[0]; ++i) {
+        const std::uint8_t* row = row_of(p.in, exact[1 + i]) + head * p.in.head_bytes;
+        const ExponentModel m =
+            exponent_model(*batch.tables, p.source, p.channels, counts[threadIdx.x / kLanes],
+                           [&](std::uint32_t channel) { return element_of(row, p.source, channel); });
+        if (lane_id() == 0) models[i] = static_cast<std::uint16_t>(m.center | m.table << 8);
+    }
+}
+
+// ---- layers, what is read last first
+
+__device__ void write_coefficients(WarpWriter& out, const KltSourceTask& p, const KltChunkTask& c,
+                                   Memory memory, std::uint32_t part) {
+    const std::uint32_t groups = div_up(p.part_width, kLanes);
+    const auto* levels = reinterpret_cast<const std::uint8_t*>(memory.image + c.levels);
+    const auto* body = reinterpret_cast<const std::uint32_t*>(memory.workspace + c.body);
+    const auto* gains = reinterpret_cast<const std::int16_t*>(memory.workspace + p.gains) + part * c.tokens;
+    const std::int8_t* classes = p.classes + std::uint64_t{part} * c.level_count * groups;
+    for (std::uint32_t i = body[0]; i > 0; --i) {
+        const std::uint32_t t = body[i];
+        const std::int16_t* q = reinterpret_cast<const std::int16_t*>(memory.workspace + p.q) +
+                                (std::uint64_t{t} * p.parts + part) * p.part_width;
+        for (std::uint32_t g = groups; g-- > 0;) {
+            const std::uint32_t first = g * kLanes, left = p.part_width - first;
+            out.strip(klt_class(classes[levels[t] * groups + g], gains[t]), left < kLanes ? left : kLanes,
+                      [&](std::uint32_t j) { return std::int32_t{q[first + j]}; });
+        }
+    }
+}
+
+__device__ void write_gains(WarpWriter& out, const KltSourceTask& p, const KltChunkTask& c, Memory memory,
+                            std::uint32_t part) {
+    const auto* body = reinterpret_cast<const std::uint32_t*>(memory.workspace + c.body);
+    const auto* gains = reinterpret_cast<const std::int16_t*>(memory.workspace + p.gains) + part * c.tokens;
+    out.vector(body[0], [&](std::uint32_t i) { return std::int32_t{gains[body[1 + i]]}; });
+}
+
+__device__ void write_exact_rows(WarpWriter& out, const KltSourceTask& p, const KltChunkTask& c,
+                                 Memory memory, const std::uint32_t* exact) {
+    for (std::uint32_t head = p.heads; head-- > 0;) {
+        const auto* models = reinterpret_cast<const std::uint16_t*>(memory.workspace + p.row_models) +
+                             std::uint64_t{head} * c.tokens;
+        for (std::uint32_t i = exact[0]; i-- > 0;) {
+            const std::uint8_t* row = row_of(p.in, exact[1 + i]) + head * p.in.head_bytes;
+            out.floats(models[i] & 255u, models[i] >> 8, p.source, p.channels,
+                       [&](std::uint32_t channel) { return element_of(row, p.source, channel); });
+            out.word(models[i]);
+        }
+    }
+}
+
+__device__ void write_layer(WarpWriter& out, const KltSourceTask* planes, std::uint32_t count,
+                            const KltChunkTask& c, Memory memory, const std::uint32_t* exact) {
+    for (std::uint32_t p = count; p-- > 0;) {
+        for (std::uint32_t part = planes[p].parts; part-- > 0;)
+            write_coefficients(out, planes[p], c, memory, part);
+    }
+    for (std::uint32_t p = count; p-- > 0;) {
+        for (std::uint32_t part = planes[p].parts; part-- > 0;) write_gains(out, planes[p], c, memory, part);
+    }
+    for (std::uint32_t p = count; p-- > 0;) write_exact_rows(out, planes[p], c, memory, exact);
+}
+
+__global__ void write_runs(Memory memory, KltBatch batch, const KltWriteTask* runs,
+                           const EncodeBlockTask* slots, std::uint32_t count, std::uint32_t* run_bytes,
+                           std::uint32_t* layer_bytes) {
+    const std::uint32_t index = blockIdx.x * kWriteWarps + threadIdx.x / kLanes;
+    if (index >= count) return;
+    const KltWriteTask run = runs[index];
+    const EncodeBlockTask slot = slots[index];
+    const KltChunkTask& c = batch.chunks[run.chunk];
+    const auto* exact = reinterpret_cast<const std::uint32_t*>(batch.report + c.exact);
+    auto* end = reinterpret_cast<std::uint8_t*>(memory.workspace + slot.slot) + slot.slot_bytes;
+    WarpWriter out(end, batch.tables);
+    const std::uint8_t* piece_end = end;
+    for (std::uint32_t layer = run.layers; layer-- > 0;) {
+        write_layer(out, batch.planes + run.plane + layer * run.planes, run.planes, c, memory, exact);
+        const std::uint8_t* begin = layer == 0 ? out.finish() : out.begin();
+        if (lane_id() == 0)
+            layer_bytes[run.first_layer + layer] = static_cast<std::uint32_t>(piece_end - begin);
+        piece_end = begin;
+    }
+    if (lane_id() == 0) run_bytes[index] = static_cast<std::uint32_t>(end - piece_end);
+}
+
+}  // namespace
+
+cudaError_t launch_klt_list(Memory memory, const KltBatch& batch, cudaStream_t stream) {
+    const cudaError_t e = launch(list_tokens, {batch.chunk_count, kLanes}, stream, memory, batch);
+    if (e != cudaSuccess) return e;
+    return launch(model_rows, {div_up(batch.heads, kModelWarps), kModelWarps * kLanes}, stream, memory,
+                  batch);
+}
+
+cudaError_t launch_klt_write(Memory memory, const KltBatch& batch, const KltWriteTask* runs,
+                             const EncodeBlockTask* slots, std::uint32_t count, std::uint32_t* run_bytes,
+                             std::uint32_t* layer_bytes, cudaStream_t stream) {
+    return launch(write_runs, {div_up(count, kWriteWarps), kWriteWarps * kLanes}, stream, memory, batch, runs,
+                  slots, count, run_bytes, layer_bytes);
+}
+
+}  // namespace kvcast::kernels::cuda

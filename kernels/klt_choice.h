@@ -1,0 +1,46 @@
+// How encoders of the klt profile quantise and choose gains, once for host and device: both are to write the
+// same bytes. The encoder's own affair; a decoder reads what was chosen.
+#pragma once
+
+#include "kernels/math.h"
+
+namespace kvcast::kernels {
+
+// Gains that encoders try; the format allows more.
+inline constexpr std::int32_t kKltGainMost = 6;
+inline constexpr std::int32_t kKltGainsTried = 2 * kKltGainMost + 1;
+
+// The n-th gain to be tried: 0, 1, -1, 2, ...; the first of the cheapest is taken, so that small ones win
+// ties.
+KVCAST_HD constexpr std::int16_t klt_gain_tried(std::int32_t n) {
+    return static_cast<std::int16_t>(n % 2 == 0 ? -n / 2 : (n + 1) / 2);
+}
+
+// What a coefficient that class 0 sets to zero counts for, per unit of its magnitude, in 1/256 bit: its bits
+// are saved, its error is not.
+inline constexpr std::uint32_t kKltLostCost = 8 * 256;
+
+// Up to this magnitude a coefficient counts as much as its opposite does.
+inline constexpr std::int32_t kKltSymmetricCost = 15;
+
+// Room that states keep below saturation. False for NaN too.
+KVCAST_HD constexpr bool klt_state_fits(float state) {
+    constexpr float most = 32000;
+    return state >= -most && state <= most;
+}
+
+struct KltQuantised {
+    std::int16_t q;
+    bool fits;  // strips can hold it
+};
+
+// A coefficient in steps of its level's multiplier; inverse_step = 1 / multiplier.
+KVCAST_HD constexpr KltQuantised klt_quantised(float coefficient, float inverse_step, unsigned multiplier) {
+    constexpr float most = 30000;
+    const float x = coefficient * inverse_step;
+    const float magnitude = x * static_cast<float>(multiplier);
+    const bool fits = magnitude >= -most && magnitude <= most;
+    return {fits ? static_cast<std::int16_t>(round_even(x)) : std::int16_t{0}, fits};
+}
+
+}  // namespace kvcast::kernels

@@ -1,0 +1,158 @@
+#include "tests/simt/runtime.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <deque>
+#include <limits>
+#include <map>
+#include <memory>
+#include <set>
+#include <utility>
+
+#include "tests/guarded.h"
+
+struct CUstream_st {
+    std::deque<std::function<bool()>> work;
+    std::uint64_t done = 0;   // pieces of work that have been taken off
+    std::uint64_t added = 0;  // that were ever put on
+    bool failed = false;
+};
+
+struct CUevent_st {
+    CUstream_st* stream = nullptr;
+    std::uint64_t reached = 0;  // the stream's work up to here
+};
+
+namespace simt {
+namespace {
+
+constexpr std::size_t kAlignment = 256;
+
+using Allocation = std::unique_ptr<kvcast::test::GuardedBytes>;
+
+struct Device {
+    std::map<const std::byte*, Allocation> memory;
+    std::size_t used = 0;
+    std::size_t limit = std::numeric_limits<std::size_t>::max();
+    std::set<CUstream_st*> streams;
+};
+
+Device& device() {
+    static Device d;
+    return d;
+}
+
+// The first allocation that ends behind `at`.
+const kvcast::test::GuardedBytes* behind(const void* at) {
+    const auto& memory = device().memory;
+    auto next = memory.upper_bound(static_cast<const std::byte*>(at));
+    if (next != memory.begin()) {
+        const auto& before = *std::prev(next)->second;
+        if (before.data() + before.size() > at) return &before;
+    }
+    return next == memory.end() ? nullptr : next->second.get();
+}
+
+void run_until(CUstream_st* stream, std::uint64_t reached) {
+    while (stream->done < reached && !stream->work.empty()) {
+        const auto work = std::move(stream->work.front());
+        stream->work.pop_front();
+        ++stream->done;
+        if (!work()) stream->failed = true;
+    }
+}
+
+}  // namespace
+
+int devices() {
+    const char* given = std::getenv("SIMT_DEVICES");
+    return given == nullptr ? 1 : std::atoi(given);
+}
+
+void* allocate(std::size_t bytes) {
+    const std::size_t whole = (std::max<std::size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
+    if (whole > device().limit - std::min(device().used, device().limit)) return nullptr;
+    auto memory = std::make_unique<kvcast::test::GuardedBytes>(whole);
+    std::byte* const at = memory->data();
+    device().used += whole;
+    device().memory[at] = std::move(memory);
+    return at;
+}
+
+bool release(void* at) {
+    drain_all();
+    const auto found = device().memory.find(static_cast<const std::byte*>(at));
+    if (found == device().memory.end()) return false;
+    device().used -= found->second->size();
+    device().memory.erase(found);
+    return true;
+}
+
+void set_device_limit(std::size_t bytes) {
+    device().limit = bytes;
+}
+
+bool on_device(const void* at, std::size_t bytes) {
+    const auto* memory = behind(at);
+    const auto* begin = static_cast<const std::byte*>(at);
+    return memory != nullptr && memory->data() <= begin && begin + bytes <= memory->data() + memory->size();
+}
+
+bool on_host(const void* at, std::size_t bytes) {
+    const auto* memory = behind(at);
+    return memory == nullptr || static_cast<const std::byte*>(at) + bytes <= memory->data();
+}
+
+void enqueue(CUstream_st* stream, std::function<bool()> work) {
+    stream->work.push_back(std::move(work));
+    ++stream->added;
+}
+
+bool drain(CUstream_st* stream) {
+    run_until(stream, stream->added);
+    return !std::exchange(stream->failed, false);
+}
+
+void drain_all() {
+    for (CUstream_st* stream : device().streams) run_until(stream, stream->added);
+}
+
+CUstream_st* make_stream() {
+    return *device().streams.insert(new CUstream_st).first;
+}
+
+void destroy(CUstream_st* stream) {
+    drain(stream);
+    device().streams.erase(stream);
+    delete stream;
+}
+
+CUevent_st* make_event() {
+    return new CUevent_st;
+}
+
+void destroy(CUevent_st* event) {
+    delete event;
+}
+
+void record(CUevent_st* event, CUstream_st* stream) {
+    event->stream = stream;
+    event->reached = stream->added;
+}
+
+void wait(CUstream_st* stream, CUevent_st* event) {
+    if (event->stream == nullptr) return;
+    enqueue(stream, [other = event->stream, reached = event->reached] {
+        if (device().streams.contains(other)) run_until(other, reached);
+        return true;
+    });
+}
+
+bool wait(CUevent_st* event) {
+    if (event->stream == nullptr || !device().streams.contains(event->stream)) return true;
+    run_until(event->stream, event->reached);
+    return !event->stream->failed;
+}
+
+}  // namespace simt
