@@ -153,6 +153,8 @@ class Calibration {
     struct Panels {
         std::vector<kernels::MatrixPanel> transform;
         std::vector<std::vector<kernels::MatrixPanel>> terms;
+        kernels::TiledMatrix transform_tiles;
+        std::vector<kernels::TiledMatrix> term_tiles;
     };
     const Panels& panels(std::size_t layer, std::size_t plane, std::size_t part) const {
         return panels_[first_unit_[plane] + layer * units_per_layer_ + part];
@@ -161,16 +163,21 @@ class Calibration {
     // How many layers back a term reaches at most.
     std::size_t reach() const { return reach_; }
 
+    // Whether any term is on token features.
+    bool has_token_terms() const { return has_token_terms_; }
+
     CalibrationCost cost() const;
 
   private:
     Calibration() = default;
+    static Panels pack(const CalibrationUnit& unit);
 
     CalibrationData data_;
     Hash id_ = {};
     std::vector<std::size_t> first_unit_;  // [plane], within a layer
     std::size_t units_per_layer_ = 0;
     std::size_t reach_ = 0;
+    bool has_token_terms_ = false;
     std::vector<std::vector<std::int16_t>> columns_;  // [unit]: transform transposed
     std::vector<Panels> panels_;                      // [unit]
 };

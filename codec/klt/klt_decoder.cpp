@@ -5,25 +5,40 @@
 #include "codec/lossless/exact_head.h"
 
 namespace kvcast {
+namespace {
+
+// Least and largest value; 0 is among them.
+std::pair<std::int16_t, std::int16_t> extremes(std::span<const std::int16_t> values) {
+    std::int16_t least = 0, most = 0;
+    for (const std::int16_t v : values) {
+        least = std::min(least, v);
+        most = std::max(most, v);
+    }
+    return {least, most};
+}
+
+}  // namespace
 
 void KltDecoder::begin(const Chunk& chunk) {
     chunk_ = chunk;
     next_layer_ = 0;
     bytes_ = {};
     body_ = body_tokens(*chunk.header);
-    slices_ = body_slices(body_, kSliceTokens);
+    slices_ = body_slices(*chunk.header, body_, kSliceTokens);
     reader_.reset();
     states_.reset(*chunk.calibration, chunk.header->token_ids);
     const CalibrationData& data = chunk.calibration->data();
     read_layers_ = 0;
+    std::size_t units = 0;
+    for (const std::size_t parts : data.parts) units += parts;
     for (Symbols& symbols : symbols_) {
-        symbols.gains.clear();
-        symbols.coefficients.clear();
+        symbols.gains.resize(units);
+        symbols.coefficients.resize(units);
+        for (auto& gains : symbols.gains) gains.resize(body_.size());
+        std::size_t at = 0;
         for (std::size_t p = 0; p < data.layout.planes.size(); ++p) {
-            for (std::size_t i = 0; i < data.parts[p]; ++i) {
-                symbols.gains.emplace_back(body_.size());
-                symbols.coefficients.emplace_back(chunk.header->tokens * data.part_width(p));
-            }
+            for (std::size_t i = 0; i < data.parts[p]; ++i)
+                symbols.coefficients[at++].resize(chunk.header->tokens * data.part_width(p));
         }
     }
 }
@@ -85,37 +100,31 @@ void KltDecoder::read_coefficients(std::size_t layer, Symbols& symbols) {
     flush();
 }
 
-// Coefficients in steps to coefficients in units, in place.
-void KltDecoder::scale_slice(TokenSlice slice, std::int16_t* coefficients, std::size_t width) const {
+// What a slice's coefficients are to be multiplied by. Multiples that exceed 16 bits, which no encoder
+// writes, are saturated in place.
+unsigned KltDecoder::multiplier_of(TokenSlice slice, std::span<std::int16_t> coefficients) const {
     const CalibrationData& data = chunk_.calibration->data();
-    for (std::size_t t = 0; t < slice.count; ++t) {
-        const unsigned multiplier = data.levels[level_index(*chunk_.header, slice.first + t)].multiplier;
-        std::int16_t* q = coefficients + t * width;
-        for (std::size_t j = 0; j < width; ++j) q[j] = scaled_coefficient(q[j], multiplier);
-    }
+    const unsigned multiplier = data.levels[level_index(*chunk_.header, slice.first)].multiplier;
+    const auto [least, most] = extremes(coefficients);
+    const int largest = std::max(-int{least}, int{most});
+    if (largest * static_cast<int>(multiplier) <= 32767) return multiplier;
+    for (std::int16_t& q : coefficients) q = kernels::scaled_coefficient(q, multiplier);
+    return 1;
 }
 
-void KltDecoder::store_slice(TokenSlice slice, std::size_t plane, const PlaneBuffer& out,
-                             Scratch& scratch) const {
+void KltDecoder::store_slice(TokenSlice slice, std::size_t plane, const PlaneBuffer& out) const {
     const Layout& layout = chunk_.header->layout;
     const std::size_t dim = layout.planes[plane].head_dim, width = layout.planes[plane].width();
     const std::int16_t* states = states_.plane(next_layer_, plane) + slice.first * width;
-    const auto rotation =
-        plane == 0 && chunk_.header->unrotated ? chunk_.absolute->rotation(slice.first) : kernels::Rotation{};
+    const bool turned = plane == 0 && chunk_.header->unrotated;
+    const auto rotation = turned ? chunk_.absolute->rotation_by_token(slice.first) : kernels::Rotation{};
     const std::size_t parts = chunk_.calibration->data().parts[plane];
     const std::size_t heads_per_part = layout.planes[plane].heads / parts;
-    scratch.tile.resize(dim * slice.count);
+    auto* rows = static_cast<std::uint8_t*>(out.rows) + slice.first * out.row_bytes;
     for (std::size_t head = 0; head < layout.planes[plane].heads; ++head) {
-        for (std::size_t t = 0; t < slice.count; ++t) {
-            for (std::size_t c = 0; c < dim; ++c)
-                scratch.tile[c * slice.count + t] = states[t * width + head * dim + c];
-        }
         const auto scale = chunk_.calibration->unit(next_layer_, plane, head / heads_per_part).scale;
-        chunk_.ops->store_head({scratch.tile.data(), slice.count, slice.count, dim, rotation, scale,
-                                chunk_.dtype,
-                                static_cast<std::uint8_t*>(out.rows) + slice.first * out.row_bytes +
-                                    head * dim * kernels::dtype_bytes(chunk_.dtype),
-                                out.row_bytes});
+        chunk_.ops->store_states({states + head * dim, width, slice.count, dim, rotation, scale, chunk_.dtype,
+                                  rows + head * dim * kernels::dtype_bytes(chunk_.dtype), out.row_bytes});
     }
 }
 
@@ -153,11 +162,12 @@ void KltDecoder::reconstruct_slice(TokenSlice slice, std::span<const PlaneBuffer
         scratch.sums.resize(std::max(scratch.sums.size(), slice.count * width));
         for (std::size_t part = 0; part < data.parts[p]; ++part, ++at) {
             std::int16_t* coefficients = symbols.coefficients[at].data() + slice.first * width;
-            scale_slice(slice, coefficients, width);
+            const unsigned multiplier = multiplier_of(slice, {coefficients, slice.count * width});
             states_.predict(*chunk_.ops, next_layer_, p, part, slice, scratch.sums.data());
-            states_.reconstruct(*chunk_.ops, next_layer_, p, part, slice, coefficients, scratch.sums.data());
+            states_.reconstruct(*chunk_.ops, next_layer_, p, part, slice, coefficients, multiplier,
+                                scratch.sums.data());
         }
-        if (!planes.empty()) store_slice(slice, p, planes[p], scratch);
+        if (!planes.empty()) store_slice(slice, p, planes[p]);
     }
 }
 

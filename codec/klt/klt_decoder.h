@@ -50,7 +50,6 @@ class KltDecoder {
   private:
     struct Scratch {
         std::vector<std::int32_t> sums;
-        std::vector<std::int16_t> tile;
     };
 
     // What a layer's block says, before any arithmetic.
@@ -65,8 +64,8 @@ class KltDecoder {
     bool read_gains(Symbols& symbols);
     void read_coefficients(std::size_t layer, Symbols& symbols);
     void reconstruct_slice(TokenSlice slice, std::span<const PlaneBuffer> planes, Scratch& scratch);
-    void scale_slice(TokenSlice slice, std::int16_t* coefficients, std::size_t width) const;
-    void store_slice(TokenSlice slice, std::size_t plane, const PlaneBuffer& out, Scratch& scratch) const;
+    unsigned multiplier_of(TokenSlice slice, std::span<std::int16_t> coefficients) const;
+    void store_slice(TokenSlice slice, std::size_t plane, const PlaneBuffer& out) const;
 
     std::optional<entropy::BlockReader> reader_;  // first: it is aligned to 64 bytes
     Chunk chunk_;

@@ -166,7 +166,6 @@ void KltEncoder::quantise_unit(const Job& job, std::size_t layer, std::size_t pl
     s.sums.resize(std::max(s.sums.size(), size));
     s.residual.resize(std::max(s.residual.size(), size));
     s.coefficients.resize(std::max(s.coefficients.size(), size));
-    s.scaled.resize(std::max(s.scaled.size(), size));
     states_.predict(ops_, layer, plane, part, slice, s.sums.data());
     const float* tile = s.tile.data() + part * width * slice.count;
     for (std::size_t t = 0; t < slice.count; ++t) {
@@ -185,7 +184,6 @@ void KltEncoder::quantise_unit(const Job& job, std::size_t layer, std::size_t pl
     ops_.analyse(s.residual.data(), width, job.analysis.matrix(layer, plane, part), width, active,
                  slice.count, s.coefficients.data());
     Unit& out = units_[job.unit(layer, plane, part)];
-    std::fill_n(s.scaled.data(), size, std::int16_t{0});
     for (std::size_t t = 0; t < slice.count; ++t) {
         const std::size_t token = slice.first + t;
         const std::size_t level = level_index(job.header, token);
@@ -203,10 +201,11 @@ void KltEncoder::quantise_unit(const Job& job, std::size_t layer, std::size_t pl
         out.gains[token] = static_cast<std::int16_t>(gain);
         for (std::size_t j = 0; j < active; ++j) {
             if (klt_class(classes[j / kKltGroup], static_cast<std::int16_t>(gain)) == 0) q[j] = 0;
-            s.scaled[t * width + j] = scaled_coefficient(q[j], multiplier);
         }
     }
-    states_.reconstruct(ops_, layer, plane, part, slice, s.scaled.data(), s.sums.data());
+    const unsigned multiplier = job.data.levels[level_index(job.header, slice.first)].multiplier;
+    states_.reconstruct(ops_, layer, plane, part, slice, out.q.data() + slice.first * width, multiplier,
+                        s.sums.data());
 }
 
 void KltEncoder::quantise_layer(const Job& job, std::size_t layer, TokenSlice slice, Scratch& scratch) {
@@ -295,7 +294,7 @@ Status KltEncoder::encode(const ChunkInput& input, const KltAnalysis& analysis, 
     if (scratch_.size() < executor.workers()) scratch_.resize(executor.workers());
 
     // All layers of a slice in one go: tokens do not depend on each other.
-    const std::vector<TokenSlice> slices = body_slices(body_tokens(header), kSliceTokens);
+    const std::vector<TokenSlice> slices = body_slices(header, body_tokens(header), kSliceTokens);
     for (std::size_t l = 0; l < layers; ++l) {
         executor.run(slices.size(), [&](std::size_t i, std::size_t worker) {
             quantise_layer(job, l, slices[i], scratch_[worker]);

@@ -63,7 +63,6 @@ class KltEncoder {
         std::vector<float> tile;
         std::vector<float> residual;
         std::vector<float> coefficients;
-        std::vector<std::int16_t> scaled;
         std::vector<std::int32_t> sums;
     };
     struct Unit {

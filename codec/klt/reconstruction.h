@@ -32,10 +32,11 @@ class KltStates {
     void predict(const kernels::Ops& ops, std::size_t layer, std::size_t plane, std::size_t part,
                  TokenSlice slice, std::int32_t* sums) const;
 
-    // Adds the transform of coefficients [token of the slice][part width], multiplied by their level's
-    // multiplier already, and keeps the saturated sums as the unit's states.
+    // Adds the transform of multiples of coefficients [token of the slice][part width], which fit 16 bits,
+    // and keeps the saturated sums as the unit's states.
     void reconstruct(const kernels::Ops& ops, std::size_t layer, std::size_t plane, std::size_t part,
-                     TokenSlice slice, const std::int16_t* coefficients, std::int32_t* sums);
+                     TokenSlice slice, const std::int16_t* coefficients, unsigned multiplier,
+                     std::int32_t* sums);
 
   private:
     std::size_t slot(std::size_t layer, std::size_t plane) const;
@@ -47,7 +48,6 @@ class KltStates {
 };
 
 using kernels::klt_class;
-using kernels::scaled_coefficient;
 
 inline constexpr std::int32_t kGainLow = -15;
 inline constexpr std::int32_t kGainHigh = 15;

@@ -22,6 +22,7 @@ const Ops& avx2_ops() {
         ops.project_sparse = avx2::project_sparse;
         ops.analyse = avx2::analyse;
         ops.store_head = avx2::store_head;
+        ops.store_states = avx2::store_states;
         ops.store_exact = avx2::store_exact;
         return ops;
     }();

@@ -24,6 +24,7 @@ void reconstruct(const std::int16_t* q, const std::int16_t* prediction, std::siz
 void analyse(const float* residual, std::size_t inputs, const float* matrix, std::size_t row_stride,
              std::size_t outputs, std::size_t tokens, float* coefficients);
 void store_head(const HeadStore& head);
+void store_states(const StateStore& states);
 void store_exact(const ExactStore& head);
 void project(const Projection& p);
 void project_sparse(const Projection& p);

@@ -23,6 +23,7 @@ const Ops& avx512_ops() {
         ops.project_sparse = avx512::project_sparse;
         ops.analyse = avx512::analyse;
         ops.store_head = avx512::store_head;
+        ops.store_states = avx512::store_states;
         ops.store_exact = avx512::store_exact;
         return ops;
     }();

@@ -7,11 +7,13 @@
 
 #include "kernels/avx512/slots.h"
 #include "kernels/avx512/target.h"
+#include "kernels/x86/lanes.h"
 #include "kernels/x86/words.h"
 
 namespace kvcast::kernels::avx512 {
 namespace {
 
+using x86::first_lanes;
 using x86::Words;
 
 struct States {
@@ -162,10 +164,6 @@ KVCAST_AVX512_INLINE void decode_group(States& s, const Table& t, unsigned shift
     } else {
         _mm512_mask_storeu_epi16(values, lanes, value);
     }
-}
-
-constexpr std::uint32_t first_lanes(std::size_t count) {
-    return static_cast<std::uint32_t>((std::uint64_t{1} << count) - 1);
 }
 
 KVCAST_AVX512_INLINE void decode_alone(States& s, Words& words, const Strip& strip) {

@@ -178,6 +178,20 @@ void store_head(const HeadStore& head) {
     }
 }
 
+// States of a token are a tile of one.
+void store_states(const StateStore& s) {
+    for (std::size_t t = 0; t < s.tokens; ++t) {
+        Rotation r = s.rotation;
+        if (r.pairs != 0) {
+            r.cos += t * r.table_stride;
+            r.sin += t * r.table_stride;
+            r.table_stride = 1;
+        }
+        store_head({s.states + t * s.state_stride, 1, 1, s.channels, r, s.scale, s.dtype,
+                    static_cast<std::uint8_t*>(s.rows) + t * s.row_bytes, s.row_bytes});
+    }
+}
+
 void store_exact(const ExactStore& head) {
     const Rotation& r = head.rotation;
     for (std::size_t p = 0; p < r.pairs; ++p) store_exact_pair(head, p);

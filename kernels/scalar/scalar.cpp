@@ -19,8 +19,10 @@ const Ops& scalar_ops() {
         .reconstruct = scalar::reconstruct,
         .project = scalar::project,
         .project_sparse = scalar::project_sparse,
+        .sparse_from = 0.9f,
         .analyse = scalar::analyse,
         .store_head = scalar::store_head,
+        .store_states = scalar::store_states,
         .store_exact = scalar::store_exact,
     };
     return table;

@@ -120,10 +120,10 @@ class LevelFitter {
                 if (c != 0) bits_ += static_cast<double>(klt_group_cost(unit.group(t, g), c)) / 256;
                 std::int16_t* const q = unit.q.data() + t * width + g * kKltGroup;
                 for (std::size_t j = 0; j < unit.group(t, g).size(); ++j)
-                    q[j] = c == 0 ? std::int16_t{0} : scaled_coefficient(q[j], multiplier_);
+                    q[j] = c == 0 ? std::int16_t{0} : kernels::scaled_coefficient(q[j], multiplier_);
             }
         }
-        states_.reconstruct(ops(), layer, plane, part, {0, tokens}, unit.q.data(), sums_.data());
+        states_.reconstruct(ops(), layer, plane, part, {0, tokens}, unit.q.data(), 1, sums_.data());
     }
 
     const RowStore& store_;
