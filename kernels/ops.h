@@ -256,6 +256,9 @@ struct Ops {
     void (*reconstruct)(const std::int16_t* q, const std::int16_t* prediction, std::size_t count,
                         unsigned shift, std::int16_t* states);
 
+    // states = saturate16(sums)
+    void (*saturate)(const std::int32_t* sums, std::size_t count, std::int16_t* states);
+
     // See Projection.
     void (*project)(const Projection& p);
 

@@ -71,33 +71,43 @@ bool KltDecoder::read_gains(Symbols& symbols) {
     return fits;
 }
 
+// Takes down the strips of one token's coefficients. Those of neighbouring groups that are not coded are one.
+void KltDecoder::take_down(const std::int8_t* classes, std::int16_t gain, std::size_t width,
+                           std::int16_t* row) {
+    const entropy::ClassDecoding* const decodings = entropy::class_decodings();
+    bool coded = true;
+    for (std::size_t begin = 0; begin < width; begin += kKltGroup) {
+        const auto& d = decodings[klt_class(*classes++, gain)];
+        const std::size_t count = std::min(kKltGroup, width - begin);
+        if (!coded && d.table == nullptr) {
+            strips_.back().count += count;
+        } else {
+            strips_.push_back({d.table, d.shift, count, row + begin});
+        }
+        coded = d.table != nullptr;
+    }
+}
+
 void KltDecoder::read_coefficients(std::size_t layer, Symbols& symbols) {
     constexpr std::size_t kMostStrips = 256;  // taken down before they are decoded
     const ChunkHeader& h = *chunk_.header;
     const CalibrationData& data = chunk_.calibration->data();
     std::size_t at = 0;
-    strips_.clear();
-    const auto flush = [&] {
-        if (!strips_.empty()) reader_->strips(strips_);
-        strips_.clear();
-    };
     for (std::size_t p = 0; p < data.layout.planes.size(); ++p) {
         const std::size_t width = data.part_width(p), groups = data.groups(p);
         for (std::size_t part = 0; part < data.parts[p]; ++part, ++at) {
             const std::int8_t* classes = chunk_.calibration->unit(layer, p, part).classes.data();
             for (std::size_t i = 0; i < body_.size(); ++i) {
-                const std::int8_t* base = classes + level_index(h, body_[i]) * groups;
-                std::int16_t* row = symbols.coefficients[at].data() + body_[i] * width;
-                for (std::size_t g = 0; g < groups; ++g) {
-                    const std::size_t count = std::min(kKltGroup, width - g * kKltGroup);
-                    strips_.push_back(entropy::decoding_strip(klt_class(base[g], symbols.gains[at][i]), count,
-                                                              row + g * kKltGroup));
-                }
-                if (strips_.size() >= kMostStrips) flush();
+                take_down(classes + level_index(h, body_[i]) * groups, symbols.gains[at][i], width,
+                          symbols.coefficients[at].data() + body_[i] * width);
+                if (strips_.size() < kMostStrips) continue;
+                reader_->strips(strips_);
+                strips_.clear();
             }
         }
     }
-    flush();
+    reader_->strips(strips_);
+    strips_.clear();
 }
 
 // What a slice's coefficients are to be multiplied by. Multiples that exceed 16 bits, which no encoder

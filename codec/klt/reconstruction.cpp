@@ -91,9 +91,7 @@ void KltStates::reconstruct(const kernels::Ops& ops, std::size_t layer, std::siz
     }
     const std::size_t row = data.layout.planes[plane].width();
     std::int16_t* out = this->plane(layer, plane) + slice.first * row + part * width;
-    for (std::size_t t = 0; t < slice.count; ++t) {
-        for (std::size_t c = 0; c < width; ++c) out[t * row + c] = kernels::saturate16(sums[t * width + c]);
-    }
+    for (std::size_t t = 0; t < slice.count; ++t) ops.saturate(sums + t * width, width, out + t * row);
 }
 
 }  // namespace kvcast

@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "codec/aligned_vector.h"
 #include "codec/klt/calibration.h"
 #include "kernels/ops.h"
 
@@ -43,8 +44,8 @@ class KltStates {
 
     const Calibration* calibration_ = nullptr;
     std::size_t tokens_ = 0;
-    std::vector<std::vector<std::int16_t>> planes_;  // [layer modulo reach + 1][plane]
-    std::vector<std::int16_t> features_;             // [token][features]
+    std::vector<AlignedVector<std::int16_t>> planes_;  // [layer modulo reach + 1][plane]
+    AlignedVector<std::int16_t> features_;             // [token][features]
 };
 
 using kernels::klt_class;

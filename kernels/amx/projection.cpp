@@ -189,29 +189,53 @@ KVCAST_AVX512 void add(const Projection& p, std::size_t token, std::size_t outpu
     }
 }
 
-// All outputs of the tokens from `first` on that `f` holds, as many tiles of tokens at once as there are sums
-// for. Tiles that are not there repeat the last one.
+// All outputs of the tokens from `first` on that `f` holds, as many tiles of tokens in a step as there are
+// sums for.
 template <bool WideFeatures, bool WideMatrix>
-void project_tokens(const Projection& p, std::size_t first, const Features& f) {
-    constexpr std::size_t kFeatureLimbs = WideFeatures ? 2 : 1, kLimbs = kFeatureLimbs * (WideMatrix ? 2 : 1);
-    constexpr std::size_t kStep = kMostTiles / kLimbs;
-    const std::size_t panel_tiles = f.blocks * (WideMatrix ? 2 : 1);
-    for (std::size_t output = 0; output < p.outputs; output += kSide) {
-        const MatrixTile* panel = p.tiles->tiles.data() + output / kSide * panel_tiles;
-        for (std::size_t tile = 0; tile < f.tiles; tile += kStep) {
-            const std::uint8_t* a[4] = {};
-            for (std::size_t i = 0; i < kStep; ++i) {
-                const std::size_t at = std::min(tile + i, f.tiles - 1);
-                if (WideFeatures) a[i * kFeatureLimbs] = f.high_tile(at);
-                a[(i + 1) * kFeatureLimbs - 1] = f.low_tile(at);
-            }
-            Products products;
-            multiply<WideFeatures, WideMatrix>(a, panel->bytes, f, products);
-            for (std::size_t i = 0; i < kStep && tile + i < f.tiles; ++i)
-                add<kLimbs>(p, first + (tile + i) * kSide, output, products, i);
+class Steps {
+  public:
+    Steps(const Projection& p, std::size_t first, const Features& f) : p_(p), f_(f), first_(first) {}
+
+    // A step is multiplied before the one in front of it is added: tiles and vectors work at the same time.
+    void run() {
+        Products products[2];
+        const std::size_t panels = (p_.outputs + kSide - 1) / kSide;
+        const std::size_t per_panel = (f_.tiles + kStep - 1) / kStep, steps = panels * per_panel;
+        for (std::size_t step = 0; step <= steps; ++step) {
+            if (step < steps) take(step / per_panel, step % per_panel * kStep, products[step % 2]);
+            if (step == 0) continue;
+            const std::size_t last = step - 1;
+            put(last / per_panel, last % per_panel * kStep, products[last % 2]);
         }
     }
-}
+
+  private:
+    static constexpr std::size_t kFeatureLimbs = WideFeatures ? 2 : 1;
+    static constexpr std::size_t kMatrixLimbs = WideMatrix ? 2 : 1;
+    static constexpr std::size_t kLimbs = kFeatureLimbs * kMatrixLimbs;
+    static constexpr std::size_t kStep = kMostTiles / kLimbs;
+
+    // Tiles of tokens that are not there repeat the last one.
+    void take(std::size_t panel, std::size_t tile, Products& products) const {
+        const std::uint8_t* a[4] = {};
+        for (std::size_t i = 0; i < kStep; ++i) {
+            const std::size_t at = std::min(tile + i, f_.tiles - 1);
+            if (WideFeatures) a[i * kFeatureLimbs] = f_.high_tile(at);
+            a[(i + 1) * kFeatureLimbs - 1] = f_.low_tile(at);
+        }
+        const MatrixTile* b = p_.tiles->tiles.data() + panel * f_.blocks * kMatrixLimbs;
+        multiply<WideFeatures, WideMatrix>(a, b->bytes, f_, products);
+    }
+
+    void put(std::size_t panel, std::size_t tile, const Products& products) const {
+        for (std::size_t i = 0; i < kStep && tile + i < f_.tiles; ++i)
+            add<kLimbs>(p_, first_ + (tile + i) * kSide, panel * kSide, products, i);
+    }
+
+    const Projection& p_;
+    const Features& f_;
+    std::size_t first_;
+};
 
 }  // namespace
 
@@ -225,9 +249,9 @@ void project(const Projection& p) {
         f.tiles = std::min(most, (p.tokens - first + kSide - 1) / kSide);
         split(p, first, f);
         if (p.tiles->wide) {
-            f.wide ? project_tokens<true, true>(p, first, f) : project_tokens<false, true>(p, first, f);
+            f.wide ? Steps<true, true>(p, first, f).run() : Steps<false, true>(p, first, f).run();
         } else {
-            f.wide ? project_tokens<true, false>(p, first, f) : project_tokens<false, false>(p, first, f);
+            f.wide ? Steps<true, false>(p, first, f).run() : Steps<false, false>(p, first, f).run();
         }
     }
 }

@@ -18,6 +18,7 @@ const Ops& avx2_ops() {
         ops.moments = avx2::moments;
         ops.quantise = avx2::quantise;
         ops.reconstruct = avx2::reconstruct;
+        ops.saturate = avx2::saturate;
         ops.project = avx2::project;
         ops.project_sparse = avx2::project_sparse;
         ops.analyse = avx2::analyse;

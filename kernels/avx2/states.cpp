@@ -72,6 +72,15 @@ KVCAST_AVX2 void store_states_as(const StateStore& s) {
 
 }  // namespace
 
+KVCAST_AVX2 void saturate(const std::int32_t* sums, std::size_t count, std::int16_t* states) {
+    const std::size_t whole = count / 16 * 16;
+    for (std::size_t i = 0; i < whole; i += 16) {
+        const __m256i packed = _mm256_packs_epi32(load256(sums + i), load256(sums + i + 8));
+        store256(states + i, _mm256_permute4x64_epi64(packed, _MM_SHUFFLE(3, 1, 2, 0)));
+    }
+    scalar::saturate(sums + whole, count - whole, states + whole);
+}
+
 void store_states(const StateStore& s) {
     const std::size_t sizes = s.channels | s.rotation.pairs | (s.rotation.pairs != 0 ? s.rotation.first : 0);
     if (s.dtype == Dtype::kF32 || sizes % 16 != 0) return scalar::store_states(s);

@@ -19,6 +19,7 @@ const Ops& avx512_ops() {
         ops.moments = avx512::moments;
         ops.quantise = avx512::quantise;
         ops.reconstruct = avx512::reconstruct;
+        ops.saturate = avx512::saturate;
         ops.project = avx512::project;
         ops.project_sparse = avx512::project_sparse;
         ops.analyse = avx512::analyse;

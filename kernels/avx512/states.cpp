@@ -101,6 +101,14 @@ KVCAST_AVX512 void store_states_as(const StateStore& s) {
 
 }  // namespace
 
+KVCAST_AVX512 void saturate(const std::int32_t* sums, std::size_t count, std::int16_t* states) {
+    for (std::size_t i = 0; i < count; i += 16) {
+        const auto lanes = static_cast<__mmask16>(first_lanes(count - i));
+        const __m512i v = _mm512_maskz_loadu_epi32(lanes, sums + i);
+        _mm256_mask_storeu_epi16(states + i, lanes, _mm512_cvtsepi32_epi16(v));
+    }
+}
+
 void store_states(const StateStore& states) {
     switch (states.dtype) {
         case Dtype::kBf16:

@@ -167,6 +167,10 @@ void reconstruct(const std::int16_t* q, const std::int16_t* prediction, std::siz
     for (std::size_t i = 0; i < count; ++i) states[i] = state_of(prediction[i], q[i], shift);
 }
 
+void saturate(const std::int32_t* sums, std::size_t count, std::int16_t* states) {
+    for (std::size_t i = 0; i < count; ++i) states[i] = saturate16(sums[i]);
+}
+
 void store_head(const HeadStore& head) {
     switch (head.dtype) {
         case Dtype::kBf16:

@@ -17,6 +17,7 @@ const Ops& scalar_ops() {
         .moments = scalar::moments,
         .quantise = scalar::quantise,
         .reconstruct = scalar::reconstruct,
+        .saturate = scalar::saturate,
         .project = scalar::project,
         .project_sparse = scalar::project_sparse,
         .sparse_from = 0.9f,

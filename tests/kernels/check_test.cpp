@@ -737,6 +737,20 @@ TEST_P(Backend, QuantisesLikeScalar) {
     }
 }
 
+TEST_P(Backend, SaturatesLikeScalar) {
+    for (const std::size_t count : kCounts) {
+        std::mt19937_64 random(count);
+        std::vector<std::int32_t> values(count);
+        for (auto& v : values) v = static_cast<std::int32_t>(random()) >> random() % 32;
+        Guarded<std::int32_t> sums(values);
+        const auto run = [&](const Ops& ops) {
+            return written<std::int16_t>(
+                count, 99, [&](std::int16_t* states) { ops.saturate(sums.data(), count, states); });
+        };
+        ASSERT_EQ(run(*GetParam()), run(scalar_ops())) << count;
+    }
+}
+
 TEST_P(Backend, AnalysesLikeScalar) {
     for (const std::size_t inputs : {1, 31, 64, 192}) {
         for (const std::size_t outputs : {0, 1, 15, 16, 33, 64, 100, 192}) {
@@ -761,8 +775,8 @@ TEST_P(Backend, IsComplete) {
     const Ops& o = *GetParam();
     EXPECT_TRUE(o.decode_strips && o.encode_strips && o.decode_floats && o.encode_floats &&
                 o.count_exponents && o.table_costs && o.load_head && o.load_bits && o.max_magnitude &&
-                o.moments && o.quantise && o.reconstruct && o.project && o.project_sparse && o.analyse &&
-                o.store_head && o.store_states && o.store_exact);
+                o.moments && o.quantise && o.reconstruct && o.saturate && o.project && o.project_sparse &&
+                o.analyse && o.store_head && o.store_states && o.store_exact);
 }
 
 std::vector<const Ops*> backends() {
