@@ -114,6 +114,18 @@ struct HeadLoad {
     std::size_t tile_stride;
 };
 
+// The same without a tile; `rotation` is as StateStore's, turned backwards.
+struct RowLoad {
+    const void* rows;
+    std::size_t row_bytes;
+    Dtype dtype;
+    std::size_t tokens;
+    std::size_t channels;
+    Rotation rotation;
+    float* values;  // [token][value_stride], channel 0 of this head
+    std::size_t value_stride;
+};
+
 // One head of one plane on its way from int16 states to rows.
 struct HeadStore {
     const std::int16_t* tile;
@@ -199,6 +211,10 @@ struct Projection {
     const TiledMatrix* tiles = nullptr;  // as panels; where they are missing, panels are used
 };
 
+// Costs that are added up side by side, and the largest magnitude that they are known for.
+inline constexpr std::size_t kValueCosts = 16;
+inline constexpr int kValueCostMost = 15;
+
 struct Moments {
     std::int64_t sum;
     std::uint64_t sum_of_squares;
@@ -233,9 +249,17 @@ struct Ops {
     void (*table_costs)(const std::int16_t* counts, const std::int16_t (*costs)[kSymbols][2],
                         std::int32_t* sums);
 
+    // sums[i] = sum of costs[|v|][i] over `count` values v, whose magnitudes are at most kValueCostMost; the
+    // sums fit 32 bits.
+    void (*value_costs)(const std::int16_t* values, std::size_t count,
+                        const std::uint32_t (*costs)[kValueCosts], std::uint32_t* sums);
+
     // Rows to a tile of floats, un-rotated. One multiply-add per output in binary32, products first, not
     // fused.
     void (*load_head)(const HeadLoad& head);
+
+    // The same from rows to rows.
+    void (*load_rows)(const RowLoad& rows);
 
     // Rows to a tile of stored bits.
     void (*load_bits)(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens,

@@ -12,6 +12,7 @@ const Ops& avx2_ops() {
         ops.decode_floats = avx2::decode_floats;
         ops.encode_floats = avx2::encode_floats;
         ops.table_costs = avx2::table_costs;
+        ops.value_costs = avx2::value_costs;
         ops.load_head = avx2::load_head;
         ops.load_bits = avx2::load_bits;
         ops.max_magnitude = avx2::max_magnitude;

@@ -13,6 +13,8 @@ void encode_floats(std::span<RansEncoder* const> encoders, std::span<const Encod
                    Dtype dtype, std::size_t count);
 void table_costs(const std::int16_t* counts, const std::int16_t (*costs)[kSymbols][2], std::int32_t* sums);
 void load_head(const HeadLoad& head);
+void value_costs(const std::int16_t* values, std::size_t count, const std::uint32_t (*costs)[kValueCosts],
+                 std::uint32_t* sums);
 void load_bits(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens, std::size_t channels,
                std::uint32_t* tile, std::size_t tile_stride);
 float max_magnitude(const float* values, std::size_t count);

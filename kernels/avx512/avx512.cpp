@@ -13,7 +13,9 @@ const Ops& avx512_ops() {
         ops.encode_floats = avx512::encode_floats;
         ops.count_exponents = avx512::count_exponents;
         ops.table_costs = avx512::table_costs;
+        ops.value_costs = avx512::value_costs;
         ops.load_head = avx512::load_head;
+        ops.load_rows = avx512::load_rows;
         ops.load_bits = avx512::load_bits;
         ops.max_magnitude = avx512::max_magnitude;
         ops.moments = avx512::moments;

@@ -678,6 +678,19 @@ KVCAST_AVX512 std::uint32_t count_exponents(const std::uint32_t* bits, std::size
     return first_of_most(counts, exponent_mask(dtype) + 1);
 }
 
+KVCAST_AVX512 void value_costs(const std::int16_t* values, std::size_t count,
+                               const std::uint32_t (*costs)[kValueCosts], std::uint32_t* sums) {
+    __m512i even = _mm512_setzero_si512(), odd = even;
+    const auto row = [&](std::size_t i) { return costs[values[i] < 0 ? -values[i] : values[i]]; };
+    std::size_t i = 0;
+    for (; i + 2 <= count; i += 2) {
+        even = _mm512_add_epi32(even, _mm512_loadu_si512(row(i)));
+        odd = _mm512_add_epi32(odd, _mm512_loadu_si512(row(i + 1)));
+    }
+    if (i != count) even = _mm512_add_epi32(even, _mm512_loadu_si512(row(i)));
+    _mm512_storeu_si512(sums, _mm512_add_epi32(even, odd));
+}
+
 KVCAST_AVX512 void table_costs(const std::int16_t* counts, const std::int16_t (*costs)[kSymbols][2],
                                std::int32_t* sums) {
     // One load for all counts: they may just have been stored one by one.

@@ -1,4 +1,5 @@
-// States that lie as rows do, to rows: channels of a token are neighbours, and nothing is transposed.
+// States that lie as rows do, to rows, and rows to floats: channels of a token are neighbours, and nothing is
+// transposed.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -99,7 +100,76 @@ KVCAST_AVX512 void store_states_as(const StateStore& s) {
     }
 }
 
+// ---- rows to floats ----
+
+template <Dtype D>
+KVCAST_AVX512_INLINE __m512 load_floats(const std::uint8_t* row, std::size_t channel, __mmask16 lanes) {
+    const std::uint8_t* from = row + channel * dtype_bytes(D);
+    if constexpr (D == Dtype::kF32) {
+        return _mm512_maskz_loadu_ps(lanes, from);
+    } else {
+        const __m256i elements = _mm256_maskz_loadu_epi16(lanes, from);
+        if constexpr (D == Dtype::kF16) return _mm512_cvtph_ps(elements);
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(elements), 16));
+    }
+}
+
+KVCAST_AVX512_INLINE __m512 load_trig(const std::int16_t* v, __mmask16 lanes) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(lanes, v)));
+}
+
+template <Dtype D>
+KVCAST_AVX512_INLINE void take_channels(const std::uint8_t* row, float* values, std::size_t begin,
+                                        std::size_t end) {
+    for (std::size_t c = begin; c < end; c += 16) {
+        const auto lanes = static_cast<__mmask16>(first_lanes(end - c));
+        _mm512_mask_storeu_ps(values + c, lanes, load_floats<D>(row, c, lanes));
+    }
+}
+
+// Products first, not fused, as load_head has it.
+template <Dtype D>
+KVCAST_AVX512_INLINE void take_half_pairs(const Rotation& r, const std::int16_t* cosines,
+                                          const std::int16_t* sines, const std::uint8_t* row, float* values) {
+    const __m512 unit = _mm512_set1_ps(1.0f / (1 << kTrigBits));
+    for (std::size_t p = 0; p < r.pairs; p += 16) {
+        const auto lanes = static_cast<__mmask16>(first_lanes(r.pairs - p));
+        const std::size_t first = r.first + p, second = first + r.partner;
+        const __m512 x = load_floats<D>(row, first, lanes), y = load_floats<D>(row, second, lanes);
+        const __m512 cos = load_trig(cosines + p, lanes), sin = load_trig(sines + p, lanes);
+        const __m512 a = _mm512_add_ps(_mm512_mul_ps(x, cos), _mm512_mul_ps(y, sin));
+        const __m512 b = _mm512_sub_ps(_mm512_mul_ps(y, cos), _mm512_mul_ps(x, sin));
+        _mm512_mask_storeu_ps(values + first, lanes, _mm512_mul_ps(a, unit));
+        _mm512_mask_storeu_ps(values + second, lanes, _mm512_mul_ps(b, unit));
+    }
+}
+
+template <Dtype D>
+KVCAST_AVX512 void load_rows_as(const RowLoad& l) {
+    const Rotation& r = l.rotation;
+    for (std::size_t t = 0; t < l.tokens; ++t) {
+        const auto* row = static_cast<const std::uint8_t*>(l.rows) + t * l.row_bytes;
+        float* values = l.values + t * l.value_stride;
+        take_channels<D>(row, values, 0, r.pairs == 0 ? l.channels : r.first);
+        if (r.pairs == 0) continue;
+        take_half_pairs<D>(r, r.cos + t * r.table_stride, r.sin + t * r.table_stride, row, values);
+        take_channels<D>(row, values, r.first + 2 * r.pairs, l.channels);
+    }
+}
+
 }  // namespace
+
+void load_rows(const RowLoad& rows) {
+    if (rows.rotation.pairs != 0 && rows.rotation.pair_step != 1) return scalar::load_rows(rows);
+    switch (rows.dtype) {
+        case Dtype::kBf16:
+            return load_rows_as<Dtype::kBf16>(rows);
+        case Dtype::kF16:
+            return load_rows_as<Dtype::kF16>(rows);
+        default:
+            return load_rows_as<Dtype::kF32>(rows);
+    }
+}
 
 KVCAST_AVX512 void saturate(const std::int32_t* sums, std::size_t count, std::int16_t* states) {
     for (std::size_t i = 0; i < count; i += 16) {

@@ -470,6 +470,26 @@ TEST_P(Backend, AddsCostsLikeScalar) {
     }
 }
 
+TEST_P(Backend, AddsCostsOfValuesLikeScalar) {
+    std::mt19937_64 random(3);
+    std::uint32_t costs[kValueCostMost + 1][kValueCosts];
+    for (auto& row : costs) {
+        for (auto& cost : row) cost = static_cast<std::uint32_t>(random() % 40000);
+    }
+    for (const std::size_t count : {0, 1, 2, 7, 31, 32}) {
+        std::vector<std::int16_t> values(count);
+        for (auto& v : values)
+            v = static_cast<std::int16_t>(static_cast<int>(random() % 31) - kValueCostMost);
+        Guarded<std::int16_t> from(values);
+        const auto run = [&](const Ops& ops) {
+            return written<std::uint32_t>(kValueCosts, 9, [&](std::uint32_t* sums) {
+                ops.value_costs(from.data(), count, costs, sums);
+            });
+        };
+        ASSERT_EQ(run(*GetParam()), run(scalar_ops())) << count;
+    }
+}
+
 TEST_P(Backend, ReadsDamagedFloatsLikeScalar) {
     for (const Dtype dtype : kDtypes) {
         for (const std::size_t abreast : {1, 2, 4})
@@ -585,6 +605,34 @@ TEST_P(Backend, LoadsHeadsLikeScalar) {
                 });
             };
             ASSERT_EQ(bits(*GetParam()), bits(scalar_ops())) << c.tokens << " x " << c.channels;
+        }
+    }
+}
+
+TEST_P(Backend, LoadsRowsLikeTiles) {
+    std::uint64_t seed = 0;
+    for (const HeadCase& c : head_cases()) {
+        for (const Dtype dtype : kDtypes) {
+            const Turn turn(c, ++seed);
+            const std::size_t width = c.channels + seed % 3, stride = c.channels + seed % 2;
+            const std::size_t elements = c.tokens == 0 ? 0 : (c.tokens - 1) * width + c.channels;
+            Guarded<std::uint8_t> rows(random_elements(elements, dtype, seed));
+            std::vector<float> tile(c.channels * c.tokens);
+            scalar_ops().load_head({rows.data(), width * dtype_bytes(dtype), dtype, c.tokens, c.channels,
+                                    turn.rotation, tile.data(), c.tokens});
+            std::vector<float> expected(c.tokens * stride, 7.0f);
+            for (std::size_t t = 0; t < c.tokens; ++t) {
+                for (std::size_t i = 0; i < c.channels; ++i)
+                    expected[t * stride + i] = tile[i * c.tokens + t];
+            }
+            for (const Ops* ops : {&scalar_ops(), GetParam()}) {
+                const auto got = written<float>(c.tokens * stride, 7.0f, [&](float* values) {
+                    ops->load_rows({rows.data(), width * dtype_bytes(dtype), dtype, c.tokens, c.channels,
+                                    turn.by_token, values, stride});
+                });
+                ASSERT_EQ(as_bits(got), as_bits(expected))
+                    << ops->name << ", " << c.tokens << " x " << c.channels << ", " << c.turned << " turned";
+            }
         }
     }
 }
@@ -774,9 +822,10 @@ TEST_P(Backend, AnalysesLikeScalar) {
 TEST_P(Backend, IsComplete) {
     const Ops& o = *GetParam();
     EXPECT_TRUE(o.decode_strips && o.encode_strips && o.decode_floats && o.encode_floats &&
-                o.count_exponents && o.table_costs && o.load_head && o.load_bits && o.max_magnitude &&
-                o.moments && o.quantise && o.reconstruct && o.saturate && o.project && o.project_sparse &&
-                o.analyse && o.store_head && o.store_states && o.store_exact);
+                o.count_exponents && o.table_costs && o.value_costs && o.load_head && o.load_rows &&
+                o.load_bits && o.max_magnitude && o.moments && o.quantise && o.reconstruct && o.saturate &&
+                o.project && o.project_sparse && o.analyse && o.store_head && o.store_states &&
+                o.store_exact);
 }
 
 std::vector<const Ops*> backends() {

@@ -50,7 +50,7 @@ int best_class(const UnitCoefficients& unit, std::size_t g) {
 void choose_gains(UnitCoefficients& unit, std::span<const std::int8_t> classes) {
     for (std::size_t t = 0; t < unit.gains.size(); ++t) {
         const auto q = std::span<const std::int16_t>(unit.q).subspan(t * unit.width, unit.width);
-        unit.gains[t] = static_cast<std::int16_t>(cheapest_klt_gain(q, classes.data()));
+        unit.gains[t] = static_cast<std::int16_t>(cheapest_klt_gain(kernels::best_ops(), q, classes.data()));
     }
 }
 
