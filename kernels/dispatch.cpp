@@ -2,21 +2,35 @@
 #include <string_view>
 #include <vector>
 
+#ifdef KVCAST_X86
+#include "kernels/amx/slots.h"
+#endif
 #include "kernels/backends.h"
 #include "kernels/ops.h"
 
 namespace kvcast::kernels {
 namespace {
 
+#ifdef KVCAST_X86
+
+bool avx2_available() {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") &&
+           __builtin_cpu_supports("popcnt");
+}
+
+bool avx512_available() {
+    return avx2_available() && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni");
+}
+
+#endif
+
 std::vector<const Ops*> find_available() {
     std::vector<const Ops*> out = {&scalar_ops()};
 #ifdef KVCAST_X86
-    const bool avx2 =
-        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                        __builtin_cpu_supports("avx512vnni");
-    if (avx2) out.push_back(&avx2_ops());
-    if (avx512) out.push_back(&avx512_ops());
+    if (avx2_available()) out.push_back(&avx2_ops());
+    if (avx512_available()) out.push_back(&avx512_ops());
+    if (amx_available()) out.push_back(&amx_ops());
 #endif
     return out;
 }
@@ -30,6 +44,14 @@ const Ops& choose() {
 }
 
 }  // namespace
+
+bool amx_available() {
+#ifdef KVCAST_X86
+    return avx512_available() && amx::available();
+#else
+    return false;
+#endif
+}
 
 std::span<const Ops* const> available_ops() {
     static const std::vector<const Ops*> available = find_available();

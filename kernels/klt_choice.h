@@ -18,7 +18,7 @@ KVCAST_HD constexpr std::int16_t klt_gain_tried(std::int32_t n) {
 
 // What a coefficient that class 0 sets to zero counts for, per unit of its magnitude, in 1/256 bit: its bits
 // are saved, its error is not.
-inline constexpr std::uint32_t kKltLostCost = 8 * 256;
+inline constexpr std::uint32_t kKltLostCost = 12 * 256;
 
 // Up to this magnitude a coefficient counts as much as its opposite does.
 inline constexpr std::int32_t kKltSymmetricCost = 15;
@@ -40,7 +40,7 @@ KVCAST_HD constexpr KltQuantised klt_quantised(float coefficient, float inverse_
     const float x = coefficient * inverse_step;
     const float magnitude = x * static_cast<float>(multiplier);
     const bool fits = magnitude >= -most && magnitude <= most;
-    return {fits ? static_cast<std::int16_t>(round_even(x)) : std::int16_t{0}, fits};
+    return {static_cast<std::int16_t>(static_cast<std::int32_t>(round_even(fits ? x : 0.0f))), fits};
 }
 
 }  // namespace kvcast::kernels

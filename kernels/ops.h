@@ -114,10 +114,36 @@ struct HeadLoad {
     std::size_t tile_stride;
 };
 
+// The same without a tile; `rotation` is as StateStore's, turned backwards.
+struct RowLoad {
+    const void* rows;
+    std::size_t row_bytes;
+    Dtype dtype;
+    std::size_t tokens;
+    std::size_t channels;
+    Rotation rotation;
+    float* values;  // [token][value_stride], channel 0 of this head
+    std::size_t value_stride;
+};
+
 // One head of one plane on its way from int16 states to rows.
 struct HeadStore {
     const std::int16_t* tile;
     std::size_t tile_stride;
+    std::size_t tokens;
+    std::size_t channels;
+    Rotation rotation;  // turned forwards
+    Scale scale;
+    Dtype dtype;
+    void* rows;
+    std::size_t row_bytes;
+};
+
+// The same from states that lie as rows do. The tables of `rotation` are [token][table_stride] here, one
+// column per pair; pairs are of neighbours (pair_step 2, partner 1), or pair_step is 1.
+struct StateStore {
+    const std::int16_t* states;  // [token][state_stride], channel 0 of this head
+    std::size_t state_stride;
     std::size_t tokens;
     std::size_t channels;
     Rotation rotation;  // turned forwards
@@ -150,9 +176,26 @@ struct alignas(64) MatrixPanel {
 std::vector<MatrixPanel> pack_panels(std::span<const std::int16_t> matrix, std::size_t outputs,
                                      std::size_t inputs);
 
+// 16 outputs of a matrix by 64 inputs, 8 bits each, as tile registers want it: row r has the inputs at places
+// 4r to 4r + 3 of every output. Input i of a block is at place 2i, input 32 + i at place 2i + 1.
+struct alignas(64) MatrixTile {
+    std::uint8_t bytes[16 * 64];
+};
+
+// A matrix as tiles [outputs by 16][inputs by 64][limb], zero where it has no entries. Where entries are
+// wide, entry = 256 * limb 0, signed, + limb 1, unsigned; else there is one limb, signed.
+struct TiledMatrix {
+    bool wide = false;
+    std::vector<MatrixTile> tiles;
+};
+
+// Empty where no backend of this machine reads tiles.
+TiledMatrix tile_matrix(std::span<const std::int16_t> matrix, std::size_t outputs, std::size_t inputs);
+
 // int16 features of some tokens through a matrix with a shift per output:
-// sums[t][o] += (sum over i of matrix[o][i] * features[t][i] + 2^(shifts[o] - 1)) >> shifts[o].
-// The caller keeps the L1 norm of a row at most 65024 and shifts in 4..23, so that no sum overflows.
+// sums[t][o] += (sum over i of matrix[o][i] * multiplier * features[t][i] + 2^(shifts[o] - 1)) >> shifts[o].
+// The caller keeps the L1 norm of a row at most 65024, multiples of features within 16 bits, and shifts in
+// 4..23, so that no sum overflows.
 struct Projection {
     const std::int16_t* features;  // [token][feature_stride]
     std::size_t feature_stride;
@@ -164,7 +207,13 @@ struct Projection {
     std::size_t tokens;
     std::int32_t* sums;  // [token][sum_stride]
     std::size_t sum_stride;
+    std::int32_t multiplier = 1;         // 1..4096
+    const TiledMatrix* tiles = nullptr;  // as panels; where they are missing, panels are used
 };
+
+// Costs that are added up side by side, and the largest magnitude that they are known for.
+inline constexpr std::size_t kValueCosts = 16;
+inline constexpr int kValueCostMost = 15;
 
 struct Moments {
     std::int64_t sum;
@@ -200,9 +249,17 @@ struct Ops {
     void (*table_costs)(const std::int16_t* counts, const std::int16_t (*costs)[kSymbols][2],
                         std::int32_t* sums);
 
+    // sums[i] = sum of costs[|v|][i] over `count` values v, whose magnitudes are at most kValueCostMost; the
+    // sums fit 32 bits.
+    void (*value_costs)(const std::int16_t* values, std::size_t count,
+                        const std::uint32_t (*costs)[kValueCosts], std::uint32_t* sums);
+
     // Rows to a tile of floats, un-rotated. One multiply-add per output in binary32, products first, not
     // fused.
     void (*load_head)(const HeadLoad& head);
+
+    // The same from rows to rows.
+    void (*load_rows)(const RowLoad& rows);
 
     // Rows to a tile of stored bits.
     void (*load_bits)(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens,
@@ -223,11 +280,17 @@ struct Ops {
     void (*reconstruct)(const std::int16_t* q, const std::int16_t* prediction, std::size_t count,
                         unsigned shift, std::int16_t* states);
 
+    // states = saturate16(sums)
+    void (*saturate)(const std::int32_t* sums, std::size_t count, std::int16_t* states);
+
     // See Projection.
     void (*project)(const Projection& p);
 
     // The same result, the matrix given by columns; meant for features that are mostly zero.
     void (*project_sparse)(const Projection& p);
+
+    // Share of zero features above which project_sparse is the faster one.
+    float sparse_from;
 
     // coefficients[t][j] = sum over i, in order, of residual[t][i] * matrix[i][j], each product and sum
     // rounded to binary32. `matrix` has rows of `row_stride` floats, of which the first `outputs` are used.
@@ -235,6 +298,7 @@ struct Ops {
                     std::size_t outputs, std::size_t tokens, float* coefficients);
 
     void (*store_head)(const HeadStore& head);
+    void (*store_states)(const StateStore& states);
     void (*store_exact)(const ExactStore& head);
 };
 

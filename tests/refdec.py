@@ -499,6 +499,11 @@ class Chunk:
 # ---- 11: klt -------------------------------------------------------------------------------------------------------
 
 
+def group_begins(width):
+    """Section 11: where groups of coefficients begin."""
+    return [b for b in (0, 4, 8, 16, *range(32, width, 32)) if b < width]
+
+
 class Matrix:
     """Section 11.1: rows with shifts."""
 
@@ -558,7 +563,7 @@ class Calibration:
             back, source = (r.varint(), r.u8()) if of_unit else (0, None)
             inputs = self.widths[source] if of_unit else self.features
             terms.append((back, source, Matrix(r, width, inputs)))
-        groups = -(-width // LANES)
+        groups = len(group_begins(width))
         classes = r.array("i1", len(self.levels) * groups).reshape(len(self.levels), groups)
         return mantissa, exponent, bias, transform, terms, classes
 
@@ -614,10 +619,10 @@ class KltDecoder:
         classes = unit[5]
         for t, gain in zip(self.body, gains):
             level = self.level[t]
-            for g in range(classes.shape[1]):
-                count = min(LANES, width - g * LANES)
+            begins = group_begins(width)
+            for g, (begin, end) in enumerate(zip(begins, begins[1:] + [width])):
                 c = min(max(int(classes[level, g]) + int(gain), 0), 31)
-                out[t, g * LANES:g * LANES + count] = block.strip(c, count) * self.c.levels[level]
+                out[t, begin:end] = block.strip(c, end - begin) * self.c.levels[level]
         return sat16(out)
 
     def reconstruct(self, layer, plane, part, q):

@@ -13,20 +13,6 @@ namespace {
 
 namespace cuda = kernels::cuda;
 
-// Levels in the slices of the CPU's encoder, token by token.
-std::vector<std::uint8_t> reaches_of(const ChunkHeader& h) {
-    std::vector<std::uint8_t> reaches(h.tokens, cuda::kLevelOnly);
-    const std::size_t first_of_tail = h.tokens - h.klt.tail_tokens;
-    for (const TokenSlice& slice : body_slices(body_tokens(h), kSliceTokens)) {
-        const std::size_t end = slice.first + slice.count;
-        const auto reach = end <= first_of_tail           ? cuda::kLevelOnly
-                           : slice.first >= first_of_tail ? cuda::kTailOnly
-                                                          : cuda::kBothLevels;
-        std::fill_n(reaches.begin() + static_cast<std::ptrdiff_t>(slice.first), slice.count, reach);
-    }
-    return reaches;
-}
-
 float inverse_unit(kernels::Scale scale) {
     return 1 / (static_cast<float>(scale.mantissa) * kernels::power_of_two(scale.exponent));
 }
@@ -41,7 +27,6 @@ struct KltPlanBuilder::Coding {
     DeviceCalibration calibration;
     std::uint32_t chunk = 0;
     std::uint32_t rotation = cuda::kNone;
-    std::vector<std::uint8_t> reaches = {};
     std::uint64_t features = 0;  // image
     std::vector<std::uint64_t> states =
         {};                  // workspace: [layer][plane]; layers beyond all predictions share them
@@ -91,14 +76,16 @@ Status KltPlanBuilder::add(const ChunkToEncode& source) {
 
 void KltPlanBuilder::add_tokens(Coding& c) {
     const ChunkHeader& h = c.header;
-    std::vector<std::uint8_t> levels, chosen(h.tokens);
-    for (std::size_t t = 0; t < h.tokens; ++t) levels.push_back(static_cast<std::uint8_t>(level_index(h, t)));
+    std::vector<std::uint8_t> levels, in_tail, chosen(h.tokens);
+    for (std::size_t t = 0; t < h.tokens; ++t) {
+        levels.push_back(static_cast<std::uint8_t>(level_index(h, t)));
+        in_tail.push_back(t + h.klt.tail_tokens >= h.tokens ? 1 : 0);
+    }
     for (const std::uint32_t t : h.klt.exact_tokens) chosen[t] = 1;
-    c.reaches = reaches_of(h);
     c.features = append<std::int16_t>(plan_.image_, unpack_features(c.data.tokens, h.token_ids));
     const std::size_t list = (1 + h.tokens) * sizeof(std::uint32_t);
     chunks_.push_back({.levels = append<std::uint8_t>(plan_.image_, levels),
-                       .reaches = append<std::uint8_t>(plan_.image_, c.reaches),
+                       .in_tail = append<std::uint8_t>(plan_.image_, in_tail),
                        .chosen = append<std::uint8_t>(plan_.image_, chosen),
                        .unfit = workspace_.take(h.tokens * sizeof(std::uint32_t)),
                        .body = workspace_.take(list),
@@ -189,8 +176,7 @@ void KltPlanBuilder::add_unit(const Coding& c, std::size_t layer, std::size_t pl
     unit.part = u32(part);
     unit.active[0] = u32(coded_coefficients(coded, h.level - 1));
     unit.active[1] = u32(coded_coefficients(coded, h.klt.tail_level - 1));
-    for (const std::uint8_t reach : c.reaches)
-        unit.most_active = std::max(unit.most_active, cuda::active_of(unit, reach));
+    unit.most_active = std::max(unit.active[0], unit.active[1]);
     unit.inverse_unit = inverse_unit(coded.scale);
     unit.first_tile = u32(wave.tiles);
     unit.first_token = u32(wave.tokens);

@@ -174,7 +174,7 @@ void PlanBuilder::add_klt(const ChunkSource& c, std::uint32_t index) {
     for (const std::uint32_t t : k.body) ids.push_back(h.token_ids[t]);
     k.body_list = put<std::uint32_t>(k.body);
     k.exact_list = put<std::uint32_t>(h.klt.exact_tokens);
-    k.features = put<std::int16_t>(unpack_features(data.tokens, ids));
+    k.features = put<std::int16_t>(unpack_features(k.data.tokens, ids));
     for (std::size_t layer = 0; layer < h.layout.layers; ++layer) {
         for (const PlaneShape& plane : h.layout.planes)
             k.states.push_back(workspace_.take(k.body.size() * plane.width() * sizeof(std::int16_t)));

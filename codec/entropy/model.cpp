@@ -167,10 +167,19 @@ std::array<std::uint32_t, kSymbols> symbols_around(std::span<const std::uint32_t
 const AliasTable& alias_table(std::size_t table) {
     return all_tables().alias[table];
 }
+const ClassDecoding* class_decodings() {
+    static const std::array<ClassDecoding, kClasses> decodings = [] {
+        std::array<ClassDecoding, kClasses> out = {};
+        for (unsigned c = 1; c < kClasses; ++c)
+            out[c] = {&alias_table(class_coding(c).table), class_coding(c).shift};
+        return out;
+    }();
+    return decodings.data();
+}
+
 kernels::Strip decoding_strip(unsigned spread_class, std::size_t count, std::int16_t* values) {
-    if (spread_class == 0) return {nullptr, 0, count, values};
-    const ClassCoding c = class_coding(spread_class);
-    return {&alias_table(c.table), c.shift, count, values};
+    const ClassDecoding& c = class_decodings()[spread_class];
+    return {c.table, c.shift, count, values};
 }
 
 const EncodeTable& encode_table(std::size_t table) {

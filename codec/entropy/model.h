@@ -23,6 +23,15 @@ using kernels::kFirstExponentTable;
 
 const kernels::AliasTable& alias_table(std::size_t table);
 
+// How the values of a class are decoded; class 0 has no table.
+struct ClassDecoding {
+    const kernels::AliasTable* table;
+    unsigned shift;
+};
+
+// [class]
+const ClassDecoding* class_decodings();
+
 // `count` values of one class, to be decoded to `values` (class 0: zeros).
 kernels::Strip decoding_strip(unsigned spread_class, std::size_t count, std::int16_t* values);
 const kernels::EncodeTable& encode_table(std::size_t table);

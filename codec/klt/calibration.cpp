@@ -293,6 +293,19 @@ void TokenTable::unpack(std::int32_t token_id, std::int16_t* out) const {
     }
 }
 
+Calibration::Panels Calibration::pack(const CalibrationUnit& unit) {
+    Panels out;
+    const ShiftedMatrix& m = unit.transform;
+    out.transform = kernels::pack_panels(m.entries, m.outputs, m.inputs);
+    out.transform_tiles = kernels::tile_matrix(m.entries, m.outputs, m.inputs);
+    for (const PredictionTerm& term : unit.terms) {
+        const ShiftedMatrix& t = term.matrix;
+        out.terms.push_back(kernels::pack_panels(t.entries, t.outputs, t.inputs));
+        out.term_tiles.push_back(kernels::tile_matrix(t.entries, t.outputs, t.inputs));
+    }
+    return out;
+}
+
 Result<std::shared_ptr<const Calibration>> Calibration::read(std::span<const std::uint8_t> bytes) {
     const auto body = body_of(bytes);
     if (!body.ok()) return body.status();
@@ -311,12 +324,11 @@ Result<std::shared_ptr<const Calibration>> Calibration::read(std::span<const std
         for (std::size_t o = 0; o < n; ++o) {
             for (std::size_t i = 0; i < n; ++i) columns[i * n + o] = unit.transform.entries[o * n + i];
         }
-        Panels& panels = made->panels_.emplace_back();
-        panels.transform = kernels::pack_panels(unit.transform.entries, n, n);
-        for (const PredictionTerm& term : unit.terms)
-            panels.terms.push_back(
-                kernels::pack_panels(term.matrix.entries, term.matrix.outputs, term.matrix.inputs));
-        for (const PredictionTerm& term : unit.terms) made->reach_ = std::max(made->reach_, term.layers_back);
+        made->panels_.push_back(pack(unit));
+        for (const PredictionTerm& term : unit.terms) {
+            made->reach_ = std::max(made->reach_, term.layers_back);
+            if (term.source == PredictionTerm::Source::kTokens) made->has_token_terms_ = true;
+        }
     }
     return std::shared_ptr<const Calibration>(std::move(made));
 }

@@ -25,14 +25,12 @@
 
 #include "codec/format/error.h"
 #include "codec/format/layout.h"
+#include "kernels/math.h"
 #include "kernels/ops.h"
 
 namespace kvcast {
 
 inline constexpr std::uint16_t kCalibrationVersion = 1;
-
-// Coefficients that share a table.
-inline constexpr std::size_t kKltGroup = kernels::kLanes;
 
 struct CalibrationLimits {
     static constexpr std::size_t kLevels = 64;
@@ -118,7 +116,9 @@ struct CalibrationData {
     std::vector<CalibrationUnit> units;  // [set][layer][plane][part]
 
     std::size_t part_width(std::size_t plane) const { return layout.planes[plane].width() / parts[plane]; }
-    std::size_t groups(std::size_t plane) const { return (part_width(plane) + kKltGroup - 1) / kKltGroup; }
+    std::size_t groups(std::size_t plane) const {
+        return kernels::klt_groups(static_cast<std::uint32_t>(part_width(plane)));
+    }
     std::size_t units_per_layer() const;
 
     friend bool operator==(const CalibrationData&, const CalibrationData&) = default;
@@ -151,6 +151,8 @@ class Calibration {
     struct Panels {
         std::vector<kernels::MatrixPanel> transform;
         std::vector<std::vector<kernels::MatrixPanel>> terms;
+        kernels::TiledMatrix transform_tiles;
+        std::vector<kernels::TiledMatrix> term_tiles;
     };
 
     // The units of one set; valid as long as the calibration.
@@ -186,16 +188,21 @@ class Calibration {
     // How many layers back a term reaches at most.
     std::size_t reach() const { return reach_; }
 
+    // Whether any term is on token features.
+    bool has_token_terms() const { return has_token_terms_; }
+
     CalibrationCost cost() const;
 
   private:
     Calibration() = default;
+    static Panels pack(const CalibrationUnit& unit);
 
     CalibrationData data_;
     Hash id_ = {};
     std::vector<std::size_t> first_unit_;  // [plane], within a layer
     std::size_t units_per_layer_ = 0;
     std::size_t reach_ = 0;
+    bool has_token_terms_ = false;
     std::vector<std::vector<std::int16_t>> columns_;  // [unit]: transform transposed
     std::vector<Panels> panels_;                      // [unit]
 };

@@ -49,11 +49,13 @@ std::vector<std::uint32_t> body_tokens(const ChunkHeader& h) {
     return body;
 }
 
-std::vector<TokenSlice> body_slices(const std::vector<std::uint32_t>& body, std::size_t longest) {
+std::vector<TokenSlice> body_slices(const ChunkHeader& h, const std::vector<std::uint32_t>& body,
+                                    std::size_t longest) {
     std::vector<TokenSlice> slices;
     for (const std::uint32_t t : body) {
         const bool goes_on = !slices.empty() && slices.back().first + slices.back().count == t &&
-                             slices.back().count < longest;
+                             slices.back().count < longest &&
+                             level_index(h, slices.back().first) == level_index(h, t);
         if (!goes_on) slices.push_back({t, 0});
         ++slices.back().count;
     }

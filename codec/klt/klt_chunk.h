@@ -21,8 +21,9 @@ Status check_klt_options(const ChunkHeader& header, const CalibrationData& data)
 // Tokens that are coded by coefficients, in order.
 std::vector<std::uint32_t> body_tokens(const ChunkHeader& header);
 
-// Runs of body tokens, at most `longest` each.
-std::vector<TokenSlice> body_slices(const std::vector<std::uint32_t>& body, std::size_t longest);
+// Runs of body tokens of one level, at most `longest` each.
+std::vector<TokenSlice> body_slices(const ChunkHeader& header, const std::vector<std::uint32_t>& body,
+                                    std::size_t longest);
 
 // The level of a token, counted from 0.
 std::size_t level_index(const ChunkHeader& header, std::size_t token);

@@ -5,26 +5,40 @@
 #include "codec/lossless/exact_head.h"
 
 namespace kvcast {
+namespace {
+
+// Least and largest value; 0 is among them.
+std::pair<std::int16_t, std::int16_t> extremes(std::span<const std::int16_t> values) {
+    std::int16_t least = 0, most = 0;
+    for (const std::int16_t v : values) {
+        least = std::min(least, v);
+        most = std::max(most, v);
+    }
+    return {least, most};
+}
+
+}  // namespace
 
 void KltDecoder::begin(const Chunk& chunk) {
     chunk_ = chunk;
     next_layer_ = 0;
     bytes_ = {};
     body_ = body_tokens(*chunk.header);
-    slices_ = body_slices(body_, kSliceTokens);
+    slices_ = body_slices(*chunk.header, body_, kSliceTokens);
     reader_.reset();
     set_ = chunk.calibration->set_of_level(chunk.header->level);
     states_.reset(*chunk.calibration, *set_, chunk.header->token_ids);
     const CalibrationData& data = chunk.calibration->data();
     read_layers_ = 0;
+    const std::size_t units = data.units_per_layer();
     for (Symbols& symbols : symbols_) {
-        symbols.gains.clear();
-        symbols.coefficients.clear();
+        symbols.gains.resize(units);
+        symbols.coefficients.resize(units);
+        for (auto& gains : symbols.gains) gains.resize(body_.size());
+        std::size_t at = 0;
         for (std::size_t p = 0; p < data.layout.planes.size(); ++p) {
-            for (std::size_t i = 0; i < data.parts[p]; ++i) {
-                symbols.gains.emplace_back(body_.size());
-                symbols.coefficients.emplace_back(chunk.header->tokens * data.part_width(p));
-            }
+            for (std::size_t i = 0; i < data.parts[p]; ++i)
+                symbols.coefficients[at++].resize(chunk.header->tokens * data.part_width(p));
         }
     }
 }
@@ -57,66 +71,71 @@ bool KltDecoder::read_gains(Symbols& symbols) {
     return fits;
 }
 
+// Takes down the strips of one token's coefficients. Those of neighbouring groups that are not coded are one.
+void KltDecoder::take_down(const std::int8_t* classes, std::int16_t gain, std::size_t width,
+                           std::int16_t* row) {
+    const entropy::ClassDecoding* const decodings = entropy::class_decodings();
+    bool coded = true;
+    for (std::uint32_t g = 0; kernels::klt_group_begin(g) < width; ++g) {
+        const auto& d = decodings[klt_class(classes[g], gain)];
+        const std::uint32_t begin = kernels::klt_group_begin(g);
+        const std::uint32_t count = kernels::klt_group_end(g, static_cast<std::uint32_t>(width)) - begin;
+        if (!coded && d.table == nullptr) {
+            strips_.back().count += count;
+        } else {
+            strips_.push_back({d.table, d.shift, count, row + begin});
+        }
+        coded = d.table != nullptr;
+    }
+}
+
 void KltDecoder::read_coefficients(std::size_t layer, Symbols& symbols) {
     constexpr std::size_t kMostStrips = 256;  // taken down before they are decoded
     const ChunkHeader& h = *chunk_.header;
     const CalibrationData& data = chunk_.calibration->data();
     std::size_t at = 0;
-    strips_.clear();
-    const auto flush = [&] {
-        if (!strips_.empty()) reader_->strips(strips_);
-        strips_.clear();
-    };
     for (std::size_t p = 0; p < data.layout.planes.size(); ++p) {
         const std::size_t width = data.part_width(p), groups = data.groups(p);
         for (std::size_t part = 0; part < data.parts[p]; ++part, ++at) {
             const std::int8_t* classes = set_->unit(layer, p, part).classes.data();
             for (std::size_t i = 0; i < body_.size(); ++i) {
-                const std::int8_t* base = classes + level_index(h, body_[i]) * groups;
-                std::int16_t* row = symbols.coefficients[at].data() + body_[i] * width;
-                for (std::size_t g = 0; g < groups; ++g) {
-                    const std::size_t count = std::min(kKltGroup, width - g * kKltGroup);
-                    strips_.push_back(entropy::decoding_strip(klt_class(base[g], symbols.gains[at][i]), count,
-                                                              row + g * kKltGroup));
-                }
-                if (strips_.size() >= kMostStrips) flush();
+                take_down(classes + level_index(h, body_[i]) * groups, symbols.gains[at][i], width,
+                          symbols.coefficients[at].data() + body_[i] * width);
+                if (strips_.size() < kMostStrips) continue;
+                reader_->strips(strips_);
+                strips_.clear();
             }
         }
     }
-    flush();
+    reader_->strips(strips_);
+    strips_.clear();
 }
 
-// Coefficients in steps to coefficients in units, in place.
-void KltDecoder::scale_slice(TokenSlice slice, std::int16_t* coefficients, std::size_t width) const {
+// What a slice's coefficients are to be multiplied by. Multiples that exceed 16 bits, which no encoder
+// writes, are saturated in place.
+unsigned KltDecoder::multiplier_of(TokenSlice slice, std::span<std::int16_t> coefficients) const {
     const CalibrationData& data = chunk_.calibration->data();
-    for (std::size_t t = 0; t < slice.count; ++t) {
-        const unsigned multiplier = data.levels[level_index(*chunk_.header, slice.first + t)].multiplier;
-        std::int16_t* q = coefficients + t * width;
-        for (std::size_t j = 0; j < width; ++j) q[j] = scaled_coefficient(q[j], multiplier);
-    }
+    const unsigned multiplier = data.levels[level_index(*chunk_.header, slice.first)].multiplier;
+    const auto [least, most] = extremes(coefficients);
+    const int largest = std::max(-int{least}, int{most});
+    if (largest * static_cast<int>(multiplier) <= 32767) return multiplier;
+    for (std::int16_t& q : coefficients) q = kernels::scaled_coefficient(q, multiplier);
+    return 1;
 }
 
-void KltDecoder::store_slice(TokenSlice slice, std::size_t plane, const PlaneBuffer& out,
-                             Scratch& scratch) const {
+void KltDecoder::store_slice(TokenSlice slice, std::size_t plane, const PlaneBuffer& out) const {
     const Layout& layout = chunk_.header->layout;
     const std::size_t dim = layout.planes[plane].head_dim, width = layout.planes[plane].width();
     const std::int16_t* states = states_.plane(next_layer_, plane) + slice.first * width;
-    const auto rotation =
-        plane == 0 && chunk_.header->unrotated ? chunk_.absolute->rotation(slice.first) : kernels::Rotation{};
+    const bool turned = plane == 0 && chunk_.header->unrotated;
+    const auto rotation = turned ? chunk_.absolute->rotation_by_token(slice.first) : kernels::Rotation{};
     const std::size_t parts = chunk_.calibration->data().parts[plane];
     const std::size_t heads_per_part = layout.planes[plane].heads / parts;
-    scratch.tile.resize(dim * slice.count);
+    auto* rows = static_cast<std::uint8_t*>(out.rows) + slice.first * out.row_bytes;
     for (std::size_t head = 0; head < layout.planes[plane].heads; ++head) {
-        for (std::size_t t = 0; t < slice.count; ++t) {
-            for (std::size_t c = 0; c < dim; ++c)
-                scratch.tile[c * slice.count + t] = states[t * width + head * dim + c];
-        }
         const auto scale = set_->unit(next_layer_, plane, head / heads_per_part).scale;
-        chunk_.ops->store_head({scratch.tile.data(), slice.count, slice.count, dim, rotation, scale,
-                                chunk_.dtype,
-                                static_cast<std::uint8_t*>(out.rows) + slice.first * out.row_bytes +
-                                    head * dim * kernels::dtype_bytes(chunk_.dtype),
-                                out.row_bytes});
+        chunk_.ops->store_states({states + head * dim, width, slice.count, dim, rotation, scale, chunk_.dtype,
+                                  rows + head * dim * kernels::dtype_bytes(chunk_.dtype), out.row_bytes});
     }
 }
 
@@ -154,11 +173,12 @@ void KltDecoder::reconstruct_slice(TokenSlice slice, std::span<const PlaneBuffer
         scratch.sums.resize(std::max(scratch.sums.size(), slice.count * width));
         for (std::size_t part = 0; part < data.parts[p]; ++part, ++at) {
             std::int16_t* coefficients = symbols.coefficients[at].data() + slice.first * width;
-            scale_slice(slice, coefficients, width);
+            const unsigned multiplier = multiplier_of(slice, {coefficients, slice.count * width});
             states_.predict(*chunk_.ops, next_layer_, p, part, slice, scratch.sums.data());
-            states_.reconstruct(*chunk_.ops, next_layer_, p, part, slice, coefficients, scratch.sums.data());
+            states_.reconstruct(*chunk_.ops, next_layer_, p, part, slice, coefficients, multiplier,
+                                scratch.sums.data());
         }
-        if (!planes.empty()) store_slice(slice, p, planes[p], scratch);
+        if (!planes.empty()) store_slice(slice, p, planes[p]);
     }
 }
 

@@ -49,24 +49,24 @@ class KltDecoder {
 
   private:
     struct Scratch {
-        std::vector<std::int32_t> sums;
-        std::vector<std::int16_t> tile;
+        AlignedVector<std::int32_t> sums;
     };
 
     // What a layer's block says, before any arithmetic.
     struct Symbols {
         Status status;
-        std::vector<std::vector<std::int16_t>> gains;         // [unit of the layer][body token]
-        std::vector<std::vector<std::int16_t>> coefficients;  // [unit of the layer][token][part width]
+        std::vector<std::vector<std::int16_t>> gains;           // [unit of the layer][body token]
+        std::vector<AlignedVector<std::int16_t>> coefficients;  // [unit of the layer][token][part width]
     };
 
     Status read(std::size_t layer, const Layer& from, Symbols& symbols);
     bool read_exact_rows(std::span<const PlaneBuffer> planes);
     bool read_gains(Symbols& symbols);
+    void take_down(const std::int8_t* classes, std::int16_t gain, std::size_t width, std::int16_t* row);
     void read_coefficients(std::size_t layer, Symbols& symbols);
     void reconstruct_slice(TokenSlice slice, std::span<const PlaneBuffer> planes, Scratch& scratch);
-    void scale_slice(TokenSlice slice, std::int16_t* coefficients, std::size_t width) const;
-    void store_slice(TokenSlice slice, std::size_t plane, const PlaneBuffer& out, Scratch& scratch) const;
+    unsigned multiplier_of(TokenSlice slice, std::span<std::int16_t> coefficients) const;
+    void store_slice(TokenSlice slice, std::size_t plane, const PlaneBuffer& out) const;
 
     std::optional<entropy::BlockReader> reader_;  // first: it is aligned to 64 bytes
     Chunk chunk_;

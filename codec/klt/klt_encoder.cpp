@@ -9,72 +9,14 @@
 #include "kernels/klt_choice.h"
 
 namespace kvcast {
-namespace {
-
-// Code lengths in 1/256 bit of small coefficients, by class: the inner loop of the choice of gains.
-class CostTable {
-  public:
-    static constexpr std::int32_t kMost = kernels::kKltSymmetricCost;
-
-    CostTable() {
-        for (unsigned c = 0; c < entropy::kClasses; ++c) {
-            for (std::int32_t q = 0; q <= kMost; ++q)
-                cost_[c][static_cast<std::size_t>(q)] =
-                    c == 0 ? kernels::kKltLostCost * static_cast<std::uint32_t>(q)
-                           : static_cast<std::uint32_t>(entropy::value_cost(c, q));
-        }
-    }
-
-    std::uint64_t of(unsigned spread_class, std::int32_t q) const {
-        const std::int32_t magnitude = std::abs(q);
-        if (magnitude <= kMost) return cost_[spread_class][static_cast<std::size_t>(magnitude)];
-        if (spread_class == 0)
-            return std::uint64_t{kernels::kKltLostCost} * static_cast<std::uint64_t>(magnitude);
-        return entropy::value_cost(spread_class, q);
-    }
-
-  private:
-    std::array<std::array<std::uint32_t, kMost + 1>, entropy::kClasses> cost_{};
-};
-
-const CostTable& cost_table() {
-    static const CostTable table;
-    return table;
-}
-
-}  // namespace
+namespace {}  // namespace
 
 std::size_t coded_coefficients(const CalibrationUnit& unit, std::size_t level) {
-    const std::size_t width = unit.transform.inputs, count = (width + kKltGroup - 1) / kKltGroup;
-    const std::int8_t* classes = unit.classes.data() + level * count;
-    std::size_t groups = count;
+    const auto width = static_cast<std::uint32_t>(unit.transform.inputs);
+    std::uint32_t groups = kernels::klt_groups(width);
+    const std::int8_t* classes = unit.classes.data() + level * groups;
     while (groups > 0 && klt_class(classes[groups - 1], kernels::kKltGainMost) == 0) --groups;
-    return std::min(groups * kKltGroup, width);
-}
-
-std::uint64_t klt_group_cost(std::span<const std::int16_t> q, unsigned spread_class) {
-    const CostTable& costs = cost_table();
-    std::uint64_t sum = 0;
-    for (const std::int16_t v : q) sum += costs.of(spread_class, v);
-    return sum;
-}
-
-int cheapest_klt_gain(std::span<const std::int16_t> q, const std::int8_t* classes) {
-    int best = 0;
-    std::uint64_t least = ~std::uint64_t{0};
-    for (std::int32_t i = 0; i < kernels::kKltGainsTried; ++i) {
-        const std::int16_t gain = kernels::klt_gain_tried(i);
-        std::uint64_t sum = 0;
-        for (std::size_t j = 0; j < q.size() && sum < least; j += kKltGroup) {
-            const unsigned c = klt_class(classes[j / kKltGroup], gain);
-            sum += klt_group_cost(q.subspan(j, std::min(kKltGroup, q.size() - j)), c);
-        }
-        if (sum < least) {
-            least = sum;
-            best = gain;
-        }
-    }
-    return best;
+    return std::min(kernels::klt_group_begin(groups), width);
 }
 
 Result<std::shared_ptr<const KltAnalysis>> KltAnalysis::make(std::shared_ptr<const Calibration> calibration) {
@@ -118,72 +60,86 @@ struct KltEncoder::Job {
     }
 };
 
-// tile [channel of the plane][token of the slice], un-rotated.
 void KltEncoder::load_plane(const Job& job, std::size_t layer, std::size_t plane, TokenSlice slice,
                             Scratch& scratch) {
     const PlaneShape& shape = job.data.layout.planes[plane];
     const PlaneRows& rows = job.rows(layer, plane);
     const Dtype dtype = job.input.layout->dtype;
-    scratch.tile.resize(std::max(scratch.tile.size(), shape.width() * slice.count));
-    const auto turned =
-        plane == 0 && job.header.unrotated ? job.rope.rotation(slice.first) : kernels::Rotation{};
+    scratch.values.resize(std::max(scratch.values.size(), shape.width() * slice.count));
+    const bool turned = plane == 0 && job.header.unrotated;
+    const auto rotation = turned ? job.rope.rotation_by_token(slice.first) : kernels::Rotation{};
     for (std::size_t head = 0; head < shape.heads; ++head) {
         const auto* at = static_cast<const std::uint8_t*>(rows.rows) + slice.first * rows.row_bytes +
                          head * shape.head_dim * kernels::dtype_bytes(dtype);
-        ops_.load_head({at, rows.row_bytes, dtype, slice.count, shape.head_dim, turned,
-                        scratch.tile.data() + head * shape.head_dim * slice.count, slice.count});
+        ops_.load_rows({at, rows.row_bytes, dtype, slice.count, shape.head_dim, rotation,
+                        scratch.values.data() + head * shape.head_dim, shape.width()});
     }
+}
+
+// What the prediction of a unit misses, in units of its states.
+void KltEncoder::take_residual(const Job& job, std::size_t layer, std::size_t plane, std::size_t part,
+                               TokenSlice slice, Scratch& s) {
+    const std::size_t width = job.data.part_width(plane), row = job.data.layout.planes[plane].width();
+    const kernels::Scale scale = job.set.unit(layer, plane, part).scale;
+    const float inverse_unit =
+        1 / (static_cast<float>(scale.mantissa) * kernels::power_of_two(scale.exponent));
+    states_.predict(ops_, layer, plane, part, slice, s.sums.data());
+    for (std::size_t t = 0; t < slice.count; ++t) {
+        const float* values = s.values.data() + t * row + part * width;
+        const std::int32_t* sums = s.sums.data() + t * width;
+        float* residual = s.residual.data() + t * width;
+        int unfit = 0;
+        for (std::size_t c = 0; c < width; ++c) {
+            const float state = values[c] * inverse_unit;
+            const bool fits = kernels::klt_state_fits(state);
+            unfit |= fits ? 0 : 1;
+            residual[c] = fits ? state - static_cast<float>(sums[c]) : 0.0f;
+        }
+        if (unfit != 0) unfit_[slice.first + t] = 1;
+    }
+}
+
+void KltEncoder::quantise_token(std::size_t token, const float* coefficients, unsigned multiplier,
+                                std::span<std::int16_t> q) {
+    const float inverse_step = 1 / static_cast<float>(multiplier);
+    int unfit = 0;
+    for (std::size_t j = 0; j < q.size(); ++j) {
+        const kernels::KltQuantised v = kernels::klt_quantised(coefficients[j], inverse_step, multiplier);
+        unfit |= v.fits ? 0 : 1;
+        q[j] = v.q;
+    }
+    if (unfit != 0) unfit_[token] = 1;
 }
 
 void KltEncoder::quantise_unit(const Job& job, std::size_t layer, std::size_t plane, std::size_t part,
                                TokenSlice slice, Scratch& s) {
     const std::size_t width = job.data.part_width(plane), groups = job.data.groups(plane);
-    const CalibrationUnit& unit = job.set.unit(layer, plane, part);
-    const float inverse_unit =
-        1 / (static_cast<float>(unit.scale.mantissa) * kernels::power_of_two(unit.scale.exponent));
     const std::size_t size = slice.count * width;
     s.sums.resize(std::max(s.sums.size(), size));
     s.residual.resize(std::max(s.residual.size(), size));
     s.coefficients.resize(std::max(s.coefficients.size(), size));
-    s.scaled.resize(std::max(s.scaled.size(), size));
-    states_.predict(ops_, layer, plane, part, slice, s.sums.data());
-    const float* tile = s.tile.data() + part * width * slice.count;
-    for (std::size_t t = 0; t < slice.count; ++t) {
-        for (std::size_t c = 0; c < width; ++c) {
-            const float state = tile[c * slice.count + t] * inverse_unit;
-            const bool fits = kernels::klt_state_fits(state);
-            if (!fits) unfit_[slice.first + t] = 1;
-            s.residual[t * width + c] = fits ? state - static_cast<float>(s.sums[t * width + c]) : 0.0f;
-        }
-    }
-    std::size_t active = 0;
-    for (std::size_t t = 0; t < slice.count; ++t)
-        active = std::max(active, coded_coefficients(unit, level_index(job.header, slice.first + t)));
+    take_residual(job, layer, plane, part, slice, s);
+    const CalibrationUnit& unit = job.set.unit(layer, plane, part);
+    const std::size_t level = level_index(job.header, slice.first);
+    const std::size_t active = coded_coefficients(unit, level);
     ops_.analyse(s.residual.data(), width, job.analysis.matrix(job.set.index(layer, plane, part)), width,
                  active, slice.count, s.coefficients.data());
+    const unsigned multiplier = job.data.levels[level].multiplier;
+    const std::int8_t* classes = unit.classes.data() + level * groups;
     Unit& out = units_[job.unit(layer, plane, part)];
-    std::fill_n(s.scaled.data(), size, std::int16_t{0});
+    std::int16_t* const q = out.q.data() + slice.first * width;
     for (std::size_t t = 0; t < slice.count; ++t) {
-        const std::size_t token = slice.first + t;
-        const std::size_t level = level_index(job.header, token);
-        const unsigned multiplier = job.data.levels[level].multiplier;
-        const float inverse_step = 1 / static_cast<float>(multiplier);
-        std::int16_t* q = out.q.data() + token * width;
-        for (std::size_t j = 0; j < active; ++j) {
-            const kernels::KltQuantised v =
-                kernels::klt_quantised(s.coefficients[t * active + j], inverse_step, multiplier);
-            if (!v.fits) unfit_[token] = 1;
-            q[j] = v.q;
-        }
-        const std::int8_t* classes = unit.classes.data() + level * groups;
-        const int gain = cheapest_klt_gain({q, active}, classes);
-        out.gains[token] = static_cast<std::int16_t>(gain);
-        for (std::size_t j = 0; j < active; ++j) {
-            if (klt_class(classes[j / kKltGroup], static_cast<std::int16_t>(gain)) == 0) q[j] = 0;
-            s.scaled[t * width + j] = scaled_coefficient(q[j], multiplier);
+        const std::span<std::int16_t> row(q + t * width, active);
+        quantise_token(slice.first + t, s.coefficients.data() + t * active, multiplier, row);
+        const auto gain = static_cast<std::int16_t>(cheapest_klt_gain(ops_, row, classes));
+        out.gains[slice.first + t] = gain;
+        for (std::uint32_t g = 0; kernels::klt_group_begin(g) < active; ++g) {
+            if (klt_class(classes[g], gain) == 0)
+                std::fill(q + t * width + kernels::klt_group_begin(g),
+                          q + t * width + kernels::klt_group_end(g, static_cast<std::uint32_t>(active)), 0);
         }
     }
-    states_.reconstruct(ops_, layer, plane, part, slice, s.scaled.data(), s.sums.data());
+    states_.reconstruct(ops_, layer, plane, part, slice, q, multiplier, s.sums.data());
 }
 
 void KltEncoder::quantise_layer(const Job& job, std::size_t layer, TokenSlice slice, Scratch& scratch) {
@@ -229,10 +185,11 @@ void KltEncoder::write_layer(const Job& job, std::size_t layer, const std::vecto
             const auto& classes = job.set.unit(layer, p, part).classes;
             for (const std::uint32_t t : body) {
                 const std::int8_t* base = classes.data() + level_index(job.header, t) * groups;
-                for (std::size_t g = 0; g < groups; ++g) {
-                    const std::size_t count = std::min(kKltGroup, width - g * kKltGroup);
+                for (std::uint32_t g = 0; g < groups; ++g) {
+                    const std::uint32_t begin = kernels::klt_group_begin(g);
                     writer.strip(klt_class(base[g], unit.gains[t]),
-                                 {unit.q.data() + t * width + g * kKltGroup, count});
+                                 {unit.q.data() + t * width + begin,
+                                  kernels::klt_group_end(g, static_cast<std::uint32_t>(width)) - begin});
                 }
             }
         }
@@ -266,7 +223,7 @@ Status KltEncoder::encode(const ChunkInput& input, const KltAnalysis& analysis, 
     if (scratch_.size() < executor.workers()) scratch_.resize(executor.workers());
 
     // All layers of a slice in one go: tokens do not depend on each other.
-    const std::vector<TokenSlice> slices = body_slices(body_tokens(header), kSliceTokens);
+    const std::vector<TokenSlice> slices = body_slices(header, body_tokens(header), kSliceTokens);
     for (std::size_t l = 0; l < layers; ++l) {
         executor.run(slices.size(), [&](std::size_t i, std::size_t worker) {
             quantise_layer(job, l, slices[i], scratch_[worker]);

@@ -12,17 +12,11 @@
 
 #include "codec/encoder.h"
 #include "codec/entropy/block_writer.h"
+#include "codec/klt/gain.h"
 #include "codec/klt/klt_chunk.h"
 #include "codec/rope/rope_table.h"
 
 namespace kvcast {
-
-// What a group of coefficients costs in a class, in 1/256 bit. In class 0 every coefficient that is set to
-// zero counts for its error.
-std::uint64_t klt_group_cost(std::span<const std::int16_t> q, unsigned spread_class);
-
-// The gain with which a token's coefficients of a unit cost least; `classes` [group].
-int cheapest_klt_gain(std::span<const std::int16_t> q, const std::int8_t* classes);
 
 // Leading coefficients of a unit that may be coded at a level (counted from 0) with any gain that is tried.
 std::size_t coded_coefficients(const CalibrationUnit& unit, std::size_t level);
@@ -56,14 +50,13 @@ class KltEncoder {
 
   private:
     struct Scratch {
-        std::vector<float> tile;
-        std::vector<float> residual;
-        std::vector<float> coefficients;
-        std::vector<std::int16_t> scaled;
-        std::vector<std::int32_t> sums;
+        AlignedVector<float> values;  // [token][plane width], un-rotated
+        AlignedVector<float> residual;
+        AlignedVector<float> coefficients;
+        AlignedVector<std::int32_t> sums;
     };
     struct Unit {
-        std::vector<std::int16_t> q;      // [token][part width]
+        AlignedVector<std::int16_t> q;    // [token][part width]
         std::vector<std::int16_t> gains;  // [token]
         std::vector<std::int16_t> coded_gains;
     };
@@ -73,6 +66,10 @@ class KltEncoder {
     void load_plane(const Job& job, std::size_t layer, std::size_t plane, TokenSlice slice, Scratch& scratch);
     void quantise_unit(const Job& job, std::size_t layer, std::size_t plane, std::size_t part,
                        TokenSlice slice, Scratch& scratch);
+    void take_residual(const Job& job, std::size_t layer, std::size_t plane, std::size_t part,
+                       TokenSlice slice, Scratch& scratch);
+    void quantise_token(std::size_t token, const float* coefficients, unsigned multiplier,
+                        std::span<std::int16_t> q);
     void write_layer(const Job& job, std::size_t layer, const std::vector<std::uint32_t>& body,
                      entropy::BlockWriter& writer);
     void write_exact_rows(const Job& job, std::size_t layer, entropy::BlockWriter& writer);

@@ -5,8 +5,12 @@
 namespace kvcast {
 namespace {
 
-// Share of zero coefficients from which on the sparse product is the faster one.
-constexpr double kSparse = 0.9;
+// Whether the sparse product is the faster one.
+bool mostly_zero(const kernels::Ops& ops, std::span<const std::int16_t> values) {
+    if (ops.sparse_from >= 1) return false;
+    const auto zeros = std::count(values.begin(), values.end(), std::int16_t{0});
+    return static_cast<float>(zeros) > ops.sparse_from * static_cast<float>(values.size());
+}
 
 }  // namespace
 
@@ -19,9 +23,9 @@ void KltStates::reset(const Calibration& calibration, const Calibration::Set& se
     const std::size_t planes = data.layout.planes.size();
     planes_.resize(std::max(planes_.size(), (calibration.reach() + 1) * planes));
     for (std::size_t i = 0; i < (calibration.reach() + 1) * planes; ++i)
-        planes_[i].assign(tokens_ * data.layout.planes[i % planes].width(), 0);
-    const std::size_t n = data.tokens.features;
-    features_.assign(tokens_ * n, 0);
+        planes_[i].resize(tokens_ * data.layout.planes[i % planes].width());
+    const std::size_t n = calibration.has_token_terms() ? data.tokens.features : 0;
+    features_.resize(tokens_ * n);
     for (std::size_t t = 0; t < tokens_ && n != 0; ++t)
         data.tokens.unpack(token_ids[t], features_.data() + t * n);
 }
@@ -58,41 +62,38 @@ void KltStates::predict(const kernels::Ops& ops, std::size_t layer, std::size_t 
         }
         const ShiftedMatrix& m = term.matrix;
         ops.project({features, stride, m.inputs, m.entries.data(), panels.terms[i].data(), m.shifts.data(),
-                     width, slice.count, sums, width});
+                     width, slice.count, sums, width, 1, &panels.term_tiles[i]});
     }
 }
 
 void KltStates::reconstruct(const kernels::Ops& ops, std::size_t layer, std::size_t plane, std::size_t part,
-                            TokenSlice slice, const std::int16_t* coefficients, std::int32_t* sums) {
+                            TokenSlice slice, const std::int16_t* coefficients, unsigned multiplier,
+                            std::int32_t* sums) {
     const CalibrationData& data = calibration_->data();
-    const CalibrationUnit& unit = set_->unit(layer, plane, part);
+    const ShiftedMatrix& transform = set_->unit(layer, plane, part).transform;
+    const Calibration::Panels& panels = set_->panels(layer, plane, part);
     const std::size_t width = data.part_width(plane);
-    // Skipping zeros pays where most coefficients are zero.
-    const std::size_t count = slice.count * width;
-    const auto zeros =
-        static_cast<std::size_t>(std::count(coefficients, coefficients + count, std::int16_t{0}));
-    const kernels::Projection p = {coefficients,
-                                   width,
-                                   width,
-                                   unit.transform.entries.data(),
-                                   set_->panels(layer, plane, part).transform.data(),
-                                   unit.transform.shifts.data(),
-                                   width,
-                                   slice.count,
-                                   sums,
-                                   width};
-    if (static_cast<double>(zeros) < kSparse * static_cast<double>(count)) {
-        ops.project(p);
+    kernels::Projection p = {coefficients,
+                             width,
+                             width,
+                             transform.entries.data(),
+                             panels.transform.data(),
+                             transform.shifts.data(),
+                             width,
+                             slice.count,
+                             sums,
+                             width,
+                             static_cast<std::int32_t>(multiplier),
+                             &panels.transform_tiles};
+    if (mostly_zero(ops, {coefficients, slice.count * width})) {
+        p.matrix = set_->columns(layer, plane, part).data();
+        ops.project_sparse(p);
     } else {
-        kernels::Projection sparse = p;
-        sparse.matrix = set_->columns(layer, plane, part).data();
-        ops.project_sparse(sparse);
+        ops.project(p);
     }
     const std::size_t row = data.layout.planes[plane].width();
     std::int16_t* out = this->plane(layer, plane) + slice.first * row + part * width;
-    for (std::size_t t = 0; t < slice.count; ++t) {
-        for (std::size_t c = 0; c < width; ++c) out[t * row + c] = kernels::saturate16(sums[t * width + c]);
-    }
+    for (std::size_t t = 0; t < slice.count; ++t) ops.saturate(sums + t * width, width, out + t * row);
 }
 
 }  // namespace kvcast

@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "codec/aligned_vector.h"
 #include "codec/klt/calibration.h"
 #include "kernels/ops.h"
 
@@ -34,10 +35,11 @@ class KltStates {
     void predict(const kernels::Ops& ops, std::size_t layer, std::size_t plane, std::size_t part,
                  TokenSlice slice, std::int32_t* sums) const;
 
-    // Adds the transform of coefficients [token of the slice][part width], multiplied by their level's
-    // multiplier already, and keeps the saturated sums as the unit's states.
+    // Adds the transform of multiples of coefficients [token of the slice][part width], which fit 16 bits,
+    // and keeps the saturated sums as the unit's states.
     void reconstruct(const kernels::Ops& ops, std::size_t layer, std::size_t plane, std::size_t part,
-                     TokenSlice slice, const std::int16_t* coefficients, std::int32_t* sums);
+                     TokenSlice slice, const std::int16_t* coefficients, unsigned multiplier,
+                     std::int32_t* sums);
 
   private:
     std::size_t slot(std::size_t layer, std::size_t plane) const;
@@ -45,12 +47,11 @@ class KltStates {
     const Calibration* calibration_ = nullptr;
     std::optional<Calibration::Set> set_;
     std::size_t tokens_ = 0;
-    std::vector<std::vector<std::int16_t>> planes_;  // [layer modulo reach + 1][plane]
-    std::vector<std::int16_t> features_;             // [token][features]
+    std::vector<AlignedVector<std::int16_t>> planes_;  // [layer modulo reach + 1][plane]
+    AlignedVector<std::int16_t> features_;             // [token][features]
 };
 
 using kernels::klt_class;
-using kernels::scaled_coefficient;
 
 inline constexpr std::int32_t kGainLow = -15;
 inline constexpr std::int32_t kGainHigh = 15;

@@ -22,14 +22,19 @@ class RopeTable {
     // For kernels, over tokens from `token` on. Points into this object.
     kernels::Rotation rotation(std::size_t token = 0) const;
 
+    // The same with tables as Ops::store_states wants them.
+    kernels::Rotation rotation_by_token(std::size_t token) const;
+
   private:
     std::size_t pairs_ = 0;
     std::size_t first_ = 0;
     std::size_t pair_step_ = 0;
     std::size_t partner_ = 0;
     std::size_t tokens_ = 0;
-    std::vector<std::int16_t> cos_;
+    std::vector<std::int16_t> cos_;  // [pair][token]
     std::vector<std::int16_t> sin_;
+    std::vector<std::int16_t> cos_by_token_;  // [token][pair]
+    std::vector<std::int16_t> sin_by_token_;
 };
 
 }  // namespace kvcast

@@ -7,9 +7,10 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/avx2/elements.h"
 #include "kernels/avx2/slots.h"
 #include "kernels/avx2/target.h"
-#include "kernels/x86/words.h"
+#include "kernels/x86/lanes.h"
 
 namespace kvcast::kernels::avx2 {
 namespace {
@@ -17,12 +18,6 @@ namespace {
 constexpr std::size_t kTile = 16;            // tokens on their way at once
 constexpr std::size_t kMostChannels = 1024;  // of a head: 32 KiB of scratch memory
 
-KVCAST_AVX2_INLINE __m256i load256(const void* p) {
-    return _mm256_loadu_si256(static_cast<const __m256i*>(p));
-}
-KVCAST_AVX2_INLINE void store256(void* p, __m256i v) {
-    _mm256_storeu_si256(static_cast<__m256i*>(p), v);
-}
 KVCAST_AVX2_INLINE void store128(void* p, __m128i v) {
     _mm_storeu_si128(static_cast<__m128i*>(p), v);
 }
@@ -66,26 +61,6 @@ KVCAST_AVX2_INLINE __m256i load_lanes(const std::uint8_t* rows, std::size_t row_
 
 // ---- states to elements ----
 
-KVCAST_AVX2_INLINE __m256i rounded_bf16(__m256 value) {
-    const __m256i bits = _mm256_castps_si256(value);
-    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
-    return _mm256_srli_epi32(rounded, 16);
-}
-
-KVCAST_AVX2_INLINE __m256i rounded_f16(__m256 value) {
-    const __m256 most = _mm256_set1_ps(65504.0f);
-    const __m256 inside = _mm256_max_ps(_mm256_min_ps(value, most), _mm256_sub_ps(_mm256_setzero_ps(), most));
-    return _mm256_cvtepu16_epi32(_mm256_cvtps_ph(inside, _MM_FROUND_TO_NEAREST_INT));
-}
-
-template <Dtype D>
-KVCAST_AVX2_INLINE __m256i elements_of(__m256i states, __m256 scale) {
-    const __m256 value = _mm256_mul_ps(_mm256_cvtepi32_ps(states), scale);
-    if constexpr (D == Dtype::kF16) return rounded_f16(value);
-    return rounded_bf16(value);
-}
-
 struct Scratch {
     alignas(32) std::uint16_t at[kMostChannels][kTile];
 };
@@ -94,13 +69,7 @@ struct Scratch {
 template <Dtype D>
 KVCAST_AVX2_INLINE void put_row(Scratch& scratch, std::size_t channel, __m256i low, __m256i high,
                                 __m256 scale) {
-    store256(scratch.at[channel],
-             _mm256_packus_epi32(elements_of<D>(low, scale), elements_of<D>(high, scale)));
-}
-
-KVCAST_AVX2_INLINE __m256i turned(__m256i pair, __m256i factors) {
-    const __m256i half = _mm256_set1_epi32(1 << (kTrigBits - 1));
-    return _mm256_srai_epi32(_mm256_add_epi32(_mm256_madd_epi16(pair, factors), half), kTrigBits);
+    store256(scratch.at[channel], elements16<D>(low, high, scale));
 }
 
 template <Dtype D>
@@ -132,8 +101,7 @@ KVCAST_AVX2 void store_whole(const HeadStore& h, std::size_t tokens) {
             if (r.pairs != 0 && c == r.first) c = turned_end;
             if (c >= h.channels) break;
             const __m256i s = load256(h.tile + c * h.tile_stride + token);
-            put_row<D>(scratch, c, _mm256_srai_epi32(_mm256_unpacklo_epi16(s, s), 16),
-                       _mm256_srai_epi32(_mm256_unpackhi_epi16(s, s), 16), scale);
+            put_row<D>(scratch, c, low_states(s), high_states(s), scale);
         }
         std::uint8_t* rows = static_cast<std::uint8_t*>(h.rows) + token * h.row_bytes;
         std::size_t c = 0;

@@ -8,7 +8,7 @@
 
 #include "kernels/avx2/slots.h"
 #include "kernels/avx2/target.h"
-#include "kernels/x86/words.h"
+#include "kernels/x86/lanes.h"
 
 namespace kvcast::kernels::avx2 {
 namespace {
@@ -27,8 +27,9 @@ KVCAST_AVX2_INLINE __m256i multiply_add(__m256i sum, __m256i a, __m256i b) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
 }
 
-// Rounds, shifts and adds one token's sums of up to 8 outputs from `output` on.
+// Multiplies, rounds, shifts and adds one token's sums of up to 8 outputs from `output` on.
 KVCAST_AVX2_INLINE void add(const Projection& p, std::size_t token, std::size_t output, __m256i sum) {
+    if (p.multiplier != 1) sum = _mm256_mullo_epi32(sum, _mm256_set1_epi32(p.multiplier));
     std::int32_t* out = p.sums + token * p.sum_stride + output;
     const std::uint8_t* shifts = p.shifts + output;
     if (output + kLanes32 <= p.outputs) {
@@ -95,7 +96,7 @@ KVCAST_AVX2 void add_rest(const Projection& p, std::size_t token, std::size_t be
         for (std::size_t o = 0; o < outputs; ++o) sums[o] += std::int32_t{column[o]} * f;
     }
     for (std::size_t o = 0; o < outputs; ++o) {
-        p.sums[token * p.sum_stride + begin + o] += shifted_sum(sums[o], p.shifts[begin + o]);
+        p.sums[token * p.sum_stride + begin + o] += shifted_sum(sums[o] * p.multiplier, p.shifts[begin + o]);
     }
 }
 

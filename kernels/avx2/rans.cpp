@@ -9,11 +9,14 @@
 
 #include "kernels/avx2/slots.h"
 #include "kernels/avx2/target.h"
+#include "kernels/avx2/vectors.h"
+#include "kernels/x86/lanes.h"
 #include "kernels/x86/words.h"
 
 namespace kvcast::kernels::avx2 {
 namespace {
 
+using x86::first_lanes;
 using x86::Words;
 
 constexpr std::size_t kVectors = 4;  // of 8 lanes
@@ -21,13 +24,6 @@ constexpr std::size_t kVectors = 4;  // of 8 lanes
 struct States {
     __m256i at[kVectors];
 };
-
-KVCAST_AVX2_INLINE __m256i load256(const void* p) {
-    return _mm256_loadu_si256(static_cast<const __m256i*>(p));
-}
-KVCAST_AVX2_INLINE void store256(void* p, __m256i v) {
-    _mm256_storeu_si256(static_cast<__m256i*>(p), v);
-}
 
 KVCAST_AVX2_INLINE States load_states(const std::uint32_t* state) {
     return {{load256(state), load256(state + 8), load256(state + 16), load256(state + 24)}};
@@ -241,10 +237,6 @@ KVCAST_AVX2_INLINE void decode_group(States& s, const Table& t, unsigned shift, 
         store256(out + 16, b);
         std::memcpy(values, out, sizeof(std::int16_t) * static_cast<unsigned>(std::popcount(lanes)));
     }
-}
-
-constexpr std::uint32_t first_lanes(std::size_t count) {
-    return static_cast<std::uint32_t>((std::uint64_t{1} << count) - 1);
 }
 
 KVCAST_AVX2 void decode_in_order(RansDecoder& decoder, const Strip* strips, std::size_t steps,
@@ -531,6 +523,18 @@ void encode_floats(std::span<RansEncoder* const> encoders, std::span<const Encod
                         : dtype == Dtype::kF16 ? encode_float_strip<Dtype::kF16>
                                                : encode_float_strip<Dtype::kF32>;
     for (std::size_t e = 0; e < encoders.size(); ++e) encode(*encoders[e], strips[e], count);
+}
+
+KVCAST_AVX2 void value_costs(const std::int16_t* values, std::size_t count,
+                             const std::uint32_t (*costs)[kValueCosts], std::uint32_t* sums) {
+    __m256i low = _mm256_setzero_si256(), high = low;
+    for (std::size_t i = 0; i < count; ++i) {
+        const std::uint32_t* row = costs[values[i] < 0 ? -values[i] : values[i]];
+        low = _mm256_add_epi32(low, load256(row));
+        high = _mm256_add_epi32(high, load256(row + 8));
+    }
+    store256(sums, low);
+    store256(sums + 8, high);
 }
 
 KVCAST_AVX2 void table_costs(const std::int16_t* counts, const std::int16_t (*costs)[kSymbols][2],

@@ -7,19 +7,18 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/avx512/elements.h"
 #include "kernels/avx512/slots.h"
 #include "kernels/avx512/target.h"
-#include "kernels/x86/words.h"
+#include "kernels/x86/lanes.h"
 
 namespace kvcast::kernels::avx512 {
 namespace {
 
+using x86::first_lanes;
+
 constexpr std::size_t kTile = 32;            // tokens on their way at once
 constexpr std::size_t kMostChannels = 1024;  // of a head: 64 KiB of scratch memory
-
-constexpr std::uint32_t first_lanes(std::size_t count) {
-    return count >= 32 ? ~0u : (1u << count) - 1;
-}
 
 // Within each 128-bit lane, 8 x 8 elements of 16 bits change places.
 KVCAST_AVX512_INLINE void transpose16(__m512i (&r)[8]) {
@@ -130,25 +129,6 @@ KVCAST_AVX512_INLINE __m512i high_half(__m512i v) {
 
 // ---- states to elements ----
 
-// Values of an element type, in the low bits of 32. States times a scale are exact, and neither infinite, NaN
-// nor subnormal.
-KVCAST_AVX512_INLINE __m512 values_of(__m512i states, __m512 scale) {
-    return _mm512_mul_ps(_mm512_cvtepi32_ps(states), scale);
-}
-
-// Rounded to bfloat16 in the high half of each lane.
-KVCAST_AVX512_INLINE __m512i rounded_bf16(__m512 value) {
-    const __m512i bits = _mm512_castps_si512(value);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    return _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-}
-
-KVCAST_AVX512_INLINE __m512i rounded_f16(__m512 value) {
-    const __m512 most = _mm512_set1_ps(65504.0f);
-    const __m512 inside = _mm512_max_ps(_mm512_min_ps(value, most), _mm512_sub_ps(_mm512_setzero_ps(), most));
-    return _mm512_cvtepu16_epi32(_mm512_cvtps_ph(inside, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-}
-
 // Scratch memory of one tile: [channel][kTile] elements.
 template <Dtype D>
 struct Scratch {
@@ -161,21 +141,12 @@ template <Dtype D>
 KVCAST_AVX512_INLINE void put_row(Scratch<D>& scratch, std::size_t channel, __m512i low, __m512i high,
                                   __m512 scale) {
     auto* row = scratch.at[channel];
-    const __m512 a = values_of(low, scale), b = values_of(high, scale);
     if constexpr (D == Dtype::kF32) {
-        const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-        const __m512i second =
-            _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
-        _mm512_store_ps(row, _mm512_permutex2var_ps(a, first, b));
-        _mm512_store_ps(row + 16, _mm512_permutex2var_ps(a, second, b));
-    } else if constexpr (D == Dtype::kF16) {
-        _mm512_store_si512(row, _mm512_packus_epi32(rounded_f16(a), rounded_f16(b)));
+        const Floats v = floats_of(low, high, scale);
+        _mm512_store_ps(row, v.first);
+        _mm512_store_ps(row + 16, v.second);
     } else {
-        // The odd words of both, four of the one and four of the other in turn.
-        const __m512i high_words = _mm512_set_epi32(
-            0x003f003d, 0x003b0039, 0x001f001d, 0x001b0019, 0x00370035, 0x00330031, 0x00170015, 0x00130011,
-            0x002f002d, 0x002b0029, 0x000f000d, 0x000b0009, 0x00270025, 0x00230021, 0x00070005, 0x00030001);
-        _mm512_store_si512(row, _mm512_permutex2var_epi16(rounded_bf16(a), high_words, rounded_bf16(b)));
+        _mm512_store_si512(row, elements16<D>(low, high, scale));
     }
 }
 
@@ -183,15 +154,7 @@ template <Dtype D>
 KVCAST_AVX512_INLINE void put_channel(Scratch<D>& scratch, std::size_t channel, const std::int16_t* states,
                                       std::uint32_t lanes, __m512 scale) {
     const __m512i s = _mm512_maskz_loadu_epi16(lanes, states);
-    const __m512i doubled_low = _mm512_unpacklo_epi16(s, s), doubled_high = _mm512_unpackhi_epi16(s, s);
-    put_row<D>(scratch, channel, _mm512_srai_epi32(doubled_low, 16), _mm512_srai_epi32(doubled_high, 16),
-               scale);
-}
-
-// x * f + y * g in units of 2^kTrigBits, of 16-bit integers that were unpacked to pairs.
-KVCAST_AVX512_INLINE __m512i turned(__m512i pair, __m512i factors) {
-    const __m512i half = _mm512_set1_epi32(1 << (kTrigBits - 1));
-    return _mm512_srai_epi32(_mm512_add_epi32(_mm512_madd_epi16(pair, factors), half), kTrigBits);
+    put_row<D>(scratch, channel, low_states(s), high_states(s), scale);
 }
 
 template <Dtype D>

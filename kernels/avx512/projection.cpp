@@ -9,7 +9,7 @@
 
 #include "kernels/avx512/slots.h"
 #include "kernels/avx512/target.h"
-#include "kernels/x86/words.h"
+#include "kernels/x86/lanes.h"
 
 namespace kvcast::kernels::avx512 {
 namespace {
@@ -67,8 +67,9 @@ KVCAST_AVX512_INLINE void accumulate(const MatrixPanel* panels, std::size_t row,
     }
 }
 
-// Rounds, shifts and adds one token's sums of 16 outputs from `output` on.
+// Multiplies, rounds, shifts and adds one token's sums of 16 outputs from `output` on.
 KVCAST_AVX512_INLINE void add(const Projection& p, std::size_t token, std::size_t output, __m512i sum) {
+    if (p.multiplier != 1) sum = _mm512_mullo_epi32(sum, _mm512_set1_epi32(p.multiplier));
     const std::size_t outputs = std::min(kLanes32, p.outputs - output);
     const auto mask = static_cast<__mmask16>((1u << outputs) - 1);
     const __m512i shift = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, p.shifts + output));

@@ -7,11 +7,13 @@
 
 #include "kernels/avx512/slots.h"
 #include "kernels/avx512/target.h"
+#include "kernels/x86/lanes.h"
 #include "kernels/x86/words.h"
 
 namespace kvcast::kernels::avx512 {
 namespace {
 
+using x86::first_lanes;
 using x86::Words;
 
 struct States {
@@ -162,10 +164,6 @@ KVCAST_AVX512_INLINE void decode_group(States& s, const Table& t, unsigned shift
     } else {
         _mm512_mask_storeu_epi16(values, lanes, value);
     }
-}
-
-constexpr std::uint32_t first_lanes(std::size_t count) {
-    return static_cast<std::uint32_t>((std::uint64_t{1} << count) - 1);
 }
 
 KVCAST_AVX512_INLINE void decode_alone(States& s, Words& words, const Strip& strip) {
@@ -678,6 +676,19 @@ KVCAST_AVX512 std::uint32_t count_exponents(const std::uint32_t* bits, std::size
         count -= now;
     }
     return first_of_most(counts, exponent_mask(dtype) + 1);
+}
+
+KVCAST_AVX512 void value_costs(const std::int16_t* values, std::size_t count,
+                               const std::uint32_t (*costs)[kValueCosts], std::uint32_t* sums) {
+    __m512i even = _mm512_setzero_si512(), odd = even;
+    const auto row = [&](std::size_t i) { return costs[values[i] < 0 ? -values[i] : values[i]]; };
+    std::size_t i = 0;
+    for (; i + 2 <= count; i += 2) {
+        even = _mm512_add_epi32(even, _mm512_loadu_si512(row(i)));
+        odd = _mm512_add_epi32(odd, _mm512_loadu_si512(row(i + 1)));
+    }
+    if (i != count) even = _mm512_add_epi32(even, _mm512_loadu_si512(row(i)));
+    _mm512_storeu_si512(sums, _mm512_add_epi32(even, odd));
 }
 
 KVCAST_AVX512 void table_costs(const std::int16_t* counts, const std::int16_t (*costs)[kSymbols][2],

@@ -15,6 +15,9 @@ std::uint32_t count_exponents(const std::uint32_t* bits, std::size_t count, Dtyp
                               std::uint32_t* counts);
 void table_costs(const std::int16_t* counts, const std::int16_t (*costs)[kSymbols][2], std::int32_t* sums);
 void load_head(const HeadLoad& head);
+void load_rows(const RowLoad& rows);
+void value_costs(const std::int16_t* values, std::size_t count, const std::uint32_t (*costs)[kValueCosts],
+                 std::uint32_t* sums);
 void load_bits(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens, std::size_t channels,
                std::uint32_t* tile, std::size_t tile_stride);
 float max_magnitude(const float* values, std::size_t count);
@@ -25,7 +28,9 @@ void reconstruct(const std::int16_t* q, const std::int16_t* prediction, std::siz
                  std::int16_t* states);
 void analyse(const float* residual, std::size_t inputs, const float* matrix, std::size_t row_stride,
              std::size_t outputs, std::size_t tokens, float* coefficients);
+void saturate(const std::int32_t* sums, std::size_t count, std::int16_t* states);
 void store_head(const HeadStore& head);
+void store_states(const StateStore& states);
 void store_exact(const ExactStore& head);
 void project(const Projection& p);
 void project_sparse(const Projection& p);

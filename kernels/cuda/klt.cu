@@ -17,7 +17,7 @@ constexpr std::uint32_t kDecodeWarps = 2;  // of a block of threads
 __device__ void decode_part(WarpReader& in, const KltRunTask& run, const KltPlaneTask& plane,
                             std::uint32_t part, const std::int16_t* gains, const std::uint8_t* levels,
                             std::int16_t* coefficients) {
-    const std::uint32_t groups = div_up(plane.part_width, kLanes);
+    const std::uint32_t groups = klt_groups(plane.part_width);
     const std::uint32_t width = plane.parts * plane.part_width;
     const std::int8_t* classes = plane.classes + part * run.level_count * groups;
     for (std::uint32_t t = 0; t < run.body_tokens; ++t) {
@@ -25,8 +25,7 @@ __device__ void decode_part(WarpReader& in, const KltRunTask& run, const KltPlan
         const unsigned multiplier = run.multipliers[level];
         std::int16_t* row = coefficients + std::uint64_t{t} * width + part * plane.part_width;
         for (std::uint32_t g = 0; g < groups; ++g) {
-            const std::uint32_t first = g * kLanes;
-            const std::uint32_t count = plane.part_width - first < kLanes ? plane.part_width - first : kLanes;
+            const std::uint32_t first = klt_group_begin(g), count = klt_group_end(g, plane.part_width) - first;
             in.strip(
                 klt_class(classes[level * groups + g], gains[t]), count,
                 [&](std::uint32_t i, std::int16_t q) { row[first + i] = scaled_coefficient(q, multiplier); });

@@ -6,19 +6,16 @@
 
 namespace kvcast::kernels::cuda {
 
-// Levels that occur in a token's slice of the CPU's encoder. Coefficients behind the last one that any of
-// them may code are not looked at.
-enum Reach : std::uint8_t { kLevelOnly = 0, kTailOnly = 1, kBothLevels = 2 };
-
 // One chunk. All its tokens go through the transforms; those that are exact, by choice or because nothing
 // else holds them, only leave their coefficients unused. No other token depends on them.
 struct KltChunkTask {
-    std::uint64_t levels;   // image: std::uint8_t [token], counted from 0
-    std::uint64_t reaches;  // image: std::uint8_t [token]: Reach
-    std::uint64_t chosen;   // image: std::uint8_t [token]: not 0 where exact by choice
-    std::uint64_t unfit;    // workspace: std::uint32_t [token]: not 0 where exact
-    std::uint64_t body;     // workspace: std::uint32_t [1 + tokens]: how many tokens are coded, and which
-    std::uint64_t exact;    // report: std::uint32_t [1 + tokens]: how many are exact, and which
+    std::uint64_t levels;  // image: std::uint8_t [token], counted from 0
+    std::uint64_t
+        in_tail;           // image: std::uint8_t [token]: 1 in the tail, which has a level of its own, else 0
+    std::uint64_t chosen;  // image: std::uint8_t [token]: not 0 where exact by choice
+    std::uint64_t unfit;   // workspace: std::uint32_t [token]: not 0 where exact
+    std::uint64_t body;    // workspace: std::uint32_t [1 + tokens]: how many tokens are coded, and which
+    std::uint64_t exact;   // report: std::uint32_t [1 + tokens]: how many are exact, and which
     const std::uint16_t* multipliers;  // device: [level]
     std::uint32_t tokens;
     std::uint32_t level_count;
@@ -55,11 +52,6 @@ struct KltUnitTask {
     std::uint32_t first_tile;   // of kUnitTokens tokens x kUnitOutputs coefficients, in the wave
     std::uint32_t first_token;  // tokens of the wave's units before this one
 };
-
-KVCAST_HD constexpr std::uint32_t active_of(const KltUnitTask& u, std::uint8_t reach) {
-    if (reach != kBothLevels) return u.active[reach];
-    return u.active[0] > u.active[1] ? u.active[0] : u.active[1];
-}
 
 KVCAST_HD constexpr std::uint64_t tiles_of(const KltUnitTask& u, std::uint32_t tokens) {
     return std::uint64_t{div_up(u.most_active, kUnitOutputs)} * div_up(tokens, kUnitTokens);

@@ -27,7 +27,7 @@ struct Unit {
         return reinterpret_cast<const std::uint8_t*>(memory.image + chunk.levels)[token];
     }
     __device__ std::uint32_t active(Memory memory, std::uint32_t token) const {
-        return active_of(task, reinterpret_cast<const std::uint8_t*>(memory.image + chunk.reaches)[token]);
+        return task.active[reinterpret_cast<const std::uint8_t*>(memory.image + chunk.in_tail)[token]];
     }
     __device__ std::int16_t* q(Memory memory, std::uint32_t token) const {
         return reinterpret_cast<std::int16_t*>(memory.workspace + plane.q) +
@@ -183,7 +183,7 @@ __device__ std::int16_t cheapest_gain(const CoderTables& tables, const std::int8
     std::uint64_t costs[kKltGainsTried] = {};
     for (std::uint32_t j = lane_id(); j < active; j += kLanes) {
         for (std::int32_t n = 0; n < kKltGainsTried; ++n)
-            costs[n] += coefficient_cost(tables, klt_class(classes[j / kLanes], klt_gain_tried(n)), q[j]);
+            costs[n] += coefficient_cost(tables, klt_class(classes[klt_group_of(j)], klt_gain_tried(n)), q[j]);
     }
     std::int32_t best = 0;
     std::uint64_t least = ~std::uint64_t{0};
@@ -201,7 +201,7 @@ __global__ void choose_gains(Memory memory, KltBatch batch, KltWave wave) {
     const std::uint32_t item = blockIdx.x * kWarps + threadIdx.x / kLanes;
     if (item >= wave.tokens) return;
     const Unit u(batch, wave.units[task_of<&KltUnitTask::first_token>(wave.units, wave.count, item)]);
-    const std::uint32_t token = item - u.task.first_token, groups = div_up(u.width(), kLanes);
+    const std::uint32_t token = item - u.task.first_token, groups = klt_groups(u.width());
     const std::uint32_t level = u.level(memory, token), active = u.active(memory, token);
     const std::int8_t* classes =
         u.plane.classes + (std::uint64_t{u.task.part} * u.chunk.level_count + level) * groups;
@@ -210,7 +210,7 @@ __global__ void choose_gains(Memory memory, KltBatch batch, KltWave wave) {
     const unsigned multiplier = u.chunk.multipliers[level];
     auto* scaled = reinterpret_cast<std::int16_t*>(memory.workspace + u.task.scaled) + u.index(token);
     for (std::uint32_t j = lane_id(); j < u.task.most_active; j += kLanes) {
-        const bool coded = j < active && klt_class(classes[j / kLanes], gain) != 0;
+        const bool coded = j < active && klt_class(classes[klt_group_of(j)], gain) != 0;
         if (j < active && !coded) q[j] = 0;
         scaled[j] = coded ? scaled_coefficient(q[j], multiplier) : std::int16_t{0};
     }

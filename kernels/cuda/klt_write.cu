@@ -60,7 +60,7 @@ __global__ void model_rows(Memory memory, KltBatch batch) {
 
 __device__ void write_coefficients(WarpWriter& out, const KltSourceTask& p, const KltChunkTask& c,
                                    Memory memory, std::uint32_t part) {
-    const std::uint32_t groups = div_up(p.part_width, kLanes);
+    const std::uint32_t groups = klt_groups(p.part_width);
     const auto* levels = reinterpret_cast<const std::uint8_t*>(memory.image + c.levels);
     const auto* body = reinterpret_cast<const std::uint32_t*>(memory.workspace + c.body);
     const auto* gains = reinterpret_cast<const std::int16_t*>(memory.workspace + p.gains) + part * c.tokens;
@@ -70,8 +70,8 @@ __device__ void write_coefficients(WarpWriter& out, const KltSourceTask& p, cons
         const std::int16_t* q = reinterpret_cast<const std::int16_t*>(memory.workspace + p.q) +
                                 (std::uint64_t{t} * p.parts + part) * p.part_width;
         for (std::uint32_t g = groups; g-- > 0;) {
-            const std::uint32_t first = g * kLanes, left = p.part_width - first;
-            out.strip(klt_class(classes[levels[t] * groups + g], gains[t]), left < kLanes ? left : kLanes,
+            const std::uint32_t first = klt_group_begin(g), end = klt_group_end(g, p.part_width);
+            out.strip(klt_class(classes[levels[t] * groups + g], gains[t]), end - first,
                       [&](std::uint32_t j) { return std::int32_t{q[first + j]}; });
         }
     }

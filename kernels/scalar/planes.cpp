@@ -45,6 +45,16 @@ void unrotate(float* a, float* b, const std::int16_t* cos, const std::int16_t* s
     }
 }
 
+// A rotation by tables [token][pair], as one of a single token's tile.
+Rotation of_token(const Rotation& all, std::size_t token) {
+    Rotation one = all;
+    if (all.pairs == 0) return one;
+    one.cos += token * all.table_stride;
+    one.sin += token * all.table_stride;
+    one.table_stride = 1;
+    return one;
+}
+
 template <Dtype D>
 void store_channel(const HeadStore& h, std::size_t channel) {
     const std::int16_t* state = h.tile + channel * h.tile_stride;
@@ -129,6 +139,14 @@ void load_head(const HeadLoad& h) {
     }
 }
 
+// Rows of a token are a tile of one.
+void load_rows(const RowLoad& l) {
+    for (std::size_t t = 0; t < l.tokens; ++t) {
+        load_head({static_cast<const std::uint8_t*>(l.rows) + t * l.row_bytes, l.row_bytes, l.dtype, 1,
+                   l.channels, of_token(l.rotation, t), l.values + t * l.value_stride, 1});
+    }
+}
+
 float max_magnitude(const float* values, std::size_t count) {
     std::uint32_t largest = 0;  // magnitudes order like their bits, and NaN above infinity
     for (std::size_t i = 0; i < count; ++i) {
@@ -167,6 +185,10 @@ void reconstruct(const std::int16_t* q, const std::int16_t* prediction, std::siz
     for (std::size_t i = 0; i < count; ++i) states[i] = state_of(prediction[i], q[i], shift);
 }
 
+void saturate(const std::int32_t* sums, std::size_t count, std::int16_t* states) {
+    for (std::size_t i = 0; i < count; ++i) states[i] = saturate16(sums[i]);
+}
+
 void store_head(const HeadStore& head) {
     switch (head.dtype) {
         case Dtype::kBf16:
@@ -175,6 +197,14 @@ void store_head(const HeadStore& head) {
             return store_head_as<Dtype::kF16>(head);
         default:
             return store_head_as<Dtype::kF32>(head);
+    }
+}
+
+// States of a token are a tile of one.
+void store_states(const StateStore& s) {
+    for (std::size_t t = 0; t < s.tokens; ++t) {
+        store_head({s.states + t * s.state_stride, 1, 1, s.channels, of_token(s.rotation, t), s.scale,
+                    s.dtype, static_cast<std::uint8_t*>(s.rows) + t * s.row_bytes, s.row_bytes});
     }
 }
 

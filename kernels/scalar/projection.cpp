@@ -37,7 +37,7 @@ void project(const Projection& p) {
                     dot<1>(row, features + t * p.feature_stride, p.feature_stride, p.inputs, sums + t);
             }
             for (std::size_t t = 0; t < tokens; ++t)
-                p.sums[(first + t) * p.sum_stride + o] += shifted_sum(sums[t], p.shifts[o]);
+                p.sums[(first + t) * p.sum_stride + o] += shifted_sum(sums[t] * p.multiplier, p.shifts[o]);
         }
     }
 }
@@ -56,7 +56,8 @@ void project_sparse(const Projection& p) {
                 for (std::size_t o = 0; o < outputs; ++o) sums[o] += std::int32_t{column[o]} * f;
             }
             for (std::size_t o = 0; o < outputs; ++o)
-                p.sums[t * p.sum_stride + begin + o] += shifted_sum(sums[o], p.shifts[begin + o]);
+                p.sums[t * p.sum_stride + begin + o] +=
+                    shifted_sum(sums[o] * p.multiplier, p.shifts[begin + o]);
         }
     }
 }

@@ -241,6 +241,15 @@ std::uint32_t count_exponents(const std::uint32_t* bits, std::size_t count, Dtyp
     return static_cast<std::uint32_t>(std::max_element(counts, counts + range + 1) - counts);
 }
 
+void value_costs(const std::int16_t* values, std::size_t count, const std::uint32_t (*costs)[kValueCosts],
+                 std::uint32_t* sums) {
+    std::fill_n(sums, kValueCosts, 0u);
+    for (std::size_t i = 0; i < count; ++i) {
+        const std::uint32_t* row = costs[values[i] < 0 ? -values[i] : values[i]];
+        for (std::size_t c = 0; c < kValueCosts; ++c) sums[c] += row[c];
+    }
+}
+
 void table_costs(const std::int16_t* counts, const std::int16_t (*costs)[kSymbols][2], std::int32_t* sums) {
     std::fill_n(sums, kSymbols, 0);
     for (std::size_t pair = 0; pair < kSymbols / 2; ++pair) {

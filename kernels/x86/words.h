@@ -8,13 +8,6 @@
 
 #include "kernels/ops.h"
 
-// Before loops over what must stay in registers. Clang unrolls them unasked.
-#ifdef __clang__
-#define KVCAST_UNROLL
-#else
-#define KVCAST_UNROLL _Pragma("GCC unroll 16")
-#endif
-
 namespace kvcast::kernels::x86 {
 
 class Words {

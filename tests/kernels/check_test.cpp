@@ -27,6 +27,9 @@ struct Problem {
     std::size_t offset = 0;  // of all arrays, in elements
     double zeros = 0;        // share of features that are zero
     bool extreme = false;    // largest magnitudes that the contract allows
+    std::int32_t multiplier = 1;
+    int most_feature = 32767;  // largest magnitudes of random ones
+    int most_entry = 32767;
 };
 
 constexpr std::int32_t kGuard = 0x5a5a5a5a;
@@ -35,6 +38,7 @@ struct Run {
     std::vector<std::int16_t> features;
     std::vector<std::int16_t> matrix;
     std::vector<MatrixPanel> panels;
+    TiledMatrix tiles;
     std::vector<std::uint8_t> shifts;
     std::vector<std::int32_t> sums;
     Projection projection = {};
@@ -42,7 +46,7 @@ struct Run {
 
 Run make(const Problem& p, std::uint64_t seed) {
     std::mt19937_64 random(seed);
-    Run r;
+    Run r = {};
     const std::size_t feature_stride = p.inputs + seed % 3, sum_stride = p.outputs + seed % 5;
     r.features.resize(p.offset + p.tokens * feature_stride + 1);
     r.matrix.resize(p.offset + p.inputs * p.outputs);
@@ -50,9 +54,11 @@ Run make(const Problem& p, std::uint64_t seed) {
     r.sums.assign(p.offset + p.tokens * sum_stride + 16, kGuard);
     for (auto& f : r.features) {
         const bool zero = std::uniform_real_distribution<double>(0, 1)(random) < p.zeros;
-        f = zero ? std::int16_t{0} : p.extreme ? std::int16_t{-32768} : static_cast<std::int16_t>(random());
+        const auto x = p.extreme ? -32768 : static_cast<std::int16_t>(random()) % (p.most_feature + 1);
+        f = static_cast<std::int16_t>(zero ? 0 : x);
     }
-    const auto most = static_cast<std::int64_t>(65024 / std::max<std::size_t>(p.inputs, 2));
+    const auto bound = static_cast<std::int64_t>(65024 / std::max<std::size_t>(p.inputs, 2));
+    const auto most = std::min<std::int64_t>(bound, p.most_entry);
     for (auto& m : r.matrix) {
         const auto x = p.extreme ? -most : static_cast<std::int64_t>(random() % (2 * most + 1)) - most;
         m = static_cast<std::int16_t>(std::clamp<std::int64_t>(x, -32768, 32767));
@@ -63,9 +69,11 @@ Run make(const Problem& p, std::uint64_t seed) {
             r.sums[p.offset + t * sum_stride + o] = static_cast<std::int32_t>(random() % 2000) - 1000;
     }
     r.panels = pack_panels(std::span(r.matrix).subspan(p.offset), p.outputs, p.inputs);
+    r.tiles = tile_matrix(std::span(r.matrix).subspan(p.offset), p.outputs, p.inputs);
     r.projection = {
         r.features.data() + p.offset, feature_stride, p.inputs, r.matrix.data() + p.offset, r.panels.data(),
         r.shifts.data() + p.offset,   p.outputs,      p.tokens, r.sums.data() + p.offset,   sum_stride};
+    r.projection.multiplier = p.multiplier;
     return r;
 }
 
@@ -78,6 +86,18 @@ std::vector<Problem> problems() {
     out.push_back({192, 192, 256, 0, 0.8, false});
     out.push_back({192, 192, 5, 1, 0, true});
     out.push_back({2, 40, 5, 1, 0, true});
+    out.push_back({4097, 33, 3, 0, 0, false});
+    // Every number of limbs, multiplied, in whole and broken groups of tokens.
+    for (const int most_feature : {100, 127, 128, 7000}) {
+        for (const int most_entry : {100, 128, 300}) {
+            for (const std::size_t tokens : {1, 16, 17, 33, 64, 65, 130}) {
+                const int multiplier = 1 + most_entry % 4;
+                out.push_back({200, 49, tokens, 0, tokens % 2 ? 0.95 : 0.0, false, multiplier, most_feature,
+                               most_entry});
+            }
+        }
+    }
+    out.push_back({192, 64, 64, 0, 1, false});
     out.push_back({64, 64, 0, 0, 0, false});
     return out;
 }
@@ -88,6 +108,7 @@ void compare(const Ops& ops, Slot slot) {
     std::uint64_t seed = 1;
     for (const Problem& p : problems()) {
         Run expected = make(p, seed), got = make(p, seed);
+        got.projection.tiles = &got.tiles;
         (scalar_ops().*slot)(expected.projection);
         (ops.*slot)(got.projection);
         ASSERT_EQ(got.sums, expected.sums)
@@ -449,6 +470,26 @@ TEST_P(Backend, AddsCostsLikeScalar) {
     }
 }
 
+TEST_P(Backend, AddsCostsOfValuesLikeScalar) {
+    std::mt19937_64 random(3);
+    std::uint32_t costs[kValueCostMost + 1][kValueCosts];
+    for (auto& row : costs) {
+        for (auto& cost : row) cost = static_cast<std::uint32_t>(random() % 40000);
+    }
+    for (const std::size_t count : {0, 1, 2, 7, 31, 32}) {
+        std::vector<std::int16_t> values(count);
+        for (auto& v : values)
+            v = static_cast<std::int16_t>(static_cast<int>(random() % 31) - kValueCostMost);
+        Guarded<std::int16_t> from(values);
+        const auto run = [&](const Ops& ops) {
+            return written<std::uint32_t>(kValueCosts, 9, [&](std::uint32_t* sums) {
+                ops.value_costs(from.data(), count, costs, sums);
+            });
+        };
+        ASSERT_EQ(run(*GetParam()), run(scalar_ops())) << count;
+    }
+}
+
 TEST_P(Backend, ReadsDamagedFloatsLikeScalar) {
     for (const Dtype dtype : kDtypes) {
         for (const std::size_t abreast : {1, 2, 4})
@@ -488,6 +529,10 @@ struct Turn {
     std::vector<std::int16_t> sin;
     Rotation rotation = {};
 
+    std::vector<std::int16_t> cos_by_token;
+    std::vector<std::int16_t> sin_by_token;
+    Rotation by_token = {};  // the same turn, as store_states takes it
+
     Turn(const HeadCase& c, std::uint64_t seed) {
         if (c.pairing == RopePairing::kNone) return;
         const std::size_t pairs = c.turned / 2, stride = c.tokens + seed % 3;
@@ -502,6 +547,19 @@ struct Turn {
                     half ? 1u : 2u, half ? pairs : 1u,
                     cos.data(),     sin.data(),
                     stride};
+        const std::size_t row = pairs + seed % 2;
+        cos_by_token.resize(c.tokens * row);
+        sin_by_token.resize(c.tokens * row);
+        for (std::size_t t = 0; t < c.tokens; ++t) {
+            for (std::size_t p = 0; p < pairs; ++p) {
+                cos_by_token[t * row + p] = cos[p * stride + t];
+                sin_by_token[t * row + p] = sin[p * stride + t];
+            }
+        }
+        by_token = rotation;
+        by_token.cos = cos_by_token.data();
+        by_token.sin = sin_by_token.data();
+        by_token.table_stride = row;
     }
 };
 
@@ -551,6 +609,34 @@ TEST_P(Backend, LoadsHeadsLikeScalar) {
     }
 }
 
+TEST_P(Backend, LoadsRowsLikeTiles) {
+    std::uint64_t seed = 0;
+    for (const HeadCase& c : head_cases()) {
+        for (const Dtype dtype : kDtypes) {
+            const Turn turn(c, ++seed);
+            const std::size_t width = c.channels + seed % 3, stride = c.channels + seed % 2;
+            const std::size_t elements = c.tokens == 0 ? 0 : (c.tokens - 1) * width + c.channels;
+            Guarded<std::uint8_t> rows(random_elements(elements, dtype, seed));
+            std::vector<float> tile(c.channels * c.tokens);
+            scalar_ops().load_head({rows.data(), width * dtype_bytes(dtype), dtype, c.tokens, c.channels,
+                                    turn.rotation, tile.data(), c.tokens});
+            std::vector<float> expected(c.tokens * stride, 7.0f);
+            for (std::size_t t = 0; t < c.tokens; ++t) {
+                for (std::size_t i = 0; i < c.channels; ++i)
+                    expected[t * stride + i] = tile[i * c.tokens + t];
+            }
+            for (const Ops* ops : {&scalar_ops(), GetParam()}) {
+                const auto got = written<float>(c.tokens * stride, 7.0f, [&](float* values) {
+                    ops->load_rows({rows.data(), width * dtype_bytes(dtype), dtype, c.tokens, c.channels,
+                                    turn.by_token, values, stride});
+                });
+                ASSERT_EQ(as_bits(got), as_bits(expected))
+                    << ops->name << ", " << c.tokens << " x " << c.channels << ", " << c.turned << " turned";
+            }
+        }
+    }
+}
+
 TEST_P(Backend, StoresHeadsLikeScalar) {
     std::uint64_t seed = 0;
     for (const HeadCase& c : head_cases()) {
@@ -573,6 +659,40 @@ TEST_P(Backend, StoresHeadsLikeScalar) {
             };
             ASSERT_EQ(run(*GetParam()), run(scalar_ops()))
                 << c.tokens << " x " << c.channels << ", " << c.turned << " turned";
+        }
+    }
+}
+
+TEST_P(Backend, StoresStatesLikeTiles) {
+    std::uint64_t seed = 0;
+    for (const HeadCase& c : head_cases()) {
+        for (const Dtype dtype : kDtypes) {
+            const Turn turn(c, ++seed);
+            std::mt19937_64 random(seed);
+            const std::size_t width = c.channels + seed % 3, stride = c.channels + seed % 4;
+            std::vector<std::int16_t> by_token(c.tokens * stride), tile(c.channels * c.tokens);
+            for (auto& s : by_token) s = static_cast<std::int16_t>(random() >> random() % 16);
+            for (std::size_t t = 0; t < c.tokens; ++t) {
+                for (std::size_t i = 0; i < c.channels; ++i)
+                    tile[i * c.tokens + t] = by_token[t * stride + i];
+            }
+            by_token.resize(c.tokens == 0 ? 0 : (c.tokens - 1) * stride + c.channels);
+            Guarded<std::int16_t> states(by_token);
+            const Scale scale = {static_cast<std::int32_t>(128 + random() % 128), -12};
+            const std::size_t bytes =
+                c.tokens == 0 ? 0 : ((c.tokens - 1) * width + c.channels) * dtype_bytes(dtype);
+            const auto expected = written<std::uint8_t>(bytes, 0xee, [&](std::uint8_t* rows) {
+                scalar_ops().store_head({tile.data(), c.tokens, c.tokens, c.channels, turn.rotation, scale,
+                                         dtype, rows, width * dtype_bytes(dtype)});
+            });
+            for (const Ops* ops : {&scalar_ops(), GetParam()}) {
+                const auto got = written<std::uint8_t>(bytes, 0xee, [&](std::uint8_t* rows) {
+                    ops->store_states({states.data(), stride, c.tokens, c.channels, turn.by_token, scale,
+                                       dtype, rows, width * dtype_bytes(dtype)});
+                });
+                ASSERT_EQ(got, expected)
+                    << ops->name << ", " << c.tokens << " x " << c.channels << ", " << c.turned << " turned";
+            }
         }
     }
 }
@@ -665,6 +785,20 @@ TEST_P(Backend, QuantisesLikeScalar) {
     }
 }
 
+TEST_P(Backend, SaturatesLikeScalar) {
+    for (const std::size_t count : kCounts) {
+        std::mt19937_64 random(count);
+        std::vector<std::int32_t> values(count);
+        for (auto& v : values) v = static_cast<std::int32_t>(random()) >> random() % 32;
+        Guarded<std::int32_t> sums(values);
+        const auto run = [&](const Ops& ops) {
+            return written<std::int16_t>(
+                count, 99, [&](std::int16_t* states) { ops.saturate(sums.data(), count, states); });
+        };
+        ASSERT_EQ(run(*GetParam()), run(scalar_ops())) << count;
+    }
+}
+
 TEST_P(Backend, AnalysesLikeScalar) {
     for (const std::size_t inputs : {1, 31, 64, 192}) {
         for (const std::size_t outputs : {0, 1, 15, 16, 33, 64, 100, 192}) {
@@ -688,9 +822,10 @@ TEST_P(Backend, AnalysesLikeScalar) {
 TEST_P(Backend, IsComplete) {
     const Ops& o = *GetParam();
     EXPECT_TRUE(o.decode_strips && o.encode_strips && o.decode_floats && o.encode_floats &&
-                o.count_exponents && o.table_costs && o.load_head && o.load_bits && o.max_magnitude &&
-                o.moments && o.quantise && o.reconstruct && o.project && o.project_sparse && o.analyse &&
-                o.store_head && o.store_exact);
+                o.count_exponents && o.table_costs && o.value_costs && o.load_head && o.load_rows &&
+                o.load_bits && o.max_magnitude && o.moments && o.quantise && o.reconstruct && o.saturate &&
+                o.project && o.project_sparse && o.analyse && o.store_head && o.store_states &&
+                o.store_exact);
 }
 
 std::vector<const Ops*> backends() {

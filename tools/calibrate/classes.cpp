@@ -21,9 +21,12 @@ struct UnitCoefficients {
     std::vector<std::int16_t> q;      // [token][width]
     std::vector<std::int16_t> gains;  // [token]
 
+    std::size_t begin(std::size_t g) const { return kernels::klt_group_begin(static_cast<std::uint32_t>(g)); }
+    std::size_t end(std::size_t g) const {
+        return kernels::klt_group_end(static_cast<std::uint32_t>(g), static_cast<std::uint32_t>(width));
+    }
     std::span<const std::int16_t> group(std::size_t token, std::size_t g) const {
-        return std::span(q).subspan(token * width + g * kKltGroup,
-                                    std::min(kKltGroup, width - g * kKltGroup));
+        return std::span(q).subspan(token * width + begin(g), end(g) - begin(g));
     }
 };
 
@@ -50,7 +53,7 @@ int best_class(const UnitCoefficients& unit, std::size_t g) {
 void choose_gains(UnitCoefficients& unit, std::span<const std::int8_t> classes) {
     for (std::size_t t = 0; t < unit.gains.size(); ++t) {
         const auto q = std::span<const std::int16_t>(unit.q).subspan(t * unit.width, unit.width);
-        unit.gains[t] = static_cast<std::int16_t>(cheapest_klt_gain(q, classes.data()));
+        unit.gains[t] = static_cast<std::int16_t>(cheapest_klt_gain(kernels::best_ops(), q, classes.data()));
     }
 }
 
@@ -134,12 +137,12 @@ class LevelFitter {
             for (std::size_t g = 0; g < classes.size(); ++g) {
                 const unsigned c = klt_class(classes[g], unit.gains[t]);
                 if (c != 0) bits_ += static_cast<double>(klt_group_cost(unit.group(t, g), c)) / 256;
-                std::int16_t* const q = unit.q.data() + t * width + g * kKltGroup;
+                std::int16_t* const q = unit.q.data() + t * width + unit.begin(g);
                 for (std::size_t j = 0; j < unit.group(t, g).size(); ++j)
-                    q[j] = c == 0 ? std::int16_t{0} : scaled_coefficient(q[j], multiplier_);
+                    q[j] = c == 0 ? std::int16_t{0} : kernels::scaled_coefficient(q[j], multiplier_);
             }
         }
-        states_.reconstruct(ops(), layer, plane, part, {0, tokens}, unit.q.data(), sums_.data());
+        states_.reconstruct(ops(), layer, plane, part, {0, tokens}, unit.q.data(), 1, sums_.data());
     }
 
     const RowStore& store_;

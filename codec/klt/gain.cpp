@@ -1,0 +1,99 @@
+#include "codec/klt/gain.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+
+#include "codec/entropy/model.h"
+#include "kernels/klt_choice.h"
+
+namespace kvcast {
+namespace {
+
+using kernels::klt_class;
+
+constexpr int kGainMost = kernels::kKltGainMost;
+constexpr std::size_t kGains = kernels::kKltGainsTried;
+static_assert(kernels::kKltSymmetricCost == kernels::kValueCostMost);
+
+// Small coefficients cost what their magnitudes do.
+std::uint64_t cost_of(unsigned spread_class, std::int32_t q) {
+    const std::int32_t magnitude = std::abs(q);
+    if (spread_class == 0)
+        return std::uint64_t{kernels::kKltLostCost} * static_cast<std::uint64_t>(magnitude);
+    return entropy::value_cost(spread_class, magnitude <= kernels::kValueCostMost ? magnitude : q);
+}
+
+// Costs of small coefficients [class at gain 0][magnitude][gain + kGainMost]: classes are limited to 0..31,
+// so that few of those at gain 0 differ.
+class CostTable {
+  public:
+    static constexpr int kMost = kernels::kValueCostMost;
+    using Rows = std::uint32_t[kMost + 1][kernels::kValueCosts];
+
+    CostTable() {
+        for (int base = kFirst; base <= kLast; ++base) {
+            for (int q = 0; q <= kMost; ++q) {
+                for (std::size_t i = 0; i < kGains; ++i) {
+                    const auto gain = static_cast<std::int16_t>(static_cast<int>(i) - kGainMost);
+                    const unsigned c = klt_class(static_cast<std::int8_t>(base), gain);
+                    costs_[base - kFirst][q][i] = static_cast<std::uint32_t>(cost_of(c, q));
+                }
+            }
+        }
+    }
+
+    const Rows& of(int base) const { return costs_[std::clamp(base, kFirst, kLast) - kFirst]; }
+
+  private:
+    static constexpr int kFirst = -kGainMost, kLast = static_cast<int>(kernels::kClasses) - 1 + kGainMost;
+
+    alignas(64) std::uint32_t costs_[kLast - kFirst + 1][kMost + 1][kernels::kValueCosts] = {};
+};
+
+const CostTable& cost_table() {
+    static const CostTable table;
+    return table;
+}
+
+using GainCosts = std::array<std::uint64_t, kGains>;
+
+// Adds what a group costs with each gain.
+void add_group(const kernels::Ops& ops, std::span<const std::int16_t> q, std::int8_t base, GainCosts& costs) {
+    int largest = 0;
+    for (const std::int16_t v : q) largest = std::max(largest, std::abs(int{v}));
+    const CostTable::Rows& rows = cost_table().of(base);
+    std::uint32_t sums[kernels::kValueCosts];
+    if (largest <= CostTable::kMost) ops.value_costs(q.data(), q.size(), rows, sums);
+    for (std::size_t i = 0; i < kGains; ++i) {
+        const auto gain = static_cast<std::int16_t>(static_cast<int>(i) - kGainMost);
+        costs[i] += largest <= CostTable::kMost ? sums[i] : klt_group_cost(q, klt_class(base, gain));
+    }
+}
+
+}  // namespace
+
+std::uint64_t klt_group_cost(std::span<const std::int16_t> q, unsigned spread_class) {
+    std::uint64_t sum = 0;
+    for (const std::int16_t v : q) sum += cost_of(spread_class, v);
+    return sum;
+}
+
+int cheapest_klt_gain(const kernels::Ops& ops, std::span<const std::int16_t> q, const std::int8_t* classes) {
+    GainCosts costs = {};
+    const auto width = static_cast<std::uint32_t>(q.size());
+    for (std::uint32_t g = 0; kernels::klt_group_begin(g) < width; ++g) {
+        const std::uint32_t begin = kernels::klt_group_begin(g), end = kernels::klt_group_end(g, width);
+        add_group(ops, q.subspan(begin, end - begin), classes[g], costs);
+    }
+    int best = 0;
+    for (int i = 1; i < static_cast<int>(kGains); ++i) {
+        const int gain = kernels::klt_gain_tried(i);
+        if (costs[static_cast<std::size_t>(gain + kGainMost)] <
+            costs[static_cast<std::size_t>(best + kGainMost)])
+            best = gain;
+    }
+    return best;
+}
+
+}  // namespace kvcast

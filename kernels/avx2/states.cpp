@@ -1,0 +1,90 @@
+// States that lie as rows do, to rows of 16-bit elements; see kernels/avx512/states.cpp. Shapes that do not
+// come in 16s, and elements of 32 bits, the scalar backend does.
+#include <immintrin.h>
+
+#include "kernels/avx2/elements.h"
+#include "kernels/avx2/slots.h"
+#include "kernels/avx2/target.h"
+
+namespace kvcast::kernels::avx2 {
+namespace {
+
+template <Dtype D>
+KVCAST_AVX2_INLINE void put_channels(const std::int16_t* states, std::uint8_t* row, std::size_t begin,
+                                     std::size_t end, __m256 scale) {
+    for (std::size_t c = begin; c < end; c += 16) {
+        const __m256i s = load256(states + c);
+        store256(row + 2 * c, elements16<D>(low_states(s), high_states(s), scale));
+    }
+}
+
+template <Dtype D>
+KVCAST_AVX2_INLINE void put_half_pairs(const Rotation& r, std::size_t token, const std::int16_t* states,
+                                       std::uint8_t* row, __m256 scale) {
+    for (std::size_t p = 0; p < r.pairs; p += 16) {
+        const std::size_t first = r.first + p, second = first + r.partner;
+        const __m256i a = load256(states + first), b = load256(states + second);
+        const __m256i cos = load256(r.cos + token * r.table_stride + p);
+        const __m256i sin = load256(r.sin + token * r.table_stride + p);
+        const __m256i minus = _mm256_sub_epi16(_mm256_setzero_si256(), sin);
+        const __m256i low = _mm256_unpacklo_epi16(a, b), high = _mm256_unpackhi_epi16(a, b);
+        store256(row + 2 * first, elements16<D>(turned(low, _mm256_unpacklo_epi16(cos, minus)),
+                                                turned(high, _mm256_unpackhi_epi16(cos, minus)), scale));
+        store256(row + 2 * second, elements16<D>(turned(low, _mm256_unpacklo_epi16(sin, cos)),
+                                                 turned(high, _mm256_unpackhi_epi16(sin, cos)), scale));
+    }
+}
+
+template <Dtype D>
+KVCAST_AVX2_INLINE void put_interleaved_pairs(const Rotation& r, std::size_t token,
+                                              const std::int16_t* states, std::uint8_t* row, __m256 scale) {
+    for (std::size_t p = 0; p < r.pairs; p += 8) {
+        const __m256i x = load256(states + r.first + 2 * p);
+        const auto* cosines = reinterpret_cast<const __m128i*>(r.cos + token * r.table_stride + p);
+        const auto* sines = reinterpret_cast<const __m128i*>(r.sin + token * r.table_stride + p);
+        const __m256i cos = _mm256_cvtepu16_epi32(_mm_loadu_si128(cosines));
+        const __m256i sin = _mm256_cvtepu16_epi32(_mm_loadu_si128(sines));
+        const __m256i minus = _mm256_slli_epi32(_mm256_sub_epi32(_mm256_setzero_si256(), sin), 16);
+        const __m256i a = turned(x, _mm256_or_si256(cos, minus));
+        const __m256i b = turned(x, _mm256_or_si256(sin, _mm256_slli_epi32(cos, 16)));
+        store256(row + 2 * (r.first + 2 * p),
+                 elements16<D>(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b), scale));
+    }
+}
+
+template <Dtype D>
+KVCAST_AVX2 void store_states_as(const StateStore& s) {
+    const Rotation& r = s.rotation;
+    const __m256 scale = _mm256_set1_ps(value_of(1, s.scale));
+    for (std::size_t t = 0; t < s.tokens; ++t) {
+        const std::int16_t* states = s.states + t * s.state_stride;
+        std::uint8_t* row = static_cast<std::uint8_t*>(s.rows) + t * s.row_bytes;
+        put_channels<D>(states, row, 0, r.pairs == 0 ? s.channels : r.first, scale);
+        if (r.pairs == 0) continue;
+        if (r.pair_step == 1) {
+            put_half_pairs<D>(r, t, states, row, scale);
+        } else {
+            put_interleaved_pairs<D>(r, t, states, row, scale);
+        }
+        put_channels<D>(states, row, r.first + 2 * r.pairs, s.channels, scale);
+    }
+}
+
+}  // namespace
+
+KVCAST_AVX2 void saturate(const std::int32_t* sums, std::size_t count, std::int16_t* states) {
+    const std::size_t whole = count / 16 * 16;
+    for (std::size_t i = 0; i < whole; i += 16) {
+        const __m256i packed = _mm256_packs_epi32(load256(sums + i), load256(sums + i + 8));
+        store256(states + i, _mm256_permute4x64_epi64(packed, _MM_SHUFFLE(3, 1, 2, 0)));
+    }
+    scalar::saturate(sums + whole, count - whole, states + whole);
+}
+
+void store_states(const StateStore& s) {
+    const std::size_t sizes = s.channels | s.rotation.pairs | (s.rotation.pairs != 0 ? s.rotation.first : 0);
+    if (s.dtype == Dtype::kF32 || sizes % 16 != 0) return scalar::store_states(s);
+    return s.dtype == Dtype::kF16 ? store_states_as<Dtype::kF16>(s) : store_states_as<Dtype::kBf16>(s);
+}
+
+}  // namespace kvcast::kernels::avx2

@@ -1,0 +1,70 @@
+// States to elements of a type, in registers. 32 states of 16 bits are unpacked to two vectors of 32: within
+// each 128-bit lane its first four, and its last four. That order is put straight on the way to elements.
+#pragma once
+
+#include <immintrin.h>
+
+#include "kernels/avx512/target.h"
+#include "kernels/math.h"
+
+namespace kvcast::kernels::avx512 {
+
+KVCAST_AVX512_INLINE __m512i low_states(__m512i states) {
+    return _mm512_srai_epi32(_mm512_unpacklo_epi16(states, states), 16);
+}
+KVCAST_AVX512_INLINE __m512i high_states(__m512i states) {
+    return _mm512_srai_epi32(_mm512_unpackhi_epi16(states, states), 16);
+}
+
+// Values of an element type, in the low bits of 32. States times a scale are exact, and neither infinite, NaN
+// nor subnormal.
+KVCAST_AVX512_INLINE __m512 values_of(__m512i states, __m512 scale) {
+    return _mm512_mul_ps(_mm512_cvtepi32_ps(states), scale);
+}
+
+// Rounded to bfloat16 in the high half of each lane.
+KVCAST_AVX512_INLINE __m512i rounded_bf16(__m512 value) {
+    const __m512i bits = _mm512_castps_si512(value);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    return _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+}
+
+KVCAST_AVX512_INLINE __m512i rounded_f16(__m512 value) {
+    const __m512 most = _mm512_set1_ps(65504.0f);
+    const __m512 inside = _mm512_max_ps(_mm512_min_ps(value, most), _mm512_sub_ps(_mm512_setzero_ps(), most));
+    return _mm512_cvtepu16_epi32(_mm512_cvtps_ph(inside, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+struct Floats {
+    __m512 first;
+    __m512 second;
+};
+
+KVCAST_AVX512_INLINE Floats floats_of(__m512i low, __m512i high, __m512 scale) {
+    const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i second = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+    const __m512 a = values_of(low, scale), b = values_of(high, scale);
+    return {_mm512_permutex2var_ps(a, first, b), _mm512_permutex2var_ps(a, second, b)};
+}
+
+template <Dtype D>
+KVCAST_AVX512_INLINE __m512i elements16(__m512i low, __m512i high, __m512 scale) {
+    const __m512 a = values_of(low, scale), b = values_of(high, scale);
+    if constexpr (D == Dtype::kF16) {
+        return _mm512_packus_epi32(rounded_f16(a), rounded_f16(b));
+    } else {
+        // The odd words of both, four of the one and four of the other in turn.
+        const __m512i high_words = _mm512_set_epi32(
+            0x003f003d, 0x003b0039, 0x001f001d, 0x001b0019, 0x00370035, 0x00330031, 0x00170015, 0x00130011,
+            0x002f002d, 0x002b0029, 0x000f000d, 0x000b0009, 0x00270025, 0x00230021, 0x00070005, 0x00030001);
+        return _mm512_permutex2var_epi16(rounded_bf16(a), high_words, rounded_bf16(b));
+    }
+}
+
+// x * f + y * g in units of 2^kTrigBits, of 16-bit integers that were unpacked to pairs.
+KVCAST_AVX512_INLINE __m512i turned(__m512i pair, __m512i factors) {
+    const __m512i half = _mm512_set1_epi32(1 << (kTrigBits - 1));
+    return _mm512_srai_epi32(_mm512_add_epi32(_mm512_madd_epi16(pair, factors), half), kTrigBits);
+}
+
+}  // namespace kvcast::kernels::avx512

@@ -1,0 +1,193 @@
+// States that lie as rows do, to rows, and rows to floats: channels of a token are neighbours, and nothing is
+// transposed.
+#include <immintrin.h>
+
+#include <algorithm>
+
+#include "kernels/avx512/elements.h"
+#include "kernels/avx512/slots.h"
+#include "kernels/avx512/target.h"
+#include "kernels/x86/lanes.h"
+
+namespace kvcast::kernels::avx512 {
+namespace {
+
+using x86::first_lanes;
+
+// Stores up to 32 states, given in the order that unpacking leaves.
+template <Dtype D>
+KVCAST_AVX512_INLINE void put(std::uint8_t* row, std::size_t channel, std::uint32_t lanes, __m512i low,
+                              __m512i high, __m512 scale) {
+    std::uint8_t* to = row + channel * dtype_bytes(D);
+    if constexpr (D == Dtype::kF32) {
+        const Floats v = floats_of(low, high, scale);
+        _mm512_mask_storeu_ps(to, static_cast<__mmask16>(lanes), v.first);
+        _mm512_mask_storeu_ps(to + 64, static_cast<__mmask16>(lanes >> 16), v.second);
+    } else {
+        _mm512_mask_storeu_epi16(to, lanes, elements16<D>(low, high, scale));
+    }
+}
+
+template <Dtype D>
+KVCAST_AVX512_INLINE void put_channels(const std::int16_t* states, std::uint8_t* row, std::size_t begin,
+                                       std::size_t end, __m512 scale) {
+    for (std::size_t c = begin; c < end; c += 32) {
+        const std::uint32_t lanes = first_lanes(end - c);
+        const __m512i s = _mm512_maskz_loadu_epi16(lanes, states + c);
+        put<D>(row, c, lanes, low_states(s), high_states(s), scale);
+    }
+}
+
+// Pairs of channels that are `partner` apart, 32 pairs at once.
+template <Dtype D>
+KVCAST_AVX512_INLINE void put_half_pairs(const Rotation& r, const std::int16_t* cosines,
+                                         const std::int16_t* sines, const std::int16_t* states,
+                                         std::uint8_t* row, __m512 scale) {
+    for (std::size_t p = 0; p < r.pairs; p += 32) {
+        const std::uint32_t lanes = first_lanes(r.pairs - p);
+        const std::size_t first = r.first + p, second = first + r.partner;
+        const __m512i a = _mm512_maskz_loadu_epi16(lanes, states + first);
+        const __m512i b = _mm512_maskz_loadu_epi16(lanes, states + second);
+        const __m512i cos = _mm512_maskz_loadu_epi16(lanes, cosines + p);
+        const __m512i sin = _mm512_maskz_loadu_epi16(lanes, sines + p);
+        const __m512i minus = _mm512_sub_epi16(_mm512_setzero_si512(), sin);
+        const __m512i low = _mm512_unpacklo_epi16(a, b), high = _mm512_unpackhi_epi16(a, b);
+        put<D>(row, first, lanes, turned(low, _mm512_unpacklo_epi16(cos, minus)),
+               turned(high, _mm512_unpackhi_epi16(cos, minus)), scale);
+        put<D>(row, second, lanes, turned(low, _mm512_unpacklo_epi16(sin, cos)),
+               turned(high, _mm512_unpackhi_epi16(sin, cos)), scale);
+    }
+}
+
+// Pairs of neighbours, 16 at once.
+template <Dtype D>
+KVCAST_AVX512_INLINE void put_interleaved_pairs(const Rotation& r, const std::int16_t* cosines,
+                                                const std::int16_t* sines, const std::int16_t* states,
+                                                std::uint8_t* row, __m512 scale) {
+    for (std::size_t p = 0; p < r.pairs; p += 16) {
+        const auto there = static_cast<__mmask16>(first_lanes(r.pairs - p));
+        const std::uint32_t lanes = first_lanes(2 * (r.pairs - p));
+        const __m512i x = _mm512_maskz_loadu_epi16(lanes, states + r.first + 2 * p);
+        const __m512i cos = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, cosines + p));
+        const __m512i sin = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, sines + p));
+        const __m512i minus = _mm512_slli_epi32(_mm512_sub_epi32(_mm512_setzero_si512(), sin), 16);
+        const __m512i a = turned(x, _mm512_or_si512(cos, minus));
+        const __m512i b = turned(x, _mm512_or_si512(sin, _mm512_slli_epi32(cos, 16)));
+        put<D>(row, r.first + 2 * p, lanes, _mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b), scale);
+    }
+}
+
+template <Dtype D>
+KVCAST_AVX512 void store_states_as(const StateStore& s) {
+    const Rotation& r = s.rotation;
+    const __m512 scale = _mm512_set1_ps(value_of(1, s.scale));
+    const std::size_t turned_end = r.first + 2 * r.pairs;
+    for (std::size_t t = 0; t < s.tokens; ++t) {
+        const std::int16_t* states = s.states + t * s.state_stride;
+        std::uint8_t* row = static_cast<std::uint8_t*>(s.rows) + t * s.row_bytes;
+        if (r.pairs == 0) {
+            put_channels<D>(states, row, 0, s.channels, scale);
+            continue;
+        }
+        const std::int16_t *cos = r.cos + t * r.table_stride, *sin = r.sin + t * r.table_stride;
+        put_channels<D>(states, row, 0, r.first, scale);
+        if (r.pair_step == 1) {
+            put_half_pairs<D>(r, cos, sin, states, row, scale);
+        } else {
+            put_interleaved_pairs<D>(r, cos, sin, states, row, scale);
+        }
+        put_channels<D>(states, row, turned_end, s.channels, scale);
+    }
+}
+
+// ---- rows to floats ----
+
+template <Dtype D>
+KVCAST_AVX512_INLINE __m512 load_floats(const std::uint8_t* row, std::size_t channel, __mmask16 lanes) {
+    const std::uint8_t* from = row + channel * dtype_bytes(D);
+    if constexpr (D == Dtype::kF32) {
+        return _mm512_maskz_loadu_ps(lanes, from);
+    } else {
+        const __m256i elements = _mm256_maskz_loadu_epi16(lanes, from);
+        if constexpr (D == Dtype::kF16) return _mm512_cvtph_ps(elements);
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(elements), 16));
+    }
+}
+
+KVCAST_AVX512_INLINE __m512 load_trig(const std::int16_t* v, __mmask16 lanes) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(lanes, v)));
+}
+
+template <Dtype D>
+KVCAST_AVX512_INLINE void take_channels(const std::uint8_t* row, float* values, std::size_t begin,
+                                        std::size_t end) {
+    for (std::size_t c = begin; c < end; c += 16) {
+        const auto lanes = static_cast<__mmask16>(first_lanes(end - c));
+        _mm512_mask_storeu_ps(values + c, lanes, load_floats<D>(row, c, lanes));
+    }
+}
+
+// Products first, not fused, as load_head has it.
+template <Dtype D>
+KVCAST_AVX512_INLINE void take_half_pairs(const Rotation& r, const std::int16_t* cosines,
+                                          const std::int16_t* sines, const std::uint8_t* row, float* values) {
+    const __m512 unit = _mm512_set1_ps(1.0f / (1 << kTrigBits));
+    for (std::size_t p = 0; p < r.pairs; p += 16) {
+        const auto lanes = static_cast<__mmask16>(first_lanes(r.pairs - p));
+        const std::size_t first = r.first + p, second = first + r.partner;
+        const __m512 x = load_floats<D>(row, first, lanes), y = load_floats<D>(row, second, lanes);
+        const __m512 cos = load_trig(cosines + p, lanes), sin = load_trig(sines + p, lanes);
+        const __m512 a = _mm512_add_ps(_mm512_mul_ps(x, cos), _mm512_mul_ps(y, sin));
+        const __m512 b = _mm512_sub_ps(_mm512_mul_ps(y, cos), _mm512_mul_ps(x, sin));
+        _mm512_mask_storeu_ps(values + first, lanes, _mm512_mul_ps(a, unit));
+        _mm512_mask_storeu_ps(values + second, lanes, _mm512_mul_ps(b, unit));
+    }
+}
+
+template <Dtype D>
+KVCAST_AVX512 void load_rows_as(const RowLoad& l) {
+    const Rotation& r = l.rotation;
+    for (std::size_t t = 0; t < l.tokens; ++t) {
+        const auto* row = static_cast<const std::uint8_t*>(l.rows) + t * l.row_bytes;
+        float* values = l.values + t * l.value_stride;
+        take_channels<D>(row, values, 0, r.pairs == 0 ? l.channels : r.first);
+        if (r.pairs == 0) continue;
+        take_half_pairs<D>(r, r.cos + t * r.table_stride, r.sin + t * r.table_stride, row, values);
+        take_channels<D>(row, values, r.first + 2 * r.pairs, l.channels);
+    }
+}
+
+}  // namespace
+
+void load_rows(const RowLoad& rows) {
+    if (rows.rotation.pairs != 0 && rows.rotation.pair_step != 1) return scalar::load_rows(rows);
+    switch (rows.dtype) {
+        case Dtype::kBf16:
+            return load_rows_as<Dtype::kBf16>(rows);
+        case Dtype::kF16:
+            return load_rows_as<Dtype::kF16>(rows);
+        default:
+            return load_rows_as<Dtype::kF32>(rows);
+    }
+}
+
+KVCAST_AVX512 void saturate(const std::int32_t* sums, std::size_t count, std::int16_t* states) {
+    for (std::size_t i = 0; i < count; i += 16) {
+        const auto lanes = static_cast<__mmask16>(first_lanes(count - i));
+        const __m512i v = _mm512_maskz_loadu_epi32(lanes, sums + i);
+        _mm256_mask_storeu_epi16(states + i, lanes, _mm512_cvtsepi32_epi16(v));
+    }
+}
+
+void store_states(const StateStore& states) {
+    switch (states.dtype) {
+        case Dtype::kBf16:
+            return store_states_as<Dtype::kBf16>(states);
+        case Dtype::kF16:
+            return store_states_as<Dtype::kF16>(states);
+        default:
+            return store_states_as<Dtype::kF32>(states);
+    }
+}
+
+}  // namespace kvcast::kernels::avx512
