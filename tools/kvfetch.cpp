@@ -18,6 +18,7 @@
 #include "tools/common/progress.h"
 #include "tools/report/session_page.h"
 #include "tools/stream/cache_sink.h"
+#include "tools/stream/calibration_cache.h"
 #include "tools/stream/codec_adapter.h"
 #include "tools/stream/engine.h"
 #include "tools/stream/link_memory.h"
@@ -51,6 +52,7 @@ struct Arguments {
     std::string cache = default_cache_folder();
     HttpOptions http;
     std::size_t jobs = std::max(1u, std::thread::hardware_concurrency());
+    std::string device = "cpu";
     bool json = false;
     bool quiet = false;
 };
@@ -90,6 +92,7 @@ void declare(CLI::App& app, Arguments& a) {
     app.add_option("-j,--jobs", a.jobs, "threads that decode")
         ->check(CLI::Range(1, 1024))
         ->capture_default_str();
+    declare_device(app, a.device);
     app.add_flag("--json", a.json, "print everything as JSON");
     app.add_flag("-q,--quiet", a.quiet, "print nothing on success");
 }
@@ -236,6 +239,13 @@ void write_report(const Arguments& a, const Summary& s) {
     write_text(a.report, render({.title = a.url, .rule = a.policy, .recording = &*s.recording}));
 }
 
+std::unique_ptr<CodecAdapter> open_codec(const Arguments& a) {
+    if (a.device != "cuda") return std::make_unique<CodecAdapter>(a.jobs, a.cache);
+    auto decoder = device::DeviceDecoder::open({});
+    if (!decoder.ok()) throw Error(fmt::format("--device cuda: {}", decoder.status().message()));
+    return std::make_unique<CodecAdapter>(std::move(decoder.value()), a.cache);
+}
+
 // Returns the exit code: some tokens may be left for the caller to recompute.
 int run(const Arguments& a) {
     if (a.greedy > 0 && a.model.empty()) throw Error("--greedy needs --model");
@@ -244,7 +254,8 @@ int run(const Arguments& a) {
     std::unique_ptr<Engine> engine;
     if (!a.model.empty()) engine = load_engine(a.model, static_cast<int>(a.jobs));
     Client client(http);
-    CodecAdapter codec(a.jobs, a.cache);
+    const auto codec_owner = open_codec(a);
+    CodecAdapter& codec = *codec_owner;
     CacheSink sink(engine ? Recompute([&](const KvCache& context, std::span<const std::int32_t> ids) {
         return engine->recompute(context, ids);
     })

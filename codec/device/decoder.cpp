@@ -47,8 +47,8 @@ std::vector<Layers> stages_of(const ChunkHeader& h, Layers all) {
 }  // namespace
 
 struct DeviceDecoder::State {
-    State(DecodeOptions o, Stream copying, Stream decoding)
-        : options(std::move(o)), copies(std::move(copying)), work(std::move(decoding)) {}
+    State(DecodeOptions o, int on, Stream copying, Stream decoding)
+        : options(std::move(o)), device(on), copies(std::move(copying)), work(std::move(decoding)) {}
 
     Status load_calibration();
     Status decode(const ChunkDecoder& chunk, std::span<const std::uint8_t> payload,
@@ -66,6 +66,7 @@ struct DeviceDecoder::State {
     }
 
     DecodeOptions options;
+    int device;
     std::optional<CalibrationImage> calibration;
     DeviceMemory calibration_bytes, payload, image, workspace, status, rows;
     PinnedMemory words;
@@ -197,13 +198,15 @@ DeviceDecoder& DeviceDecoder::operator=(DeviceDecoder&&) noexcept = default;
 
 Result<DeviceDecoder> DeviceDecoder::open(DecodeOptions options) {
     if (Status s = require_device(); !s.ok()) return s;
+    const auto device = current_device();
+    if (!device.ok()) return device.status();
     auto copies = Stream::make(), work = Stream::make();
     auto first = Event::make(), second = Event::make();
     for (const Status& s : {copies.status(), work.status(), first.status(), second.status()}) {
         if (!s.ok()) return s;
     }
-    auto state =
-        std::make_unique<State>(std::move(options), std::move(copies.value()), std::move(work.value()));
+    auto state = std::make_unique<State>(std::move(options), device.value(), std::move(copies.value()),
+                                         std::move(work.value()));
     state->staging[0].copied = std::move(first.value());
     state->staging[1].copied = std::move(second.value());
     if (Status s = state->load_calibration(); !s.ok()) return s;
@@ -211,12 +214,14 @@ Result<DeviceDecoder> DeviceDecoder::open(DecodeOptions options) {
 }
 
 Status DeviceDecoder::set_calibration(std::shared_ptr<const Calibration> calibration) {
+    const OnDevice scope(state_->device);
     state_->options.calibration = std::move(calibration);
     state_->calibration.reset();
     return state_->load_calibration();
 }
 
 Status DeviceDecoder::decode(std::span<const std::uint8_t> object, const Placement& place) {
+    const OnDevice scope(state_->device);
     const auto chunk = ChunkDecoder::open(object, state_->options);
     if (!chunk.ok()) return chunk.status();
     const ChunkHeader& h = chunk.value().header();
@@ -225,6 +230,7 @@ Status DeviceDecoder::decode(std::span<const std::uint8_t> object, const Placeme
 
 Status DeviceDecoder::decode_layers(std::span<const std::uint8_t> object, std::size_t first, std::size_t end,
                                     std::span<const PlaneBuffer> planes) {
+    const OnDevice scope(state_->device);
     const auto chunk = ChunkDecoder::open(object, state_->options);
     if (!chunk.ok()) return chunk.status();
     const ChunkHeader& h = chunk.value().header();

@@ -8,7 +8,7 @@
 namespace kvcast::device {
 
 struct DeviceEncoder::State {
-    State(EncodeOptions o, Stream s) : options(std::move(o)), stream(std::move(s)) {}
+    State(EncodeOptions o, int on, Stream s) : options(std::move(o)), device(on), stream(std::move(s)) {}
 
     Status load_calibration();
     Status run(const ChunkInput& input, std::vector<std::uint8_t>& object, Hash& chain);
@@ -16,6 +16,7 @@ struct DeviceEncoder::State {
     Status launch(const EncodePlan& plan);
 
     EncodeOptions options;
+    int device;
     std::optional<CalibrationImage> calibration;
     std::optional<AnalysisImage> analysis;
     DeviceMemory calibration_bytes, analysis_bytes;
@@ -111,14 +112,17 @@ DeviceEncoder& DeviceEncoder::operator=(DeviceEncoder&&) noexcept = default;
 
 Result<DeviceEncoder> DeviceEncoder::open(EncodeOptions options) {
     if (Status s = require_device(); !s.ok()) return s;
+    const auto device = current_device();
+    if (!device.ok()) return device.status();
     auto stream = Stream::make();
     if (!stream.ok()) return stream.status();
-    auto state = std::make_unique<State>(std::move(options), std::move(stream.value()));
+    auto state = std::make_unique<State>(std::move(options), device.value(), std::move(stream.value()));
     if (Status s = state->load_calibration(); !s.ok()) return s;
     return DeviceEncoder(std::move(state));
 }
 
 Status DeviceEncoder::encode(const ChunkInput& input, std::vector<std::uint8_t>& object, Hash& chain) {
+    const OnDevice scope(state_->device);
     Status s = state_->run(input, object, chain);
     // Whatever failed, nothing may be under way when the caller's planes go.
     Status waited = state_->stream.wait();

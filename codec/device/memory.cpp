@@ -21,6 +21,22 @@ Status require_device() {
                         error == cudaSuccess ? "there is none" : cudaGetErrorString(error))};
 }
 
+Result<int> current_device() {
+    int device = 0;
+    Status s = device_status(cudaGetDevice(&device), "asking for the current device");
+    if (!s.ok()) return s;
+    return device;
+}
+
+OnDevice::OnDevice(int device) {
+    cudaGetDevice(&before_);
+    cudaSetDevice(device);  // where it fails, so does what comes next, and says so
+}
+
+OnDevice::~OnDevice() {
+    cudaSetDevice(before_);
+}
+
 template <MemoryKind Kind>
 Memory<Kind>::Memory(Memory&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}

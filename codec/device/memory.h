@@ -18,6 +18,21 @@ Status device_status(cudaError_t error, const char* what);
 // kOk where there is a device that can be used, else kNoDevice.
 Status require_device();
 
+// The device that is current in this thread.
+Result<int> current_device();
+
+// Makes a device current in this thread, and the one before it at the end.
+class OnDevice {
+  public:
+    explicit OnDevice(int device);
+    ~OnDevice();
+    OnDevice(const OnDevice&) = delete;
+    OnDevice& operator=(const OnDevice&) = delete;
+
+  private:
+    int before_ = 0;
+};
+
 enum class MemoryKind : std::uint8_t { kDevice, kPinned };
 
 // Memory that grows when more is asked for, and never shrinks.

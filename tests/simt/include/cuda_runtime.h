@@ -285,6 +285,13 @@ inline cudaError_t cudaGetDeviceCount(int* count) {
     *count = ::simt::devices();
     return *count == 0 ? cudaErrorNoDevice : cudaSuccess;
 }
+inline cudaError_t cudaGetDevice(int* device) {
+    *device = 0;
+    return cudaSuccess;
+}
+inline cudaError_t cudaSetDevice(int device) {
+    return device < ::simt::devices() ? cudaSuccess : cudaErrorInvalidValue;
+}
 inline cudaError_t cudaMalloc(void** at, std::size_t bytes) {
     *at = ::simt::allocate(bytes);
     return *at == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;

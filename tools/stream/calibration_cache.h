@@ -1,0 +1,35 @@
+// Calibrations of what sessions decode, in memory and in a folder.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+
+#include "codec/klt/calibration.h"
+
+namespace kvcast::tools {
+
+// Keeps the last calibration, and all of them by their id in a folder (none if empty). One thread at a time.
+class CalibrationCache {
+  public:
+    explicit CalibrationCache(std::string folder) : folder_(std::move(folder)) {}
+
+    // Whether it is the last one, or now is: read from the folder.
+    bool has(const Hash& id);
+    // Makes it the last one, and tries to keep it in the folder. The file's hash was checked.
+    Status add(std::span<const std::uint8_t> file);
+
+    // The last one; null at first.
+    const std::shared_ptr<const Calibration>& last() const { return last_; }
+
+  private:
+    std::string path_of(const Hash& id) const;
+
+    std::string folder_;
+    std::shared_ptr<const Calibration> last_;
+};
+
+// $XDG_CACHE_HOME/kvcast, ~/.cache/kvcast, or nothing where neither is known.
+std::string default_cache_folder();
+
+}  // namespace kvcast::tools
