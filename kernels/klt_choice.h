@@ -23,10 +23,13 @@ inline constexpr std::uint32_t kKltLostCost = 12 * 256;
 // Up to this magnitude a coefficient counts as much as its opposite does.
 inline constexpr std::int32_t kKltSymmetricCost = 15;
 
-// Room that states keep below saturation. False for NaN too.
+// Largest magnitudes that states, which keep room below saturation, and coefficients may have.
+inline constexpr float kKltStateMost = 32000;
+inline constexpr float kKltCoefficientMost = 30000;
+
+// False for NaN too.
 KVCAST_HD constexpr bool klt_state_fits(float state) {
-    constexpr float most = 32000;
-    return state >= -most && state <= most;
+    return state >= -kKltStateMost && state <= kKltStateMost;
 }
 
 struct KltQuantised {
@@ -36,7 +39,7 @@ struct KltQuantised {
 
 // A coefficient in steps of its level's multiplier; inverse_step = 1 / multiplier.
 KVCAST_HD constexpr KltQuantised klt_quantised(float coefficient, float inverse_step, unsigned multiplier) {
-    constexpr float most = 30000;
+    constexpr float most = kKltCoefficientMost;
     const float x = coefficient * inverse_step;
     const float magnitude = x * static_cast<float>(multiplier);
     const bool fits = magnitude >= -most && magnitude <= most;

@@ -280,6 +280,15 @@ struct Ops {
     void (*reconstruct)(const std::int16_t* q, const std::int16_t* prediction, std::size_t count,
                         unsigned shift, std::int16_t* states);
 
+    // residual = values * scale - sums where |values * scale| is at most `most`, else 0. Whether it always
+    // is; NaN is not.
+    bool (*residual)(const float* values, const std::int32_t* sums, std::size_t count, float scale,
+                     float most, float* residual);
+
+    // q = nearest integer (ties to even) to values / step, as values * (1 / step), where that times step is
+    // at most `most` in magnitude, else 0. Whether it always is. `most` is at most 32767.
+    bool (*round_steps)(const float* values, std::size_t count, float step, float most, std::int16_t* q);
+
     // states = saturate16(sums)
     void (*saturate)(const std::int32_t* sums, std::size_t count, std::int16_t* states);
 

@@ -85,30 +85,11 @@ void KltEncoder::take_residual(const Job& job, std::size_t layer, std::size_t pl
         1 / (static_cast<float>(scale.mantissa) * kernels::power_of_two(scale.exponent));
     states_.predict(ops_, layer, plane, part, slice, s.sums.data());
     for (std::size_t t = 0; t < slice.count; ++t) {
-        const float* values = s.values.data() + t * row + part * width;
-        const std::int32_t* sums = s.sums.data() + t * width;
-        float* residual = s.residual.data() + t * width;
-        int unfit = 0;
-        for (std::size_t c = 0; c < width; ++c) {
-            const float state = values[c] * inverse_unit;
-            const bool fits = kernels::klt_state_fits(state);
-            unfit |= fits ? 0 : 1;
-            residual[c] = fits ? state - static_cast<float>(sums[c]) : 0.0f;
-        }
-        if (unfit != 0) unfit_[slice.first + t] = 1;
+        const bool fits =
+            ops_.residual(s.values.data() + t * row + part * width, s.sums.data() + t * width, width,
+                          inverse_unit, kernels::kKltStateMost, s.residual.data() + t * width);
+        if (!fits) unfit_[slice.first + t] = 1;
     }
-}
-
-void KltEncoder::quantise_token(std::size_t token, const float* coefficients, unsigned multiplier,
-                                std::span<std::int16_t> q) {
-    const float inverse_step = 1 / static_cast<float>(multiplier);
-    int unfit = 0;
-    for (std::size_t j = 0; j < q.size(); ++j) {
-        const kernels::KltQuantised v = kernels::klt_quantised(coefficients[j], inverse_step, multiplier);
-        unfit |= v.fits ? 0 : 1;
-        q[j] = v.q;
-    }
-    if (unfit != 0) unfit_[token] = 1;
 }
 
 void KltEncoder::quantise_unit(const Job& job, std::size_t layer, std::size_t plane, std::size_t part,
@@ -130,7 +111,10 @@ void KltEncoder::quantise_unit(const Job& job, std::size_t layer, std::size_t pl
     std::int16_t* const q = out.q.data() + slice.first * width;
     for (std::size_t t = 0; t < slice.count; ++t) {
         const std::span<std::int16_t> row(q + t * width, active);
-        quantise_token(slice.first + t, s.coefficients.data() + t * active, multiplier, row);
+        const bool fits =
+            ops_.round_steps(s.coefficients.data() + t * active, active, static_cast<float>(multiplier),
+                             kernels::kKltCoefficientMost, row.data());
+        if (!fits) unfit_[slice.first + t] = 1;
         const auto gain = static_cast<std::int16_t>(cheapest_klt_gain(ops_, row, classes));
         out.gains[slice.first + t] = gain;
         for (std::uint32_t g = 0; kernels::klt_group_begin(g) < active; ++g) {

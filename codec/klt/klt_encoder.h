@@ -68,8 +68,6 @@ class KltEncoder {
                        TokenSlice slice, Scratch& scratch);
     void take_residual(const Job& job, std::size_t layer, std::size_t plane, std::size_t part,
                        TokenSlice slice, Scratch& scratch);
-    void quantise_token(std::size_t token, const float* coefficients, unsigned multiplier,
-                        std::span<std::int16_t> q);
     void write_layer(const Job& job, std::size_t layer, const std::vector<std::uint32_t>& body,
                      entropy::BlockWriter& writer);
     void write_exact_rows(const Job& job, std::size_t layer, entropy::BlockWriter& writer);

@@ -21,6 +21,8 @@ const Ops& avx512_ops() {
         ops.moments = avx512::moments;
         ops.quantise = avx512::quantise;
         ops.reconstruct = avx512::reconstruct;
+        ops.residual = avx512::residual;
+        ops.round_steps = avx512::round_steps;
         ops.saturate = avx512::saturate;
         ops.project = avx512::project;
         ops.project_sparse = avx512::project_sparse;

@@ -678,17 +678,22 @@ KVCAST_AVX512 std::uint32_t count_exponents(const std::uint32_t* bits, std::size
     return first_of_most(counts, exponent_mask(dtype) + 1);
 }
 
+// Zeros, which are many, are counted; the others' rows are added one by one.
 KVCAST_AVX512 void value_costs(const std::int16_t* values, std::size_t count,
                                const std::uint32_t (*costs)[kValueCosts], std::uint32_t* sums) {
-    __m512i even = _mm512_setzero_si512(), odd = even;
-    const auto row = [&](std::size_t i) { return costs[values[i] < 0 ? -values[i] : values[i]]; };
-    std::size_t i = 0;
-    for (; i + 2 <= count; i += 2) {
-        even = _mm512_add_epi32(even, _mm512_loadu_si512(row(i)));
-        odd = _mm512_add_epi32(odd, _mm512_loadu_si512(row(i + 1)));
+    __m512i sum = _mm512_setzero_si512();
+    for (std::size_t i = 0; i < count; i += kLanes) {
+        const std::uint32_t lanes = first_lanes(count - i);
+        alignas(64) std::uint16_t magnitudes[kLanes];
+        const __m512i m = _mm512_abs_epi16(_mm512_maskz_loadu_epi16(lanes, values + i));
+        _mm512_store_si512(magnitudes, m);
+        std::uint32_t others = _mm512_test_epi16_mask(m, m);
+        const __m512i zeros = _mm512_set1_epi32(std::popcount(lanes & ~others));
+        sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(_mm512_loadu_si512(costs[0]), zeros));
+        for (; others != 0; others &= others - 1)
+            sum = _mm512_add_epi32(sum, _mm512_loadu_si512(costs[magnitudes[std::countr_zero(others)]]));
     }
-    if (i != count) even = _mm512_add_epi32(even, _mm512_loadu_si512(row(i)));
-    _mm512_storeu_si512(sums, _mm512_add_epi32(even, odd));
+    _mm512_storeu_si512(sums, sum);
 }
 
 KVCAST_AVX512 void table_costs(const std::int16_t* counts, const std::int16_t (*costs)[kSymbols][2],

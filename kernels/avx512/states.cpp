@@ -171,6 +171,43 @@ void load_rows(const RowLoad& rows) {
     }
 }
 
+// Lanes whose magnitude is at most `most`: NaN has none.
+KVCAST_AVX512_INLINE __mmask16 within(__m512 x, __m512 most) {
+    return _mm512_cmp_ps_mask(_mm512_abs_ps(x), most, _CMP_LE_OQ);
+}
+
+KVCAST_AVX512 bool residual(const float* values, const std::int32_t* sums, std::size_t count, float scale,
+                            float most, float* residual) {
+    const __m512 factor = _mm512_set1_ps(scale), limit = _mm512_set1_ps(most);
+    bool all = true;
+    for (std::size_t i = 0; i < count; i += 16) {
+        const auto lanes = static_cast<__mmask16>(first_lanes(count - i));
+        const __m512 state = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, values + i), factor);
+        const __m512 sum = _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(lanes, sums + i));
+        const __mmask16 fit = within(state, limit);
+        all = all && fit == 0xffff;
+        _mm512_mask_storeu_ps(residual + i, lanes, _mm512_maskz_sub_ps(fit, state, sum));
+    }
+    return all;
+}
+
+KVCAST_AVX512 bool round_steps(const float* values, std::size_t count, float step, float most,
+                               std::int16_t* q) {
+    const __m512 inverse = _mm512_set1_ps(1 / step), back = _mm512_set1_ps(step);
+    const __m512 limit = _mm512_set1_ps(most), shifter = _mm512_set1_ps(12582912.0f);  // as round_even()
+    bool all = true;
+    for (std::size_t i = 0; i < count; i += 16) {
+        const auto lanes = static_cast<__mmask16>(first_lanes(count - i));
+        const __m512 x = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, values + i), inverse);
+        const __mmask16 fit = within(_mm512_mul_ps(x, back), limit);
+        all = all && fit == 0xffff;
+        const __m512 rounded = _mm512_sub_ps(_mm512_add_ps(x, shifter), shifter);
+        const __m512i integer = _mm512_maskz_cvttps_epi32(fit, rounded);
+        _mm256_mask_storeu_epi16(q + i, lanes, _mm512_cvtepi32_epi16(integer));
+    }
+    return all;
+}
+
 KVCAST_AVX512 void saturate(const std::int32_t* sums, std::size_t count, std::int16_t* states) {
     for (std::size_t i = 0; i < count; i += 16) {
         const auto lanes = static_cast<__mmask16>(first_lanes(count - i));

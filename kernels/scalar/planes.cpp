@@ -185,6 +185,30 @@ void reconstruct(const std::int16_t* q, const std::int16_t* prediction, std::siz
     for (std::size_t i = 0; i < count; ++i) states[i] = state_of(prediction[i], q[i], shift);
 }
 
+bool residual(const float* values, const std::int32_t* sums, std::size_t count, float scale, float most,
+              float* residual) {
+    int unfit = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+        const float state = values[i] * scale;
+        const bool fits = std::abs(state) <= most;
+        unfit |= fits ? 0 : 1;
+        residual[i] = fits ? state - static_cast<float>(sums[i]) : 0.0f;
+    }
+    return unfit == 0;
+}
+
+bool round_steps(const float* values, std::size_t count, float step, float most, std::int16_t* q) {
+    const float inverse = 1 / step;
+    int unfit = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+        const float x = values[i] * inverse;
+        const bool fits = std::abs(x * step) <= most;
+        unfit |= fits ? 0 : 1;
+        q[i] = static_cast<std::int16_t>(static_cast<std::int32_t>(round_even(fits ? x : 0.0f)));
+    }
+    return unfit == 0;
+}
+
 void saturate(const std::int32_t* sums, std::size_t count, std::int16_t* states) {
     for (std::size_t i = 0; i < count; ++i) states[i] = saturate16(sums[i]);
 }

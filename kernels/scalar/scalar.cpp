@@ -19,6 +19,8 @@ const Ops& scalar_ops() {
         .moments = scalar::moments,
         .quantise = scalar::quantise,
         .reconstruct = scalar::reconstruct,
+        .residual = scalar::residual,
+        .round_steps = scalar::round_steps,
         .saturate = scalar::saturate,
         .project = scalar::project,
         .project_sparse = scalar::project_sparse,

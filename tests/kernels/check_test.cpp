@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <random>
+#include <string_view>
 #include <vector>
 
 #include "codec/entropy/model.h"
@@ -785,6 +786,37 @@ TEST_P(Backend, QuantisesLikeScalar) {
     }
 }
 
+TEST_P(Backend, TakesResidualsAndStepsLikeScalar) {
+    for (const std::size_t count : kCounts) {
+        for (int special = 0; special < 4; ++special) {
+            auto drawn = random_floats(count, 4000, count);
+            if (count != 0 && special == 1) drawn[count / 2] = std::numeric_limits<float>::infinity();
+            if (count != 0 && special == 2) drawn[count - 1] = std::numeric_limits<float>::quiet_NaN();
+            if (count != 0 && special == 3) drawn[0] = -1e9f;
+            std::mt19937_64 random(count);
+            std::vector<std::int32_t> predicted(count);
+            for (auto& p : predicted) p = static_cast<std::int32_t>(random() % 60000) - 30000;
+            Guarded<float> values(drawn);
+            Guarded<std::int32_t> sums(predicted);
+            const auto residual = [&](const Ops& ops, bool& fits) {
+                return as_bits(written<float>(count, 7.0f, [&](float* out) {
+                    fits = ops.residual(values.data(), sums.data(), count, 1.7f, 32000.0f, out);
+                }));
+            };
+            const auto steps = [&](const Ops& ops, bool& fits) {
+                return written<std::int16_t>(count, 99, [&](std::int16_t* q) {
+                    fits = ops.round_steps(values.data(), count, 37.0f, 30000.0f, q);
+                });
+            };
+            bool fits[4] = {};
+            ASSERT_EQ(residual(*GetParam(), fits[0]), residual(scalar_ops(), fits[1])) << count;
+            ASSERT_EQ(steps(*GetParam(), fits[2]), steps(scalar_ops(), fits[3])) << count;
+            const bool expected = count == 0 || special == 0;
+            for (const bool f : fits) ASSERT_EQ(f, expected);
+        }
+    }
+}
+
 TEST_P(Backend, SaturatesLikeScalar) {
     for (const std::size_t count : kCounts) {
         std::mt19937_64 random(count);
@@ -823,9 +855,9 @@ TEST_P(Backend, IsComplete) {
     const Ops& o = *GetParam();
     EXPECT_TRUE(o.decode_strips && o.encode_strips && o.decode_floats && o.encode_floats &&
                 o.count_exponents && o.table_costs && o.value_costs && o.load_head && o.load_rows &&
-                o.load_bits && o.max_magnitude && o.moments && o.quantise && o.reconstruct && o.saturate &&
-                o.project && o.project_sparse && o.analyse && o.store_head && o.store_states &&
-                o.store_exact);
+                o.load_bits && o.max_magnitude && o.moments && o.quantise && o.reconstruct && o.residual &&
+                o.round_steps && o.saturate && o.project && o.project_sparse && o.analyse && o.store_head &&
+                o.store_states && o.store_exact);
 }
 
 std::vector<const Ops*> backends() {
@@ -835,6 +867,14 @@ std::vector<const Ops*> backends() {
 INSTANTIATE_TEST_SUITE_P(Machine, Backend, testing::ValuesIn(backends()),
                          [](const auto& tested) { return std::string(tested.param->name); });
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(Backend);
+
+TEST(Backends, EndWithTileRegistersWhereTheyAreGranted) {
+    const bool amx = std::string_view(available_ops().back()->name) == "amx";
+    const std::vector<std::int16_t> matrix(16 * 64, 1);
+    EXPECT_EQ(tile_matrix(matrix, 16, 64).tiles.size(), amx ? 1u : 0u);
+    if (!amx)
+        GTEST_SKIP() << "no AMX in this processor, or the system does not grant it: backend amx is untested";
+}
 
 TEST(Backends, BeginWithScalarAndEndWithTheBest) {
     ASSERT_FALSE(available_ops().empty());
