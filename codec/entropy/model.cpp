@@ -150,13 +150,20 @@ std::array<std::uint64_t, kExponentTables> costs_of(const kernels::Ops& ops, std
 // How often each symbol occurs where `counts` are of exponents, `total` together.
 std::array<std::uint32_t, kSymbols> symbols_around(std::span<const std::uint32_t> counts, std::uint32_t total,
                                                    std::int32_t center) {
+    constexpr auto kInside = static_cast<std::int32_t>(kernels::kEscape);
+    const std::int32_t highest = center + kernels::kSymbolZero, lowest = highest - kInside + 1;
     std::array<std::uint32_t, kSymbols> out = {};
     std::uint32_t inside = 0;
-    for (std::int32_t s = 0; s < static_cast<std::int32_t>(kernels::kEscape); ++s) {
-        const std::int32_t exponent = center + kernels::kSymbolZero - s;
-        if (exponent < 0 || exponent >= static_cast<std::int32_t>(counts.size())) continue;
-        out[static_cast<std::size_t>(s)] = counts[static_cast<std::size_t>(exponent)];
-        inside += counts[static_cast<std::size_t>(exponent)];
+    const auto take = [&](std::int32_t s) {
+        out[static_cast<std::size_t>(s)] = counts[static_cast<std::size_t>(highest - s)];
+        inside += out[static_cast<std::size_t>(s)];
+    };
+    if (lowest >= 0 && highest < static_cast<std::int32_t>(counts.size())) {
+        for (std::int32_t s = 0; s < kInside; ++s) take(s);
+    } else {
+        for (std::int32_t s = 0; s < kInside; ++s) {
+            if (highest - s >= 0 && highest - s < static_cast<std::int32_t>(counts.size())) take(s);
+        }
     }
     out[kernels::kEscape] = total - inside;
     return out;
