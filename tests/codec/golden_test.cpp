@@ -1,9 +1,11 @@
 // The format is pinned: bytes written and values read are those of the committed vectors.
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <fstream>
 #include <iterator>
 #include <map>
+#include <string_view>
 
 #include "tests/codec/synthetic.h"
 
@@ -22,7 +24,15 @@ std::vector<std::uint8_t> raw(const Cache& cache) {
     return out;
 }
 
-class Golden : public testing::TestWithParam<Case> {};
+// With the backend that KVCAST_KERNELS names, or none.
+class Golden : public testing::TestWithParam<Case> {
+  protected:
+    void SetUp() override {
+        const char* wanted = std::getenv("KVCAST_KERNELS");
+        if (wanted != nullptr && std::string_view(wanted) != kernels::best_ops().name)
+            GTEST_SKIP() << "this machine has no backend '" << wanted << "'";
+    }
+};
 
 TEST_P(Golden, EncodesToTheCommittedBytes) {
     const Case& c = GetParam();
