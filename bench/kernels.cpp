@@ -13,6 +13,7 @@
 #include <memory>
 #include <random>
 #include <stdexcept>
+#include <tuple>
 #include <vector>
 
 #include "codec/entropy/model.h"
@@ -304,6 +305,25 @@ void tiles(const Ops& ops) {
                 {head->rows.data(), row_bytes, Dtype::kBf16, kTokens, kChannels, r, tile.data(), kTokens});
         });
     }
+    for (const bool turned : {true, false}) {
+        const Rotation r = turned ? head->rope.rotation_by_token(0) : Rotation{};
+        const std::string suffix = turned ? "_rope" : "";
+        slot<Rows>(ops, "store_states" + suffix, n, 2 * n, Rows(n), [=](const Ops& o, Rows& rows) {
+            o.store_states({head->states.data(),
+                            kChannels,
+                            kTokens,
+                            kChannels,
+                            r,
+                            {200, -14},
+                            Dtype::kBf16,
+                            rows.data(),
+                            row_bytes});
+        });
+        slot<Floats>(ops, "load_rows" + suffix, n, 2 * n, Floats(n), [=](const Ops& o, Floats& values) {
+            o.load_rows({head->rows.data(), row_bytes, Dtype::kBf16, kTokens, kChannels, r, values.data(),
+                         kChannels});
+        });
+    }
     slot<Rows>(ops, "store_exact", n, 2 * n, Rows(n), [=](const Ops& o, Rows& rows) {
         o.store_exact({head->bits.data(),
                        kTokens,
@@ -338,23 +358,48 @@ void tiles(const Ops& ops) {
 
 // ---- products ----
 
-// 64 tokens through a square matrix of 192; items are multiply-adds of the dense product.
+// A square matrix of 192 as every backend reads it.
+struct Matrix {
+    static constexpr std::size_t kWidth = 192;
+
+    std::vector<std::int16_t> entries;
+    std::vector<MatrixPanel> panels;
+    TiledMatrix tiles;
+    std::vector<std::uint8_t> shifts;
+
+    explicit Matrix(int most) : entries(kWidth * kWidth), shifts(kWidth, 12) {
+        std::mt19937_64 random(3);
+        for (auto& m : entries)
+            m = static_cast<std::int16_t>(static_cast<int>(random() % (2 * most + 1)) - most);
+        panels = pack_panels(entries, kWidth, kWidth);
+        tiles = tile_matrix(entries, kWidth, kWidth);
+    }
+};
+
+// 64 tokens through a square matrix of 192; items are multiply-adds of the dense product. Bits are those of
+// entries and features.
 void products(const Ops& ops) {
-    constexpr std::size_t width = 192, tokens = 64, macs = width * width * tokens;
-    std::vector<std::int16_t> matrix(width * width), dense(tokens * width), sparse(tokens * width);
-    std::mt19937_64 random(3);
-    for (auto& m : matrix) m = static_cast<std::int16_t>(random() % 601) - 300;
-    for (auto& f : dense) f = static_cast<std::int16_t>(random());
-    for (auto& f : sparse)
-        f = random() % 10 == 0 ? static_cast<std::int16_t>(random() % 100) : std::int16_t{0};
-    const auto panels = std::make_shared<const std::vector<MatrixPanel>>(pack_panels(matrix, width, width));
+    constexpr std::size_t width = Matrix::kWidth, tokens = 64, macs = width * width * tokens;
     const std::vector<std::uint8_t> shifts(width, 12);
     using Sums = std::vector<std::int32_t>;
-    slot<Sums>(ops, "project", macs, 0, Sums(tokens * width), [=](const Ops& o, Sums& sums) {
-        std::fill(sums.begin(), sums.end(), 0);
-        o.project({dense.data(), width, width, matrix.data(), panels->data(), shifts.data(), width, tokens,
-                   sums.data(), width});
-    });
+    std::mt19937_64 random(3);
+    for (const auto& [bits, most_entry, most_feature] :
+         {std::tuple("16x16", 300, 32767), {"8x16", 127, 32767}, {"16x8", 300, 127}, {"8x8", 127, 127}}) {
+        const auto m = std::make_shared<const Matrix>(most_entry);
+        std::vector<std::int16_t> dense(tokens * width);
+        for (auto& f : dense)
+            f = static_cast<std::int16_t>(static_cast<std::int16_t>(random()) % (most_feature + 1));
+        slot<Sums>(ops, fmt::format("project/bits:{}", bits), macs, 0, Sums(tokens * width),
+                   [=](const Ops& o, Sums& sums) {
+                       std::fill(sums.begin(), sums.end(), 0);
+                       o.project({dense.data(), width, width, m->entries.data(), m->panels.data(),
+                                  m->shifts.data(), width, tokens, sums.data(), width, 1, &m->tiles});
+                   });
+    }
+    const std::vector<std::int16_t> matrix = Matrix(300).entries;
+    std::vector<std::int16_t> sparse(tokens * width);
+    for (auto& f : sparse)
+        f = random() % 10 == 0 ? static_cast<std::int16_t>(random() % 100) : std::int16_t{0};
     slot<Sums>(ops, "project_sparse/zeros:90%", macs, 0, Sums(tokens * width), [=](const Ops& o, Sums& sums) {
         std::fill(sums.begin(), sums.end(), 0);
         o.project_sparse({sparse.data(), width, width, matrix.data(), nullptr, shifts.data(), width, tokens,
