@@ -18,7 +18,7 @@ KVCAST_HD constexpr std::int16_t klt_gain_tried(std::int32_t n) {
 
 // What a coefficient that class 0 sets to zero counts for, per unit of its magnitude, in 1/256 bit: its bits
 // are saved, its error is not.
-inline constexpr std::uint32_t kKltLostCost = 12 * 256;
+inline constexpr std::uint32_t kKltLostCost = 8 * 256;
 
 // Up to this magnitude a coefficient counts as much as its opposite does.
 inline constexpr std::int32_t kKltSymmetricCost = 15;
