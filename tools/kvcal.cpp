@@ -32,6 +32,7 @@ struct Arguments {
     std::string tokens;
     std::string judged;
     std::vector<std::string> dumps;
+    std::string matrices;
     std::size_t context_tokens = 2048;
     std::size_t continuation_tokens = 256;
     std::size_t draws = 10;
@@ -61,6 +62,9 @@ void declare(CLI::App& app, Arguments& a) {
         ->needs(model);
     app.add_option("--kv", a.dumps,
                    "KV caches (safetensors) to learn from instead; without a model all errors count alike");
+    app.add_option("--matrices", a.matrices,
+                   "calibration whose matrices are kept: only levels and classes are made anew")
+        ->check(CLI::ExistingFile);
     app.add_option("--context-tokens", a.context_tokens, "tokens of a context")
         ->check(CLI::Range(64, 1 << 20))
         ->capture_default_str();
@@ -196,20 +200,22 @@ void learn_from_model(Material& m, const Arguments& a, const model::Runner& runn
     if (a.sinks >= a.context_tokens) throw tools::Error("--sinks leaves nothing of the contexts");
     start(m, model::layout_of(runner.config(), Dtype::kBf16), runner.config().name,
           sets.size() * (a.context_tokens - a.sinks), a);
-    const Stage stage(fmt::format("{} contexts: prefill and {} backward passes", sets.size(), a.draws));
+    const std::size_t draws = a.matrices.empty() ? a.draws : 0;
+    const Stage stage(fmt::format("{} contexts: prefill and {} backward passes", sets.size(), draws));
     tools::Progress progress("kvcal", sets.size(), "contexts");
     std::mt19937_64 random(1);
     for (const auto& [name, ids] : sets) {
         const auto all = std::span(ids);
         const tools::KvCache cache = prefilled(runner, all.first(a.context_tokens), Dtype::kBf16);
         add_rows(m, cache, a.sinks);
+        progress.advance(1);
+        if (draws == 0) continue;
         fisher_gradients(runner, context_of(cache, runner.config()),
-                         all.subspan(a.context_tokens, a.continuation_tokens), a.draws, random,
+                         all.subspan(a.context_tokens, a.continuation_tokens), draws, random,
                          [&](const model::KvGradients& g) {
                              add_moments(m, g.k, 0, a.sinks);
                              add_moments(m, g.v, 1, a.sinks);
                          });
-        progress.advance(1);
     }
 }
 
@@ -300,7 +306,7 @@ std::shared_ptr<const Calibration> opened(const CalibrationData& data, std::vect
 // Measures every level with the real codec on the real model.
 void judge_levels(CalibrationData& data, const Arguments& a, const model::Runner& runner) {
     const auto sets = model::read_token_sets(a.judged.empty() ? a.tokens : a.judged);
-    const Stage stage(fmt::format("{} levels measured on {} contexts", data.levels.size(), sets.size()));
+    const Stage stage(fmt::format("{} levels measured on {} contexts", data.levels.size(), data.sets));
     std::vector<std::uint8_t> bytes;
     const auto calibration = opened(data, bytes);
     ThreadPool pool(std::max(1u, std::thread::hardware_concurrency()));
@@ -371,6 +377,48 @@ void print_cost(const Calibration& calibration, std::size_t bytes) {
         c.classes, c.rest, to_hex(calibration.id()));
 }
 
+// Everything but levels and classes, learnt from the material.
+CalibrationData learn(const Material& m, Arguments a, const std::optional<model::Runner>& runner) {
+    const std::vector<Matrix> metrics =
+        runner ? fisher_metrics(m.fisher) : identity_metrics(m.units, *m.rows);
+    Matrix features;
+    TokenTable table;
+    if (runner && a.token_features != 0) {
+        const Matrix embedding = embedding_of(*runner);
+        if (a.token_features > static_cast<std::size_t>(embedding.cols()))
+            throw tools::Error(
+                fmt::format("--token-features {}, the embedding has {}", a.token_features, embedding.cols()));
+        a.fit.step = middle_step(a.steps);
+        const auto fits = fit_all(m, rows_at(embedding, m.token_ids), metrics, a.fit,
+                                  "predictions with the whole embedding");
+        const Matrix projection = project_features(rows_at(embedding, m.token_ids), fits, a.token_features);
+        table = token_table(embedding * projection, a.wide_features);
+        features = token_features(table, m.token_ids);
+    }
+    std::vector<std::vector<UnitFit>> sets;
+    for (const double step : a.steps) {
+        a.fit.step = step;
+        sets.push_back(
+            fit_all(m, features, metrics, a.fit, fmt::format("predictions and transforms at step {}", step)));
+        report_gains(m.units, sets.back(), a.fit);
+    }
+    return to_integers(m.units, sets, table, m.model, a.integers);
+}
+
+// The same, of a calibration that there is.
+CalibrationData kept(const Material& m, const Arguments& a) {
+    const tools::MappedFile file(a.matrices);
+    const auto read =
+        Calibration::read({reinterpret_cast<const std::uint8_t*>(file.bytes().data()), file.bytes().size()});
+    if (!read.ok()) throw tools::Error(fmt::format("{}: {}", a.matrices, read.status().message()));
+    const CalibrationData& data = read.value()->data();
+    if (!fits(data, m.units.layout)) throw tools::Error(a.matrices + ": of another layout");
+    if (data.parts != m.units.parts || data.sets != a.steps.size())
+        throw tools::Error(fmt::format("{}: {} sets of matrices in other parts; {} steps were given",
+                                       a.matrices, data.sets, a.steps.size()));
+    return data;
+}
+
 void calibrate_all(Arguments a) {
     if (!std::is_sorted(a.steps.begin(), a.steps.end(), std::less_equal<>()))
         throw tools::Error("--steps must rise");
@@ -394,34 +442,10 @@ void calibrate_all(Arguments a) {
             "not "
             "measured\n");
     }
-    const std::vector<Matrix> metrics =
-        runner ? fisher_metrics(m.fisher) : identity_metrics(m.units, *m.rows);
-
-    Matrix features;
-    TokenTable table;
-    if (runner && a.token_features != 0) {
-        const Matrix embedding = embedding_of(*runner);
-        if (a.token_features > static_cast<std::size_t>(embedding.cols()))
-            throw tools::Error(
-                fmt::format("--token-features {}, the embedding has {}", a.token_features, embedding.cols()));
-        a.fit.step = middle_step(a.steps);
-        const auto fits = fit_all(m, rows_at(embedding, m.token_ids), metrics, a.fit,
-                                  "predictions with the whole embedding");
-        const Matrix projection = project_features(rows_at(embedding, m.token_ids), fits, a.token_features);
-        table = token_table(embedding * projection, a.wide_features);
-        features = token_features(table, m.token_ids);
-    }
-    std::vector<std::vector<UnitFit>> sets;
-    for (const double step : a.steps) {
-        a.fit.step = step;
-        sets.push_back(
-            fit_all(m, features, metrics, a.fit, fmt::format("predictions and transforms at step {}", step)));
-        report_gains(m.units, sets.back(), a.fit);
-    }
-    CalibrationData data = to_integers(m.units, sets, table, m.model, a.integers);
+    CalibrationData data = a.matrices.empty() ? learn(m, a, runner) : kept(m, a);
     {
-        const Stage stage(fmt::format("classes of {} levels in {} sets", levels.size(), sets.size()));
-        tools::Progress progress("kvcal", levels.size() * sets.size(), "levels");
+        const Stage stage(fmt::format("classes of {} levels in {} sets", levels.size(), data.sets));
+        tools::Progress progress("kvcal", levels.size() * data.sets, "levels");
         fit_classes(data, levels, *m.rows, sample_of(m, a.sample_tokens), [&] { progress.advance(1); });
     }
     if (runner) judge_levels(data, a, *runner);
