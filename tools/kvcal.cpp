@@ -37,14 +37,14 @@ struct Arguments {
     std::size_t continuation_tokens = 256;
     std::size_t draws = 10;
     std::size_t sinks = 1;
-    std::size_t token_features = 160;
-    std::size_t wide_features = 32;
+    std::size_t token_features = 320;
+    std::size_t wide_features = 64;
     std::size_t part_width = 1024;
     std::size_t sample_tokens = 4096;
     double finest = 0.27;
     double ratio = 1.34;
     unsigned levels = 11;
-    std::vector<double> steps = {0.6, 1.3};
+    std::vector<double> steps = {0.7};
     FitOptions fit;
     IntegerOptions integers;
     model::LoadOptions load;
@@ -306,7 +306,7 @@ std::shared_ptr<const Calibration> opened(const CalibrationData& data, std::vect
 // Measures every level with the real codec on the real model.
 void judge_levels(CalibrationData& data, const Arguments& a, const model::Runner& runner) {
     const auto sets = model::read_token_sets(a.judged.empty() ? a.tokens : a.judged);
-    const Stage stage(fmt::format("{} levels measured on {} contexts", data.levels.size(), data.sets));
+    const Stage stage(fmt::format("{} levels measured on {} contexts", data.levels.size(), sets.size()));
     std::vector<std::uint8_t> bytes;
     const auto calibration = opened(data, bytes);
     ThreadPool pool(std::max(1u, std::thread::hardware_concurrency()));
