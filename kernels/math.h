@@ -81,15 +81,13 @@ KVCAST_HD constexpr unsigned klt_class(std::int8_t base, std::int16_t gain) {
     return static_cast<unsigned>(sum < 0 ? 0 : sum > 31 ? 31 : sum);
 }
 
-// klt: groups of coefficients that share a class. The first coefficients spread most, and most unlike each
-// other: groups begin at 0, 4, 8 and 16, then at every multiple of 32.
+// klt: groups of coefficients that share a class.
 KVCAST_HD constexpr std::uint32_t klt_group_begin(std::uint32_t group) {
-    return group >= 4 ? 32 * (group - 3) : group == 0 ? 0 : 2u << group;
+    return 32 * group;
 }
 
 KVCAST_HD constexpr std::uint32_t klt_group_of(std::uint32_t coefficient) {
-    const std::uint32_t c = coefficient;
-    return c >= 32 ? 3 + c / 32 : c >= 16 ? 3 : c >= 8 ? 2 : c >= 4 ? 1 : 0;
+    return coefficient / 32;
 }
 
 // Groups of a unit with so many coefficients, at least one; the last group ends where they do.

@@ -501,7 +501,7 @@ class Chunk:
 
 def group_begins(width):
     """Section 11: where groups of coefficients begin."""
-    return [b for b in (0, 4, 8, 16, *range(32, width, 32)) if b < width]
+    return list(range(0, width, LANES))
 
 
 class Matrix:

@@ -63,7 +63,7 @@ CalibrationUnit make_unit(Numbers& numbers, const CalibrationData& data, std::si
     }
     for (std::size_t level = 0; level < data.levels.size(); ++level) {
         for (std::size_t g = 0; g < data.groups(plane); ++g)
-            unit.classes.push_back(static_cast<std::int8_t>(9 - 4 * static_cast<int>(level + g / 4) / 2));
+            unit.classes.push_back(static_cast<std::int8_t>(9 - 4 * static_cast<int>(level + g) / 2));
     }
     return unit;
 }
