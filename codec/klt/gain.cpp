@@ -86,14 +86,12 @@ int cheapest_klt_gain(const kernels::Ops& ops, std::span<const std::int16_t> q, 
         const std::uint32_t begin = kernels::klt_group_begin(g), end = kernels::klt_group_end(g, width);
         add_group(ops, q.subspan(begin, end - begin), classes[g], costs);
     }
-    int best = 0;
+    int best = kGainMost;
     for (int i = 1; i < static_cast<int>(kGains); ++i) {
-        const int gain = kernels::klt_gain_tried(i);
-        if (costs[static_cast<std::size_t>(gain + kGainMost)] <
-            costs[static_cast<std::size_t>(best + kGainMost)])
-            best = gain;
+        const int at = kernels::klt_gain_tried(i) + kGainMost;
+        if (costs[at] < costs[best]) best = at;
     }
-    return best;
+    return best - kGainMost;
 }
 
 }  // namespace kvcast

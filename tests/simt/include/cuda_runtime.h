@@ -13,6 +13,7 @@
 #include "tests/simt/runtime.h"
 #include "tests/simt/simt.h"
 
+// NOLINTBEGIN(bugprone-reserved-identifier): the names are CUDA's.
 #define KVCAST_SIMT 1
 
 #define __global__
@@ -359,3 +360,4 @@ inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, u
 inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     return ::simt::wait(event) ? cudaSuccess : cudaErrorLaunchFailure;
 }
+// NOLINTEND(bugprone-reserved-identifier)
