@@ -15,8 +15,8 @@ Status DeviceCodec::decode(std::span<const std::uint8_t> object, const streamer:
     }
     std::vector<streamer::DecodedPlane> placed;
     std::size_t per_layer = 1;
-    const Status s = decoder_.decode(object, [&](const ChunkHeader& header) {
-        const std::vector<device::DevicePlane> planes = place_(header);
+    Status s = decoder_.decode(object, [&](const ChunkHeader& header) {
+        std::vector<device::DevicePlane> planes = place_(header);
         for (const device::DevicePlane& p : planes) placed.push_back({p.rows, p.row_bytes});
         per_layer = header.layout.planes.size();
         return planes;
