@@ -13,6 +13,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "bench/calibrations.h"
 #include "codec/decoder.h"
 #include "codec/encoder.h"
 #include "tools/common/calibration_file.h"
@@ -307,22 +308,6 @@ nlohmann::json as_json(const Row& r) {
             {"decode_all_gbs", r.decode_all_gbs}};
 }
 
-// The calibration without what predicts from token ids and from two layers back: its speed is that of a
-// first-stage calibration, its rate is not.
-std::shared_ptr<const Calibration> first_stage(const Calibration& whole) {
-    CalibrationData data = whole.data();
-    for (CalibrationUnit& unit : data.units) {
-        std::erase_if(unit.terms, [](const PredictionTerm& t) {
-            return t.source == PredictionTerm::Source::kTokens || t.layers_back > 1;
-        });
-    }
-    const auto bytes = write_calibration(data);
-    if (!bytes.ok()) throw Error(bytes.status().message());
-    auto calibration = Calibration::read(bytes.value());
-    if (!calibration.ok()) throw Error(calibration.status().message());
-    return std::move(calibration.value());
-}
-
 // Lossless, delta, and klt where there is a calibration.
 std::vector<EncodeOptions> all_levels(const std::shared_ptr<const Calibration>& calibration) {
     std::vector<EncodeOptions> out(1);
@@ -339,8 +324,8 @@ std::vector<EncodeOptions> all_levels(const std::shared_ptr<const Calibration>& 
     return out;
 }
 
-void bench(const std::string& path, const std::string& calibration, std::size_t chunk, std::size_t jobs,
-           bool json, const std::string& only, bool few_terms) {
+void bench_file(const std::string& path, const std::string& calibration, std::size_t chunk, std::size_t jobs,
+                bool json, const std::string& only, bool few_terms) {
     const KvInput kv(std::make_unique<SafetensorsReader>(path));
     Cache copy(kv);
     const std::size_t raw_bytes =
@@ -375,7 +360,7 @@ void bench(const std::string& path, const std::string& calibration, std::size_t 
         if (peer.name.starts_with(only)) report(measure(kv, peer));
     }
     auto terms = load_calibration(calibration);
-    if (few_terms && terms != nullptr) terms = first_stage(*terms);
+    if (few_terms && terms != nullptr) terms = bench::first_stage(*terms);
     for (const EncodeOptions& options : all_levels(terms)) {
         if (name_of(options).starts_with(only)) report(measure(kv, options, chunk, jobs));
     }
@@ -414,5 +399,6 @@ int main(int argc, char** argv) {
         "--first-stage", few_terms,
         "klt without what predicts from token ids and from two layers back: for its speed, not its rate");
     app.add_flag("--json", json, "machine-readable output");
-    return run_tool(app, argc, argv, [&] { bench(path, calibration, chunk, jobs, json, only, few_terms); });
+    return run_tool(app, argc, argv,
+                    [&] { bench_file(path, calibration, chunk, jobs, json, only, few_terms); });
 }

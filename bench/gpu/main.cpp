@@ -12,6 +12,7 @@
 #include <optional>
 #include <random>
 
+#include "bench/calibrations.h"
 #include "codec/decoder.h"
 #include "codec/device.h"
 #include "codec/encoder.h"
@@ -24,8 +25,7 @@ namespace {
 using namespace kvcast;
 using namespace kvcast::tools;
 
-constexpr int kWarmUps = 3;
-constexpr int kRepetitions = 20;
+constexpr unsigned kWarmUps = 3;
 constexpr std::size_t kMostValues = std::size_t{64} << 20;  // of a batch
 
 void check(cudaError_t error) {
@@ -101,12 +101,12 @@ struct Times {
     double least = 0;
 };
 
-Times time(const Stream& stream, const Graph& graph) {
+Times time(const Stream& stream, const Graph& graph, unsigned repetitions) {
     cudaEvent_t begin = nullptr, end = nullptr;
     check(cudaEventCreate(&begin));
     check(cudaEventCreate(&end));
     std::vector<double> seconds;
-    for (int i = 0; i < kWarmUps + kRepetitions; ++i) {
+    for (unsigned i = 0; i < kWarmUps + repetitions; ++i) {
         check(cudaEventRecord(begin, stream.get()));
         graph.launch(stream);
         check(cudaEventRecord(end, stream.get()));
@@ -121,12 +121,12 @@ Times time(const Stream& stream, const Graph& graph) {
     return {seconds[seconds.size() / 2], seconds.front()};
 }
 
-Times time_memcpy(const Stream& stream, std::size_t bytes) {
+Times time_memcpy(const Stream& stream, std::size_t bytes, unsigned repetitions) {
     const DeviceBuffer from(bytes), to(bytes);
     const Graph graph(stream, [&] {
         check(cudaMemcpyAsync(to.data(), from.data(), bytes, cudaMemcpyDeviceToDevice, stream.get()));
     });
-    return time(stream, graph);
+    return time(stream, graph, repetitions);
 }
 
 // ---- what is decoded
@@ -142,12 +142,12 @@ struct Source {
     std::vector<std::vector<std::uint16_t>> memory;  // of synthetic planes
 };
 
-// 256 tokens of a model of 8 billion parameters: 32 layers, 8 heads of 128 channels, normal values with a
-// mean and a spread per channel. Its ratio says nothing about real KV.
-Source synthetic() {
+// 256 tokens of a model as wide as those of 8 billion parameters, which have 32 layers: 8 heads of 128
+// channels, normal values with a mean and a spread per channel. Its ratio says nothing about real KV.
+Source synthetic(std::string name, std::size_t layers) {
     Source s;
-    s.name = "synthetic-8b";
-    s.layout.layers = 32;
+    s.name = std::move(name);
+    s.layout.layers = layers;
     s.layout.planes = {{8, 128}, {8, 128}};
     s.layout.rope = {RopePairing::kHalf, 0, 128, geometric_frequencies(500000, 128)};
     s.model = "synthetic";
@@ -364,7 +364,7 @@ struct Coding {
     std::string name;
 };
 
-std::vector<Coding> codings(const std::shared_ptr<const Calibration>& calibration) {
+std::vector<Coding> uncalibrated() {
     std::vector<Coding> out(1);
     out[0].options.profile = Profile::kLossless;
     out[0].name = "lossless";
@@ -373,14 +373,19 @@ std::vector<Coding> codings(const std::shared_ptr<const Calibration>& calibratio
         c.options.level = level;
         c.name = fmt::format("delta {}", level);
     }
-    const std::size_t levels = calibration == nullptr ? 0 : calibration->data().levels.size();
-    for (unsigned level = 1; level <= levels; level += 2) {
+    return out;
+}
+
+std::vector<Coding> calibrated_by(const std::shared_ptr<const Calibration>& calibration,
+                                  const std::string& name) {
+    std::vector<Coding> out;
+    for (unsigned level = 1; level <= calibration->data().levels.size(); level += 5) {
         Coding& c = out.emplace_back();
         c.options.profile = Profile::kKlt;
         c.options.level = level;
         c.options.sinks = kKltSinks;
         c.options.calibration = calibration;
-        c.name = fmt::format("klt {}", level);
+        c.name = fmt::format("{} {}", name, level);
     }
     return out;
 }
@@ -396,14 +401,14 @@ struct Row {
     std::size_t workspace_bytes;
 };
 
-nlohmann::json report(const Row& row, Times t, const Stream& stream) {
+nlohmann::json report(const Row& row, Times t, Times copy) {
     const std::size_t bytes = row.values * 2;
-    const Times copy = time_memcpy(stream, bytes);
     const double gbs = static_cast<double>(bytes) / 1e9 / t.median;
     const double copy_gbs = static_cast<double>(bytes) / 1e9 / copy.median;
     fmt::print(
-        "{:<14} {:<10} {} {:>5} chunks {:>12} bytes {:>10.1f} us {:>9.1f} GB/s, memcpy {:>9.1f} GB/s\n",
+        "{:<14} {:<18} {} {:>5} chunks {:>12} bytes {:>10.1f} us {:>9.1f} GB/s, memcpy {:>9.1f} GB/s\n",
         row.source.name, row.coding.name, row.operation, row.chunks, bytes, t.median * 1e6, gbs, copy_gbs);
+    std::fflush(stdout);
     return {{"source", row.source.name},
             {"coding", row.coding.name},
             {"operation", row.operation},
@@ -419,32 +424,51 @@ nlohmann::json report(const Row& row, Times t, const Stream& stream) {
             {"verified", true}};
 }
 
-void measure(const Source& source, const Coding& coding, const device::KltOnDevice& klt, const Stream& stream,
-             nlohmann::json& rows) {
+// What is measured: codings whose "source/coding" begins with `only`; a batch of one chunk and the greatest,
+// or all powers of two between.
+struct Choice {
+    std::string only;
+    bool all_sizes = false;
+    unsigned repetitions = 20;
+
+    bool takes(const Source& source, const Coding& coding) const {
+        return (source.name + "/" + coding.name).starts_with(only);
+    }
+    std::vector<std::size_t> sizes(std::size_t values) const {
+        std::vector<std::size_t> out = {1};
+        while (out.back() * 2 * values <= kMostValues) out.push_back(out.back() * 2);
+        if (!all_sizes && out.size() > 2) out.erase(out.begin() + 1, out.end() - 1);
+        return out;
+    }
+};
+
+void measure(const Source& source, const Coding& coding, const device::KltOnDevice& klt, const Choice& choice,
+             const Stream& stream, nlohmann::json& rows) {
+    if (!choice.takes(source, coding)) return;
     const auto object = encode(source, coding.options);
     const auto expected = decode_on_cpu(object, coding.options.calibration);
     const std::size_t values = expected.size() / 2;
-    for (std::size_t chunks = 1; chunks == 1 || chunks * values <= kMostValues; chunks *= 2) {
+    for (const std::size_t chunks : choice.sizes(values)) {
         const Batch batch(object, chunks, klt);
         batch.decode(stream);
         stream.wait();
         batch.verify(expected);
-        const Times t = time(stream, Graph(stream, [&] { batch.decode(stream); }));
+        const Times t = time(stream, Graph(stream, [&] { batch.decode(stream); }), choice.repetitions);
         batch.verify(expected);
         rows.push_back(report({source, coding, "decode", chunks, chunks * values, chunks * object.size(),
                                batch.workspace_bytes()},
-                              t, stream));
+                              t, time_memcpy(stream, 2 * chunks * values, choice.repetitions)));
     }
-    for (std::size_t chunks = 1; chunks == 1 || chunks * values <= kMostValues; chunks *= 2) {
+    for (const std::size_t chunks : choice.sizes(values)) {
         const EncodeBatch batch(source, coding.options, chunks, klt);
         batch.encode(stream);
         stream.wait();
         batch.verify(object);
-        const Times t = time(stream, Graph(stream, [&] { batch.encode(stream); }));
+        const Times t = time(stream, Graph(stream, [&] { batch.encode(stream); }), choice.repetitions);
         batch.verify(object);
         rows.push_back(report({source, coding, "encode", chunks, chunks * values, chunks * object.size(),
                                batch.workspace_bytes()},
-                              t, stream));
+                              t, time_memcpy(stream, 2 * chunks * values, choice.repetitions)));
     }
 }
 
@@ -460,7 +484,18 @@ cudaDeviceProp require_device() {
     return properties;
 }
 
-void bench(const std::string& path, const std::string& calibration_path, const std::string& output) {
+void measure_klt(const Source& source, const std::shared_ptr<const Calibration>& calibration,
+                 const std::string& name, const Choice& choice, const Stream& stream, nlohmann::json& rows) {
+    const auto codings = calibrated_by(calibration, name);
+    if (std::none_of(codings.begin(), codings.end(),
+                     [&](const Coding& c) { return choice.takes(source, c); }))
+        return;
+    const Calibrated on_device(calibration);
+    for (const Coding& c : codings) measure(source, c, on_device.on_device(), choice, stream, rows);
+}
+
+void measure_all(const std::string& path, const std::string& calibration_path, const Choice& choice,
+                 const std::string& output) {
     const cudaDeviceProp gpu = require_device();
     int driver = 0, runtime = 0;
     check(cudaDriverGetVersion(&driver));
@@ -470,17 +505,22 @@ void bench(const std::string& path, const std::string& calibration_path, const s
                           {"multiprocessors", gpu.multiProcessorCount},
                           {"cuda_driver", driver},
                           {"cuda_runtime", runtime},
-                          {"repetitions", kRepetitions},
+                          {"repetitions", choice.repetitions},
                           {"rows", nlohmann::json::array()}};
     const Stream stream;
     const KvInput kv(std::make_unique<SafetensorsReader>(path));
     const auto calibration = load_calibration(calibration_path);
-    const Source real = first_chunk(kv, "sample"), made = synthetic();
-    std::optional<Calibrated> calibrated;
-    if (calibration != nullptr) calibrated.emplace(calibration);
-    const auto klt = calibrated ? calibrated->on_device() : device::KltOnDevice{};
-    for (const Coding& c : codings(calibration)) measure(real, c, klt, stream, out["rows"]);
-    for (const Coding& c : codings(nullptr)) measure(made, c, {}, stream, out["rows"]);
+    const Source real = first_chunk(kv, "sample"), wide = synthetic("synthetic-8b", 32);
+    const Source shallow = synthetic("synthetic-wide", 4);
+    auto& rows = out["rows"];
+    for (const Coding& c : uncalibrated()) measure(real, c, {}, choice, stream, rows);
+    for (const Coding& c : uncalibrated()) measure(wide, c, {}, choice, stream, rows);
+    if (calibration != nullptr) {
+        measure_klt(real, calibration, "klt", choice, stream, rows);
+        measure_klt(real, bench::first_stage(*calibration), "klt first-stage", choice, stream, rows);
+    }
+    measure_klt(shallow, bench::dense_first_stage(shallow.layout, shallow.model, 384), "klt first-stage",
+                choice, stream, rows);
     if (output.empty()) return;
     std::ofstream file(output);
     file << out.dump(1) << '\n';
@@ -494,10 +534,15 @@ int main(int argc, char** argv) {
         "Decode and encode speed on a GPU, per profile, level and batch size; every row is verified.",
         "bench_device");
     std::string path, calibration, output;
+    Choice choice;
     bool name = false;
     app.add_flag("--gpu", name, "print the GPU's name and end");
     app.add_option("FILE", path, "KV cache (safetensors)");
     app.add_option("--calibration", calibration, "measure klt too, with this calibration (.kvcal)");
+    app.add_option("--only", choice.only, "only rows whose SOURCE/CODING begins so");
+    app.add_flag("--all-sizes", choice.all_sizes, "every power of two of chunks, not one chunk and the most");
+    app.add_option("--repetitions", choice.repetitions, "timed repetitions (default 20)")
+        ->check(CLI::Range(1, 1000));
     app.add_option("-o,--output", output, "results (JSON)");
     return run_tool(app, argc, argv, [&] {
         if (name) {
@@ -505,6 +550,6 @@ int main(int argc, char** argv) {
             return;
         }
         if (path.empty()) throw Error("no FILE given");
-        bench(path, calibration, output);
+        measure_all(path, calibration, choice, output);
     });
 }
