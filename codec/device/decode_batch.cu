@@ -33,8 +33,9 @@ cudaError_t decode_between(const DecodePlan& plan, const DecodePlan::Mark& from,
                                  stream);
         if (e != cudaSuccess) return e;
     }
-    return cuda::launch_store(memory, in_image<cuda::StoreTask>(image, l.stores, from.stores),
-                              to.stores - from.stores, to.tiles - from.tiles, rotations, stream);
+    return cuda::launch_store(memory, in_image<cuda::StoreTask>(image, l.stores),
+                              in_image<cuda::StoreTile>(image, l.tiles, from.tiles), to.tiles - from.tiles,
+                              rotations, stream);
 }
 
 }  // namespace

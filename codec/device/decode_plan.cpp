@@ -56,7 +56,7 @@ Result<DecodePlan> DecodePlan::make(std::span<const ChunkSource> chunks) {
 
 DecodePlan::Mark DecodePlan::end() const {
     return {launches_.blocks.count, launches_.klt_runs.count,
-            static_cast<std::uint32_t>(launches_.waves.size()), launches_.stores.count, launches_.tiles};
+            static_cast<std::uint32_t>(launches_.waves.size()), launches_.tiles.count};
 }
 
 Status DecodePlan::block_status(std::size_t index, std::uint32_t word) const {

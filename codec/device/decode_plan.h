@@ -87,14 +87,13 @@ class DecodePlan {
         Array klt_runs;
         std::vector<Wave> waves;
         Array stores;
-        std::uint32_t tiles = 0;  // of the stores
+        Array tiles;  // of the stores
     };
     // How many of each there are before a layer of a plan of one chunk.
     struct Mark {
         std::uint32_t blocks = 0;
         std::uint32_t klt_runs = 0;
         std::uint32_t waves = 0;
-        std::uint32_t stores = 0;
         std::uint32_t tiles = 0;
     };
     // [layer], and the end; empty unless the plan is of one chunk.

@@ -51,14 +51,21 @@ class Workspace {
     std::uint64_t bytes_ = 0;
 };
 
+// What the neighbours of a table of cosines and sines have in common.
+enum class AngleOrder : std::uint8_t { kByPair, kByPosition };
+
 // Cosines and sines of `columns` positions from `first` on.
 inline kernels::cuda::RotationTask rotation_task(const Rope& rope, std::uint64_t first, std::size_t columns,
-                                                 std::vector<std::byte>& image, Workspace& workspace) {
+                                                 std::vector<std::byte>& image, Workspace& workspace,
+                                                 AngleOrder order = AngleOrder::kByPair) {
+    const bool by_pair = order == AngleOrder::kByPair;
     return {.table = workspace.take(rope.pairs() * columns * sizeof(kernels::SinCos)),
             .frequencies = append<std::uint64_t>(image, rope.frequencies),
             .first = first,
             .pairs = u32(rope.pairs()),
             .columns = u32(columns),
+            .pair_stride = by_pair ? u32(columns) : 1,
+            .column_stride = by_pair ? 1 : u32(rope.pairs()),
             .first_channel = u32(rope.offset),
             .pair_step = u32(rope.pair_step()),
             .partner = u32(rope.partner())};

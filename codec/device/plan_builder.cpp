@@ -24,6 +24,31 @@ const T* at(const void* base, std::size_t offset) {
     return reinterpret_cast<const T*>(static_cast<const std::byte*>(base) + offset);
 }
 
+// Channels of a head that are turned, and those that are not, as runs of words of two neighbours.
+bool in_words(const cuda::StoreTask& task, const cuda::RotationTask* r) {
+    if (task.channels % 2 != 0 || task.head_stride % 2 != 0) return false;
+    if (r == nullptr) return true;
+    const std::uint32_t end = r->first_channel + 2 * r->pairs;
+    return r->pairs % 2 == 0 && r->first_channel % 2 == 0 && r->pair_step == 1 && r->partner == r->pairs &&
+           (r->first_channel == 0 || end == task.channels);
+}
+
+bool in_words(const cuda::RowsAt& rows) {
+    return (reinterpret_cast<std::uintptr_t>(rows.rows) | rows.row_bytes | rows.head_bytes | rows.page_bytes) %
+               sizeof(std::uint32_t) ==
+           0;
+}
+
+cuda::StoreWay store_way(const cuda::StoreTask& task, const cuda::RotationTask* rotation) {
+    const bool converted = task.exact && (task.from != task.to || rotation != nullptr);
+    if (task.to == Dtype::kF32 || converted || !in_words(task, rotation) || !in_words(task.out))
+        return cuda::StoreWay::kAny;
+    if (task.token_stride == 1 && task.channel_stride % 2 == 0 && !task.list)
+        return cuda::StoreWay::kAlongTokens;
+    if (task.channel_stride == 1 && task.token_stride % 2 == 0) return cuda::StoreWay::kAlongSlots;
+    return cuda::StoreWay::kAny;
+}
+
 }  // namespace
 
 template <typename T>
@@ -35,8 +60,8 @@ void PlanBuilder::add(const ChunkSource& c, std::uint32_t index) {
     const ChunkHeader& h = *c.header;
     ++chunks_;
     const std::uint64_t base = c.base_position.value_or(h.base_position);
-    absolute_ = h.unrotated ? rotation(h.layout.rope, base + h.first_token, h.tokens) : cuda::kNone;
-    shift_ = base != h.base_position ? rotation(h.layout.rope, base - h.base_position, 1) : cuda::kNone;
+    absolute_ = h.unrotated ? rotation(c, base + h.first_token, h.tokens) : cuda::kNone;
+    shift_ = base != h.base_position ? rotation(c, base - h.base_position, 1) : cuda::kNone;
     if (h.profile == Profile::kKlt) {
         add_klt(c, index);
         return;
@@ -55,20 +80,27 @@ void PlanBuilder::mark(std::size_t layer, std::size_t planes, std::size_t run_la
     marks_.push_back({.blocks = u32(blocks_.size()),
                       .klt_runs = u32(klt_runs_.empty() ? 0 : (layer + run_layers - 1) / run_layers),
                       .waves = u32(klt_runs_.empty() ? 0 : layer * planes),
-                      .stores = u32(stores_.size()),
-                      .tiles = u32(tiles_)});
+                      .tiles = u32(tiles_.size())});
 }
 
-std::uint32_t PlanBuilder::rotation(const Rope& rope, std::uint64_t first, std::size_t columns) {
+// Angles in the order in which the profile's states lie.
+std::uint32_t PlanBuilder::rotation(const ChunkSource& c, std::uint64_t first, std::size_t columns) {
+    const Rope& rope = c.header->layout.rope;
     if (rope.pairing == RopePairing::kNone) return cuda::kNone;
-    rotations_.push_back(rotation_task(rope, first, columns, front_, workspace_));
+    const AngleOrder order =
+        c.header->profile == Profile::kKlt ? AngleOrder::kByPosition : AngleOrder::kByPair;
+    rotations_.push_back(rotation_task(rope, first, columns, front_, workspace_, order));
     return u32(rotations_.size() - 1);
 }
 
 void PlanBuilder::store(cuda::StoreTask task) {
     if (task.tokens == 0) return;
-    task.first_tile = u32(tiles_);
-    tiles_ += cuda::tiles_of(task, task.rotation == cuda::kNone ? 0 : rotations_[task.rotation].pairs);
+    const cuda::RotationTask* rotation =
+        task.rotation == cuda::kNone ? nullptr : &rotations_[task.rotation];
+    task.pairs = rotation == nullptr ? 0 : rotation->pairs;
+    task.way = store_way(task, rotation);
+    for (std::uint64_t i = 0; i < cuda::tiles_of(task); ++i)
+        tiles_.push_back({u32(stores_.size()), static_cast<std::uint32_t>(i)});
     stores_.push_back(task);
 }
 
@@ -113,13 +145,15 @@ void PlanBuilder::add_plane(const ChunkSource& c, std::size_t layer, std::size_t
     const PlaneParams& params = h.planes[layer * h.layout.planes.size() + plane];
     const bool quantised = params.mode == PlaneMode::kQuantised;
     const std::size_t exact_rows = h.delta.exact_rows, body = h.tokens - exact_rows;
+    const std::size_t stride = round_up(body, cuda::kBodyUnit);
     const bool anchored = h.delta.predictor == Predictor::kAnchor;
     const cuda::PlaneTask task = {
-        .body = workspace_.take(shape.width() * body * cuda::element_bytes(!quantised, h.layout.dtype)),
+        .body = workspace_.take(shape.width() * stride * cuda::element_bytes(!quantised, h.layout.dtype)),
         .rows = workspace_.take(shape.width() * exact_rows * cuda::element_bytes(true, h.layout.dtype)),
         .heads = u32(shape.heads),
         .channels = u32(shape.head_dim),
         .body_tokens = u32(body),
+        .body_stride = u32(stride),
         .exact_rows = u32(exact_rows),
         .anchor_group = anchored ? u32(h.delta.anchor_group) : 0u,
         .anchor_shift = static_cast<std::uint8_t>(h.delta.anchor_shift),
@@ -141,8 +175,8 @@ void PlanBuilder::add_plane(const ChunkSource& c, std::size_t layer, std::size_t
     store(rows);
     cuda::StoreTask states = store_of(c, layer, plane);
     states.source = task.body;
-    states.head_stride = std::uint64_t{task.channels} * task.body_tokens;
-    states.channel_stride = task.body_tokens;
+    states.head_stride = std::uint64_t{task.channels} * task.body_stride;
+    states.channel_stride = task.body_stride;
     states.token_stride = 1;
     states.tokens = task.body_tokens;
     states.first_token = task.exact_rows;
@@ -279,7 +313,7 @@ void PlanBuilder::add_unit(const KltChunk& k, std::size_t layer, std::size_t pla
 // ---- the plan
 
 Result<DecodePlan> PlanBuilder::finish() {
-    bool fits = tiles_ <= kMostTiles && places_.size() <= kMostTiles;
+    bool fits = tiles_.size() <= kMostTiles && places_.size() <= kMostTiles;
     for (const Wave& w : waves_) fits = fits && w.tiles <= kMostTiles;
     if (!fits) return Status(ErrorCode::kLimitExceeded, "a batch beyond 2^31 tiles");
     DecodePlan plan;
@@ -298,7 +332,7 @@ Result<DecodePlan> PlanBuilder::finish() {
     l.klt_runs = append_array(image, klt_runs_);
     for (const Wave& w : waves_) l.waves.push_back({append_array(image, w.units), u32(w.tiles)});
     l.stores = append_array(image, stores_);
-    l.tiles = u32(tiles_);
+    l.tiles = append_array(image, tiles_);
     plan.workspace_bytes_ = workspace_.bytes();
     plan.blocks_ = std::move(places_);
     if (chunks_ == 1) {

@@ -27,7 +27,7 @@ class PlanBuilder {
     std::uint64_t put(std::span<const T> items);
 
     void mark(std::size_t layer, std::size_t planes, std::size_t run_layers);
-    std::uint32_t rotation(const Rope& rope, std::uint64_t first, std::size_t columns);
+    std::uint32_t rotation(const ChunkSource& c, std::uint64_t first, std::size_t columns);
     void store(kernels::cuda::StoreTask task);
     kernels::cuda::StoreTask store_of(const ChunkSource& c, std::size_t layer, std::size_t plane) const;
 
@@ -58,7 +58,7 @@ class PlanBuilder {
     std::vector<DecodePlan::Mark> marks_;  // of all chunks' layers
     std::size_t chunks_ = 0;
     Workspace workspace_;
-    std::uint64_t tiles_ = 0;
+    std::vector<kernels::cuda::StoreTile> tiles_;
     std::uint32_t most_channels_ = 1;
     std::uint32_t absolute_ = kernels::cuda::kNone;  // rotations of the chunk that is being added
     std::uint32_t shift_ = kernels::cuda::kNone;

@@ -11,8 +11,8 @@
 namespace kvcast::kernels::cuda {
 namespace {
 
-constexpr std::uint32_t kMostWarps = 4;
-constexpr std::uint32_t kSharedBytes = 48 << 10;
+// One warp to a block of threads: a batch has some hundred blocks of symbols, and they spread evenly.
+constexpr std::uint32_t kThreads = kLanes;
 
 // Side information of a head, in shared memory: three numbers per channel.
 struct SideVectors {
@@ -27,43 +27,58 @@ constexpr std::uint32_t side_bytes(std::uint32_t channels) {
 
 __device__ SideVectors side_vectors(std::uint32_t most_channels) {
     const std::uint32_t stride = most_channels + most_channels % 2;
-    auto* mine = dynamic_shared<std::int16_t>() + threadIdx.x / kLanes * 3 * stride;
+    auto* mine = dynamic_shared<std::int16_t>();
     return {mine, mine + stride, mine + 2 * stride};
+}
+
+// What reads a channel, loaded while the channel before is read.
+template <typename Load, typename Read>
+__device__ __forceinline__ void for_channels(std::uint32_t channels, Load load, Read read) {
+    auto next = load(0u);
+    for (std::uint32_t c = 0; c < channels; ++c) {
+        const auto present = next;
+        if (c + 1 < channels) next = load(c + 1);
+        read(c, present);
+    }
 }
 
 __device__ bool decode_exact_body(WarpReader& in, const PlaneTask& p, SideVectors side, std::byte* out) {
     const auto last_exponent = static_cast<std::int32_t>(exponent_mask(p.source));
     const bool centers_fit = in.vector(p.channels, 0, last_exponent, side.first);
     const bool tables_fit = in.vector(p.channels, 0, 15, side.second);
-    for (std::uint32_t c = 0; c < p.channels; ++c) {
-        const auto center = static_cast<std::uint32_t>(side.first[c]);
-        const auto table = static_cast<std::uint32_t>(side.second[c]);
-        in.floats(center, table, p.source, p.body_tokens, [&](std::uint32_t t, std::uint32_t bits) {
-            put_bits(out, p.source, std::uint64_t{c} * p.body_tokens + t, bits);
+    for_channels(
+        p.channels,
+        [&](std::uint32_t c) { return in.exponents_of(static_cast<std::uint32_t>(side.second[c])); },
+        [&](std::uint32_t c, const LaneTable& exponents) {
+            const std::uint64_t row = std::uint64_t{c} * p.body_stride;
+            const auto center = static_cast<std::uint32_t>(side.first[c]);
+            if (p.source == Dtype::kF32) {
+                auto* to = reinterpret_cast<std::uint32_t*>(out) + row;
+                in.floats(center, exponents, Dtype::kF32, p.body_tokens,
+                          [&](std::uint32_t t, std::uint32_t bits) { to[t] = bits; });
+            } else {
+                auto* to = reinterpret_cast<std::uint16_t*>(out) + row;
+                in.floats(
+                    center, exponents, p.source, p.body_tokens,
+                    [&](std::uint32_t t, std::uint32_t bits) { to[t] = static_cast<std::uint16_t>(bits); });
+            }
         });
-    }
     return centers_fit && tables_fit;
 }
 
-__device__ void decode_by_mean(WarpReader& in, const PlaneTask& p, unsigned spread_class,
-                               std::int16_t prediction, std::int16_t* row) {
-    in.strip(spread_class, p.body_tokens,
-             [&](std::uint32_t t, std::int16_t q) { row[t] = state_of(prediction, q, p.guard_bits); });
-}
-
 // Anchors, every anchor_group-th token, then the tokens between them.
-__device__ void decode_by_anchor(WarpReader& in, const PlaneTask& p, unsigned anchor_class,
-                                 unsigned delta_class, std::int16_t prediction, std::int16_t* row) {
+__device__ void decode_by_anchor(WarpReader& in, const PlaneTask& p, const ClassReader& anchor,
+                                 const ClassReader& delta, std::int16_t prediction, std::int16_t* row) {
     const std::uint32_t anchors = div_up(p.body_tokens, p.anchor_group);
     const unsigned fine = p.guard_bits - p.anchor_shift;
-    in.strip(anchor_class, anchors, [&](std::uint32_t a, std::int16_t q) {
+    in.strip(anchor, anchors, [&](std::uint32_t a, std::int16_t q) {
         row[a * p.anchor_group] = state_of(prediction, q, fine);
     });
     __syncwarp();
     const std::uint32_t between = p.anchor_group - 1;
-    in.strip(delta_class, p.body_tokens - anchors, [&](std::uint32_t i, std::int16_t q) {
-        const std::uint32_t anchor = i / between * p.anchor_group;
-        row[anchor + 1 + i % between] = state_of(row[anchor], q, p.guard_bits);
+    in.strip(delta, p.body_tokens - anchors, [&](std::uint32_t i, std::int16_t q) {
+        const std::uint32_t first = i / between * p.anchor_group;
+        row[first + 1 + i % between] = state_of(row[first], q, p.guard_bits);
     });
 }
 
@@ -74,16 +89,21 @@ __device__ bool decode_quantised_body(WarpReader& in, const PlaneTask& p, SideVe
     bool fits = in.vector(p.channels, 0, last_class, side.first);
     if (anchored) fits = in.vector(p.channels, 0, last_class, side.second) && fits;
     fits = in.vector(p.channels, -kMeanLimit, kMeanLimit, side.third) && fits;
-    for (std::uint32_t c = 0; c < p.channels; ++c) {
-        std::int16_t* row = out + std::uint64_t{c} * p.body_tokens;
-        const auto spread_class = static_cast<unsigned>(side.first[c]);
-        const std::int16_t prediction = mean_state(side.third[c], p.guard_bits);
-        if (anchored) {
-            decode_by_anchor(in, p, spread_class, static_cast<unsigned>(side.second[c]), prediction, row);
-        } else {
-            decode_by_mean(in, p, spread_class, prediction, row);
-        }
-    }
+    const auto reader = [&](const std::int16_t* classes, std::uint32_t c) {
+        return in.reader_of(static_cast<unsigned>(classes[c]));
+    };
+    for_channels(
+        p.channels, [&](std::uint32_t c) { return reader(side.first, c); },
+        [&](std::uint32_t c, const ClassReader& first) {
+            std::int16_t* row = out + std::uint64_t{c} * p.body_stride;
+            const std::int16_t prediction = mean_state(side.third[c], p.guard_bits);
+            if (anchored) {
+                decode_by_anchor(in, p, first, reader(side.second, c), prediction, row);
+                return;
+            }
+            in.strip(first, p.body_tokens,
+                     [&](std::uint32_t t, std::int16_t q) { row[t] = state_of(prediction, q, p.guard_bits); });
+        });
     return fits;
 }
 
@@ -93,7 +113,7 @@ __device__ bool decode_head(WarpReader& in, const PlaneTask& p, std::uint32_t he
     bool fits = read_exact_rows(in, p.source, p.exact_rows, p.channels,
                                 workspace + p.rows + head * exact_bytes * p.exact_rows * p.channels);
     if (p.body_tokens == 0) return fits;
-    const std::uint64_t body = std::uint64_t{head} * p.channels * p.body_tokens;
+    const std::uint64_t body = std::uint64_t{head} * p.channels * p.body_stride;
     if (p.quantised) {
         auto* out = reinterpret_cast<std::int16_t*>(workspace + p.body) + body;
         fits = decode_quantised_body(in, p, side, out) && fits;
@@ -104,14 +124,13 @@ __device__ bool decode_head(WarpReader& in, const PlaneTask& p, std::uint32_t he
     return fits;
 }
 
-__global__ void decode_blocks(std::byte* workspace, const PlaneTask* planes, const BlockTask* blocks,
-                              std::uint32_t count, std::uint32_t most_channels, const AliasTable* tables,
-                              std::uint32_t* status) {
-    const std::uint32_t index = blockIdx.x * (blockDim.x / kLanes) + threadIdx.x / kLanes;
-    if (index >= count) return;
-    const BlockTask block = blocks[index];
+__global__ void __launch_bounds__(kThreads)
+    decode_blocks(std::byte* workspace, const PlaneTask* planes, const BlockTask* blocks,
+                  std::uint32_t most_channels, const AliasTable* tables, std::uint32_t* status) {
+    __shared__ WordRing::Memory ring;
+    const BlockTask block = blocks[blockIdx.x];
     const SideVectors side = side_vectors(most_channels);
-    WarpReader in(block.begin, block.bytes, tables);
+    WarpReader in(block.begin, block.bytes, tables, ring);
     const std::uint32_t first_heads = planes[block.plane].heads;
     bool fits = true;
     for (std::uint32_t head = block.first_head; head < block.end_head; ++head) {
@@ -128,11 +147,8 @@ __global__ void decode_blocks(std::byte* workspace, const PlaneTask* planes, con
 cudaError_t launch_decode(Memory memory, const PlaneTask* planes, const BlockTask* blocks,
                           std::uint32_t count, std::uint32_t most_channels, const AliasTable* tables,
                           std::uint32_t* status, cudaStream_t stream) {
-    const std::uint32_t per_warp = side_bytes(most_channels);
-    const std::uint32_t fitting = kSharedBytes / per_warp;
-    const std::uint32_t warps = fitting < kMostWarps ? fitting : kMostWarps;
-    return launch(decode_blocks, {div_up(count, warps), warps * kLanes, std::size_t{warps} * per_warp},
-                  stream, memory.workspace, planes, blocks, count, most_channels, tables, status);
+    return launch(decode_blocks, {count, kThreads, side_bytes(most_channels)}, stream, memory.workspace, planes,
+                  blocks, most_channels, tables, status);
 }
 
 }  // namespace kvcast::kernels::cuda

@@ -13,9 +13,10 @@ __device__ __forceinline__ bool read_exact_rows(WarpReader& in, Dtype source, st
     for (std::uint32_t t = 0; t < rows; ++t) {
         const std::uint32_t model = in.word();
         fits = fits && model < 4096 && (model & 255u) <= exponent_mask(source);
-        in.floats(model & 255u, model >> 8 & 15u, source, channels, [&](std::uint32_t c, std::uint32_t bits) {
-            put_bits(out, source, std::uint64_t{t} * channels + c, bits);
-        });
+        in.floats(model & 255u, in.exponents_of(model >> 8 & 15u), source, channels,
+                  [&](std::uint32_t c, std::uint32_t bits) {
+                      put_bits(out, source, std::uint64_t{t} * channels + c, bits);
+                  });
     }
     return fits;
 }

@@ -9,9 +9,33 @@ namespace kvcast::kernels::cuda {
 namespace {
 
 constexpr std::int32_t kGainLimit = 15;
-constexpr std::uint32_t kDecodeWarps = 2;  // of a block of threads
 
 // ---- coefficients
+
+// The coefficients of one token that have their classes in the lanes: group first_group + i in lane i, class 0
+// where there is no such group. What reads a group is loaded while the group before is read.
+__device__ void decode_groups(WarpReader& in, unsigned spread_class, std::uint32_t first_group,
+                              std::uint32_t width, unsigned multiplier, std::int16_t* row) {
+    const auto reader_of = [&](std::uint32_t coded) {
+        return in.reader_of(__shfl_sync(kFullWarp, spread_class, __ffs(static_cast<int>(coded)) - 1));
+    };
+    std::uint32_t coded = __ballot_sync(kFullWarp, spread_class != 0);
+    for (std::uint32_t i = 0; i < kLanes && klt_group_begin(first_group + i) < width; ++i) {
+        const std::uint32_t at = klt_group_begin(first_group + i) + lane_id();
+        if ((coded >> i & 1u) == 0 && at < width) row[at] = 0;
+    }
+    if (coded == 0) return;
+    for (ClassReader next = reader_of(coded); coded != 0;) {
+        const ClassReader present = next;
+        const std::uint32_t group = first_group + static_cast<std::uint32_t>(__ffs(static_cast<int>(coded))) - 1;
+        coded &= coded - 1;
+        if (coded != 0) next = reader_of(coded);
+        const std::uint32_t first = klt_group_begin(group);
+        in.strip(present, klt_group_end(group, width) - first, [&](std::uint32_t i, std::int16_t q) {
+            row[first + i] = scaled_coefficient(q, multiplier);
+        });
+    }
+}
 
 // One part's coefficients, token by token; every group of 32 has a class of its own.
 __device__ void decode_part(WarpReader& in, const KltRunTask& run, const KltPlaneTask& plane,
@@ -20,15 +44,23 @@ __device__ void decode_part(WarpReader& in, const KltRunTask& run, const KltPlan
     const std::uint32_t groups = klt_groups(plane.part_width);
     const std::uint32_t width = plane.parts * plane.part_width;
     const std::int8_t* classes = plane.classes + part * run.level_count * groups;
-    for (std::uint32_t t = 0; t < run.body_tokens; ++t) {
-        const std::uint32_t level = levels[t];
-        const unsigned multiplier = run.multipliers[level];
-        std::int16_t* row = coefficients + std::uint64_t{t} * width + part * plane.part_width;
-        for (std::uint32_t g = 0; g < groups; ++g) {
-            const std::uint32_t first = klt_group_begin(g), count = klt_group_end(g, plane.part_width) - first;
-            in.strip(
-                klt_class(classes[level * groups + g], gains[t]), count,
-                [&](std::uint32_t i, std::int16_t q) { row[first + i] = scaled_coefficient(q, multiplier); });
+    for (std::uint32_t first = 0; first < run.body_tokens; first += kLanes) {
+        const std::uint32_t tokens = lesser(kLanes, run.body_tokens - first), own = lesser(lane_id(), tokens - 1);
+        const std::int16_t lane_gain = gains[first + own];
+        const std::uint32_t lane_level = levels[first + own];
+        const std::uint32_t lane_multiplier = run.multipliers[lane_level];
+        for (std::uint32_t t = 0; t < tokens; ++t) {
+            const auto lane = static_cast<int>(t);
+            const std::int16_t gain = __shfl_sync(kFullWarp, lane_gain, lane);
+            const std::int8_t* of_level = classes + __shfl_sync(kFullWarp, lane_level, lane) * groups;
+            const unsigned multiplier = __shfl_sync(kFullWarp, lane_multiplier, lane);
+            std::int16_t* row =
+                coefficients + std::uint64_t{first + t} * width + part * plane.part_width;
+            for (std::uint32_t g = 0; g < groups; g += kLanes) {
+                const std::uint32_t group = g + lane_id();
+                const unsigned spread_class = group < groups ? klt_class(of_level[group], gain) : 0;
+                decode_groups(in, spread_class, g, plane.part_width, multiplier, row);
+            }
         }
     }
 }
@@ -63,14 +95,13 @@ __device__ bool decode_piece(WarpReader& in, const KltRunTask& run, const KltPla
     return fits;
 }
 
-__global__ void decode_runs(Memory memory, const KltPlaneTask* planes, const KltPieceTask* pieces,
-                            const KltRunTask* runs, std::uint32_t count, const AliasTable* tables,
-                            std::uint32_t* status) {
-    const std::uint32_t index = blockIdx.x * kDecodeWarps + threadIdx.x / kLanes;
-    if (index >= count) return;
-    const KltRunTask run = runs[index];  // a copy: stores cannot change it
+__global__ void __launch_bounds__(kLanes)
+    decode_runs(Memory memory, const KltPlaneTask* planes, const KltPieceTask* pieces, const KltRunTask* runs,
+                const AliasTable* tables, std::uint32_t* status) {
+    __shared__ WordRing::Memory ring;
+    const KltRunTask run = runs[blockIdx.x];  // a copy: stores cannot change it
     const KltPieceTask* piece = pieces + run.first_piece;
-    WarpReader in(piece->begin, piece->bytes, tables);
+    WarpReader in(piece->begin, piece->bytes, tables, ring);
     for (std::uint32_t i = 0; i < run.pieces; ++i, ++piece) {
         if (i != 0) in.next_piece(piece->begin, piece->bytes);
         const bool fits = decode_piece(in, run, planes + piece->plane, memory);
@@ -280,8 +311,7 @@ __global__ void project_tiles(Memory memory, const UnitTask* units, std::uint32_
 cudaError_t launch_klt_decode(Memory memory, const KltPlaneTask* planes, const KltPieceTask* pieces,
                               const KltRunTask* runs, std::uint32_t count, const AliasTable* tables,
                               std::uint32_t* status, cudaStream_t stream) {
-    return launch(decode_runs, {div_up(count, kDecodeWarps), kDecodeWarps * kLanes}, stream, memory, planes,
-                  pieces, runs, count, tables, status);
+    return launch(decode_runs, {count, kLanes}, stream, memory, planes, pieces, runs, tables, status);
 }
 
 cudaError_t launch_project(Memory memory, const UnitTask* units, std::uint32_t count, std::uint32_t tiles,

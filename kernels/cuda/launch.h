@@ -50,9 +50,8 @@ cudaError_t launch_predict(Memory memory, const UnitTask* units, std::uint32_t c
 cudaError_t launch_reconstruct(Memory memory, const UnitTask* units, std::uint32_t count, std::uint32_t tiles,
                                cudaStream_t stream);
 
-// Turns, converts and stores the `tiles` tiles of `count` tasks, at most 2^31 - 1. The first task need not be
-// the first of those that first_tile counts.
-cudaError_t launch_store(Memory memory, const StoreTask* tasks, std::uint32_t count, std::uint32_t tiles,
+// Turns, converts and stores `count` tiles, at most 2^31 - 1.
+cudaError_t launch_store(Memory memory, const StoreTask* tasks, const StoreTile* tiles, std::uint32_t count,
                          const RotationTask* rotations, cudaStream_t stream);
 
 }  // namespace kvcast::kernels::cuda

@@ -20,13 +20,17 @@ enum BlockFault : std::uint32_t {
     kOutOfRange = 8,  // its side information is out of range
 };
 
+// Channels of the workspace begin at multiples of this many tokens, so that several are loaded at once.
+inline constexpr std::uint32_t kBodyUnit = 8;
+
 // One plane of one layer of a chunk of the profiles delta and lossless, as its blocks code it.
 struct PlaneTask {
-    std::uint64_t body;  // workspace: [head][channel][body token] states, or stored bits where exact
+    std::uint64_t body;  // workspace: [head][channel][body_stride] states, or stored bits where exact
     std::uint64_t rows;  // workspace: [head][exact row][channel] stored bits
     std::uint32_t heads;
     std::uint32_t channels;     // per head
     std::uint32_t body_tokens;  // after the exact rows
+    std::uint32_t body_stride;  // at least as many, padded to a multiple of kBodyUnit
     std::uint32_t exact_rows;
     std::uint32_t anchor_group;  // 0: predicted from the mean
     std::uint8_t anchor_shift;
@@ -45,13 +49,16 @@ struct BlockTask {
     std::uint32_t status;  // index of its status word
 };
 
-// A table [pairs][columns] of cosines and sines: column t is for position first + t.
+// A table of cosines and sines, that of pair p and column t at p * pair_stride + t * column_stride: column t is
+// for position first + t.
 struct RotationTask {
     std::uint64_t table;        // workspace: SinCos
     std::uint64_t frequencies;  // image: std::uint64_t[pairs]
     std::uint64_t first;
     std::uint32_t pairs;
     std::uint32_t columns;  // 1: the same angle for all tokens
+    std::uint32_t pair_stride;
+    std::uint32_t column_stride;
     // Which channels of a head are turned: pair p is channels first_channel + p * pair_step and that plus
     // partner.
     std::uint32_t first_channel;
@@ -74,6 +81,13 @@ struct RowsAt {
 
 inline constexpr std::uint32_t kNone = 0xffffffffu;
 
+// How a matrix is stored.
+enum class StoreWay : std::uint8_t {
+    kAny,          // element by element
+    kAlongTokens,  // channel-major 16-bit elements to 16-bit rows, by neighbours of both
+    kAlongSlots,   // the same for token-major ones
+};
+
 // A matrix of states or of stored bits on its way to a plane's rows. Strides are in elements.
 struct StoreTask {
     std::uint64_t source;  // workspace
@@ -85,23 +99,38 @@ struct StoreTask {
     std::uint32_t tokens;
     std::uint32_t first_token;  // the matrix's token 0 is this token of the chunk,
     std::uint64_t token_list;   // or image: std::uint32_t[tokens] of them, where list is set
-    std::uint32_t first_tile;   // tiles of the tasks before this one
     std::uint32_t rotation;     // index, or kNone
+    std::uint32_t pairs;        // of a head that are turned; 0 without a rotation
     Scale scale;                // of states
     bool list;
     bool exact;  // stored bits of type `from`, not states
+    StoreWay way;
     Dtype from;
     Dtype to;
     RowsAt out;
 };
 
-// A tile of a StoreTask: one head, kStoreTokens tokens, kStoreSlots slots. A slot is a pair of channels that
-// are turned, or one channel that is not.
+// A tile of a StoreTask: one head, kTileTokens tokens, and kTilePairs pairs of channels that are turned or
+// kTileSingles channels that are not.
+inline constexpr std::uint32_t kTileTokens = 64;
+inline constexpr std::uint32_t kTilePairs = 32;
+inline constexpr std::uint32_t kTileSingles = 64;
+
+// What a block of threads stores.
+struct StoreTile {
+    std::uint32_t task;
+    std::uint32_t tile;  // of the task
+};
+
+// An encoder loads tiles of so many tokens and slots: pairs that are turned, or channels that are not.
 inline constexpr std::uint32_t kStoreTokens = 32;
 inline constexpr std::uint32_t kStoreSlots = 32;
 
 KVCAST_HD constexpr std::uint32_t div_up(std::uint32_t n, std::uint32_t unit) {
     return (n + unit - 1) / unit;
+}
+KVCAST_HD constexpr std::uint32_t lesser(std::uint32_t a, std::uint32_t b) {
+    return a < b ? a : b;
 }
 
 // ---- klt (FORMAT.md, section 11)
@@ -176,13 +205,20 @@ KVCAST_HD constexpr std::uint64_t tiles_of(const UnitTask& u) {
     return std::uint64_t{div_up(u.width, kUnitOutputs)} * div_up(u.tokens, kUnitTokens);
 }
 
-// Slots of a head whose `pairs` pairs of channels are turned, and tiles of a task.
+// Slots of a head whose `pairs` pairs of channels are turned.
 KVCAST_HD constexpr std::uint32_t slots_of(std::uint32_t channels, std::uint32_t pairs) {
     return channels - pairs;
 }
-KVCAST_HD constexpr std::uint64_t tiles_of(const StoreTask& task, std::uint32_t pairs) {
-    return std::uint64_t{task.heads} * div_up(slots_of(task.channels, pairs), kStoreSlots) *
-           div_up(task.tokens, kStoreTokens);
+
+// Channels of a head that are not turned.
+KVCAST_HD constexpr std::uint32_t singles_of(const StoreTask& t) {
+    return t.channels - 2 * t.pairs;
+}
+KVCAST_HD constexpr std::uint32_t tiles_across(const StoreTask& t) {
+    return div_up(t.pairs, kTilePairs) + div_up(singles_of(t), kTileSingles);
+}
+KVCAST_HD constexpr std::uint64_t tiles_of(const StoreTask& t) {
+    return std::uint64_t{t.heads} * tiles_across(t) * div_up(t.tokens, kTileTokens);
 }
 
 KVCAST_HD constexpr std::uint32_t element_bytes(bool exact, Dtype source) {
