@@ -364,6 +364,24 @@ struct Coding {
     std::string name;
 };
 
+// Blocks as encoders make them by default, and as small as they may be: they cost bytes, and let more warps
+// decode a chunk.
+std::vector<Coding> with_small_blocks(const std::vector<Coding>& codings) {
+    std::vector<Coding> out;
+    for (const Coding& c : codings) {
+        out.push_back(c);
+        Coding& small = out.emplace_back(c);
+        if (c.options.profile == Profile::kKlt) {
+            small.options.run_layers = 1;
+            small.name += " r1";
+        } else {
+            small.options.block_heads = 1;
+            small.name += " h1";
+        }
+    }
+    return out;
+}
+
 std::vector<Coding> uncalibrated() {
     std::vector<Coding> out(1);
     out[0].options.profile = Profile::kLossless;
@@ -373,7 +391,7 @@ std::vector<Coding> uncalibrated() {
         c.options.level = level;
         c.name = fmt::format("delta {}", level);
     }
-    return out;
+    return with_small_blocks(out);
 }
 
 std::vector<Coding> calibrated_by(const std::shared_ptr<const Calibration>& calibration,
@@ -387,7 +405,7 @@ std::vector<Coding> calibrated_by(const std::shared_ptr<const Calibration>& cali
         c.options.calibration = calibration;
         c.name = fmt::format("{} {}", name, level);
     }
-    return out;
+    return with_small_blocks(out);
 }
 
 // What a row is about; times and bytes come with it.
@@ -424,8 +442,8 @@ nlohmann::json report(const Row& row, Times t, Times copy) {
             {"verified", true}};
 }
 
-// What is measured: codings whose "source/coding" begins with `only`; a batch of one chunk and the greatest,
-// or all powers of two between.
+// What is measured: codings whose "source/coding" begins with `only`; one chunk, as many as make 64 Mi
+// values, and with all_sizes the powers of two between.
 struct Choice {
     std::string only;
     bool all_sizes = false;
@@ -435,9 +453,10 @@ struct Choice {
         return (source.name + "/" + coding.name).starts_with(only);
     }
     std::vector<std::size_t> sizes(std::size_t values) const {
+        const std::size_t most = std::max<std::size_t>(kMostValues / values, 1);
         std::vector<std::size_t> out = {1};
-        while (out.back() * 2 * values <= kMostValues) out.push_back(out.back() * 2);
-        if (!all_sizes && out.size() > 2) out.erase(out.begin() + 1, out.end() - 1);
+        for (std::size_t n = 2; all_sizes && n < most; n *= 2) out.push_back(n);
+        if (most > 1) out.push_back(most);
         return out;
     }
 };
@@ -540,7 +559,7 @@ int main(int argc, char** argv) {
     app.add_option("FILE", path, "KV cache (safetensors)");
     app.add_option("--calibration", calibration, "measure klt too, with this calibration (.kvcal)");
     app.add_option("--only", choice.only, "only rows whose SOURCE/CODING begins so");
-    app.add_flag("--all-sizes", choice.all_sizes, "every power of two of chunks, not one chunk and the most");
+    app.add_flag("--all-sizes", choice.all_sizes, "powers of two of chunks, too");
     app.add_option("--repetitions", choice.repetitions, "timed repetitions (default 20)")
         ->check(CLI::Range(1, 1000));
     app.add_option("-o,--output", output, "results (JSON)");

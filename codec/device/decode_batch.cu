@@ -6,57 +6,106 @@ namespace {
 
 namespace cuda = kernels::cuda;
 
-template <typename T>
-const T* in_image(const void* image, DecodePlan::Array array, std::uint32_t first = 0) {
-    return reinterpret_cast<const T*>(static_cast<const std::byte*>(image) + array.offset) + first;
+// Whether the device's blocks of threads have the shared memory that the plan's chains ask for.
+bool chains_fit(const DecodePlan::Launches& l) {
+    if (l.chain_tiles.count == 0) return false;
+    int device = 0, most = 0;
+    return cudaGetDevice(&device) == cudaSuccess &&
+           cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess &&
+           l.chain_bytes + cuda::kChainTaskBytes <= static_cast<std::size_t>(most);
 }
 
-// What lies between two marks of a plan.
-cudaError_t decode_between(const DecodePlan& plan, const DecodePlan::Mark& from, const DecodePlan::Mark& to,
-                           const void* image, void* workspace, std::uint32_t* status, cudaStream_t stream) {
-    const DecodePlan::Launches& l = plan.launches();
-    const cuda::Memory memory = {static_cast<const std::byte*>(image), static_cast<std::byte*>(workspace)};
-    const auto* rotations = in_image<cuda::RotationTask>(image, l.rotations);
-    const auto* tables = in_image<kernels::AliasTable>(image, l.tables);
-    cudaError_t e = cuda::launch_decode(memory, in_image<cuda::PlaneTask>(image, l.planes),
-                                        in_image<cuda::BlockTask>(image, l.blocks, from.blocks),
-                                        to.blocks - from.blocks, l.most_channels, tables, status, stream);
-    if (e != cudaSuccess) return e;
-    e = cuda::launch_klt_decode(memory, in_image<cuda::KltPlaneTask>(image, l.klt_planes),
-                                in_image<cuda::KltPieceTask>(image, l.klt_pieces),
-                                in_image<cuda::KltRunTask>(image, l.klt_runs, from.klt_runs),
-                                to.klt_runs - from.klt_runs, tables, status, stream);
-    if (e != cudaSuccess) return e;
-    for (std::uint32_t i = from.waves; i < to.waves; ++i) {
-        const DecodePlan::Wave& w = l.waves[i];
-        e = cuda::launch_project(memory, in_image<cuda::UnitTask>(image, w.units), w.units.count, w.tiles,
-                                 stream);
-        if (e != cudaSuccess) return e;
+class Decoding {
+  public:
+    Decoding(const DecodePlan& plan, const void* image, void* workspace, std::uint32_t* status,
+             cudaStream_t stream)
+        : l_(plan.launches()),
+          image_(image),
+          memory_{static_cast<const std::byte*>(image), static_cast<std::byte*>(workspace)},
+          status_(status),
+          stream_(stream) {}
+
+    cudaError_t rotations() const {
+        return cuda::launch_rotations(memory_, at<cuda::RotationTask>(l_.rotations), l_.rotations.count,
+                                      stream_);
     }
-    return cuda::launch_store(memory, in_image<cuda::StoreTask>(image, l.stores),
-                              in_image<cuda::StoreTile>(image, l.tiles, from.tiles), to.tiles - from.tiles,
-                              rotations, stream);
-}
+
+    // Blocks and runs between two marks of the plan.
+    cudaError_t entropy(const DecodePlan::Mark& from, const DecodePlan::Mark& to) const {
+        const auto* tables = at<kernels::AliasTable>(l_.tables);
+        const cudaError_t e = cuda::launch_decode(
+            memory_, at<cuda::PlaneTask>(l_.planes), at<cuda::BlockTask>(l_.blocks, from.blocks),
+            to.blocks - from.blocks, l_.most_channels, tables, status_, stream_);
+        if (e != cudaSuccess) return e;
+        return cuda::launch_klt_decode(memory_, at<cuda::KltPlaneTask>(l_.klt_planes),
+                                       at<cuda::KltPieceTask>(l_.klt_pieces),
+                                       at<cuda::KltRunTask>(l_.klt_runs, from.klt_runs),
+                                       to.klt_runs - from.klt_runs, tables, status_, stream_);
+    }
+
+    cudaError_t waves(const DecodePlan::Mark& from, const DecodePlan::Mark& to) const {
+        for (std::uint32_t i = from.waves; i < to.waves; ++i) {
+            const DecodePlan::Wave& w = l_.waves[i];
+            const cudaError_t e =
+                cuda::launch_project(memory_, at<cuda::UnitTask>(w.units), w.units.count, w.tiles, stream_);
+            if (e != cudaSuccess) return e;
+        }
+        return cudaSuccess;
+    }
+
+    // Instead of all waves.
+    cudaError_t chains() const {
+        return cuda::launch_chain(
+            memory_,
+            {at<cuda::ChainTask>(l_.chains), at<cuda::ChainTile>(l_.chain_tiles),
+             at<cuda::UnitTask>(l_.chained_units), l_.chain_tiles.count, l_.chain_bytes},
+            stream_);
+    }
+
+    cudaError_t stores(const DecodePlan::Mark& from, const DecodePlan::Mark& to) const {
+        return cuda::launch_store(memory_, at<cuda::StoreTask>(l_.stores),
+                                  at<cuda::StoreTile>(l_.tiles, from.tiles), to.tiles - from.tiles,
+                                  at<cuda::RotationTask>(l_.rotations), stream_);
+    }
+
+  private:
+    template <typename T>
+    const T* at(DecodePlan::Array array, std::uint32_t first = 0) const {
+        return reinterpret_cast<const T*>(static_cast<const std::byte*>(image_) + array.offset) + first;
+    }
+
+    const DecodePlan::Launches& l_;
+    const void* image_;
+    cuda::Memory memory_;
+    std::uint32_t* status_;
+    cudaStream_t stream_;
+};
 
 }  // namespace
 
 cudaError_t decode_begin(const DecodePlan& plan, const void* image, void* workspace, cudaStream_t stream) {
-    const DecodePlan::Array rotations = plan.launches().rotations;
-    return cuda::launch_rotations({static_cast<const std::byte*>(image), static_cast<std::byte*>(workspace)},
-                                  in_image<cuda::RotationTask>(image, rotations), rotations.count, stream);
+    return Decoding(plan, image, workspace, nullptr, stream).rotations();
 }
 
 cudaError_t decode_layers(const DecodePlan& plan, std::size_t first, std::size_t end, const void* image,
                           void* workspace, std::uint32_t* status, cudaStream_t stream) {
     if (first > end || end >= plan.marks().size()) return cudaErrorInvalidValue;
-    return decode_between(plan, plan.marks()[first], plan.marks()[end], image, workspace, status, stream);
+    const DecodePlan::Mark &from = plan.marks()[first], &to = plan.marks()[end];
+    const Decoding d(plan, image, workspace, status, stream);
+    cudaError_t e = d.entropy(from, to);
+    if (e == cudaSuccess) e = d.waves(from, to);
+    if (e == cudaSuccess) e = d.stores(from, to);
+    return e;
 }
 
 cudaError_t decode_batch(const DecodePlan& plan, const void* image, void* workspace, std::uint32_t* status,
                          cudaStream_t stream) {
-    const cudaError_t e = decode_begin(plan, image, workspace, stream);
-    if (e != cudaSuccess) return e;
-    return decode_between(plan, {}, plan.end(), image, workspace, status, stream);
+    const Decoding d(plan, image, workspace, status, stream);
+    cudaError_t e = d.rotations();
+    if (e == cudaSuccess) e = d.entropy({}, plan.end());
+    if (e == cudaSuccess) e = chains_fit(plan.launches()) ? d.chains() : d.waves({}, plan.end());
+    if (e == cudaSuccess) e = d.stores({}, plan.end());
+    return e;
 }
 
 }  // namespace kvcast::device

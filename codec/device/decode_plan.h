@@ -86,6 +86,11 @@ class DecodePlan {
         Array klt_pieces;
         Array klt_runs;
         std::vector<Wave> waves;
+        // Instead of all waves, where all klt chunks of the batch fit: see kernels/cuda/chain.cu.
+        Array chains;
+        Array chain_tiles;
+        Array chained_units;
+        std::size_t chain_bytes = 0;  // of shared memory
         Array stores;
         Array tiles;  // of the stores
     };

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "codec/device/calibration_image.h"
+#include "codec/device/chain_layout.h"
 #include "codec/device/image.h"
 #include "codec/device/unit_task.h"
 #include "codec/entropy/model.h"
@@ -34,7 +35,8 @@ bool in_words(const cuda::StoreTask& task, const cuda::RotationTask* r) {
 }
 
 bool in_words(const cuda::RowsAt& rows) {
-    return (reinterpret_cast<std::uintptr_t>(rows.rows) | rows.row_bytes | rows.head_bytes | rows.page_bytes) %
+    return (reinterpret_cast<std::uintptr_t>(rows.rows) | rows.row_bytes | rows.head_bytes |
+            rows.page_bytes) %
                sizeof(std::uint32_t) ==
            0;
 }
@@ -95,8 +97,7 @@ std::uint32_t PlanBuilder::rotation(const ChunkSource& c, std::uint64_t first, s
 
 void PlanBuilder::store(cuda::StoreTask task) {
     if (task.tokens == 0) return;
-    const cuda::RotationTask* rotation =
-        task.rotation == cuda::kNone ? nullptr : &rotations_[task.rotation];
+    const cuda::RotationTask* rotation = task.rotation == cuda::kNone ? nullptr : &rotations_[task.rotation];
     task.pairs = rotation == nullptr ? 0 : rotation->pairs;
     task.way = store_way(task, rotation);
     for (std::uint64_t i = 0; i < cuda::tiles_of(task); ++i)
@@ -198,14 +199,17 @@ struct PlanBuilder::KltChunk {
     std::uint64_t exact_list;           // image: the exact tokens
     std::uint64_t features;             // image: features of the body tokens
     std::vector<std::uint64_t> states;  // workspace: [layer][plane]
+    std::optional<ChainLayout> chain;
 };
 
 void PlanBuilder::add_klt(const ChunkSource& c, std::uint32_t index) {
     const ChunkHeader& h = *c.header;
     const Calibration& calibration = c.calibration->calibration();
-    KltChunk k = {c, h, calibration.data(), calibration.set_of_level(h.level), body_tokens(h), 0, 0, 0, {}};
+    KltChunk k = {c,  h, calibration.data(), calibration.set_of_level(h.level), body_tokens(h), 0, 0, 0,
+                  {}, {}};
     std::vector<std::int32_t> ids;
     for (const std::uint32_t t : k.body) ids.push_back(h.token_ids[t]);
+    k.chain = ChainLayout::make(k.data, k.set, cuda::kMostChainBytes);
     k.body_list = put<std::uint32_t>(k.body);
     k.exact_list = put<std::uint32_t>(h.klt.exact_tokens);
     k.features = put<std::int16_t>(unpack_features(k.data.tokens, ids));
@@ -214,6 +218,7 @@ void PlanBuilder::add_klt(const ChunkSource& c, std::uint32_t index) {
             k.states.push_back(workspace_.take(k.body.size() * plane.width() * sizeof(std::int16_t)));
     }
     add_klt_runs(k, index);
+    add_chain(k);
     for (std::size_t layer = 0; layer < h.layout.layers; ++layer) {
         mark(layer, h.layout.planes.size(), h.klt.run_layers);
         for (std::size_t plane = 0; plane < h.layout.planes.size(); ++plane) add_klt_plane(k, layer, plane);
@@ -260,6 +265,7 @@ void PlanBuilder::add_klt_plane(const KltChunk& k, std::size_t layer, std::size_
                                 cuda::element_bytes(true, h.layout.dtype)),
         .classes = at<std::int8_t>(k.source.calibration_bytes,
                                    k.source.calibration->classes(k.set.index(layer, plane, 0))),
+        .masks = workspace_.take(parts * k.body.size() * sizeof(std::uint32_t)),
         .heads = u32(shape.heads),
         .channels = u32(shape.head_dim),
         .parts = u32(parts),
@@ -303,11 +309,43 @@ void PlanBuilder::add_unit(const KltChunk& k, std::size_t layer, std::size_t pla
     add_transform(task, calibration, place,
                   klt_planes_.back().coefficients + part * task.width * sizeof(std::int16_t), task.width);
     if (task.tokens == 0) return;
+    task.has_masks = true;
+    task.masks = klt_planes_.back().masks + part * k.body.size() * sizeof(std::uint32_t);
+    if (k.chain) chain_unit(k, task, layer, plane, part);
     const std::size_t wave = layer * k.header.layout.planes.size() + plane;
     if (waves_.size() <= wave) waves_.resize(wave + 1);
     task.first_tile = u32(waves_[wave].tiles);
     waves_[wave].tiles += cuda::tiles_of(task);
     waves_[wave].units.push_back(task);
+}
+
+// The chunk's chain, whose units come with its planes.
+void PlanBuilder::add_chain(const KltChunk& k) {
+    chained_ = chained_ && k.chain.has_value();
+    if (!k.chain || k.body.empty()) return;
+    chain_bytes_ = std::max(chain_bytes_, k.chain->bytes());
+    for (std::size_t first = 0; first < k.body.size(); first += cuda::kProjectTokens)
+        chain_tiles_.push_back({u32(chains_.size()), u32(first)});
+    chains_.push_back({.first_unit = u32(chained_units_.size()),
+                       .units = u32(k.header.layout.layers * k.data.units_per_layer()),
+                       .tokens = u32(k.body.size()),
+                       .features = u32(k.data.tokens.features),
+                       .token_rows = k.features,
+                       .resident = k.chain->tokens(),
+                       .coefficients = k.chain->coefficients()});
+}
+
+void PlanBuilder::chain_unit(const KltChunk& k, cuda::UnitTask unit, std::size_t layer, std::size_t plane,
+                             std::size_t part) {
+    const std::vector<PredictionTerm>& terms = k.set.unit(layer, plane, part).terms;
+    for (std::size_t n = 0; n < terms.size(); ++n) {
+        unit.terms[n].resident = unit.terms[n].narrow
+                                     ? k.chain->tokens()
+                                     : k.chain->states(layer - terms[n].layers_back, terms[n].plane, part);
+    }
+    unit.terms[terms.size()].resident = k.chain->coefficients();
+    unit.resident = k.chain->states(layer, plane, part);
+    chained_units_.push_back(unit);
 }
 
 // ---- the plan
@@ -331,6 +369,12 @@ Result<DecodePlan> PlanBuilder::finish() {
     l.klt_pieces = append_array(image, klt_pieces_);
     l.klt_runs = append_array(image, klt_runs_);
     for (const Wave& w : waves_) l.waves.push_back({append_array(image, w.units), u32(w.tiles)});
+    if (chained_) {
+        l.chains = append_array(image, chains_);
+        l.chain_tiles = append_array(image, chain_tiles_);
+        l.chained_units = append_array(image, chained_units_);
+        l.chain_bytes = chain_bytes_;
+    }
     l.stores = append_array(image, stores_);
     l.tiles = append_array(image, tiles_);
     plan.workspace_bytes_ = workspace_.bytes();

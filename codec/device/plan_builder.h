@@ -39,6 +39,9 @@ class PlanBuilder {
     void add_klt_runs(const KltChunk& k, std::uint32_t index);
     void add_klt_plane(const KltChunk& k, std::size_t layer, std::size_t plane);
     void add_unit(const KltChunk& k, std::size_t layer, std::size_t plane, std::size_t part);
+    void add_chain(const KltChunk& k);
+    void chain_unit(const KltChunk& k, kernels::cuda::UnitTask unit, std::size_t layer, std::size_t plane,
+                    std::size_t part);
 
     struct Wave {
         std::vector<kernels::cuda::UnitTask> units;
@@ -54,6 +57,11 @@ class PlanBuilder {
     std::vector<kernels::cuda::KltPieceTask> klt_pieces_;
     std::vector<kernels::cuda::KltRunTask> klt_runs_;
     std::vector<Wave> waves_;  // [layer * planes + plane]
+    bool chained_ = true;      // so far, all klt chunks
+    std::size_t chain_bytes_ = 0;
+    std::vector<kernels::cuda::ChainTask> chains_;
+    std::vector<kernels::cuda::ChainTile> chain_tiles_;
+    std::vector<kernels::cuda::UnitTask> chained_units_;
     std::vector<DecodePlan::Block> places_;
     std::vector<DecodePlan::Mark> marks_;  // of all chunks' layers
     std::size_t chunks_ = 0;

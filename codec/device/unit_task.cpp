@@ -11,7 +11,7 @@ struct Features {
     std::uint64_t offset;
     std::size_t stride;
     std::size_t inputs;
-    bool in_image;
+    bool in_image;  // of tokens, and so within 8 bits
 };
 
 void add_term(cuda::UnitTask& task, const DeviceCalibration& calibration, const Features& f,
@@ -22,7 +22,9 @@ void add_term(cuda::UnitTask& task, const DeviceCalibration& calibration, const 
                                      .limbs = m.limbs,
                                      .stride = u32(f.stride),
                                      .inputs = u32(f.inputs),
-                                     .in_image = f.in_image};
+                                     .resident = cuda::kNone,
+                                     .in_image = f.in_image,
+                                     .narrow = f.in_image};
 }
 
 }  // namespace

@@ -101,8 +101,9 @@ __device__ bool decode_quantised_body(WarpReader& in, const PlaneTask& p, SideVe
                 decode_by_anchor(in, p, first, reader(side.second, c), prediction, row);
                 return;
             }
-            in.strip(first, p.body_tokens,
-                     [&](std::uint32_t t, std::int16_t q) { row[t] = state_of(prediction, q, p.guard_bits); });
+            in.strip(first, p.body_tokens, [&](std::uint32_t t, std::int16_t q) {
+                row[t] = state_of(prediction, q, p.guard_bits);
+            });
         });
     return fits;
 }
@@ -147,8 +148,8 @@ __global__ void __launch_bounds__(kThreads)
 cudaError_t launch_decode(Memory memory, const PlaneTask* planes, const BlockTask* blocks,
                           std::uint32_t count, std::uint32_t most_channels, const AliasTable* tables,
                           std::uint32_t* status, cudaStream_t stream) {
-    return launch(decode_blocks, {count, kThreads, side_bytes(most_channels)}, stream, memory.workspace, planes,
-                  blocks, most_channels, tables, status);
+    return launch(decode_blocks, {count, kThreads, side_bytes(most_channels)}, stream, memory.workspace,
+                  planes, blocks, most_channels, tables, status);
 }
 
 }  // namespace kvcast::kernels::cuda

@@ -183,7 +183,8 @@ __device__ std::int16_t cheapest_gain(const CoderTables& tables, const std::int8
     std::uint64_t costs[kKltGainsTried] = {};
     for (std::uint32_t j = lane_id(); j < active; j += kLanes) {
         for (std::int32_t n = 0; n < kKltGainsTried; ++n)
-            costs[n] += coefficient_cost(tables, klt_class(classes[klt_group_of(j)], klt_gain_tried(n)), q[j]);
+            costs[n] +=
+                coefficient_cost(tables, klt_class(classes[klt_group_of(j)], klt_gain_tried(n)), q[j]);
     }
     std::int32_t best = 0;
     std::uint64_t least = ~std::uint64_t{0};

@@ -43,6 +43,17 @@ cudaError_t launch_klt_decode(Memory memory, const KltPlaneTask* planes, const K
 cudaError_t launch_project(Memory memory, const UnitTask* units, std::uint32_t count, std::uint32_t tiles,
                            cudaStream_t stream);
 
+// Chains of a batch, `tile_count` tiles of kProjectTokens tokens; `shared_bytes` of shared memory, and
+// kChainTaskBytes, are what the device gives a block of threads that asks for more than 48 KiB.
+struct ChainBatch {
+    const ChainTask* chains;
+    const ChainTile* tiles;
+    const UnitTask* units;
+    std::uint32_t tile_count;
+    std::size_t shared_bytes;
+};
+cudaError_t launch_chain(Memory memory, const ChainBatch& batch, cudaStream_t stream);
+
 // The two halves of launch_project, for encoders: bias and predictions into UnitTask::sums; then those sums
 // and the last term, the transform, to states.
 cudaError_t launch_predict(Memory memory, const UnitTask* units, std::uint32_t count, std::uint32_t tiles,

@@ -30,11 +30,11 @@ void multiply_add(Sums& d, const FragmentA& a, const FragmentB& b) {
 
 #else
 
-#define KVCAST_MMA(A, B)                                                                \
-    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32." A "." B                       \
-                 ".s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
-                 : "+r"(d.r[0]), "+r"(d.r[1]), "+r"(d.r[2]), "+r"(d.r[3])               \
-                 : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]))
+#define KVCAST_MMA(A, B)                                                       \
+    asm("mma.sync.aligned.m16n8k32.row.col.s32." A "." B                       \
+        ".s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+        : "+r"(d.r[0]), "+r"(d.r[1]), "+r"(d.r[2]), "+r"(d.r[3])               \
+        : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]))
 
 template <bool SignedA, bool SignedB>
 __device__ __forceinline__ void multiply_add(Sums& d, const FragmentA& a, const FragmentB& b) {

@@ -47,7 +47,7 @@ __device__ __forceinline__ void put_bits(std::byte* out, Dtype dtype, std::uint6
 struct Shape {
     std::uint32_t blocks;
     std::uint32_t threads;
-    std::size_t shared_bytes = 0;  // at most 48 KiB
+    std::size_t shared_bytes = 0;  // at most 48 KiB, or what the kernel has been allowed
 };
 
 // One launch; nothing where there are no blocks.

@@ -41,10 +41,12 @@ __device__ Tile tile_of(const StoreTask& task, std::uint32_t local) {
     const std::uint32_t across = tiles_across(task), down = div_up(task.tokens, kTileTokens);
     const std::uint32_t column = local % across, first_token = local / across % down * kTileTokens;
     const std::uint32_t turned = div_up(task.pairs, kTilePairs);
-    Tile t = {local / (across * down), first_token, lesser(kTileTokens, task.tokens - first_token), false, 0, 0};
+    Tile t = {
+        local / (across * down), first_token, lesser(kTileTokens, task.tokens - first_token), false, 0, 0};
     t.turned = column < turned;
     t.first = t.turned ? column * kTilePairs : (column - turned) * kTileSingles;
-    t.count = t.turned ? lesser(kTilePairs, task.pairs - t.first) : lesser(kTileSingles, singles_of(task) - t.first);
+    t.count = t.turned ? lesser(kTilePairs, task.pairs - t.first)
+                       : lesser(kTileSingles, singles_of(task) - t.first);
     return t;
 }
 
@@ -197,14 +199,14 @@ struct WordPlace {
     const std::uint16_t* source;  // the head's elements
     std::uint32_t stride;         // from channel to channel, or from token to token
     std::uint32_t first_channel;  // of the tile's first slot
-    std::uint32_t partner;        // from a pair's first channel to its second; of channels that are not turned,
-                                  // half of the tile's
+    std::uint32_t partner;  // from a pair's first channel to its second; of channels that are not turned,
+                            // half of the tile's
 };
 
 __device__ WordPlace word_place(const StoreTask& task, const Tile& tile, const RotationTask* rotation,
                                 Memory memory) {
-    const auto* source = reinterpret_cast<const std::uint16_t*>(memory.workspace + task.source) +
-                         tile.head * task.head_stride;
+    const auto* source =
+        reinterpret_cast<const std::uint16_t*>(memory.workspace + task.source) + tile.head * task.head_stride;
     return {source, task.way == StoreWay::kAlongTokens ? task.channel_stride : task.token_stride,
             slot_in(tile, rotation, 0).first, tile.turned ? rotation->partner : kTileSingles / 2};
 }
@@ -213,7 +215,8 @@ __device__ __forceinline__ std::uint32_t load_pair(const std::uint16_t* at) {
     return *reinterpret_cast<const std::uint32_t*>(at);
 }
 
-// Whether the channel that is `slot` or, of channels that are not turned, half a tile further, is of the tile.
+// Whether the channel that is `slot` or, of channels that are not turned, half a tile further, is of the
+// tile.
 __device__ __forceinline__ bool has_second(const Tile& tile, std::uint32_t slot) {
     return tile.turned || slot + kTileSingles / 2 < tile.count;
 }
@@ -286,7 +289,8 @@ __device__ void store_slots(const Tile& tile, const WordPlace& place, const Angl
     const std::uint32_t s = threadIdx.x % (kTilePairs / 2) * 2;
     if (s >= tile.count) return;
     const bool both = has_second(tile, s);
-    for (std::uint32_t t = threadIdx.x / (kTilePairs / 2); t < tile.tokens; t += kThreads / (kTilePairs / 2)) {
+    for (std::uint32_t t = threadIdx.x / (kTilePairs / 2); t < tile.tokens;
+         t += kThreads / (kTilePairs / 2)) {
         const auto* at =
             place.source + std::uint64_t{tile.first_token + t} * place.stride + place.first_channel + s;
         const std::uint32_t x = load_pair(at), y = both ? load_pair(at + place.partner) : 0u;
@@ -315,8 +319,8 @@ __device__ void store_words(Turning& turning, const StoreTask& task, const Tile&
 }
 
 template <Dtype To>
-__device__ void store_states(Turning& turning, const StoreTask& task, const Tile& tile, const WordPlace& place,
-                             const Angles& angles, const TileRows& rows) {
+__device__ void store_states(Turning& turning, const StoreTask& task, const Tile& tile,
+                             const WordPlace& place, const Angles& angles, const TileRows& rows) {
     const StateValues<To> values(task.scale);
     if (tile.turned) {
         store_words<true>(turning, task, tile, place, angles, rows, values);
@@ -326,7 +330,8 @@ __device__ void store_states(Turning& turning, const StoreTask& task, const Tile
 }
 
 __global__ void __launch_bounds__(kThreads)
-    store_tiles_of(Memory memory, const StoreTask* tasks, const StoreTile* tiles, const RotationTask* rotations) {
+    store_tiles_of(Memory memory, const StoreTask* tasks, const StoreTile* tiles,
+                   const RotationTask* rotations) {
     __shared__ TileRows rows;
     __shared__ Turning turning;
     const StoreTile item = tiles[blockIdx.x];

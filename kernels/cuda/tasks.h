@@ -12,6 +12,8 @@
 
 namespace kvcast::kernels::cuda {
 
+inline constexpr std::uint32_t kNone = 0xffffffffu;
+
 // What is wrong with a block, as bits of its status word. FORMAT.md, sections 5.4, 5.6 and 7.
 enum BlockFault : std::uint32_t {
     kEndsEarly = 1,   // its data ends before its values do
@@ -49,8 +51,8 @@ struct BlockTask {
     std::uint32_t status;  // index of its status word
 };
 
-// A table of cosines and sines, that of pair p and column t at p * pair_stride + t * column_stride: column t is
-// for position first + t.
+// A table of cosines and sines, that of pair p and column t at p * pair_stride + t * column_stride: column t
+// is for position first + t.
 struct RotationTask {
     std::uint64_t table;        // workspace: SinCos
     std::uint64_t frequencies;  // image: std::uint64_t[pairs]
@@ -78,8 +80,6 @@ struct RowsAt {
     std::uint32_t page_tokens;
     std::uint32_t slot;
 };
-
-inline constexpr std::uint32_t kNone = 0xffffffffu;
 
 // How a matrix is stored.
 enum class StoreWay : std::uint8_t {
@@ -141,6 +141,8 @@ struct KltPlaneTask {
         coefficients;    // workspace: std::int16_t [body token][width], multiplied by their multiplier
     std::uint64_t rows;  // workspace: [head][exact token][channel] stored bits
     const std::int8_t* classes;  // device: [part][level][group]
+    std::uint64_t
+        masks;  // workspace: std::uint32_t [part][body token]: which of the first 32 groups are coded
     std::uint32_t heads;
     std::uint32_t channels;  // per head
     std::uint32_t parts;
@@ -176,34 +178,82 @@ struct ProjectionTerm {
     const std::uint8_t* shifts;  // device: [width]
     std::uint32_t limbs;
     std::uint32_t stride;
-    std::uint32_t inputs;  // at most 4096
+    std::uint32_t inputs;    // at most 4096
+    std::uint32_t resident;  // chains: where the features are in shared memory, in bytes
     bool in_image;
+    bool narrow;  // features are within 8 bits
 };
 
 inline constexpr std::uint32_t kMostTerms = 7;  // six predictions and the transform
 
 // One part of one plane of one layer of a chunk: states = sat16(bias + sum over the terms).
-struct UnitTask {
+struct alignas(16) UnitTask {
     ProjectionTerm terms[kMostTerms];
     const std::int32_t* bias;  // device: [width]
     std::uint64_t states;      // workspace: std::int16_t [token][stride]
     std::uint64_t sums;        // workspace: std::int32_t [token][stride]: predictions, where an encoder asks
+    std::uint64_t masks;       // workspace: std::uint32_t [token], where has_masks is set: which groups of 32
+                               // inputs the last term's features are not zero in
     std::uint32_t stride;
     std::uint32_t width;
     std::uint32_t tokens;
     std::uint32_t term_count;
     std::uint32_t first_tile;  // tiles of the launch's units before this one
+    std::uint32_t resident;    // chains: where the states go in shared memory, in bytes; kNone: nowhere
+    bool has_masks;
 };
 
-// A tile of a UnitTask, and how many inputs it takes at once.
-inline constexpr std::uint32_t kUnitTokens = 64;
-inline constexpr std::uint32_t kUnitOutputs = 64;
+// A block of threads makes so many tokens x outputs of a unit, a warp kWarpOutputs of the outputs, inputs by
+// steps of kUnitStep.
+inline constexpr std::uint32_t kProjectTokens = 64;
+inline constexpr std::uint32_t kProjectOutputs = 192;
+inline constexpr std::uint32_t kWarpOutputs = 32;
 inline constexpr std::uint32_t kUnitStep = 32;
-inline constexpr std::uint32_t kLimbTileBytes = kUnitOutputs * kUnitStep;
+
+// Fragments of a matrix: 8 outputs x 32 inputs, 8 bytes a lane.
+inline constexpr std::uint32_t kFragmentBytes = 8 * kUnitStep;
+KVCAST_HD constexpr std::uint32_t limb_tiles(std::uint32_t outputs) {
+    return div_up(outputs, kWarpOutputs) * (kWarpOutputs / 8);
+}
 
 KVCAST_HD constexpr std::uint64_t tiles_of(const UnitTask& u) {
-    return std::uint64_t{div_up(u.width, kUnitOutputs)} * div_up(u.tokens, kUnitTokens);
+    return std::uint64_t{div_up(u.width, kProjectOutputs)} * div_up(u.tokens, kProjectTokens);
 }
+
+// Bytes from row to row of features in shared memory: what lies side by side there is in different banks.
+KVCAST_HD constexpr std::uint32_t wide_pitch(std::uint32_t inputs) {
+    return div_up(inputs, kUnitStep) * kUnitStep * 2 + 32;
+}
+KVCAST_HD constexpr std::uint32_t narrow_pitch(std::uint32_t inputs) {
+    return div_up(inputs, kUnitStep) * kUnitStep + 16;
+}
+
+// All units of a chunk, in order, for some of its tokens: no token's states depend on another token. One
+// block of threads takes a chain from its first unit to its last, states staying in shared memory as long as
+// units are predicted from them.
+struct ChainTask {
+    std::uint32_t first_unit;  // of the plan's chained units
+    std::uint32_t units;
+    std::uint32_t tokens;
+    std::uint32_t features;      // of tokens; 0: nothing is predicted from them
+    std::uint64_t token_rows;    // image: std::int16_t [token][features], within 8 bits
+    std::uint32_t resident;      // where they go in shared memory, in bytes
+    std::uint32_t coefficients;  // where a unit's coefficients go
+};
+
+// Shared memory of a chain beside the tasks that it keeps at hand: what compute capability 9.0 and 10.0 give
+// a block of threads, 227 KiB, without 2 KiB.
+inline constexpr std::uint32_t kChainTaskBytes = 2 << 10;
+inline constexpr std::uint32_t kMostChainBytes = (227 << 10) - kChainTaskBytes;
+
+struct ChainTile {
+    std::uint32_t chain;
+    std::uint32_t first_token;
+};
+
+// An encoder quantises tiles of so many tokens and coefficients.
+inline constexpr std::uint32_t kUnitTokens = 64;
+inline constexpr std::uint32_t kUnitOutputs = 64;
 
 // Slots of a head whose `pairs` pairs of channels are turned.
 KVCAST_HD constexpr std::uint32_t slots_of(std::uint32_t channels, std::uint32_t pairs) {

@@ -3,10 +3,10 @@
 //
 // A step waits for the step before: what is fast here is what has few instructions between one state and the
 // next. The table of a step lives in registers, an alias table's 16 dividers and 32 entries one or two to a
-// lane, and is looked up by three shuffles that do not wait for each other. Words come through a ring in shared
-// memory, which is filled a piece ahead by loads that have long been under way. No address depends on decoded
-// data but by a bounded count of words, and every index is compared with the end, so that no bytes make the
-// warp read outside the block.
+// lane, and is looked up by three shuffles that do not wait for each other. Words come through a ring in
+// shared memory, which is filled a piece ahead by loads that have long been under way. No address depends on
+// decoded data but by a bounded count of words, and every index is compared with the end, so that no bytes
+// make the warp read outside the block.
 //
 // All functions are called by all 32 lanes together. Counts, classes and offsets are the same in all lanes.
 #pragma once
@@ -62,8 +62,8 @@ class WordRing {
   public:
     static constexpr std::uint32_t kPiece = 4 * kLanes;  // words: eight bytes a lane
     static constexpr std::uint32_t kWords = 2 * kPiece;
-    // What a group of elements takes at most: a refill of every lane, 24 planes of raw bits, an escape of every
-    // lane. A piece that begins with up to three words of something else still has as many.
+    // What a group of elements takes at most: a refill of every lane, 24 planes of raw bits, an escape of
+    // every lane. A piece that begins with up to three words of something else still has as many.
     static constexpr std::uint32_t kMost = kLanes + 2 * 24 + kLanes;
     static_assert(kMost + 3 <= kPiece);
 
@@ -74,8 +74,8 @@ class WordRing {
 
     __device__ explicit WordRing(Memory& ring) : ring_(ring.words) {}
 
-    // Goes on with `count` words at `begin`. Positions count from the 8 bytes that hold the first one, so that
-    // loads are aligned.
+    // Goes on with `count` words at `begin`. Positions count from the 8 bytes that hold the first one, so
+    // that loads are aligned.
     __device__ void start(const std::uint16_t* begin, std::uint32_t count) {
         first_ = static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(begin) / sizeof(*begin) % 4);
         base_ = begin - first_;
@@ -214,10 +214,13 @@ class WarpReader {
                                            std::uint32_t count, Sink sink) {
         const unsigned mantissa = mantissa_bits(dtype);
         const unsigned sign_shift = dtype == Dtype::kF32 ? 31 : 15;
-        groups<true>(exponents, mantissa + 1, count, [&](std::uint32_t i, std::int32_t high, std::uint32_t raw) {
-            const std::uint32_t exponent = (center - static_cast<std::uint32_t>(high)) & exponent_mask(dtype);
-            sink(i, raw >> mantissa << sign_shift | exponent << mantissa | (raw & ((1u << mantissa) - 1)));
-        });
+        groups<true>(
+            exponents, mantissa + 1, count, [&](std::uint32_t i, std::int32_t high, std::uint32_t raw) {
+                const std::uint32_t exponent =
+                    (center - static_cast<std::uint32_t>(high)) & exponent_mask(dtype);
+                sink(i,
+                     raw >> mantissa << sign_shift | exponent << mantissa | (raw & ((1u << mantissa) - 1)));
+            });
     }
 
     // Faults of the words of the present piece: all used, none missing.
@@ -253,7 +256,8 @@ class WarpReader {
         const std::uint32_t after = active ? state_after(state_, entry) : state_;
         const bool low = active && after < kStateLow;
         const unsigned lows = __ballot_sync(kFullWarp, low);
-        const std::uint32_t refilled = after << 16 | words_.peek(static_cast<std::uint32_t>(__popc(lows & before_)));
+        const std::uint32_t refilled =
+            after << 16 | words_.peek(static_cast<std::uint32_t>(__popc(lows & before_)));
         state_ = low ? refilled : after;
         words_.skip(static_cast<std::uint32_t>(__popc(lows)));
 

@@ -9,6 +9,9 @@
 #include <bit>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <map>
 #include <memory>
 #include <random>
 #include <utility>
@@ -88,6 +91,12 @@ bool is_block_wide(Primitive p) {
 
 enum class Mode : std::uint8_t { kReady, kWaiting, kReturned };
 
+struct Copy {
+    void* to;
+    const void* from;
+    std::size_t bytes;
+};
+
 struct Fibre {
     Context context;
     Stack stack;
@@ -100,6 +109,9 @@ struct Fibre {
     unsigned source = 0;
     Place place = {"", 0};
     std::uint64_t result = 0;
+    // Asynchronous copies that are not made yet, and where groups of them end.
+    std::vector<Copy> copies;
+    std::deque<std::size_t> groups;
 };
 
 // What a thread has found wrong. The sentence is made after it has switched away for good: nothing on its
@@ -127,6 +139,8 @@ struct Machine {
     Schedule schedule = Schedule::kForwards;
     std::mt19937 random{12345};
     std::string kept;
+    std::map<const void*, std::size_t> allowed;  // dynamic shared memory, by kernel
+    std::size_t most_shared = kMostOptIn;
     bool running = false;
 
     Fibre& self() { return *fibres[current]; }
@@ -172,12 +186,15 @@ void fibre_main() {
     __sanitizer_finish_switch_fiber(nullptr, &m.home_bottom, &m.home_bytes);
 #endif
     (*m.body)();
+    if (!m.self().copies.empty()) fail("a thread returns without having waited for its copies");
     m.self().mode = Mode::kReturned;
     to_home(m, true);
 }
 
 void start_fibre(Fibre& f) {
     f.mode = Mode::kReady;
+    f.copies.clear();
+    f.groups.clear();
     f.asan_stack = nullptr;
 #ifdef SIMT_ASAN
     __asan_unpoison_memory_region(f.stack.bottom(), kStackBytes);  // of a thread that a failure cut off
@@ -416,10 +433,12 @@ void set_schedule(Schedule schedule) {
 }
 
 std::optional<std::string> launch(Extent grid, Extent block, std::size_t shared_bytes,
-                                  const std::function<void()>& thread) {
+                                  const std::function<void()>& thread, const void* kernel) {
     Machine& m = machine();
+    const auto allowed = m.allowed.find(kernel);
+    const std::size_t most_shared = std::max(kMostShared, allowed == m.allowed.end() ? 0 : allowed->second);
     if (block.count() == 0 || block.count() > kMostThreads || grid.count() == 0 ||
-        shared_bytes > kMostShared) {
+        shared_bytes > most_shared) {
         return "a launch of " + std::to_string(grid.count()) + " blocks of " + std::to_string(block.count()) +
                " threads with " + std::to_string(shared_bytes) + " bytes of shared memory";
     }
@@ -445,6 +464,40 @@ std::optional<std::string> launch(Extent grid, Extent block, std::size_t shared_
     }
     m.running = false;
     return m.failure;
+}
+
+std::size_t most_shared() {
+    return machine().most_shared;
+}
+
+void set_most_shared(std::size_t bytes) {
+    machine().most_shared = bytes;
+}
+
+bool allow_shared(const void* kernel, std::size_t bytes) {
+    if (bytes > machine().most_shared) return false;
+    machine().allowed[kernel] = bytes;
+    return true;
+}
+
+void copy_async(void* to, const void* from, std::size_t bytes) {
+    machine().self().copies.push_back({to, from, bytes});
+}
+
+void commit_copies() {
+    Fibre& f = machine().self();
+    f.groups.push_back(f.copies.size());
+}
+
+void wait_copies(std::size_t open_groups) {
+    Fibre& f = machine().self();
+    std::size_t done = 0;
+    for (; f.groups.size() > open_groups; f.groups.pop_front()) {
+        for (; done < f.groups.front(); ++done)
+            std::memcpy(f.copies[done].to, f.copies[done].from, f.copies[done].bytes);
+    }
+    f.copies.erase(f.copies.begin(), f.copies.begin() + static_cast<std::ptrdiff_t>(done));
+    for (std::size_t& end : f.groups) end -= done;
 }
 
 void record_failure(std::string message) {

@@ -55,10 +55,18 @@ enum class Schedule : std::uint8_t { kForwards, kBackwards, kShuffled };
 void set_schedule(Schedule schedule);
 
 // Runs `thread` once per thread of the grid. Returns what went wrong, if anything did; the launch then stops
-// where it is. Most threads in a block: 1024; most dynamic shared memory: 48 KiB, as without opting in to
-// more.
+// where it is. Most threads in a block: 1024; most dynamic shared memory: 48 KiB, or what the kernel has been
+// allowed, at most kMostOptIn.
+inline constexpr std::size_t kMostOptIn = std::size_t{227} << 10;
 std::optional<std::string> launch(Extent grid, Extent block, std::size_t shared_bytes,
-                                  const std::function<void()>& thread);
+                                  const std::function<void()>& thread, const void* kernel = nullptr);
+
+// What a device says that a block may have at most: kMostOptIn, unless it is a smaller one.
+std::size_t most_shared();
+void set_most_shared(std::size_t bytes);
+
+// Lets a kernel be launched with so much dynamic shared memory. False beyond kMostOptIn.
+bool allow_shared(const void* kernel, std::size_t bytes);
 
 // The same where a kernel is launched through the runtime's names: a failure is kept until it is taken.
 void record_failure(std::string message);
@@ -72,6 +80,12 @@ struct Coordinates {
 extern Coordinates threadIdx, blockIdx, blockDim, gridDim;
 
 std::byte* dynamic_shared();
+
+// cp.async, as late as may be: a copy is made when the thread waits for its group. A thread that ends with
+// open copies ends the launch as a failure.
+void copy_async(void* to, const void* from, std::size_t bytes);
+void commit_copies();
+void wait_copies(std::size_t open_groups);
 
 enum class Primitive : std::uint8_t {
     kShuffle,

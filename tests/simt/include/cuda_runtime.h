@@ -145,6 +145,15 @@ inline int __syncthreads_and(int predicate, SIMT_PLACE) {
 inline int __syncthreads_count(int predicate, SIMT_PLACE) {
     return static_cast<int>(::simt::meet_block(::simt::Primitive::kSyncBlockCount, predicate != 0, place));
 }
+inline void simt_copy_async(void* to, const void* from, std::size_t bytes) {
+    ::simt::copy_async(to, from, bytes);
+}
+inline void simt_commit_copies() {
+    ::simt::commit_copies();
+}
+inline void simt_wait_copies(unsigned open_groups) {
+    ::simt::wait_copies(open_groups);
+}
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 
@@ -158,6 +167,14 @@ inline int __popcll(unsigned long long x) {
 }
 inline int __clz(int x) {
     return std::countl_zero(static_cast<unsigned>(x));
+}
+// Bytes of y and x, 0 to 7 from x's lowest on, as the selector's nibbles name them.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+    const std::uint64_t both = std::uint64_t{y} << 32 | x;
+    unsigned out = 0;
+    for (unsigned i = 0; i < 4; ++i)
+        out |= static_cast<unsigned>(both >> (selector >> 4 * i & 7) * 8 & 255) << 8 * i;
+    return out;
 }
 inline int __ffs(int x) {
     return x == 0 ? 0 : std::countr_zero(static_cast<unsigned>(x)) + 1;
@@ -265,11 +282,24 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     const std::tuple<Parameters...> values(std::forward<Arguments>(arguments)...);
     const dim3 g = config->gridDim, b = config->blockDim;
     return ::simt::perform(config->stream, [=, shared_bytes = config->dynamicSmemBytes] {
-        auto failure = ::simt::launch({g.x, g.y, g.z}, {b.x, b.y, b.z}, shared_bytes,
-                                      [&] { std::apply(kernel, values); });
+        auto failure = ::simt::launch(
+            {g.x, g.y, g.z}, {b.x, b.y, b.z}, shared_bytes, [&] { std::apply(kernel, values); },
+            reinterpret_cast<const void*>(kernel));
         if (failure) ::simt::record_failure(std::move(*failure));
         return !failure;
     });
+}
+enum cudaFuncAttribute : int { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+template <typename... Parameters>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute, int value) {
+    return ::simt::allow_shared(reinterpret_cast<const void*>(kernel), static_cast<std::size_t>(value))
+               ? cudaSuccess
+               : cudaErrorInvalidValue;
+}
+enum cudaDeviceAttr : int { cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+    *value = static_cast<int>(::simt::most_shared());
+    return cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* at, int value, std::size_t bytes, cudaStream_t stream) {
     return ::simt::perform(stream, [=] { return std::memset(at, value, bytes) != nullptr; });

@@ -1,0 +1,239 @@
+// Products of features and matrices on the tensor cores, as a block of threads makes them: 64 tokens x 192
+// outputs, a warp 32 x 32 of them, inputs by steps of 32. FORMAT.md, section 11.3.
+//
+// Features are rows in shared memory; a warp splits them into limbs of 8 bits as it loads them. Matrices come
+// from global memory in the order of their fragments (kernels/cuda/limbs.h), a step ahead of their use. Sums
+// are exact: limb by limb in 32 bits, together modulo 2^32, and the calibration's reader bounds every row's
+// norm so that the whole fits.
+#pragma once
+
+#include "kernels/cuda/copy.cuh"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/platform.cuh"
+#include "kernels/cuda/warp_rans.cuh"
+
+namespace kvcast::kernels::cuda {
+
+inline constexpr std::uint32_t kWarpTokens = 32;
+inline constexpr std::uint32_t kTokenTiles = kWarpTokens / 16;
+inline constexpr std::uint32_t kOutputTiles = kWarpOutputs / 8;
+inline constexpr std::uint32_t kWarpsDown = kProjectTokens / kWarpTokens;
+inline constexpr std::uint32_t kProjectThreads = kWarpsDown * (kProjectOutputs / kWarpOutputs) * kLanes;
+
+// Where a warp's products lie in the block's.
+struct WarpPlace {
+    std::uint32_t token;
+    std::uint32_t output;
+
+    // Of the token tile m, output tile n, sum i of this lane.
+    __device__ std::uint32_t token_of(std::uint32_t m, std::uint32_t i) const {
+        return token + 16 * m + lane_id() / 4 + i / 2 * 8;
+    }
+    __device__ std::uint32_t output_of(std::uint32_t n, std::uint32_t i) const {
+        return output + 8 * n + lane_id() % 4 * 2 + i % 2;
+    }
+};
+
+__device__ __forceinline__ WarpPlace warp_place() {
+    const std::uint32_t warp = threadIdx.x / kLanes;
+    return {warp % kWarpsDown * kWarpTokens, warp / kWarpsDown * kWarpOutputs};
+}
+
+__device__ __forceinline__ std::uint32_t load_word(const void* p) {
+    return *static_cast<const std::uint32_t*>(p);
+}
+
+// 16 tokens x 32 features, limb by limb.
+struct Features {
+    FragmentA high;
+    FragmentA low;
+};
+
+// 16-bit features in shared memory. The pitch in bytes is 32 or 96 modulo 128, so that a fragment's words lie
+// in all banks.
+struct WideRows {
+    static constexpr bool kTwoLimbs = true;
+    const std::byte* rows;
+    std::uint32_t pitch;  // bytes
+
+    __device__ Features load(std::uint32_t token, std::uint32_t step) const {
+        Features f;
+        for (std::uint32_t i = 0; i < 4; ++i) {
+            const std::byte* at = rows + (token + lane_id() / 4 + i % 2 * 8) * pitch +
+                                  (step * kUnitStep + i / 2 * 16 + lane_id() % 4 * 4) * sizeof(std::int16_t);
+            const auto four = *reinterpret_cast<const unsigned long long*>(at);
+            const auto first = static_cast<std::uint32_t>(four),
+                       second = static_cast<std::uint32_t>(four >> 32);
+            f.high.r[i] = __byte_perm(first, second, 0x7531);
+            f.low.r[i] = __byte_perm(first, second, 0x6420);
+        }
+        return f;
+    }
+};
+
+// Features of 8 bits. The pitch is 16 modulo 32.
+struct NarrowRows {
+    static constexpr bool kTwoLimbs = false;
+    const std::byte* rows;
+    std::uint32_t pitch;  // bytes
+
+    __device__ Features load(std::uint32_t token, std::uint32_t step) const {
+        Features f = {};
+        for (std::uint32_t i = 0; i < 4; ++i) {
+            f.low.r[i] = load_word(rows + (token + lane_id() / 4 + i % 2 * 8) * pitch + step * kUnitStep +
+                                   i / 2 * 16 + lane_id() % 4 * 4);
+        }
+        return f;
+    }
+};
+
+// One limb of a matrix, as a warp reads it: the fragments of its outputs.
+struct LimbFragments {
+    const std::uint8_t* first;  // of the warp's first output tile at step 0, this lane's bytes
+    std::uint32_t tile_bytes;   // from output tile to output tile
+    std::uint32_t step_bytes;   // from step to step
+
+    __device__ LimbFragments(const ProjectionTerm& term, std::uint32_t limb, std::uint32_t width,
+                             std::uint32_t output)
+        : tile_bytes(term.limbs * kFragmentBytes), step_bytes(limb_tiles(width) * tile_bytes) {
+        first = term.matrix + output / 8 * tile_bytes + limb * kFragmentBytes + lane_id() * 8;
+    }
+
+    struct Step {
+        FragmentB tiles[kOutputTiles];
+    };
+    __device__ Step load(std::uint32_t step) const {
+        Step s;
+        for (std::uint32_t n = 0; n < kOutputTiles; ++n) {
+            const auto bytes = __ldg(reinterpret_cast<const unsigned long long*>(
+                first + std::uint64_t{step} * step_bytes + n * tile_bytes));
+            s.tiles[n] = {{static_cast<std::uint32_t>(bytes), static_cast<std::uint32_t>(bytes >> 32)}};
+        }
+        return s;
+    }
+};
+
+// A warp's sums of limb products of one term.
+struct LimbSums {
+    Sums high[kTokenTiles][kOutputTiles];  // count 2^8
+    Sums low[kTokenTiles][kOutputTiles];
+
+    // What there is now counts 2^8: it was the matrix's higher limb.
+    __device__ void fold() {
+        for (std::uint32_t m = 0; m < kTokenTiles; ++m) {
+            for (std::uint32_t n = 0; n < kOutputTiles; ++n) {
+                for (std::uint32_t i = 0; i < 4; ++i) {
+                    high[m][n].r[i] = total(m, n, i);
+                    low[m][n].r[i] = 0;
+                }
+            }
+        }
+    }
+    __device__ std::int32_t total(std::uint32_t m, std::uint32_t n, std::uint32_t i) const {
+        return static_cast<std::int32_t>((static_cast<std::uint32_t>(high[m][n].r[i]) << 8) +
+                                         static_cast<std::uint32_t>(low[m][n].r[i]));
+    }
+};
+
+template <bool SignedMatrix, bool TwoLimbs>
+__device__ __forceinline__ void multiply_step(const Features& f, const LimbFragments::Step& matrix,
+                                              std::uint32_t m, LimbSums& sums) {
+    for (std::uint32_t n = 0; n < kOutputTiles; ++n) {
+        if constexpr (TwoLimbs) {
+            multiply_add<true, SignedMatrix>(sums.high[m][n], f.high, matrix.tiles[n]);
+            multiply_add<false, SignedMatrix>(sums.low[m][n], f.low, matrix.tiles[n]);
+        } else {
+            multiply_add<true, SignedMatrix>(sums.low[m][n], f.low, matrix.tiles[n]);
+        }
+    }
+}
+
+// The steps of `todo`, bit by bit, of rows from the warp's first token on; the rows' step 0 is the matrix's
+// step `first_step`.
+template <bool SignedMatrix, typename Rows>
+__device__ __forceinline__ void multiply_steps(const Rows& rows, std::uint32_t token,
+                                               const LimbFragments& matrix, std::uint32_t first_step,
+                                               std::uint32_t todo, LimbSums& sums) {
+    if (todo == 0) return;
+    const auto next_of = [](std::uint32_t bits) {
+        return static_cast<std::uint32_t>(__ffs(static_cast<int>(bits))) - 1;
+    };
+    for (LimbFragments::Step next = matrix.load(first_step + next_of(todo)); todo != 0;) {
+        const LimbFragments::Step present = next;
+        const std::uint32_t step = next_of(todo);
+        todo &= todo - 1;
+        if (todo != 0) next = matrix.load(first_step + next_of(todo));
+        for (std::uint32_t m = 0; m < kTokenTiles; ++m)
+            multiply_step<SignedMatrix, Rows::kTwoLimbs>(rows.load(token + 16 * m, step), present, m, sums);
+    }
+}
+
+// Bits for `steps` steps, at most 32.
+__device__ __forceinline__ std::uint32_t all_steps(std::uint32_t steps) {
+    return steps >= 32 ? 0xffffffffu : (1u << steps) - 1;
+}
+
+// A unit's sums, 32 bits each, of a warp.
+struct Totals {
+    std::int32_t v[kTokenTiles][kOutputTiles][4];
+
+    template <typename Work>
+    __device__ __forceinline__ void for_all(Work work) {
+        for (std::uint32_t m = 0; m < kTokenTiles; ++m) {
+            for (std::uint32_t n = 0; n < kOutputTiles; ++n) {
+                for (std::uint32_t i = 0; i < 4; ++i) work(m, n, i, v[m][n][i]);
+            }
+        }
+    }
+
+    // One value per output; `width` outputs from the warp's first on.
+    template <typename T>
+    struct ByOutput {
+        T v[kOutputTiles][2];
+
+        __device__ ByOutput(const T* values, const WarpPlace& at, std::uint32_t first_output,
+                            std::uint32_t width) {
+            for (std::uint32_t n = 0; n < kOutputTiles; ++n) {
+                for (std::uint32_t i = 0; i < 2; ++i) {
+                    const std::uint32_t output = first_output + at.output_of(n, i);
+                    v[n][i] = output < width ? __ldg(values + output) : T{4};
+                }
+            }
+        }
+    };
+
+    __device__ void add(const LimbSums& sums, const ByOutput<std::uint8_t>& shifts) {
+        for_all([&](std::uint32_t m, std::uint32_t n, std::uint32_t i, std::int32_t& total) {
+            total += shifted_sum(sums.total(m, n, i), shifts.v[n][i % 2]);
+        });
+    }
+};
+
+// Rows of 16-bit elements on their way to shared memory: `tokens` rows of `inputs` elements, by all threads.
+// Elements beyond them are left alone: they meet zeros of the matrix, or tokens that nobody asks for.
+__device__ __forceinline__ void stage_rows(std::byte* to, std::uint32_t pitch, const std::int16_t* from,
+                                           std::uint64_t stride, std::uint32_t tokens, std::uint32_t inputs) {
+    constexpr std::uint32_t unit = 8;  // elements of a copy
+    const bool aligned = reinterpret_cast<std::uintptr_t>(from) % 16 == 0 && stride % unit == 0;
+    const std::uint32_t pieces = div_up(inputs, unit);
+    for (std::uint32_t i = threadIdx.x; i < tokens * pieces; i += blockDim.x) {
+        const std::uint32_t t = i / pieces, first = i % pieces * unit;
+        const std::int16_t* source = from + t * stride + first;
+        auto* target = reinterpret_cast<std::int16_t*>(to + t * pitch) + first;
+        if (aligned && first + unit <= inputs) {
+            copy_16(target, source);
+        } else {
+            for (std::uint32_t k = 0; k < unit && first + k < inputs; ++k) target[k] = source[k];
+        }
+    }
+}
+
+// Bits of the groups of coefficients that any of the warp's tokens has.
+__device__ __forceinline__ std::uint32_t coded_groups(const std::uint32_t* masks, std::uint32_t first_token,
+                                                      std::uint32_t tokens) {
+    const std::uint32_t token = first_token + lane_id();
+    return __reduce_or_sync(kFullWarp, token < tokens ? masks[token] : 0u);
+}
+
+}  // namespace kvcast::kernels::cuda
