@@ -52,10 +52,10 @@ __device__ __forceinline__ void multiply_term(const Rows& rows, const UnitTask& 
     for (std::uint32_t limb = 0; limb < term.limbs; ++limb) {
         const LimbFragments matrix(term, limb, unit.width, at.output);
         if (limb == 0) {
-            multiply_steps<true>(rows, at.token, matrix, 0, todo & all_steps(steps), sums);
+            multiply_steps<true>(rows, matrix, 0, todo & all_steps(steps), sums);
         } else {
             sums.fold();
-            multiply_steps<false>(rows, at.token, matrix, 0, todo & all_steps(steps), sums);
+            multiply_steps<false>(rows, matrix, 0, todo & all_steps(steps), sums);
         }
     }
 }
@@ -104,7 +104,7 @@ __device__ void make_unit(const Chain& c, const UnitTask& unit) {
     Totals totals = {};
     if (inside) {
         masked = coded_groups(reinterpret_cast<const std::uint32_t*>(c.memory.workspace + unit.masks),
-                              c.first_token + at.token, unit.tokens);
+                              c.first_token, unit.tokens);
         const Totals::ByOutput<std::int32_t> bias(unit.bias, at, 0, unit.width);
         totals.for_all([&](std::uint32_t, std::uint32_t n, std::uint32_t i, std::int32_t& total) {
             total = bias.v[n][i % 2];

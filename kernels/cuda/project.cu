@@ -103,9 +103,9 @@ __device__ void multiply_term(Pipeline& pipeline, const UnitTask& unit, std::uin
             const LimbFragments matrix(term, limb, unit.width, outside ? 0 : first_output + at.output);
             const std::uint32_t todo = outside ? 0 : steps_of(unit, k, first, masked);
             if (limb == 0) {
-                multiply_steps<true>(rows, at.token, matrix, first / kUnitStep, todo, sums);
+                multiply_steps<true>(rows, matrix, first / kUnitStep, todo, sums);
             } else {
-                multiply_steps<false>(rows, at.token, matrix, first / kUnitStep, todo, sums);
+                multiply_steps<false>(rows, matrix, first / kUnitStep, todo, sums);
             }
             pipeline.release();
         }
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kProjectThreads, 1)
     std::uint32_t masked = ~0u;
     if (S != Stage::kPrediction && unit.has_masks) {
         masked = coded_groups(reinterpret_cast<const std::uint32_t*>(memory.workspace + unit.masks),
-                              first_token + at.token, unit.tokens);
+                              first_token, unit.tokens);
     }
     Pipeline pipeline(buffers, unit, memory, first_token, first, end);
     for (std::uint32_t k = first; k < end; ++k) {

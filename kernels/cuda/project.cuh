@@ -1,10 +1,10 @@
 // Products of features and matrices on the tensor cores, as a block of threads makes them: 64 tokens x 192
-// outputs, a warp 32 x 32 of them, inputs by steps of 32. FORMAT.md, section 11.3.
+// outputs, a warp 24 of the outputs, inputs by steps of 32. FORMAT.md, section 11.3.
 //
 // Features are rows in shared memory; a warp splits them into limbs of 8 bits as it loads them. Matrices come
-// from global memory in the order of their fragments (kernels/cuda/limbs.h), a step ahead of their use. Sums
-// are exact: limb by limb in 32 bits, together modulo 2^32, and the calibration's reader bounds every row's
-// norm so that the whole fits.
+// from global memory in the order of their fragments (kernels/cuda/limbs.h), each to one warp, some steps
+// ahead of their use. Sums are exact: limb by limb in 32 bits, together modulo 2^32, and the calibration's
+// reader bounds every row's norm so that the whole fits.
 #pragma once
 
 #include "kernels/cuda/copy.cuh"
@@ -15,20 +15,18 @@
 
 namespace kvcast::kernels::cuda {
 
-inline constexpr std::uint32_t kWarpTokens = 32;
-inline constexpr std::uint32_t kTokenTiles = kWarpTokens / 16;
+inline constexpr std::uint32_t kTokenTiles = kProjectTokens / 16;
 inline constexpr std::uint32_t kOutputTiles = kWarpOutputs / 8;
-inline constexpr std::uint32_t kWarpsDown = kProjectTokens / kWarpTokens;
-inline constexpr std::uint32_t kProjectThreads = kWarpsDown * (kProjectOutputs / kWarpOutputs) * kLanes;
+inline constexpr std::uint32_t kProjectThreads = kProjectOutputs / kWarpOutputs * kLanes;
+inline constexpr std::uint32_t kStepsAhead = 3;
 
 // Where a warp's products lie in the block's.
 struct WarpPlace {
-    std::uint32_t token;
     std::uint32_t output;
 
     // Of the token tile m, output tile n, sum i of this lane.
     __device__ std::uint32_t token_of(std::uint32_t m, std::uint32_t i) const {
-        return token + 16 * m + lane_id() / 4 + i / 2 * 8;
+        return 16 * m + lane_id() / 4 + i / 2 * 8;
     }
     __device__ std::uint32_t output_of(std::uint32_t n, std::uint32_t i) const {
         return output + 8 * n + lane_id() % 4 * 2 + i % 2;
@@ -36,8 +34,7 @@ struct WarpPlace {
 };
 
 __device__ __forceinline__ WarpPlace warp_place() {
-    const std::uint32_t warp = threadIdx.x / kLanes;
-    return {warp % kWarpsDown * kWarpTokens, warp / kWarpsDown * kWarpOutputs};
+    return {threadIdx.x / kLanes * kWarpOutputs};
 }
 
 __device__ __forceinline__ std::uint32_t load_word(const void* p) {
@@ -149,23 +146,31 @@ __device__ __forceinline__ void multiply_step(const Features& f, const LimbFragm
     }
 }
 
-// The steps of `todo`, bit by bit, of rows from the warp's first token on; the rows' step 0 is the matrix's
-// step `first_step`.
+// Takes the lowest bit out.
+__device__ __forceinline__ std::uint32_t take_bit(std::uint32_t& bits) {
+    const std::uint32_t lowest = static_cast<std::uint32_t>(__ffs(static_cast<int>(bits))) - 1;
+    bits &= bits - 1;
+    return lowest;
+}
+
+// The steps of `todo`, bit by bit; the rows' step 0 is the matrix's step `first_step`.
 template <bool SignedMatrix, typename Rows>
-__device__ __forceinline__ void multiply_steps(const Rows& rows, std::uint32_t token,
-                                               const LimbFragments& matrix, std::uint32_t first_step,
-                                               std::uint32_t todo, LimbSums& sums) {
-    if (todo == 0) return;
-    const auto next_of = [](std::uint32_t bits) {
-        return static_cast<std::uint32_t>(__ffs(static_cast<int>(bits))) - 1;
-    };
-    for (LimbFragments::Step next = matrix.load(first_step + next_of(todo)); todo != 0;) {
-        const LimbFragments::Step present = next;
-        const std::uint32_t step = next_of(todo);
-        todo &= todo - 1;
-        if (todo != 0) next = matrix.load(first_step + next_of(todo));
-        for (std::uint32_t m = 0; m < kTokenTiles; ++m)
-            multiply_step<SignedMatrix, Rows::kTwoLimbs>(rows.load(token + 16 * m, step), present, m, sums);
+__device__ __forceinline__ void multiply_steps(const Rows& rows, const LimbFragments& matrix,
+                                               std::uint32_t first_step, std::uint32_t todo, LimbSums& sums) {
+    LimbFragments::Step ahead[kStepsAhead] = {};
+    std::uint32_t to_load = todo;
+    for (std::uint32_t i = 0; i < kStepsAhead; ++i) {
+        if (to_load != 0) ahead[i] = matrix.load(first_step + take_bit(to_load));
+    }
+    while (todo != 0) {
+        for (std::uint32_t i = 0; i < kStepsAhead; ++i) {
+            if (todo == 0) break;
+            const std::uint32_t step = take_bit(todo);
+            const LimbFragments::Step present = ahead[i];
+            if (to_load != 0) ahead[i] = matrix.load(first_step + take_bit(to_load));
+            for (std::uint32_t m = 0; m < kTokenTiles; ++m)
+                multiply_step<SignedMatrix, Rows::kTwoLimbs>(rows.load(16 * m, step), present, m, sums);
+        }
     }
 }
 
@@ -229,11 +234,13 @@ __device__ __forceinline__ void stage_rows(std::byte* to, std::uint32_t pitch, c
     }
 }
 
-// Bits of the groups of coefficients that any of the warp's tokens has.
+// Bits of the groups of coefficients that any token of a tile has.
 __device__ __forceinline__ std::uint32_t coded_groups(const std::uint32_t* masks, std::uint32_t first_token,
                                                       std::uint32_t tokens) {
-    const std::uint32_t token = first_token + lane_id();
-    return __reduce_or_sync(kFullWarp, token < tokens ? masks[token] : 0u);
+    std::uint32_t coded = 0;
+    for (std::uint32_t t = lane_id(); t < kProjectTokens; t += kLanes)
+        coded |= first_token + t < tokens ? masks[first_token + t] : 0u;
+    return __reduce_or_sync(kFullWarp, coded);
 }
 
 }  // namespace kvcast::kernels::cuda

@@ -207,7 +207,7 @@ struct alignas(16) UnitTask {
 // steps of kUnitStep.
 inline constexpr std::uint32_t kProjectTokens = 64;
 inline constexpr std::uint32_t kProjectOutputs = 192;
-inline constexpr std::uint32_t kWarpOutputs = 32;
+inline constexpr std::uint32_t kWarpOutputs = 24;
 inline constexpr std::uint32_t kUnitStep = 32;
 
 // Fragments of a matrix: 8 outputs x 32 inputs, 8 bytes a lane.

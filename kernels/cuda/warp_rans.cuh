@@ -1,18 +1,19 @@
 // A warp reads one block: lane i holds state i, a group of 32 symbols is one step of the warp. FORMAT.md,
 // section 5; what a CPU does is kernels/scalar/rans.cpp and codec/entropy/block_reader.cpp.
 //
-// A step waits for the step before: what is fast here is what has few instructions between one state and the
-// next. The table of a step lives in registers, an alias table's 16 dividers and 32 entries one or two to a
-// lane, and is looked up by three shuffles that do not wait for each other. Words come through a ring in
-// shared memory, which is filled a piece ahead by loads that have long been under way. No address depends on
-// decoded data but by a bounded count of words, and every index is compared with the end, so that no bytes
-// make the warp read outside the block.
+// A step waits for the step before, and a batch has few warps: what is fast here is a short chain from one
+// state to the next, with everything else done while the chain waits. The table of a step lives in registers
+// and is looked up by three shuffles that do not wait for each other; while they are under way, the symbols
+// of the step before become values. Words come through a ring in shared memory, which is filled a piece ahead
+// by loads that have long been sent. No address depends on decoded data but by a bounded count of words, and
+// every index is compared with the end, so that no bytes make the warp read outside the block.
 //
 // All functions are called by all 32 lanes together. Counts, classes and offsets are the same in all lanes.
 #pragma once
 
 #include <cuda_runtime.h>
 
+#include "kernels/cuda/platform.cuh"
 #include "kernels/cuda/tasks.h"
 #include "kernels/ops.h"
 
@@ -36,98 +37,119 @@ __device__ __forceinline__ T sum_of_lanes(T v) {
     return v;
 }
 
-// An alias table across a warp's registers.
+// An alias table across a warp's registers, the same in both halves.
 struct LaneTable {
-    std::uint32_t divider;  // of bucket lane % 16
-    std::uint32_t entry;    // of bucket lane % 16: the first one in lanes 0 to 15, the second in the others
+    std::uint32_t last;   // of bucket lane % 16: the last slot of its first entry, in the upper ten bits
+    std::uint32_t first;  // its entries
+    std::uint32_t second;
 
     __device__ static LaneTable load(const AliasTable& table) {
         const unsigned bucket = lane_id() % kSymbols;
-        return {table.divider[bucket], table.entry[2 * bucket + lane_id() / kSymbols]};
+        return {((table.divider[bucket] - 1) << kSlotShift) | ((1u << kSlotShift) - 1),
+                table.entry[2 * bucket], table.entry[2 * bucket + 1]};
     }
 
-    // The entry of this lane's slot.
-    __device__ std::uint32_t find(std::uint32_t state) const {
-        const std::uint32_t slot = state & kProbabilityMask;
-        const auto bucket = static_cast<int>(slot >> kBucketBits);
-        const std::uint32_t edge = __shfl_sync(kFullWarp, divider, bucket);
-        const std::uint32_t first = __shfl_sync(kFullWarp, entry, bucket);
-        const std::uint32_t second = __shfl_sync(kFullWarp, entry, bucket + static_cast<int>(kSymbols));
-        return (slot & (kBucketSlots - 1)) >= edge ? second : first;
+    // What this lane's state needs of its bucket.
+    __device__ __forceinline__ LaneTable bucket_of(std::uint32_t state) const {
+        const auto bucket = static_cast<int>(state >> kBucketBits);  // modulo 16
+        return {__shfl_sync(kFullWarp, last, bucket, kSymbols),
+                __shfl_sync(kFullWarp, first, bucket, kSymbols),
+                __shfl_sync(kFullWarp, second, bucket, kSymbols)};
     }
+
+    // Of a bucket: the entry of the state's slot.
+    __device__ __forceinline__ std::uint32_t entry_of(std::uint32_t state) const {
+        return state << kSlotShift > last ? second : first;
+    }
+
+  private:
+    static constexpr unsigned kSlotShift = 32 - kBucketBits;
 };
 
 // Words of a block, in order. Words beyond the end are zero; past() finds out.
 class WordRing {
   public:
-    static constexpr std::uint32_t kPiece = 4 * kLanes;  // words: eight bytes a lane
-    static constexpr std::uint32_t kWords = 2 * kPiece;
-    // What a group of elements takes at most: a refill of every lane, 24 planes of raw bits, an escape of
-    // every lane. A piece that begins with up to three words of something else still has as many.
-    static constexpr std::uint32_t kMost = kLanes + 2 * 24 + kLanes;
-    static_assert(kMost + 3 <= kPiece);
+    static constexpr std::uint32_t kPiece = 8 * kLanes;  // words: sixteen bytes a lane
+    static constexpr std::uint32_t kWords = 4 * kPiece;
+    // What prepare() may be asked for. Readers do not wrap: the first words are there again behind the last.
+    static constexpr std::uint32_t kMost = 2 * kPiece;
 
     // A warp's ring, in shared memory.
-    struct alignas(8) Memory {
-        std::uint16_t words[kWords];
+    struct alignas(16) Memory {
+        std::uint16_t words[kWords + kMost];
     };
 
     __device__ explicit WordRing(Memory& ring) : ring_(ring.words) {}
 
-    // Goes on with `count` words at `begin`. Positions count from the 8 bytes that hold the first one, so
+    // Goes on with `count` words at `begin`. Positions count from the 16 bytes that hold the first one, so
     // that loads are aligned.
     __device__ void start(const std::uint16_t* begin, std::uint32_t count) {
-        first_ = static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(begin) / sizeof(*begin) % 4);
+        first_ = static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(begin) / sizeof(*begin) % 8);
         base_ = begin - first_;
         end_ = first_ + count;
         at_ = first_;
+        lap_ = 0;
         filled_ = 0;
         pending_ = load();
         advance();
     }
 
-    // Has kMost words ready from here on.
-    __device__ void prepare() {
-        if (filled_ - at_ < kMost) advance();
+    // Has `need` words ready from here on, at most kMost.
+    __device__ __forceinline__ void prepare(std::uint32_t need) {
+        if (at_ >= kWords) {
+            at_ -= kWords;
+            lap_ += kWords;
+        }
+        while (filled_ - (lap_ + at_) < need) advance();
     }
 
-    // After prepare(): the word `ahead` of the next one, below kMost.
-    __device__ std::uint32_t peek(std::uint32_t ahead) const { return ring_[(at_ + ahead) % kWords]; }
-    __device__ void skip(std::uint32_t count) { at_ += count; }
+    // The word `ahead` of the next one, of those that are ready.
+    __device__ __forceinline__ std::uint32_t peek(std::uint32_t ahead) const { return ring_[at_ + ahead]; }
+    __device__ __forceinline__ void skip(std::uint32_t count) { at_ += count; }
 
-    __device__ bool ended() const { return at_ >= end_; }
-    __device__ bool past() const { return at_ > end_; }
+    __device__ bool ended() const { return lap_ + at_ >= end_; }
+    __device__ bool past() const { return lap_ + at_ > end_; }
 
   private:
     // The piece under way takes the place of one that has been read, and the next one is sent for.
     __device__ void advance() {
+        const std::uint32_t to = filled_ % kWords;
         __syncwarp();  // all lanes have read what is overwritten
-        *reinterpret_cast<unsigned long long*>(ring_ + (filled_ + 4 * lane_id()) % kWords) = pending_;
+        auto* place = reinterpret_cast<uint4*>(ring_ + to) + lane_id();
+        *place = pending_;
+        if (to < kMost) place[kWords / 8] = pending_;
         filled_ += kPiece;
         __syncwarp();
         pending_ = load();
     }
 
-    // This lane's four words of the piece at filled_.
-    __device__ unsigned long long load() const {
-        const std::uint32_t at = filled_ + 4 * lane_id();
-        if (at >= first_ && at + 4 <= end_)
-            return __ldg(reinterpret_cast<const unsigned long long*>(base_ + at));
-        unsigned long long words = 0;
-        for (std::uint32_t i = 0; i < 4; ++i) {
-            if (at + i >= first_ && at + i < end_)
-                words |= static_cast<unsigned long long>(__ldg(base_ + at + i)) << 16 * i;
+    // This lane's words of the piece at filled_.
+    __device__ uint4 load() const {
+        const std::uint32_t at = filled_ + 8 * lane_id();
+        if (at >= first_ && at + 8 <= end_) return __ldg(reinterpret_cast<const uint4*>(base_ + at));
+        return edge(base_, at, first_, end_);
+    }
+
+    // Words `at` to at + 7, those from first to end - 1 of them.
+    static __device__ KVCAST_NOINLINE uint4 edge(const std::uint16_t* base, std::uint32_t at,
+                                                 std::uint32_t first, std::uint32_t end) {
+        std::uint32_t words[4] = {};
+        for (std::uint32_t i = 0; i < 8; ++i) {
+            const bool inside = at + i >= first && at + i < end;
+            const std::uint32_t w = inside ? __ldg(base + at + i) : 0u;
+            words[i / 2] |= w << 16 * (i % 2);
         }
-        return words;
+        return {words[0], words[1], words[2], words[3]};
     }
 
     std::uint16_t* ring_;
     const std::uint16_t* base_ = nullptr;
     std::uint32_t first_ = 0;
     std::uint32_t end_ = 0;
-    std::uint32_t at_ = 0;
-    std::uint32_t filled_ = 0;
-    unsigned long long pending_ = 0;
+    std::uint32_t at_ = 0;      // in the ring; may run beyond its end until the next prepare()
+    std::uint32_t lap_ = 0;     // the position of the ring's beginning
+    std::uint32_t filled_ = 0;  // a position
+    uint4 pending_ = {};
 };
 
 // How the values of a class are read. Made ahead of its use, its loads are no wait.
@@ -161,7 +183,7 @@ class WarpReader {
     }
 
     __device__ std::uint32_t word() {
-        words_.prepare();
+        words_.prepare(1);
         const std::uint32_t w = words_.peek(0);
         words_.skip(1);
         return w;
@@ -175,6 +197,7 @@ class WarpReader {
     template <typename Sink>
     __device__ __forceinline__ void strip(const ClassReader& c, std::uint32_t count, Sink sink) {
         if (c.zero) {
+            KVCAST_UNROLL(1)
             for (std::uint32_t i = lane_id(); i < count; i += kLanes) sink(i, std::int16_t{0});
         } else if (c.shift == 0) {
             groups<false>(c.table, 0, count, [&](std::uint32_t i, std::int32_t high, std::uint32_t) {
@@ -186,6 +209,34 @@ class WarpReader {
                 sink(i, static_cast<std::int16_t>(value));
             });
         }
+    }
+
+    // `count` steps, each of a class of its own: reader_of(i) says how step i is read, and of how many
+    // values, 1 to 32; sink(reader, value) takes this lane's value of a step.
+    template <typename ReaderOf, typename Sink>
+    __device__ __forceinline__ void steps(std::uint32_t count, ReaderOf reader_of, Sink sink) {
+        if (count == 0) return;
+        auto next = reader_of(0);
+        auto present = next;
+        Symbols symbols = {};
+        const auto finish = [&](const auto& reader) {
+            const std::int32_t high = high_of(symbols);
+            const std::int32_t value =
+                high * (1 << reader.shift) + static_cast<std::int32_t>(symbols.raw) - reader.half;
+            if (lane_id() < reader.count) sink(reader, static_cast<std::int16_t>(value));
+        };
+        KVCAST_UNROLL(1)
+        for (std::uint32_t i = 0; i < count; ++i) {
+            const auto previous = present;
+            present = next;
+            if (i + 1 < count) next = reader_of(i + 1);
+            words_.prepare(2 * most_words(present.shift));  // and escapes of the step before
+            const Symbols own = step<true, false>(present.table, present.shift, present.count, [&] {
+                if (i != 0) finish(previous);
+            });
+            symbols = own;
+        }
+        finish(present);
     }
 
     // A side vector, clamped into [low, high]. False, in all lanes, where that changed it.
@@ -237,50 +288,85 @@ class WarpReader {
     static constexpr std::uint32_t kStateBytes = kLanes * sizeof(std::uint32_t);
 
   private:
+    // A step's symbols, before they are values.
+    struct Symbols {
+        std::uint32_t entry;
+        std::uint32_t raw;
+        unsigned escapes;  // lanes
+    };
+
+    // What a step takes at most: a refill of every lane, raw bits, an escape of every lane.
+    static __device__ constexpr std::uint32_t most_words(unsigned planes) { return 2 * kLanes + 2 * planes; }
+    static constexpr std::uint32_t kStepsAhead = 4;
+    static_assert(kStepsAhead * (2 * kLanes + 2 * 24) <= WordRing::kMost);
+
     // sink(index, high, raw) of `count` symbols.
     template <bool Raw, typename Sink>
     __device__ __forceinline__ void groups(const LaneTable& table, unsigned planes, std::uint32_t count,
                                            Sink sink) {
-        std::uint32_t at = 0;
-        for (; at + kLanes <= count; at += kLanes) group<Raw, true>(table, planes, kLanes, at, sink);
-        if (at < count) group<Raw, false>(table, planes, count - at, at, sink);
+        const std::uint32_t need = kStepsAhead * most_words(planes);
+        const std::uint32_t full = count / kLanes, rest = count % kLanes;
+        if (full != 0) {
+            words_.prepare(need);
+            Symbols symbols = step<Raw, true>(table, planes, kLanes, [] {});
+            std::uint32_t index = lane_id();
+            KVCAST_UNROLL(1)
+            for (std::uint32_t i = 1; i < full; ++i, index += kLanes) {
+                if (i % kStepsAhead == 0) words_.prepare(need);
+                symbols = step<Raw, true>(table, planes, kLanes,
+                                          [&] { sink(index, high_of(symbols), symbols.raw); });
+            }
+            sink(index, high_of(symbols), symbols.raw);
+        }
+        if (rest != 0) {
+            words_.prepare(need);
+            const Symbols symbols = step<Raw, false>(table, planes, rest, [] {});
+            const std::int32_t high = high_of(symbols);
+            if (lane_id() < rest) sink(full * kLanes + lane_id(), high, symbols.raw);
+        }
     }
 
-    // One symbol of each of the first n lanes, 1 to 32; Full: of all.
-    template <bool Raw, bool Full, typename Sink>
-    __device__ __forceinline__ void group(const LaneTable& table, unsigned planes, std::uint32_t n,
-                                          std::uint32_t at, Sink& sink) {
-        words_.prepare();
+    // One symbol of each of the first n lanes, 1 to 32; Full: of all. `meanwhile` finishes the step before,
+    // which may take words, while the table is asked.
+    template <bool Raw, bool Full, typename Meanwhile>
+    __device__ __forceinline__ Symbols step(const LaneTable& table, unsigned planes, std::uint32_t n,
+                                            Meanwhile meanwhile) {
         const bool active = Full || lane_id() < n;
-        const std::uint32_t entry = table.find(state_);
+        const LaneTable bucket = table.bucket_of(state_);
+        meanwhile();
+        const std::uint32_t entry = bucket.entry_of(state_);
         const std::uint32_t after = active ? state_after(state_, entry) : state_;
         const bool low = active && after < kStateLow;
         const unsigned lows = __ballot_sync(kFullWarp, low);
-        const std::uint32_t refilled =
-            after << 16 | words_.peek(static_cast<std::uint32_t>(__popc(lows & before_)));
-        state_ = low ? refilled : after;
+        const std::uint32_t word = words_.peek(static_cast<std::uint32_t>(__popc(lows & before_)));
+        state_ = low ? after << 16 | word : after;
         words_.skip(static_cast<std::uint32_t>(__popc(lows)));
-
         std::uint32_t raw = 0;
         if constexpr (Raw) raw = take_raw(planes, Full || n > 16 ? 2 : 1);
-
-        const bool escaped = active && entry_symbol(entry) == kEscape;
-        const unsigned escapes = __ballot_sync(kFullWarp, escaped);
-        auto high = static_cast<std::int32_t>(entry_symbol(entry)) - kSymbolZero;
-        if (escapes != 0) {
-            const std::uint32_t w = words_.peek(static_cast<std::uint32_t>(__popc(escapes & before_)));
-            if (escaped) high = static_cast<std::int16_t>(w);
-            words_.skip(static_cast<std::uint32_t>(__popc(escapes)));
-        }
-        if (active) sink(at + lane_id(), high, raw);
+        return {entry, raw, __ballot_sync(kFullWarp, active && entry_symbol(entry) == kEscape)};
     }
 
-    // This lane's bit of each plane, lowest first: two words a plane, or one for up to 16 lanes.
+    // What the symbols say without their raw bits; takes the words of escapes.
+    __device__ __forceinline__ std::int32_t high_of(const Symbols& symbols) {
+        auto high = static_cast<std::int32_t>(entry_symbol(symbols.entry)) - kSymbolZero;
+        if (symbols.escapes != 0) {
+            const std::uint32_t w =
+                words_.peek(static_cast<std::uint32_t>(__popc(symbols.escapes & before_)));
+            if ((symbols.escapes >> lane_id() & 1u) != 0) high = static_cast<std::int16_t>(w);
+            words_.skip(static_cast<std::uint32_t>(__popc(symbols.escapes)));
+        }
+        return high;
+    }
+
+    // This lane's bit of each plane: two words a plane, or one for up to 16 lanes. From the highest plane
+    // down, every bit goes to the top of a word, and from there to the bottom of what there is.
     __device__ __forceinline__ std::uint32_t take_raw(unsigned planes, std::uint32_t per_plane) {
         const std::uint32_t own = per_plane == 2 ? lane_id() / 16 : 0;
+        const unsigned to_top = 31 - lane_id() % 16;
         std::uint32_t raw = 0;
-        for (unsigned plane = 0; plane < planes; ++plane)
-            raw |= (words_.peek(plane * per_plane + own) >> (lane_id() % 16) & 1u) << plane;
+        KVCAST_UNROLL(4)
+        for (unsigned plane = planes; plane-- > 0;)
+            raw = __funnelshift_l(words_.peek(plane * per_plane + own) << to_top, raw, 1);
         words_.skip(planes * per_plane);
         return raw;
     }

@@ -176,6 +176,10 @@ inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
         out |= static_cast<unsigned>(both >> (selector >> 4 * i & 7) * 8 & 255) << 8 * i;
     return out;
 }
+// The upper word of high:low, shifted.
+inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
+    return static_cast<unsigned>((std::uint64_t{high} << 32 | low) << (shift & 31) >> 32);
+}
 inline int __ffs(int x) {
     return x == 0 ? 0 : std::countr_zero(static_cast<unsigned>(x)) + 1;
 }
@@ -221,6 +225,10 @@ T atomicCAS(T* at, T expected, T value) {
 }
 
 // ---- the runtime
+
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
 
 struct dim3 {
     unsigned x = 1, y = 1, z = 1;
