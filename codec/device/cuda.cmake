@@ -38,9 +38,11 @@ add_library(kvcast_cuda STATIC
     kernels/cuda/klt.cu
     kernels/cuda/klt_quantise.cu
     kernels/cuda/klt_write.cu
+    kernels/cuda/prepare.cu
     kernels/cuda/store.cu
     codec/device/analysis_image.cpp
     codec/device/calibration_image.cpp
+    codec/device/coder_tables.cpp
     codec/device/decode_batch.cu
     codec/device/decode_plan.cpp
     codec/device/encode_batch.cu

@@ -1,7 +1,6 @@
-// Entropy coding of analysed planes: one warp per block, backwards, then packing.
+// Entropy coding of prepared strips: one warp per block, backwards, then packing.
 #include "kernels/cuda/encode_launch.h"
 #include "kernels/cuda/platform.cuh"
-#include "kernels/cuda/rows.cuh"
 #include "kernels/cuda/warp_writer.cuh"
 
 namespace kvcast::kernels::cuda {
@@ -10,83 +9,120 @@ namespace {
 constexpr std::uint32_t kEncodeWarps = 2;  // of a block of threads
 constexpr std::uint32_t kPackThreads = 128;
 
-__device__ void write_exact_rows(WarpWriter& out, const EncodePlaneTask& p, std::uint32_t head,
-                                 Memory memory) {
-    const auto* models =
-        reinterpret_cast<const std::uint16_t*>(memory.workspace + p.row_models) + head * p.exact_rows;
-    for (std::uint32_t t = p.exact_rows; t-- > 0;) {
-        const std::uint32_t model = models[t];
-        const std::uint8_t* row = row_of(p.in, t) + head * p.in.head_bytes;
-        out.floats(model & 255u, model >> 8, p.source, p.channels,
-                   [&](std::uint32_t c) { return element_of(row, p.source, c); });
-        out.word(model);
+// The batches of a head from its last to its first. What a batch needs is loaded when it is taken, well
+// before its turn.
+class BatchCursor {
+  public:
+    __device__ BatchCursor(Memory memory, const EncodePlaneTask& p, bool quantised, std::uint32_t head)
+        : list_(strip_list(p, quantised)),
+          words_(reinterpret_cast<const std::uint32_t*>(memory.workspace + p.strips) +
+                 std::uint64_t{head} * p.head_strips),
+          record_(reinterpret_cast<const std::uint32_t*>(memory.workspace + p.records) +
+                  (std::uint64_t{head} * p.head_batches + list_.batches()) * record_words(p.plane_lines)),
+          record_words_(record_words(p.plane_lines)),
+          strip_(list_.strips()),
+          own_(line_of_words(strip_ / kLanes)),
+          below_(line_of_words(strip_ / kLanes - 1)) {
+        next_strip();
     }
-}
 
-__device__ void write_exact_body(WarpWriter& out, const EncodePlaneTask& p, const std::int16_t* side,
-                                 const std::uint32_t* bits) {
-    const std::int16_t* tables = side + p.heads * p.channels;
-    for (std::uint32_t c = p.channels; c-- > 0;) {
-        const std::uint32_t* row = bits + std::uint64_t{c} * p.body_tokens;
-        out.floats(static_cast<std::uint32_t>(side[c]), static_cast<std::uint32_t>(tables[c]), p.source,
-                   p.body_tokens, [&](std::uint32_t i) { return row[i]; });
-    }
-    out.vector(p.channels, tables);
-    out.vector(p.channels, side);
-}
+    __device__ bool done() const { return batches_ == 0; }
 
-__device__ void write_quantised_body(WarpWriter& out, const EncodePlaneTask& p, const std::int16_t* side,
-                                     const std::int16_t* symbols) {
-    const bool anchored = p.anchor_group != 0;
-    const std::uint32_t first = anchored ? div_up(p.body_tokens, p.anchor_group) : p.body_tokens;
-    const std::int16_t* delta_classes = side + p.heads * p.channels;
-    const std::int16_t* means = delta_classes + p.heads * p.channels;
-    for (std::uint32_t c = p.channels; c-- > 0;) {
-        const std::int16_t* q = symbols + std::uint64_t{c} * p.body_tokens;
-        if (anchored) {
-            out.strip(static_cast<unsigned>(delta_classes[c]), p.body_tokens - first,
-                      [&](std::uint32_t i) { return std::int32_t{q[first + i]}; });
+    // The present batch; then goes on to the one before. An empty batch where all are done.
+    __device__ Batch take() {
+        Batch b = {};
+        if (done()) return b;
+        record_ -= record_words_;
+        --batches_;
+        const std::uint32_t left = count_ - batches_ * kBatchValues;
+        b.strip = strip_word_;
+        b.count = left < kBatchValues ? left : kBatchValues;
+        b.first = batches_ == 0;
+        b.record = record_;
+        if (b.strip.coded()) {
+            b.symbols = record_[lane_id()];
+            for (std::uint32_t line = 0; line < kMostPlaneLines; ++line) {
+                if (line < lines_of_planes(b.strip.planes()))
+                    b.raw[line] = record_[(1 + line) * kLanes + lane_id()];
+            }
         }
-        out.strip(static_cast<unsigned>(side[c]), first, [&](std::uint32_t i) { return std::int32_t{q[i]}; });
+        if (batches_ == 0) next_strip();
+        return b;
     }
-    out.vector(p.channels, means);
-    if (anchored) out.vector(p.channels, delta_classes);
-    out.vector(p.channels, side);
-}
 
-__device__ void write_head(WarpWriter& out, const EncodePlaneTask& p, std::uint32_t head, bool quantised,
-                           Memory memory) {
-    if (p.body_tokens != 0) {
-        const auto* side =
-            reinterpret_cast<const std::int16_t*>(memory.workspace + p.classes) + head * p.channels;
-        const std::uint64_t body = std::uint64_t{head} * p.channels * p.body_tokens;
-        if (quantised) {
-            write_quantised_body(out, p, side,
-                                 reinterpret_cast<const std::int16_t*>(memory.workspace + p.symbols) + body);
-        } else {
-            write_exact_body(out, p, side,
-                             reinterpret_cast<const std::uint32_t*>(memory.workspace + p.tile) + body);
+  private:
+    // Words of 32 strips; zeros where there are none.
+    __device__ std::uint32_t line_of_words(std::uint32_t line) const {
+        const std::uint32_t strip = line * kLanes + lane_id();
+        return strip < list_.strips() ? words_[strip] : 0;
+    }
+
+    // Without an index that would put the list into local memory.
+    __device__ std::uint32_t values_of(std::uint32_t strip) const {
+        if (strip < list_.wide()) return list_.channels;
+        const bool second = list_.parts == 2 && (strip - list_.wide()) % 2 != 0;
+        return second ? list_.counts[1] : list_.counts[0];
+    }
+
+    // Strips without values are passed over.
+    __device__ void next_strip() {
+        while (batches_ == 0 && strip_ > 0) {
+            if (strip_ % kLanes == 0) {
+                own_ = below_;
+                below_ = line_of_words(strip_ / kLanes - 2);
+            }
+            --strip_;
+            strip_word_ =
+                StripWord::from_bits(__shfl_sync(kFullWarp, own_, static_cast<int>(strip_ % kLanes)));
+            count_ = values_of(strip_);
+            batches_ = div_up(count_, kBatchValues);
         }
     }
-    write_exact_rows(out, p, head, memory);
+
+    const StripList list_;
+    const std::uint32_t* words_;
+    const std::uint32_t* record_;
+    const std::uint32_t record_words_;
+    std::uint32_t strip_;
+    std::uint32_t batches_ = 0;  // that are left of the strip
+    std::uint32_t count_ = 0;    // its values
+    StripWord strip_word_ = StripWord::empty();
+    std::uint32_t own_;    // this lane's word of the strip's line of 32 strips
+    std::uint32_t below_;  // of the line before
+};
+
+__device__ void write_head(WarpWriter& out, Memory memory, const EncodePlaneTask& p, bool quantised,
+                           std::uint32_t head) {
+    BatchCursor cursor(memory, p, quantised, head);
+    Batch now = cursor.take(), next = cursor.take();
+    while (now.count != 0) {
+        const Batch third = cursor.take();
+        out.batch(now, p.plane_lines);
+        now = next;
+        next = third;
+    }
 }
 
 __global__ void encode_blocks(Memory memory, const EncodePlaneTask* planes, const EncodeBlockTask* blocks,
                               std::uint32_t count, const CoderTables* tables, const PlaneChoice* choices,
                               std::uint32_t* block_bytes) {
-    const std::uint32_t index = blockIdx.x * kEncodeWarps + threadIdx.x / kLanes;
+    using Shared = WriterShared<kEncodeWarps>;
+    auto& shared = *dynamic_shared<Shared>();
+    shared.load(tables->steps);
+    const std::uint32_t warp = threadIdx.x / kLanes, index = blockIdx.x * kEncodeWarps + warp;
     if (index >= count) return;
     const EncodeBlockTask block = blocks[index];
-    auto* end = reinterpret_cast<std::uint8_t*>(memory.workspace + block.slot) + block.slot_bytes;
-    WarpWriter out(end, tables);
+    const std::uint32_t end = block.slot_bytes / 2;
+    WarpWriter out(reinterpret_cast<std::uint16_t*>(memory.workspace + block.slot), end, &shared.tables,
+                   shared.raw[warp]);
     for (std::uint32_t head = block.end_head; head-- > block.first_head;) {
         const std::uint32_t k_heads = planes[block.plane].heads;
         const bool second = head >= k_heads;
         const std::uint32_t plane = block.plane + (second ? 1 : 0);
-        write_head(out, planes[plane], head - (second ? k_heads : 0), choices[plane].quantised != 0, memory);
+        write_head(out, memory, planes[plane], choices[plane].quantised != 0, head - (second ? k_heads : 0));
     }
-    const std::uint8_t* begin = out.finish();
-    if (lane_id() == 0) block_bytes[index] = static_cast<std::uint32_t>(end - begin);
+    out.finish();
+    if (lane_id() == 0) block_bytes[index] = (end - out.begin()) * 2;
 }
 
 // One block of threads per coded block.
@@ -117,8 +153,9 @@ __global__ void pack_blocks(Memory memory, const PackTask* packs, std::uint32_t 
 cudaError_t launch_encode(Memory memory, const EncodePlaneTask* planes, const EncodeBlockTask* blocks,
                           std::uint32_t count, const CoderTables* tables, const PlaneChoice* choices,
                           std::uint32_t* block_bytes, cudaStream_t stream) {
-    return launch(encode_blocks, {div_up(count, kEncodeWarps), kEncodeWarps * kLanes}, stream, memory, planes,
-                  blocks, count, tables, choices, block_bytes);
+    const Shape shape = {div_up(count, kEncodeWarps), kEncodeWarps * kLanes,
+                         sizeof(WriterShared<kEncodeWarps>)};
+    return launch(encode_blocks, shape, stream, memory, planes, blocks, count, tables, choices, block_bytes);
 }
 
 cudaError_t launch_pack(Memory memory, const PackTask* packs, std::uint32_t chunks, std::uint32_t most_blocks,

@@ -4,7 +4,7 @@
 #include "kernels/cuda/klt_encode_launch.h"
 #include "kernels/cuda/platform.cuh"
 #include "kernels/cuda/rows.cuh"
-#include "kernels/cuda/warp_writer.cuh"
+#include "kernels/cuda/side_vector.cuh"
 #include "kernels/klt_choice.h"
 
 namespace kvcast::kernels::cuda {
@@ -183,7 +183,8 @@ __device__ std::int16_t cheapest_gain(const CoderTables& tables, const std::int8
     std::uint64_t costs[kKltGainsTried] = {};
     for (std::uint32_t j = lane_id(); j < active; j += kLanes) {
         for (std::int32_t n = 0; n < kKltGainsTried; ++n)
-            costs[n] += coefficient_cost(tables, klt_class(classes[klt_group_of(j)], klt_gain_tried(n)), q[j]);
+            costs[n] +=
+                coefficient_cost(tables, klt_class(classes[klt_group_of(j)], klt_gain_tried(n)), q[j]);
     }
     std::int32_t best = 0;
     std::uint64_t least = ~std::uint64_t{0};

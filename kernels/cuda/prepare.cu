@@ -1,0 +1,238 @@
+// From planes whose scales are decided to strips (kernels/cuda/strip_list.h): means, classes, symbols,
+// exponent models, side vectors. Arithmetic as in analyse.cu.
+#include "kernels/cuda/encode_launch.h"
+#include "kernels/cuda/exponent_model.cuh"
+#include "kernels/cuda/moments.cuh"
+#include "kernels/cuda/platform.cuh"
+#include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/strip_record.cuh"
+#include "kernels/plane_scale.h"
+
+namespace kvcast::kernels::cuda {
+namespace {
+
+constexpr std::uint32_t kThreads = 128;
+constexpr std::uint32_t kWarps = kThreads / kLanes;
+
+// Where the strips of a head go.
+struct HeadStrips {
+    const EncodePlaneTask& plane;
+    StripList list;
+    std::uint32_t* words;
+    std::uint32_t* records;
+    std::int16_t* side;
+
+    __device__ HeadStrips(Memory memory, const EncodePlaneTask& p, bool quantised, std::uint32_t head)
+        : plane(p),
+          list(strip_list(p, quantised)),
+          words(reinterpret_cast<std::uint32_t*>(memory.workspace + p.strips) +
+                std::uint64_t{head} * p.head_strips),
+          records(reinterpret_cast<std::uint32_t*>(memory.workspace + p.records) +
+                  std::uint64_t{head} * p.head_batches * record_words(p.plane_lines)),
+          side(reinterpret_cast<std::int16_t*>(memory.workspace + p.side) +
+               std::uint64_t{head} * kMostVectors * p.channels) {}
+
+    // A strip of split(0) to split(count - 1), from record `batch` on.
+    template <typename Split>
+    __device__ void put(std::uint32_t strip, std::uint64_t batch, StripWord word, std::uint32_t count,
+                        Split split) const {
+        if (lane_id() == 0) words[strip] = word.bits();
+        if (word.coded())
+            write_records(records + batch * record_words(plane.plane_lines), plane.plane_lines, word.planes(),
+                          count, split);
+    }
+    template <typename Split>
+    __device__ void put_part(std::uint32_t channel, std::uint32_t part, StripWord word, Split split) const {
+        put(list.part(channel, part), list.part_batch(channel, part), word, list.counts[part], split);
+    }
+    template <typename Split>
+    __device__ void put_wide(std::uint32_t strip, StripWord word, Split split) const {
+        put(strip, list.wide_batch(strip), word, plane.channels, split);
+    }
+
+    __device__ std::int16_t* vector(std::uint32_t v) const { return side + v * plane.channels; }
+};
+
+__device__ StripWord floats_word(const ExponentModel& m, Dtype dtype) {
+    return StripWord::of(kFirstExponentTable + m.table, mantissa_bits(dtype) + 1);
+}
+
+// ---- quantised channels
+
+// The class for `count` values whose magnitudes sum to `sum`.
+__device__ unsigned class_for(const CoderTables& tables, std::uint64_t sum, std::uint32_t count) {
+    if (sum == 0) return 0;
+    const std::uint64_t mean = sum * 256 / count;
+    unsigned spread_class = 1;
+    for (const std::uint32_t threshold : tables.class_thresholds) spread_class += threshold <= mean ? 1 : 0;
+    return spread_class;
+}
+
+// Values against predictions, in steps of 2^shift states.
+struct Quantiser {
+    float inverse_unit;
+    float step;  // 2^-shift
+
+    __device__ Quantiser(float inverse, unsigned shift)
+        : inverse_unit(inverse), step(power_of_two(-static_cast<int>(shift))) {}
+
+    __device__ std::int16_t operator()(float value, std::int16_t prediction) const {
+        constexpr auto bound = static_cast<float>(kSymbolLimit);
+        const float residual = (value * inverse_unit - static_cast<float>(prediction)) * step;
+        const float clamped = residual < -bound ? -bound : residual > bound ? bound : residual;
+        return static_cast<std::int16_t>(round_even(clamped));
+    }
+};
+
+// The mean of a channel in quarter steps.
+template <typename Value>
+__device__ std::int16_t mean_of(std::uint32_t count, float inverse_unit, unsigned guard_bits, Value value) {
+    const Moments m = moments_of(count, inverse_unit, value);
+    const double mean =
+        static_cast<double>(m.sum) / static_cast<double>(count) / (1 << (guard_bits - kMeanFraction));
+    const double rounded = nearbyint(mean);
+    return static_cast<std::int16_t>(rounded < -kMeanLimit  ? -kMeanLimit
+                                     : rounded > kMeanLimit ? kMeanLimit
+                                                            : rounded);
+}
+
+// Part `part` of a channel, whose quantised values are q(i): its class, which the strip is coded with.
+template <typename Quantised>
+__device__ unsigned put_quantised(const HeadStrips& head, const CoderTables& tables, std::uint32_t channel,
+                                  std::uint32_t part, Quantised q) {
+    const std::uint32_t count = head.list.counts[part];
+    std::int64_t sum = 0;
+    for (std::uint32_t i = lane_id(); i < count; i += kLanes) {
+        const std::int16_t v = q(i);
+        sum += v < 0 ? -v : v;
+    }
+    const unsigned spread_class =
+        count == 0 ? 0 : class_for(tables, static_cast<std::uint64_t>(sum_of_lanes(sum)), count);
+    const StripWord word = StripWord::of_class(spread_class);
+    const SplitByClass split = {word.planes()};
+    head.put_part(channel, part, word, [&](std::uint32_t i) { return split(q(i)); });
+    return spread_class;
+}
+
+__device__ void quantise_channel(const HeadStrips& head, const PlaneChoice& choice, const CoderTables& tables,
+                                 std::uint32_t channel, const float* row) {
+    const EncodePlaneTask& p = head.plane;
+    const float inverse_unit = 1.0f / unit_of(choice.scale);
+    const unsigned guard = choice.guard_bits;
+    const bool anchored = p.anchor_group != 0;
+    const std::uint32_t stride = anchored ? p.anchor_group : 1;
+    const unsigned fine = anchored ? guard - p.anchor_shift : guard;
+    const auto first = [&](std::uint32_t i) { return row[i * stride]; };
+    const std::int16_t mean = mean_of(head.list.counts[0], inverse_unit, guard, first);
+    const std::int16_t prediction = mean_state(mean, guard);
+    const Quantiser finely(inverse_unit, fine);
+    const auto anchor = [&](std::uint32_t i) { return finely(first(i), prediction); };
+    const unsigned spread_class = put_quantised(head, tables, channel, 0, anchor);
+    unsigned delta_class = 0;
+    if (anchored) {
+        const std::uint32_t between = p.anchor_group - 1;
+        const Quantiser coarsely(inverse_unit, guard);
+        delta_class = put_quantised(head, tables, channel, 1, [&](std::uint32_t i) {
+            const std::uint32_t group = i / between;
+            return coarsely(row[group * stride + 1 + i % between],
+                            state_of(prediction, anchor(group), fine));
+        });
+    }
+    if (lane_id() != 0) return;
+    head.vector(0)[channel] = static_cast<std::int16_t>(spread_class);
+    if (anchored) head.vector(1)[channel] = static_cast<std::int16_t>(delta_class);
+    head.vector(anchored ? 2 : 1)[channel] = mean;
+}
+
+// ---- exact channels and rows
+
+// The strip of a channel's stored bits.
+__device__ void model_channel(const HeadStrips& head, const CoderTables& tables, std::uint32_t channel,
+                              const std::uint32_t* row, std::uint32_t* counts) {
+    const EncodePlaneTask& p = head.plane;
+    const auto bits = [&](std::uint32_t i) { return row[i]; };
+    const ExponentModel m = exponent_model(tables, p.source, p.body_tokens, counts, bits);
+    const SplitByExponent split = {m.center, p.source};
+    head.put_part(channel, 0, floats_word(m, p.source), [&](std::uint32_t i) { return split(bits(i)); });
+    if (lane_id() != 0) return;
+    head.vector(0)[channel] = static_cast<std::int16_t>(m.center);
+    head.vector(1)[channel] = static_cast<std::int16_t>(m.table);
+}
+
+// One warp per channel of a body.
+__global__ void prepare_channels(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
+                                 std::uint32_t channels, const PlaneChoice* choices,
+                                 const CoderTables* tables) {
+    __shared__ std::uint32_t counts[kWarps][256];
+    const std::uint32_t item = blockIdx.x * kWarps + threadIdx.x / kLanes;
+    if (item >= channels) return;
+    const std::uint32_t index = task_of<&EncodePlaneTask::first_channel>(planes, count, item);
+    const EncodePlaneTask& p = planes[index];
+    if (p.body_tokens == 0) return;
+    const std::uint32_t local = item - p.first_channel, channel = local % p.channels;
+    const HeadStrips head(memory, p, choices[index].quantised != 0, local / p.channels);
+    const std::byte* row = memory.workspace + p.tile + std::uint64_t{local} * p.body_tokens * sizeof(float);
+    if (choices[index].quantised != 0) {
+        quantise_channel(head, choices[index], *tables, channel, reinterpret_cast<const float*>(row));
+    } else {
+        model_channel(head, *tables, channel, reinterpret_cast<const std::uint32_t*>(row),
+                      counts[threadIdx.x / kLanes]);
+    }
+}
+
+// One warp per exact row of a head.
+__global__ void prepare_rows(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
+                             std::uint32_t rows, const PlaneChoice* choices, const CoderTables* tables) {
+    __shared__ std::uint32_t counts[kWarps][256];
+    const std::uint32_t item = blockIdx.x * kWarps + threadIdx.x / kLanes;
+    if (item >= rows) return;
+    const std::uint32_t index = task_of<&EncodePlaneTask::first_row>(planes, count, item);
+    const EncodePlaneTask& p = planes[index];
+    const std::uint32_t local = item - p.first_row, head = local / p.exact_rows, token = local % p.exact_rows;
+    const std::uint8_t* row = row_of(p.in, token) + head * p.in.head_bytes;
+    const auto bits = [&](std::uint32_t c) { return element_of(row, p.source, c); };
+    const ExponentModel m =
+        exponent_model(*tables, p.source, p.channels, counts[threadIdx.x / kLanes], bits);
+    const SplitByExponent split = {m.center, p.source};
+    HeadStrips(memory, p, choices[index].quantised != 0, head)
+        .put_wide(token, floats_word(m, p.source).after(m.center | m.table << 8),
+                  [&](std::uint32_t c) { return split(bits(c)); });
+}
+
+// ---- side vectors
+
+// One warp per side vector of a head, of channels that are prepared.
+__global__ void prepare_vectors(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
+                                std::uint32_t heads, const PlaneChoice* choices, const CoderTables* tables) {
+    const std::uint32_t item = blockIdx.x * kWarps + threadIdx.x / kLanes;
+    if (item >= heads * kMostVectors) return;
+    const std::uint32_t v = item % kMostVectors;
+    const std::uint32_t index = task_of<&EncodePlaneTask::first_head>(planes, count, item / kMostVectors);
+    const EncodePlaneTask& p = planes[index];
+    const HeadStrips head(memory, p, choices[index].quantised != 0, item / kMostVectors - p.first_head);
+    if (v >= head.list.vectors) return;
+    const std::int16_t* values = head.vector(v);
+    const SideVector vector =
+        side_vector(*tables, p.channels, [&](std::uint32_t c) { return std::int32_t{values[c]}; });
+    const StripWord word = StripWord::of_class(vector.spread_class);
+    const SplitByClass split = {word.planes()};
+    head.put_wide(head.list.vector(v), word.after(vector.word()),
+                  [&](std::uint32_t c) { return split(values[c] - vector.reference); });
+}
+
+}  // namespace
+
+cudaError_t launch_prepare(Memory memory, const EncodePlaneTask* planes, Extents n, const CoderTables* tables,
+                           const PlaneChoice* choices, cudaStream_t stream) {
+    const Shape per_channel = {div_up(n.channels, kWarps), kThreads};
+    cudaError_t e =
+        launch(prepare_channels, per_channel, stream, memory, planes, n.planes, n.channels, choices, tables);
+    if (e != cudaSuccess) return e;
+    e = launch(prepare_rows, {div_up(n.rows, kWarps), kThreads}, stream, memory, planes, n.planes, n.rows,
+               choices, tables);
+    if (e != cudaSuccess) return e;
+    return launch(prepare_vectors, {div_up(n.heads * kMostVectors, kWarps), kThreads}, stream, memory, planes,
+                  n.planes, n.heads, choices, tables);
+}
+
+}  // namespace kvcast::kernels::cuda
