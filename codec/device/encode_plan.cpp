@@ -17,6 +17,9 @@ namespace {
 
 namespace cuda = kernels::cuda;
 
+// What memory is read and written by.
+constexpr std::size_t kTileSector = 32;
+
 // check_input, which looks at how many planes are given and not at what is in them.
 Status check_without_planes(ChunkInput input, std::size_t planes, const EncodeOptions& options) {
     const std::vector<PlaneRows> none(planes);
@@ -120,7 +123,8 @@ class EncodePlan::Builder {
         cuda::EncodePlaneTask task = {};
         task.in = rows_at(c.planes[index], shape.head_dim, h.layout.dtype);
         task.relative_step = lossless ? 0 : kDeltaSteps[h.level - 1] * multiplier;
-        task.tile = workspace_.take(width * body * sizeof(float));
+        task.tile_stride = u32(round_up(body, kTileSector / kernels::dtype_bytes(h.layout.dtype)));
+        task.tile = workspace_.take(width * task.tile_stride * kernels::dtype_bytes(h.layout.dtype));
         task.moments = workspace_.take(width * sizeof(kernels::Moments));
         task.largest = workspace_.take(sizeof(std::uint32_t));
         task.heads = u32(shape.heads);

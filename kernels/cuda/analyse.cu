@@ -5,6 +5,7 @@
 #include "kernels/cuda/moments.cuh"
 #include "kernels/cuda/platform.cuh"
 #include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/tile_values.cuh"
 #include "kernels/plane_scale.h"
 
 namespace kvcast::kernels::cuda {
@@ -20,15 +21,13 @@ __device__ std::uint32_t element(const EncodePlaneTask& p, std::uint32_t token, 
     return element_of(row_of(p.in, token) + head * p.in.head_bytes, p.source, channel);
 }
 
-// Floats of planes that may be quantised, turned back, and the plane's largest magnitude; or the stored bits
-// of planes that are exact after all.
+// A tile of 32 tokens by 32 slots: stored bits, channel by channel, and the largest magnitude that is in them
+// once they are turned back.
 __global__ void load_tiles(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
-                           const RotationTask* rotations, const PlaneChoice* choices, bool bits) {
+                           const RotationTask* rotations) {
     __shared__ std::uint32_t first[kStoreTokens][kStoreSlots + 1];
     __shared__ std::uint32_t second[kStoreTokens][kStoreSlots + 1];
-    const std::uint32_t index = task_of<&EncodePlaneTask::first_tile>(planes, count, blockIdx.x);
-    const EncodePlaneTask& p = planes[index];
-    if (bits ? choices[index].quantised != 0 : p.lossless) return;
+    const EncodePlaneTask& p = planes[task_of<&EncodePlaneTask::first_tile>(planes, count, blockIdx.x)];
     const RotationTask* r = p.rotation == kNone ? nullptr : rotations + p.rotation;
     const std::uint32_t slots = slots_of(p.channels, r == nullptr ? 0 : r->pairs);
     const std::uint32_t across = div_up(slots, kStoreSlots), down = div_up(p.body_tokens, kStoreTokens);
@@ -47,12 +46,9 @@ __global__ void load_tiles(Memory memory, const EncodePlaneTask* planes, std::ui
     }
     __syncthreads();
 
-    auto* tile = reinterpret_cast<std::uint32_t*>(memory.workspace + p.tile) +
-                 std::uint64_t{head} * p.channels * p.body_tokens;
     std::uint32_t largest = 0;  // magnitudes order like their bits, and NaN above infinity
-    const auto put = [&](std::uint32_t channel, std::uint32_t token, std::uint32_t value) {
-        tile[std::uint64_t{channel} * p.body_tokens + token] = value;
-        const std::uint32_t magnitude = value & 0x7fffffffu;
+    const auto see = [&](float value) {
+        const std::uint32_t magnitude = std::bit_cast<std::uint32_t>(value) & 0x7fffffffu;
         largest = magnitude > largest ? magnitude : largest;
     };
     for (std::uint32_t i = threadIdx.x; i < kStoreTokens * kStoreSlots; i += kThreads) {
@@ -60,24 +56,22 @@ __global__ void load_tiles(Memory memory, const EncodePlaneTask* planes, std::ui
         const std::uint32_t token = first_token + t;
         if (first_slot + s >= slots || token >= p.body_tokens) continue;
         const Slot slot = slot_of(first_slot + s, r);
-        if (bits) {
-            put(slot.first, token, first[t][s]);
-            if (slot.pair) put(slot.second, token, second[t][s]);
-            continue;
-        }
+        put_bits(tile_row(memory, p, head, slot.first), p.source, token, first[t][s]);
+        if (slot.pair) put_bits(tile_row(memory, p, head, slot.second), p.source, token, second[t][s]);
+        if (p.lossless) continue;
         const float x = from_bits(p.source, first[t][s]);
         if (!slot.pair) {
-            put(slot.first, token, std::bit_cast<std::uint32_t>(x));
+            see(x);
             continue;
         }
-        const float y = from_bits(p.source, second[t][s]);
         const SinCos angle = reinterpret_cast<const SinCos*>(
             memory.workspace + r->table)[(first_slot + s) * r->columns + p.exact_rows + token];
-        const TurnedBack v = turned_back(x, y, angle);
-        put(slot.first, token, std::bit_cast<std::uint32_t>(v.a));
-        put(slot.second, token, std::bit_cast<std::uint32_t>(v.b));
+        const TurnedBack v = turned_back(x, from_bits(p.source, second[t][s]), angle);
+        see(v.a);
+        see(v.b);
     }
-    if (!bits) atomicMax(reinterpret_cast<std::uint32_t*>(memory.workspace + p.largest), largest);
+    largest = __reduce_max_sync(kFullWarp, largest);
+    if (lane_id() == 0) atomicMax(reinterpret_cast<std::uint32_t*>(memory.workspace + p.largest), largest);
 }
 
 __global__ void clear_largest(Memory memory, const EncodePlaneTask* planes, std::uint32_t count) {
@@ -94,18 +88,20 @@ __device__ float moment_scale(std::uint32_t largest) {
     return power_of_two(20 - (static_cast<int>(largest >> 23) - 127));
 }
 
+// One warp per channel.
 __global__ void take_moments(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
-                             std::uint32_t channels) {
-    const std::uint32_t channel = blockIdx.x * kWarps + threadIdx.x / kLanes;
-    if (channel >= channels) return;
-    const EncodePlaneTask& p = planes[task_of<&EncodePlaneTask::first_channel>(planes, count, channel)];
-    const std::uint32_t local = channel - p.first_channel;
+                             std::uint32_t channels, const RotationTask* rotations) {
+    const std::uint32_t item = blockIdx.x * kWarps + threadIdx.x / kLanes;
+    if (item >= channels) return;
+    const EncodePlaneTask& p = planes[task_of<&EncodePlaneTask::first_channel>(planes, count, item)];
     const float scale = moment_scale(*reinterpret_cast<const std::uint32_t*>(memory.workspace + p.largest));
     if (p.lossless || scale == 0) return;
-    const float* row =
-        reinterpret_cast<const float*>(memory.workspace + p.tile) + std::uint64_t{local} * p.body_tokens;
-    const Moments m = moments_of(p.body_tokens, scale, [&](std::uint32_t i) { return row[i]; });
-    if (lane_id() == 0) reinterpret_cast<Moments*>(memory.workspace + p.moments)[local] = m;
+    const RotationTask* r = p.rotation == kNone ? nullptr : rotations + p.rotation;
+    const std::uint32_t local = item - p.first_channel, head = local / p.channels;
+    const TileChannel c = tile_channel(local % p.channels, r);
+    const Moments m = moments_of(p.body_tokens, scale, TileValues(memory, p, r, head, c));
+    if (lane_id() == 0)
+        reinterpret_cast<Moments*>(memory.workspace + p.moments)[head * p.channels + c.channel] = m;
 }
 
 // A channel's squares about its mean.
@@ -153,13 +149,11 @@ cudaError_t launch_analysis(Memory memory, const EncodePlaneTask* planes, Extent
     const Shape per_channel = {div_up(n.channels, kWarps), kThreads};
     cudaError_t e = launch(clear_largest, per_plane, stream, memory, planes, n.planes);
     if (e != cudaSuccess) return e;
-    e = launch(load_tiles, per_tile, stream, memory, planes, n.planes, rotations, choices, false);
+    e = launch(load_tiles, per_tile, stream, memory, planes, n.planes, rotations);
     if (e != cudaSuccess) return e;
-    e = launch(take_moments, per_channel, stream, memory, planes, n.planes, n.channels);
+    e = launch(take_moments, per_channel, stream, memory, planes, n.planes, n.channels, rotations);
     if (e != cudaSuccess) return e;
-    e = launch(choose_scales, {n.planes, kLanes}, stream, memory, planes, choices);
-    if (e != cudaSuccess) return e;
-    return launch(load_tiles, per_tile, stream, memory, planes, n.planes, rotations, choices, true);
+    return launch(choose_scales, {n.planes, kLanes}, stream, memory, planes, choices);
 }
 
 }  // namespace kvcast::kernels::cuda

@@ -7,7 +7,7 @@ namespace kvcast::kernels::cuda {
 namespace {
 
 constexpr std::uint32_t kEncodeWarps = 2;  // of a block of threads
-constexpr std::uint32_t kPackThreads = 128;
+constexpr std::uint32_t kPackThreads = 256;
 
 // The batches of a head from its last to its first. What a batch needs is loaded when it is taken, well
 // before its turn.
@@ -125,27 +125,50 @@ __global__ void encode_blocks(Memory memory, const EncodePlaneTask* planes, cons
     if (lane_id() == 0) block_bytes[index] = (end - out.begin()) * 2;
 }
 
+// Bytes of the blocks from `first` up to `end`, in all threads of the block.
+__device__ std::uint64_t bytes_of(const std::uint32_t* block_bytes, std::uint32_t first, std::uint32_t end) {
+    __shared__ std::uint64_t sums[kPackThreads / kLanes];
+    std::uint64_t own = 0;
+    for (std::uint32_t b = first + threadIdx.x; b < end; b += kPackThreads) own += block_bytes[b];
+    own = sum_of_lanes(own);
+    if (lane_id() == 0) sums[threadIdx.x / kLanes] = own;
+    __syncthreads();
+    std::uint64_t all = 0;
+    for (const std::uint64_t sum : sums) all += sum;
+    return all;
+}
+
+// `count` 16-bit words, by a block of threads, two at a time. What is read beside them lies within the same
+// four bytes as one of them.
+__device__ void copy_words(std::uint16_t* to, const std::uint16_t* from, std::uint32_t count) {
+    const bool odd = reinterpret_cast<std::uintptr_t>(to) % 4 != 0;
+    if (odd && threadIdx.x == 0) to[0] = from[0];
+    to += odd ? 1 : 0;
+    from += odd ? 1 : 0;
+    count -= odd ? 1 : 0;
+    auto* out = reinterpret_cast<std::uint32_t*>(to);
+    const bool shifted = reinterpret_cast<std::uintptr_t>(from) % 4 != 0;
+    const auto* in = reinterpret_cast<const std::uint32_t*>(shifted ? from - 1 : from);
+    KVCAST_UNROLL(8)
+    for (std::uint32_t i = threadIdx.x; i < count / 2; i += kPackThreads)
+        out[i] = shifted ? in[i] >> 16 | in[i + 1] << 16 : in[i];
+    if (count % 2 != 0 && threadIdx.x == 0) to[count - 1] = from[count - 1];
+}
+
 // One block of threads per coded block.
 __global__ void pack_blocks(Memory memory, const PackTask* packs, std::uint32_t most_blocks,
                             const EncodeBlockTask* blocks, const std::uint32_t* block_bytes) {
-    __shared__ std::uint64_t offset;
     const PackTask& pack = packs[blockIdx.x / most_blocks];
     const std::uint32_t index = pack.first_block + blockIdx.x % most_blocks;
     if (index >= pack.end_block) return;
-    if (threadIdx.x == 0) offset = 0;
-    __syncthreads();
-    std::uint64_t before = 0;
-    for (std::uint32_t b = pack.first_block + threadIdx.x; b < index; b += kPackThreads)
-        before += block_bytes[b];
-    atomicAdd(reinterpret_cast<unsigned long long*>(&offset), static_cast<unsigned long long>(before));
-    __syncthreads();
+    const std::uint64_t offset = bytes_of(block_bytes, pack.first_block, index);
     const std::uint32_t bytes = block_bytes[index];
     if (offset + bytes > pack.capacity) return;
     const EncodeBlockTask& block = blocks[index];
-    const auto* from =
-        reinterpret_cast<const std::uint16_t*>(memory.workspace + block.slot + block.slot_bytes - bytes);
-    auto* to = reinterpret_cast<std::uint16_t*>(pack.payload + offset);
-    for (std::uint32_t i = threadIdx.x; i < bytes / 2; i += kPackThreads) to[i] = from[i];
+    copy_words(
+        reinterpret_cast<std::uint16_t*>(pack.payload + offset),
+        reinterpret_cast<const std::uint16_t*>(memory.workspace + block.slot + block.slot_bytes - bytes),
+        bytes / 2);
 }
 
 }  // namespace

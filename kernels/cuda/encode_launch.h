@@ -21,7 +21,8 @@ cudaError_t launch_analysis(Memory memory, const EncodePlaneTask* planes, Extent
 
 // Strips of analysed planes.
 cudaError_t launch_prepare(Memory memory, const EncodePlaneTask* planes, Extents extents,
-                           const CoderTables* tables, const PlaneChoice* choices, cudaStream_t stream);
+                           const RotationTask* rotations, const CoderTables* tables,
+                           const PlaneChoice* choices, cudaStream_t stream);
 
 // Codes `count` blocks of prepared strips into their slots, one warp per block; block_bytes[block] is their
 // size.

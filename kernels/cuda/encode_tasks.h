@@ -25,9 +25,8 @@ struct PlaneChoice {
 // One plane of one layer of a chunk, profiles delta and lossless.
 struct EncodePlaneTask {
     RowsAt in;
-    double relative_step;  // times the plane's standard deviation; lossless: 0
-    std::uint64_t
-        tile;  // workspace: [head][channel][body token] of 4 bytes: floats, or stored bits where exact
+    double relative_step;   // times the plane's standard deviation; lossless: 0
+    std::uint64_t tile;     // workspace: stored bits [head][channel][tile_stride]
     std::uint64_t strips;   // workspace: StripWord [head][strip], as StripList says
     std::uint64_t records;  // workspace: std::uint32_t [head][batch][record]
     std::uint64_t side;     // workspace: std::int16_t [head][vector][channel]: classes, delta classes if
@@ -37,6 +36,7 @@ struct EncodePlaneTask {
     std::uint32_t heads;
     std::uint32_t channels;  // per head
     std::uint32_t body_tokens;
+    std::uint32_t tile_stride;  // body tokens of a channel's row of the tile, in whole sectors of memory
     std::uint32_t exact_rows;
     std::uint32_t head_strips;   // at most, of a head
     std::uint32_t head_batches;  // at most

@@ -2,10 +2,10 @@
 // exponent models, side vectors. Arithmetic as in analyse.cu.
 #include "kernels/cuda/encode_launch.h"
 #include "kernels/cuda/exponent_model.cuh"
-#include "kernels/cuda/moments.cuh"
 #include "kernels/cuda/platform.cuh"
 #include "kernels/cuda/rows.cuh"
 #include "kernels/cuda/strip_record.cuh"
+#include "kernels/cuda/tile_values.cuh"
 #include "kernels/plane_scale.h"
 
 namespace kvcast::kernels::cuda {
@@ -45,6 +45,14 @@ struct HeadStrips {
     __device__ void put_part(std::uint32_t channel, std::uint32_t part, StripWord word, Split split) const {
         put(list.part(channel, part), list.part_batch(channel, part), word, list.counts[part], split);
     }
+    // Of a strip that is one batch: split(g, i).
+    template <typename Split>
+    __device__ void put_short_part(std::uint32_t channel, StripWord word, Split split) const {
+        if (lane_id() == 0) words[list.part(channel, 0)] = word.bits();
+        if (word.coded())
+            write_record(records + list.part_batch(channel, 0) * record_words(plane.plane_lines),
+                         plane.plane_lines, word.planes(), list.counts[0], split);
+    }
     template <typename Split>
     __device__ void put_wide(std::uint32_t strip, StripWord word, Split split) const {
         put(strip, list.wide_batch(strip), word, plane.channels, split);
@@ -80,77 +88,142 @@ struct Quantiser {
         constexpr auto bound = static_cast<float>(kSymbolLimit);
         const float residual = (value * inverse_unit - static_cast<float>(prediction)) * step;
         const float clamped = residual < -bound ? -bound : residual > bound ? bound : residual;
-        return static_cast<std::int16_t>(round_even(clamped));
+        return static_cast<std::int16_t>(nearest_integer(clamped));
     }
 };
 
-// The mean of a channel in quarter steps.
-template <typename Value>
-__device__ std::int16_t mean_of(std::uint32_t count, float inverse_unit, unsigned guard_bits, Value value) {
-    const Moments m = moments_of(count, inverse_unit, value);
+// The mean of a channel in quarter steps, from the sum of its states.
+__device__ std::int16_t mean_of(std::int64_t sum, std::uint32_t count, unsigned guard_bits) {
     const double mean =
-        static_cast<double>(m.sum) / static_cast<double>(count) / (1 << (guard_bits - kMeanFraction));
+        static_cast<double>(sum) / static_cast<double>(count) / (1 << (guard_bits - kMeanFraction));
     const double rounded = nearbyint(mean);
     return static_cast<std::int16_t>(rounded < -kMeanLimit  ? -kMeanLimit
                                      : rounded > kMeanLimit ? kMeanLimit
                                                             : rounded);
 }
 
-// Part `part` of a channel, whose quantised values are q(i): its class, which the strip is coded with.
-template <typename Quantised>
-__device__ unsigned put_quantised(const HeadStrips& head, const CoderTables& tables, std::uint32_t channel,
-                                  std::uint32_t part, Quantised q) {
-    const std::uint32_t count = head.list.counts[part];
-    std::int64_t sum = 0;
-    for (std::uint32_t i = lane_id(); i < count; i += kLanes) {
-        const std::int16_t v = q(i);
-        sum += v < 0 ? -v : v;
-    }
-    const unsigned spread_class =
-        count == 0 ? 0 : class_for(tables, static_cast<std::uint64_t>(sum_of_lanes(sum)), count);
-    const StripWord word = StripWord::of_class(spread_class);
-    const SplitByClass split = {word.planes()};
-    head.put_part(channel, part, word, [&](std::uint32_t i) { return split(q(i)); });
-    return spread_class;
+// Sums of 2^16 states stay within 32 bits: those of a quantised plane are 32000 at most.
+template <typename Value>
+__device__ std::int64_t sum_of_states(std::uint32_t count, float inverse_unit, Value value) {
+    std::int32_t sum = 0;
+    for (std::uint32_t i = lane_id(); i < count; i += kLanes) sum += nearest_integer(value(i) * inverse_unit);
+    return sum_of_lanes(sum);
 }
 
-__device__ void quantise_channel(const HeadStrips& head, const PlaneChoice& choice, const CoderTables& tables,
-                                 std::uint32_t channel, const float* row) {
-    const EncodePlaneTask& p = head.plane;
-    const float inverse_unit = 1.0f / unit_of(choice.scale);
-    const unsigned guard = choice.guard_bits;
-    const bool anchored = p.anchor_group != 0;
-    const std::uint32_t stride = anchored ? p.anchor_group : 1;
-    const unsigned fine = anchored ? guard - p.anchor_shift : guard;
-    const auto first = [&](std::uint32_t i) { return row[i * stride]; };
-    const std::int16_t mean = mean_of(head.list.counts[0], inverse_unit, guard, first);
-    const std::int16_t prediction = mean_state(mean, guard);
-    const Quantiser finely(inverse_unit, fine);
-    const auto anchor = [&](std::uint32_t i) { return finely(first(i), prediction); };
-    const unsigned spread_class = put_quantised(head, tables, channel, 0, anchor);
-    unsigned delta_class = 0;
-    if (anchored) {
-        const std::uint32_t between = p.anchor_group - 1;
-        const Quantiser coarsely(inverse_unit, guard);
-        delta_class = put_quantised(head, tables, channel, 1, [&](std::uint32_t i) {
-            const std::uint32_t group = i / between;
-            return coarsely(row[group * stride + 1 + i % between],
-                            state_of(prediction, anchor(group), fine));
-        });
+// A channel on its way to its strips.
+struct Channel {
+    const HeadStrips& head;
+    const PlaneChoice& choice;
+    const CoderTables& tables;
+    std::uint32_t index;
+    float inverse_unit;
+
+    __device__ Channel(const HeadStrips& h, const PlaneChoice& c, const CoderTables& t, std::uint32_t i)
+        : head(h), choice(c), tables(t), index(i), inverse_unit(1.0f / unit_of(c.scale)) {}
+
+    // Part `part`, whose quantised values are q(i): its class, which the strip is coded with.
+    template <typename Quantised>
+    __device__ unsigned put_part(std::uint32_t part, Quantised q) const {
+        const std::uint32_t count = head.list.counts[part];
+        std::int64_t sum = 0;
+        for (std::uint32_t i = lane_id(); i < count; i += kLanes) {
+            const std::int16_t v = q(i);
+            sum += v < 0 ? -v : v;
+        }
+        const unsigned spread_class =
+            count == 0 ? 0 : class_for(tables, static_cast<std::uint64_t>(sum_of_lanes(sum)), count);
+        const StripWord word = StripWord::of_class(spread_class);
+        const SplitByClass split = {word.planes()};
+        head.put_part(index, part, word, [&](std::uint32_t i) { return split(q(i)); });
+        return spread_class;
     }
-    if (lane_id() != 0) return;
-    head.vector(0)[channel] = static_cast<std::int16_t>(spread_class);
-    if (anchored) head.vector(1)[channel] = static_cast<std::int16_t>(delta_class);
-    head.vector(anchored ? 2 : 1)[channel] = mean;
+
+    __device__ void put_side(std::uint32_t vector, std::int32_t value) const {
+        if (lane_id() == 0) head.vector(vector)[index] = static_cast<std::int16_t>(value);
+    }
+};
+
+template <typename Value>
+__device__ void quantise_anchored(const Channel& c, Value value) {
+    const EncodePlaneTask& p = c.head.plane;
+    const unsigned guard = c.choice.guard_bits, fine = guard - p.anchor_shift;
+    const std::uint32_t stride = p.anchor_group, between = stride - 1, anchors = c.head.list.counts[0];
+    const std::int64_t sum =
+        sum_of_states(anchors, c.inverse_unit, [&](std::uint32_t i) { return value(i * stride); });
+    const std::int16_t mean = mean_of(sum, anchors, guard), prediction = mean_state(mean, guard);
+    const Quantiser finely(c.inverse_unit, fine), coarsely(c.inverse_unit, guard);
+    const auto anchor = [&](std::uint32_t i) { return finely(value(i * stride), prediction); };
+    c.put_side(0, static_cast<std::int32_t>(c.put_part(0, anchor)));
+    const unsigned delta_class = c.put_part(1, [&](std::uint32_t i) {
+        const std::uint32_t group = i / between;
+        return coarsely(value(group * stride + 1 + i % between), state_of(prediction, anchor(group), fine));
+    });
+    c.put_side(1, static_cast<std::int32_t>(delta_class));
+    c.put_side(2, mean);
+}
+
+template <typename Value>
+__device__ void quantise_channel(const Channel& c, Value value) {
+    const unsigned guard = c.choice.guard_bits;
+    const std::uint32_t count = c.head.list.counts[0];
+    const std::int16_t mean = mean_of(sum_of_states(count, c.inverse_unit, value), count, guard);
+    const std::int16_t prediction = mean_state(mean, guard);
+    const Quantiser quantised(c.inverse_unit, guard);
+    const unsigned spread_class =
+        c.put_part(0, [&](std::uint32_t i) { return quantised(value(i), prediction); });
+    c.put_side(0, static_cast<std::int32_t>(spread_class));
+    c.put_side(1, mean);
+}
+
+// The same for channels of one batch: values and what becomes of them stay in registers.
+template <typename Value>
+__device__ void quantise_short_channel(const Channel& c, Value value) {
+    const unsigned guard = c.choice.guard_bits;
+    const std::uint32_t count = c.head.list.counts[0];
+    float values[kBatchGroups];
+    std::int32_t sum = 0;
+    KVCAST_UNROLL(8)
+    for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
+        const std::uint32_t i = g * kLanes + lane_id();
+        values[g] = i < count ? value(i) : 0;
+    }
+    KVCAST_UNROLL(8)
+    for (const float v : values) sum += nearest_integer(v * c.inverse_unit);
+    const std::int16_t mean = mean_of(sum_of_lanes(sum), count, guard), prediction = mean_state(mean, guard);
+    const Quantiser quantised(c.inverse_unit, guard);
+    std::int32_t q[kBatchGroups];
+    std::uint32_t magnitudes = 0;
+    KVCAST_UNROLL(8)
+    for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
+        q[g] = g * kLanes + lane_id() < count ? quantised(values[g], prediction) : 0;
+        magnitudes += static_cast<std::uint32_t>(q[g] < 0 ? -q[g] : q[g]);
+    }
+    const unsigned spread_class = class_for(c.tables, sum_of_lanes(magnitudes), count);
+    const StripWord word = StripWord::of_class(spread_class);
+    const SplitByClass split = {word.planes()};
+    c.head.put_short_part(c.index, word, [&](std::uint32_t g, std::uint32_t) { return split(q[g]); });
+    c.put_side(0, static_cast<std::int32_t>(spread_class));
+    c.put_side(1, mean);
+}
+
+template <typename Value>
+__device__ void put_quantised(const Channel& c, Value value) {
+    if (c.head.plane.anchor_group != 0) {
+        quantise_anchored(c, value);
+    } else if (c.head.list.counts[0] <= kBatchValues) {
+        quantise_short_channel(c, value);
+    } else {
+        quantise_channel(c, value);
+    }
 }
 
 // ---- exact channels and rows
 
 // The strip of a channel's stored bits.
 __device__ void model_channel(const HeadStrips& head, const CoderTables& tables, std::uint32_t channel,
-                              const std::uint32_t* row, std::uint32_t* counts) {
+                              const std::byte* row, std::uint32_t* counts) {
     const EncodePlaneTask& p = head.plane;
-    const auto bits = [&](std::uint32_t i) { return row[i]; };
+    const auto bits = [&](std::uint32_t i) { return tile_bits(row, p.source, i); };
     const ExponentModel m = exponent_model(tables, p.source, p.body_tokens, counts, bits);
     const SplitByExponent split = {m.center, p.source};
     head.put_part(channel, 0, floats_word(m, p.source), [&](std::uint32_t i) { return split(bits(i)); });
@@ -161,21 +234,23 @@ __device__ void model_channel(const HeadStrips& head, const CoderTables& tables,
 
 // One warp per channel of a body.
 __global__ void prepare_channels(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
-                                 std::uint32_t channels, const PlaneChoice* choices,
-                                 const CoderTables* tables) {
+                                 std::uint32_t channels, const RotationTask* rotations,
+                                 const PlaneChoice* choices, const CoderTables* tables) {
     __shared__ std::uint32_t counts[kWarps][256];
     const std::uint32_t item = blockIdx.x * kWarps + threadIdx.x / kLanes;
     if (item >= channels) return;
     const std::uint32_t index = task_of<&EncodePlaneTask::first_channel>(planes, count, item);
     const EncodePlaneTask& p = planes[index];
     if (p.body_tokens == 0) return;
-    const std::uint32_t local = item - p.first_channel, channel = local % p.channels;
-    const HeadStrips head(memory, p, choices[index].quantised != 0, local / p.channels);
-    const std::byte* row = memory.workspace + p.tile + std::uint64_t{local} * p.body_tokens * sizeof(float);
-    if (choices[index].quantised != 0) {
-        quantise_channel(head, choices[index], *tables, channel, reinterpret_cast<const float*>(row));
+    const bool quantised = choices[index].quantised != 0;
+    const RotationTask* r = p.rotation == kNone ? nullptr : rotations + p.rotation;
+    const std::uint32_t local = item - p.first_channel, head = local / p.channels;
+    const TileChannel c = tile_channel(local % p.channels, r);
+    const HeadStrips strips(memory, p, quantised, head);
+    if (quantised) {
+        put_quantised(Channel(strips, choices[index], *tables, c.channel), TileValues(memory, p, r, head, c));
     } else {
-        model_channel(head, *tables, channel, reinterpret_cast<const std::uint32_t*>(row),
+        model_channel(strips, *tables, c.channel, tile_row(memory, p, head, c.channel),
                       counts[threadIdx.x / kLanes]);
     }
 }
@@ -191,8 +266,7 @@ __global__ void prepare_rows(Memory memory, const EncodePlaneTask* planes, std::
     const std::uint32_t local = item - p.first_row, head = local / p.exact_rows, token = local % p.exact_rows;
     const std::uint8_t* row = row_of(p.in, token) + head * p.in.head_bytes;
     const auto bits = [&](std::uint32_t c) { return element_of(row, p.source, c); };
-    const ExponentModel m =
-        exponent_model(*tables, p.source, p.channels, counts[threadIdx.x / kLanes], bits);
+    const ExponentModel m = exponent_model(*tables, p.source, p.channels, counts[threadIdx.x / kLanes], bits);
     const SplitByExponent split = {m.center, p.source};
     HeadStrips(memory, p, choices[index].quantised != 0, head)
         .put_wide(token, floats_word(m, p.source).after(m.center | m.table << 8),
@@ -222,11 +296,12 @@ __global__ void prepare_vectors(Memory memory, const EncodePlaneTask* planes, st
 
 }  // namespace
 
-cudaError_t launch_prepare(Memory memory, const EncodePlaneTask* planes, Extents n, const CoderTables* tables,
+cudaError_t launch_prepare(Memory memory, const EncodePlaneTask* planes, Extents n,
+                           const RotationTask* rotations, const CoderTables* tables,
                            const PlaneChoice* choices, cudaStream_t stream) {
     const Shape per_channel = {div_up(n.channels, kWarps), kThreads};
-    cudaError_t e =
-        launch(prepare_channels, per_channel, stream, memory, planes, n.planes, n.channels, choices, tables);
+    cudaError_t e = launch(prepare_channels, per_channel, stream, memory, planes, n.planes, n.channels,
+                           rotations, choices, tables);
     if (e != cudaSuccess) return e;
     e = launch(prepare_rows, {div_up(n.rows, kWarps), kThreads}, stream, memory, planes, n.planes, n.rows,
                choices, tables);

@@ -5,6 +5,13 @@
 #include "kernels/cuda/side_vector.cuh"
 #include "kernels/cuda/warp_rans.cuh"
 
+#ifdef KVCAST_SIMT
+#define KVCAST_UNROLL(n)
+#else
+#define KVCAST_PRAGMA(text) _Pragma(#text)
+#define KVCAST_UNROLL(n) KVCAST_PRAGMA(unroll n)
+#endif
+
 namespace kvcast::kernels::cuda {
 
 // A value as it is coded: a symbol or an escaped word, and raw bits.
@@ -47,26 +54,36 @@ __device__ __forceinline__ std::uint32_t own_plane(std::uint32_t planes, std::ui
     return own;
 }
 
+// The record of `count` values, up to a batch; split(g, i) is value i, in group g.
+template <typename Split>
+__device__ __forceinline__ void write_record(std::uint32_t* record, std::uint32_t plane_lines,
+                                             std::uint32_t planes, std::uint32_t count, Split split) {
+    std::uint32_t symbols = 0;
+    std::uint32_t* raw = record + kLanes;
+    auto* escapes = reinterpret_cast<std::int16_t*>(raw + std::size_t{plane_lines} * kLanes);
+    KVCAST_UNROLL(8)
+    for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
+        if (g * kLanes >= count) break;
+        const std::uint32_t i = g * kLanes + lane_id();
+        const SplitValue v = i < count ? split(g, i) : SplitValue{0, 0};
+        const std::uint32_t symbol = i < count ? symbol_of(v.high) : 0;
+        symbols |= symbol << 4 * g;
+        if (symbol == kEscape) escapes[i] = static_cast<std::int16_t>(v.high);
+        if (planes == 0) continue;
+        const std::uint32_t own = own_plane(planes, v.raw);
+        if (lane_id() < planes) raw[g * planes + lane_id()] = own;
+    }
+    record[lane_id()] = symbols;
+}
+
 // The records of `count` values, split(i) being value i; `records` is the first.
 template <typename Split>
 __device__ void write_records(std::uint32_t* records, std::uint32_t plane_lines, std::uint32_t planes,
                               std::uint32_t count, Split split) {
-    const std::uint32_t words = record_words(plane_lines);
-    for (std::uint32_t at = 0; at < count; at += kBatchValues, records += words) {
-        std::uint32_t symbols = 0;
-        std::uint32_t* raw = records + kLanes;
-        auto* escapes = reinterpret_cast<std::int16_t*>(raw + std::size_t{plane_lines} * kLanes);
-        for (std::uint32_t g = 0; g < kBatchGroups && at + g * kLanes < count; ++g) {
-            const std::uint32_t i = at + g * kLanes + lane_id();
-            const SplitValue v = i < count ? split(i) : SplitValue{0, 0};
-            const std::uint32_t symbol = i < count ? symbol_of(v.high) : 0;
-            symbols |= symbol << 4 * g;
-            if (symbol == kEscape) escapes[g * kLanes + lane_id()] = static_cast<std::int16_t>(v.high);
-            if (planes == 0) continue;
-            const std::uint32_t own = own_plane(planes, v.raw);
-            if (lane_id() < planes) raw[g * planes + lane_id()] = own;
-        }
-        records[lane_id()] = symbols;
+    for (std::uint32_t at = 0; at < count; at += kBatchValues, records += record_words(plane_lines)) {
+        const std::uint32_t n = count - at < kBatchValues ? count - at : kBatchValues;
+        write_record(records, plane_lines, planes, n,
+                     [&](std::uint32_t, std::uint32_t i) { return split(at + i); });
     }
 }
 

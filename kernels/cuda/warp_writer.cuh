@@ -11,13 +11,6 @@
 #include "kernels/cuda/side_vector.cuh"
 #include "kernels/cuda/strip_record.cuh"
 
-#ifdef KVCAST_SIMT
-#define KVCAST_UNROLL(n)
-#else
-#define KVCAST_PRAGMA(text) _Pragma(#text)
-#define KVCAST_UNROLL(n) KVCAST_PRAGMA(unroll n)
-#endif
-
 namespace kvcast::kernels::cuda {
 
 // One record of a strip, loaded ahead of its turn.
