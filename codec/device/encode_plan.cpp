@@ -159,12 +159,12 @@ class EncodePlan::Builder {
         task.plane_lines = cuda::lines_of_planes(planes);
         for (const bool quantised : {false, true}) {
             const cuda::StripList list = cuda::strip_list(task, quantised);
-            task.head_strips = std::max(task.head_strips, list.strips());
-            task.head_batches = std::max(task.head_batches, u32(list.batches()));
+            task.head_batches = std::max(task.head_batches, list.batches());
         }
-        task.strips = workspace_.take(std::uint64_t{task.heads} * task.head_strips * sizeof(std::uint32_t));
-        task.records = workspace_.take(std::uint64_t{task.heads} * task.head_batches *
-                                       cuda::record_words(task.plane_lines) * sizeof(std::uint32_t));
+        const std::uint64_t batches = std::uint64_t{task.heads} * task.head_batches;
+        task.words = workspace_.take(batches * sizeof(std::uint32_t));
+        task.records =
+            workspace_.take(batches * cuda::record_words(task.plane_lines) * sizeof(std::uint32_t));
         task.side = workspace_.take(std::uint64_t{task.heads} * cuda::kMostVectors * task.channels *
                                     sizeof(std::int16_t));
     }

@@ -15,80 +15,51 @@ class BatchCursor {
   public:
     __device__ BatchCursor(Memory memory, const EncodePlaneTask& p, bool quantised, std::uint32_t head)
         : list_(strip_list(p, quantised)),
-          words_(reinterpret_cast<const std::uint32_t*>(memory.workspace + p.strips) +
-                 std::uint64_t{head} * p.head_strips),
-          record_(reinterpret_cast<const std::uint32_t*>(memory.workspace + p.records) +
-                  (std::uint64_t{head} * p.head_batches + list_.batches()) * record_words(p.plane_lines)),
+          words_(reinterpret_cast<const std::uint32_t*>(memory.workspace + p.words) +
+                 std::uint64_t{head} * p.head_batches),
+          left_(list_.batches()),
           record_words_(record_words(p.plane_lines)),
-          strip_(list_.strips()),
-          own_(line_of_words(strip_ / kLanes)),
-          below_(line_of_words(strip_ / kLanes - 1)) {
-        next_strip();
-    }
+          record_(reinterpret_cast<const std::uint32_t*>(memory.workspace + p.records) +
+                  (std::uint64_t{head} * p.head_batches + left_) * record_words_ + lane_id()),
+          own_(line_of_words(left_ / kLanes)),
+          below_(line_of_words(left_ / kLanes - 1)) {}
 
-    __device__ bool done() const { return batches_ == 0; }
-
-    // The present batch; then goes on to the one before. An empty batch where all are done.
+    // The batch before the one that was taken last; an empty one where there is none.
     __device__ Batch take() {
         Batch b = {};
-        if (done()) return b;
-        record_ -= record_words_;
-        --batches_;
-        const std::uint32_t left = count_ - batches_ * kBatchValues;
-        b.strip = strip_word_;
-        b.count = left < kBatchValues ? left : kBatchValues;
-        b.first = batches_ == 0;
-        b.record = record_;
-        if (b.strip.coded()) {
-            b.symbols = record_[lane_id()];
-            for (std::uint32_t line = 0; line < kMostPlaneLines; ++line) {
-                if (line < lines_of_planes(b.strip.planes()))
-                    b.raw[line] = record_[(1 + line) * kLanes + lane_id()];
-            }
+        if (left_ == 0) return b;
+        if (left_ % kLanes == 0) {
+            own_ = below_;
+            below_ = line_of_words(left_ / kLanes - 2);
         }
-        if (batches_ == 0) next_strip();
+        --left_;
+        record_ -= record_words_;
+        b.word = BatchWord::from_bits(__shfl_sync(kFullWarp, own_, static_cast<int>(left_ % kLanes)));
+        b.count = list_.count_of(b.word.kind());
+        b.record = record_;
+        if (!b.word.coded()) return b;
+        b.symbols = record_[0];
+        if (b.word.planes() == 0) return b;
+        for (std::uint32_t line = 0; line < kMostPlaneLines; ++line) {
+            if (line < lines_of_planes(b.word.planes())) b.raw[line] = record_[(1 + line) * kLanes];
+        }
         return b;
     }
 
   private:
-    // Words of 32 strips; zeros where there are none.
+    // Words of 32 batches, one a lane; zeros where there are none.
     __device__ std::uint32_t line_of_words(std::uint32_t line) const {
-        const std::uint32_t strip = line * kLanes + lane_id();
-        return strip < list_.strips() ? words_[strip] : 0;
-    }
-
-    // Without an index that would put the list into local memory.
-    __device__ std::uint32_t values_of(std::uint32_t strip) const {
-        if (strip < list_.wide()) return list_.channels;
-        const bool second = list_.parts == 2 && (strip - list_.wide()) % 2 != 0;
-        return second ? list_.counts[1] : list_.counts[0];
-    }
-
-    // Strips without values are passed over.
-    __device__ void next_strip() {
-        while (batches_ == 0 && strip_ > 0) {
-            if (strip_ % kLanes == 0) {
-                own_ = below_;
-                below_ = line_of_words(strip_ / kLanes - 2);
-            }
-            --strip_;
-            strip_word_ =
-                StripWord::from_bits(__shfl_sync(kFullWarp, own_, static_cast<int>(strip_ % kLanes)));
-            count_ = values_of(strip_);
-            batches_ = div_up(count_, kBatchValues);
-        }
+        const std::uint32_t batch = line * kLanes + lane_id();
+        return batch < list_.batches() ? words_[batch] : 0;
     }
 
     const StripList list_;
     const std::uint32_t* words_;
-    const std::uint32_t* record_;
+    std::uint32_t left_;
     const std::uint32_t record_words_;
-    std::uint32_t strip_;
-    std::uint32_t batches_ = 0;  // that are left of the strip
-    std::uint32_t count_ = 0;    // its values
-    StripWord strip_word_ = StripWord::empty();
-    std::uint32_t own_;    // this lane's word of the strip's line of 32 strips
-    std::uint32_t below_;  // of the line before
+    const std::uint32_t* record_;  // the present record's, this lane's first word
+    std::uint32_t own_;            // this lane's word of the present line of 32 batches
+    std::uint32_t below_;          // of the line before
 };
 
 __device__ void write_head(WarpWriter& out, Memory memory, const EncodePlaneTask& p, bool quantised,

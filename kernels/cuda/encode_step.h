@@ -50,16 +50,17 @@ KVCAST_HD constexpr Quotient divided(std::uint32_t state, const SymbolRow& row) 
     return {quotient, state + quotient * row.negative_frequency};
 }
 
-KVCAST_HD constexpr std::uint32_t piece_of(const SymbolRow& row, std::uint32_t rank,
-                                           std::uint32_t piece_shift) {
-    return row.first_piece + (rank >> (piece_shift & 31));
+// Which of the row's pieces a rank is in.
+KVCAST_HD constexpr std::uint32_t piece_of(std::uint32_t rank, std::uint32_t piece_shift) {
+    return rank >> (piece_shift & 31);
 }
 
 // The state after the symbol was put in.
 KVCAST_HD constexpr std::uint32_t state_with(Quotient q, SlotPiece piece) {
-    const std::uint32_t before = (q.quotient << kProbabilityBits) + q.rank + piece.difference;
+    std::uint32_t state = (q.quotient << kProbabilityBits) + q.rank + piece.difference;
     const bool beyond = (q.rank << 16 | 0xffffu) >= piece.edge_and_jump;
-    return before + (beyond ? piece.edge_and_jump & 0xffffu : 0);
+    if (beyond) state += piece.edge_and_jump & 0xffffu;
+    return state;
 }
 
 }  // namespace kvcast::kernels::cuda

@@ -27,7 +27,7 @@ struct EncodePlaneTask {
     RowsAt in;
     double relative_step;   // times the plane's standard deviation; lossless: 0
     std::uint64_t tile;     // workspace: stored bits [head][channel][tile_stride]
-    std::uint64_t strips;   // workspace: StripWord [head][strip], as StripList says
+    std::uint64_t words;    // workspace: BatchWord [head][batch], as StripList says
     std::uint64_t records;  // workspace: std::uint32_t [head][batch][record]
     std::uint64_t side;     // workspace: std::int16_t [head][vector][channel]: classes, delta classes if
                             // anchored, means; where exact: centers, tables
@@ -38,8 +38,7 @@ struct EncodePlaneTask {
     std::uint32_t body_tokens;
     std::uint32_t tile_stride;  // body tokens of a channel's row of the tile, in whole sectors of memory
     std::uint32_t exact_rows;
-    std::uint32_t head_strips;   // at most, of a head
-    std::uint32_t head_batches;  // at most
+    std::uint32_t head_batches;  // of a head, at most
     std::uint32_t plane_lines;   // of a record
     std::uint32_t anchor_group;  // 0: predicted from the mean
     std::uint32_t anchor_shift;

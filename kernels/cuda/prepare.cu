@@ -25,44 +25,49 @@ struct HeadStrips {
     __device__ HeadStrips(Memory memory, const EncodePlaneTask& p, bool quantised, std::uint32_t head)
         : plane(p),
           list(strip_list(p, quantised)),
-          words(reinterpret_cast<std::uint32_t*>(memory.workspace + p.strips) +
-                std::uint64_t{head} * p.head_strips),
+          words(reinterpret_cast<std::uint32_t*>(memory.workspace + p.words) +
+                std::uint64_t{head} * p.head_batches),
           records(reinterpret_cast<std::uint32_t*>(memory.workspace + p.records) +
                   std::uint64_t{head} * p.head_batches * record_words(p.plane_lines)),
           side(reinterpret_cast<std::int16_t*>(memory.workspace + p.side) +
                std::uint64_t{head} * kMostVectors * p.channels) {}
 
-    // A strip of split(0) to split(count - 1), from record `batch` on.
-    template <typename Split>
-    __device__ void put(std::uint32_t strip, std::uint64_t batch, StripWord word, std::uint32_t count,
-                        Split split) const {
-        if (lane_id() == 0) words[strip] = word.bits();
-        if (word.coded())
-            write_records(records + batch * record_words(plane.plane_lines), plane.plane_lines, word.planes(),
-                          count, split);
+    __device__ std::uint32_t* record(std::uint32_t batch) const {
+        return records + std::uint64_t{batch} * record_words(plane.plane_lines);
     }
-    template <typename Split>
-    __device__ void put_part(std::uint32_t channel, std::uint32_t part, StripWord word, Split split) const {
-        put(list.part(channel, part), list.part_batch(channel, part), word, list.counts[part], split);
-    }
-    // Of a strip that is one batch: split(g, i).
-    template <typename Split>
-    __device__ void put_short_part(std::uint32_t channel, StripWord word, Split split) const {
-        if (lane_id() == 0) words[list.part(channel, 0)] = word.bits();
-        if (word.coded())
-            write_record(records + list.part_batch(channel, 0) * record_words(plane.plane_lines),
-                         plane.plane_lines, word.planes(), list.counts[0], split);
-    }
-    template <typename Split>
-    __device__ void put_wide(std::uint32_t strip, StripWord word, Split split) const {
-        put(strip, list.wide_batch(strip), word, plane.channels, split);
-    }
-
     __device__ std::int16_t* vector(std::uint32_t v) const { return side + v * plane.channels; }
+
+    // A strip of split(0) to split(count - 1), from batch `first` on, whose last one is of kind `end`.
+    template <typename Split>
+    __device__ void put(std::uint32_t first, std::uint32_t end, BatchWord word, std::uint32_t count,
+                        Split split) const {
+        const std::uint32_t batches = div_up(count, kBatchValues);
+        for (std::uint32_t b = lane_id(); b < batches; b += kLanes) {
+            const BatchWord own = b == 0 ? word : word.continued();
+            words[first + b] = (b + 1 == batches ? own.ending(end) : own).bits();
+        }
+        if (word.coded()) write_records(record(first), plane.plane_lines, word.planes(), count, split);
+    }
+    template <typename Split>
+    __device__ void put_part(std::uint32_t channel, std::uint32_t part, BatchWord word, Split split) const {
+        put(list.part(channel, part), StripList::part_end(part), word, list.counts[part], split);
+    }
+    template <typename Split>
+    __device__ void put_wide(std::uint32_t first, BatchWord word, Split split) const {
+        put(first, StripList::kWideEnd, word, plane.channels, split);
+    }
+    // Of a strip that is one batch: split(g, i), g being i's group.
+    template <typename Split>
+    __device__ void put_short_part(std::uint32_t channel, BatchWord word, Split split) const {
+        const std::uint32_t batch = list.part(channel, 0);
+        if (lane_id() == 0) words[batch] = word.ending(StripList::part_end(0)).bits();
+        if (word.coded())
+            write_record(record(batch), plane.plane_lines, word.planes(), list.counts[0], split);
+    }
 };
 
-__device__ StripWord floats_word(const ExponentModel& m, Dtype dtype) {
-    return StripWord::of(kFirstExponentTable + m.table, mantissa_bits(dtype) + 1);
+__device__ BatchWord floats_word(const ExponentModel& m, Dtype dtype) {
+    return BatchWord::of(kFirstExponentTable + m.table, mantissa_bits(dtype) + 1);
 }
 
 // ---- quantised channels
@@ -132,7 +137,7 @@ struct Channel {
         }
         const unsigned spread_class =
             count == 0 ? 0 : class_for(tables, static_cast<std::uint64_t>(sum_of_lanes(sum)), count);
-        const StripWord word = StripWord::of_class(spread_class);
+        const BatchWord word = BatchWord::of_class(spread_class);
         const SplitByClass split = {word.planes()};
         head.put_part(index, part, word, [&](std::uint32_t i) { return split(q(i)); });
         return spread_class;
@@ -199,7 +204,7 @@ __device__ void quantise_short_channel(const Channel& c, Value value) {
         magnitudes += static_cast<std::uint32_t>(q[g] < 0 ? -q[g] : q[g]);
     }
     const unsigned spread_class = class_for(c.tables, sum_of_lanes(magnitudes), count);
-    const StripWord word = StripWord::of_class(spread_class);
+    const BatchWord word = BatchWord::of_class(spread_class);
     const SplitByClass split = {word.planes()};
     c.head.put_short_part(c.index, word, [&](std::uint32_t g, std::uint32_t) { return split(q[g]); });
     c.put_side(0, static_cast<std::int32_t>(spread_class));
@@ -268,9 +273,9 @@ __global__ void prepare_rows(Memory memory, const EncodePlaneTask* planes, std::
     const auto bits = [&](std::uint32_t c) { return element_of(row, p.source, c); };
     const ExponentModel m = exponent_model(*tables, p.source, p.channels, counts[threadIdx.x / kLanes], bits);
     const SplitByExponent split = {m.center, p.source};
-    HeadStrips(memory, p, choices[index].quantised != 0, head)
-        .put_wide(token, floats_word(m, p.source).after(m.center | m.table << 8),
-                  [&](std::uint32_t c) { return split(bits(c)); });
+    const HeadStrips strips(memory, p, choices[index].quantised != 0, head);
+    strips.put_wide(strips.list.row(token), floats_word(m, p.source).after(m.center | m.table << 8),
+                    [&](std::uint32_t c) { return split(bits(c)); });
 }
 
 // ---- side vectors
@@ -288,7 +293,7 @@ __global__ void prepare_vectors(Memory memory, const EncodePlaneTask* planes, st
     const std::int16_t* values = head.vector(v);
     const SideVector vector =
         side_vector(*tables, p.channels, [&](std::uint32_t c) { return std::int32_t{values[c]}; });
-    const StripWord word = StripWord::of_class(vector.spread_class);
+    const BatchWord word = BatchWord::of_class(vector.spread_class);
     const SplitByClass split = {word.planes()};
     head.put_wide(head.list.vector(v), word.after(vector.word()),
                   [&](std::uint32_t c) { return split(values[c] - vector.reference); });

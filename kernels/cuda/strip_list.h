@@ -27,38 +27,42 @@ KVCAST_HD constexpr std::uint32_t record_words(std::uint32_t plane_lines) {
     return (1 + plane_lines + kEscapeLines) * kLanes;
 }
 
-// How a strip is coded, and the word that goes before it, if one does.
-class StripWord {
+// How a batch is coded, how many values it has, and the word that goes before it where one does.
+class BatchWord {
   public:
-    StripWord() = default;
+    BatchWord() = default;
 
+    KVCAST_HD static constexpr BatchWord from_bits(std::uint32_t bits) { return BatchWord(bits); }
     // Nothing is coded.
-    KVCAST_HD static constexpr StripWord empty() { return StripWord(0); }
-    KVCAST_HD static constexpr StripWord of(std::uint32_t table, std::uint32_t planes) {
-        return StripWord(kCoded | table | planes << 5);
+    KVCAST_HD static constexpr BatchWord empty() { return BatchWord(0); }
+    KVCAST_HD static constexpr BatchWord of(std::uint32_t table, std::uint32_t planes) {
+        return BatchWord(kCoded | table | planes << 5);
     }
-    KVCAST_HD static constexpr StripWord of_class(unsigned spread_class) {
+    KVCAST_HD static constexpr BatchWord of_class(unsigned spread_class) {
         if (spread_class == 0) return empty();
         const ClassCoding c = class_coding(spread_class);
         return of(c.table, c.shift);
     }
-    KVCAST_HD constexpr StripWord after(std::uint32_t word) const {
-        return StripWord(bits_ | kHasWord | word << 16);
+    KVCAST_HD constexpr BatchWord after(std::uint32_t word) const {
+        return BatchWord(bits_ | kHasWord | word << 16);
     }
+    // The last of its strip: StripList::count_of() knows its size. Others are whole.
+    KVCAST_HD constexpr BatchWord ending(std::uint32_t kind) const { return BatchWord(bits_ | kind << 12); }
+    // Without the word, which goes before a strip's first batch only.
+    KVCAST_HD constexpr BatchWord continued() const { return BatchWord(bits_ & (kHasWord - 1)); }
 
     KVCAST_HD constexpr bool coded() const { return (bits_ & kCoded) != 0; }
     KVCAST_HD constexpr std::uint32_t table() const { return bits_ & 31u; }
     KVCAST_HD constexpr std::uint32_t planes() const { return bits_ >> 5 & 31u; }
     KVCAST_HD constexpr bool has_word() const { return (bits_ & kHasWord) != 0; }
+    KVCAST_HD constexpr std::uint32_t kind() const { return bits_ >> 12 & 3u; }
     KVCAST_HD constexpr std::uint32_t word() const { return bits_ >> 16; }
-
-    KVCAST_HD static constexpr StripWord from_bits(std::uint32_t bits) { return StripWord(bits); }
     KVCAST_HD constexpr std::uint32_t bits() const { return bits_; }
 
   private:
     static constexpr std::uint32_t kCoded = 1u << 10, kHasWord = 1u << 11;
 
-    KVCAST_HD explicit constexpr StripWord(std::uint32_t bits) : bits_(bits) {}
+    KVCAST_HD explicit constexpr BatchWord(std::uint32_t bits) : bits_(bits) {}
 
     std::uint32_t bits_ = 0;
 };
@@ -74,14 +78,6 @@ struct StripList {
     std::uint32_t counts[2];  // values of each
 
     KVCAST_HD constexpr std::uint32_t wide() const { return rows + vectors; }
-    KVCAST_HD constexpr std::uint32_t strips() const {
-        return wide() + (vectors == 0 ? 0 : channels * parts);
-    }
-    KVCAST_HD constexpr std::uint32_t vector(std::uint32_t v) const { return rows + v; }
-    KVCAST_HD constexpr std::uint32_t part(std::uint32_t channel, std::uint32_t p) const {
-        return wide() + channel * parts + p;
-    }
-
     KVCAST_HD constexpr std::uint32_t wide_batches() const { return div_up(channels, kBatchValues); }
     KVCAST_HD constexpr std::uint32_t part_batches(std::uint32_t p) const {
         return div_up(counts[p], kBatchValues);
@@ -89,17 +85,27 @@ struct StripList {
     KVCAST_HD constexpr std::uint32_t channel_batches() const {
         return part_batches(0) + (parts == 2 ? part_batches(1) : 0);
     }
-    KVCAST_HD constexpr std::uint64_t batches() const {
-        return std::uint64_t{wide()} * wide_batches() +
-               (vectors == 0 ? 0 : std::uint64_t{channels} * channel_batches());
+    KVCAST_HD constexpr std::uint32_t batches() const {
+        return wide() * wide_batches() + (vectors == 0 ? 0 : channels * channel_batches());
     }
-    // Where the records of exact rows and vectors begin, and of a channel's part.
-    KVCAST_HD constexpr std::uint64_t wide_batch(std::uint32_t strip) const {
-        return std::uint64_t{strip} * wide_batches();
+    // The first batch of an exact row, of a vector, and of a channel's part.
+    KVCAST_HD constexpr std::uint32_t row(std::uint32_t index) const { return index * wide_batches(); }
+    KVCAST_HD constexpr std::uint32_t vector(std::uint32_t v) const { return (rows + v) * wide_batches(); }
+    KVCAST_HD constexpr std::uint32_t part(std::uint32_t channel, std::uint32_t p) const {
+        return wide() * wide_batches() + channel * channel_batches() + (p == 0 ? 0 : part_batches(0));
     }
-    KVCAST_HD constexpr std::uint64_t part_batch(std::uint32_t channel, std::uint32_t p) const {
-        return wide_batch(wide()) + std::uint64_t{channel} * channel_batches() +
-               (p == 0 ? 0 : part_batches(0));
+
+    // Kinds of last batches; 0 stands for all other batches.
+    static constexpr std::uint32_t kWideEnd = 1;
+    KVCAST_HD static constexpr std::uint32_t part_end(std::uint32_t p) { return 2 + p; }
+
+    // Values of a batch of a kind.
+    KVCAST_HD constexpr std::uint32_t count_of(std::uint32_t kind) const {
+        const std::uint32_t all = kind == 0   ? kBatchValues
+                                  : kind == 1 ? channels
+                                  : kind == 2 ? counts[0]
+                                              : counts[1];
+        return (all - 1) % kBatchValues + 1;
     }
 };
 

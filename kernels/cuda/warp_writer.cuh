@@ -15,10 +15,9 @@ namespace kvcast::kernels::cuda {
 
 // One record of a strip, loaded ahead of its turn.
 struct Batch {
-    StripWord strip;
-    std::uint32_t count;          // of values; 0 where there is nothing to do
-    bool first;                   // of its strip: the strip's word follows
-    const std::uint32_t* record;  // for the escapes
+    BatchWord word;
+    std::uint32_t count;          // of values; 0 where there is no batch
+    const std::uint32_t* record;  // from this lane's symbols on, for the escapes
     std::uint32_t symbols;
     std::uint32_t raw[kMostPlaneLines];
 };
@@ -58,16 +57,16 @@ class WarpWriter {
         if (lane_id() == 0) words_[at_] = static_cast<std::uint16_t>(value);
     }
 
-    // A prepared batch, and the word before its strip.
+    // A prepared batch, and the word before it.
     __device__ void batch(const Batch& b, std::uint32_t plane_lines) {
-        if (b.strip.coded() && b.count != 0) coded_batch(b, plane_lines);
-        if (b.first && b.strip.has_word()) word(b.strip.word());
+        if (b.word.coded()) coded_batch(b, plane_lines);
+        if (b.word.has_word()) word(b.word.word());
     }
 
     // value(index) gives the values of a strip.
     template <typename Value>
     __device__ void strip(unsigned spread_class, std::uint32_t count, Value value) {
-        const StripWord word = StripWord::of_class(spread_class);
+        const BatchWord word = BatchWord::of_class(spread_class);
         if (!word.coded()) return;
         const SplitByClass split = {word.planes()};
         groups(word, count, [&](std::uint32_t i) { return split(value(i)); });
@@ -78,7 +77,7 @@ class WarpWriter {
     __device__ void floats(std::uint32_t center, std::uint32_t table, Dtype dtype, std::uint32_t count,
                            Bits bits) {
         const SplitByExponent split = {center, dtype};
-        groups(StripWord::of(kFirstExponentTable + table, mantissa_bits(dtype) + 1), count,
+        groups(BatchWord::of(kFirstExponentTable + table, mantissa_bits(dtype) + 1), count,
                [&](std::uint32_t i) { return split(bits(i)); });
     }
 
@@ -100,54 +99,58 @@ class WarpWriter {
     }
 
   private:
+    // A symbol's row, and its pieces.
+    struct Coding {
+        SymbolRow row;
+        const SlotPiece* pieces;
+    };
+
     // What is left of a batch, and how its symbols are coded.
     struct Walk {
+        const StepTables* tables;
         const SymbolRow* rows;
         std::uint32_t piece_shift;
         std::uint32_t symbols;  // those of the next group on top
-        SymbolRow row;          // of the next group's
+        Coding next;            // of the next group's symbol
 
-        __device__ void advance() {
+        __device__ Walk(const StepTables* t, std::uint32_t table, std::uint32_t first_symbols)
+            : tables(t), rows(t->rows[table]), piece_shift(t->piece_shifts[table]), symbols(first_symbols) {
+            look_up();
+        }
+        __device__ std::uint32_t symbol() const { return symbols >> 28; }
+        // The next group's coding; goes on to the one after.
+        __device__ Coding take() {
+            const Coding taken = next;
             symbols <<= 4;
-            row = rows[symbols >> 28];
+            look_up();
+            return taken;
+        }
+
+      private:
+        __device__ void look_up() {
+            next.row = rows[symbol()];
+            next.pieces = tables->pieces + next.row.first_piece;
         }
     };
 
     __device__ void coded_batch(const Batch& b, std::uint32_t plane_lines) {
-        const std::uint32_t all = div_up(b.count, kLanes), last = b.count - (all - 1) * kLanes;
-        const std::uint32_t planes = b.strip.planes();
-        Walk w = walk(b, all);
-        const bool plain = planes == 0 && !any_escape(b.symbols);
-        const auto* escapes =
-            reinterpret_cast<const std::int16_t*>(b.record + (1 + plane_lines) * std::size_t{kLanes});
+        const std::uint32_t groups = div_up(b.count, kLanes), planes = b.word.planes();
+        Walk w(tables_, b.word.table(), b.symbols << 4 * (kBatchGroups - groups));
         if (planes != 0) keep_raw(b, planes);
-        const auto rest_of_group = [&](std::uint32_t g, std::uint32_t n) {
-            const bool escaped = lane_id() < n && w.symbols >> 28 == kEscape;
-            put_some(escaped, escaped ? static_cast<std::uint32_t>(escapes[g * kLanes + lane_id()]) : 0);
-            if (planes != 0) put_planes(planes, n, lane_id() < planes ? raw_[g * planes + lane_id()] : 0);
-        };
-        std::uint32_t g = all;
-        if (last != kLanes) {
-            --g;
-            if (!plain) rest_of_group(g, last);
-            put_symbol<false>(w.row, w.piece_shift, lane_id() < last);
-            w.advance();
-        }
-        if (plain) {
-            KVCAST_UNROLL(4)
-            for (; g > 0; --g) put_next(w);
+        if (any_escape(b.symbols)) {
+            const auto* escapes = reinterpret_cast<const std::int16_t*>(
+                b.record - lane_id() + (1 + plane_lines) * std::size_t{kLanes});
+            escaped_groups(w, b.count, planes, escapes);
             return;
         }
-        while (g-- > 0) {
-            rest_of_group(g, kLanes);
-            put_next(w);
+        const std::uint32_t n = b.count - (groups - 1) * kLanes;
+        if (planes != 0) put_planes(planes, n, raw_of(groups - 1, planes));
+        put_some_symbols(w, n);
+        if (planes == 0) {
+            plain_groups(w, groups - 1);
+        } else {
+            raw_groups(w, groups - 1, planes);
         }
-    }
-
-    __device__ Walk walk(const Batch& b, std::uint32_t groups) const {
-        const SymbolRow* rows = tables_->rows[b.strip.table()];
-        const std::uint32_t symbols = b.symbols << 4 * (kBatchGroups - groups);
-        return {rows, tables_->piece_shifts[b.strip.table()], symbols, rows[symbols >> 28]};
     }
 
     __device__ static bool any_escape(std::uint32_t symbols) {
@@ -163,18 +166,47 @@ class WarpWriter {
         }
         __syncwarp();
     }
+    __device__ std::uint32_t raw_of(std::uint32_t group, std::uint32_t planes) const {
+        return lane_id() < planes ? raw_[group * planes + lane_id()] : 0;
+    }
 
-    __device__ __forceinline__ void put_next(Walk& w) {
-        const SymbolRow row = w.row;
-        w.advance();
-        put_symbol<true>(row, w.piece_shift, true);
+    // Whole groups without raw bits. The usual batch has one more than these, and its steps overlap best
+    // where there is no loop.
+    __device__ __forceinline__ void plain_groups(Walk& w, std::uint32_t groups) {
+        if (groups == kBatchGroups - 1) {
+            KVCAST_UNROLL(7)
+            for (std::uint32_t g = 0; g < kBatchGroups - 1; ++g) put_symbols(w.take(), w.piece_shift);
+            return;
+        }
+        KVCAST_UNROLL(1)
+        for (; groups > 0; --groups) put_symbols(w.take(), w.piece_shift);
+    }
+
+    // Whole groups with raw bits.
+    __device__ __forceinline__ void raw_groups(Walk& w, std::uint32_t groups, std::uint32_t planes) {
+        KVCAST_UNROLL(4)
+        while (groups-- > 0) {
+            put_whole_planes(planes, raw_of(groups, planes));
+            put_symbols(w.take(), w.piece_shift);
+        }
+    }
+
+    // Any groups of a batch of `count` values.
+    __device__ void escaped_groups(Walk& w, std::uint32_t count, std::uint32_t planes,
+                                   const std::int16_t* escapes) {
+        for (std::uint32_t g = div_up(count, kLanes); g-- > 0;) {
+            const std::uint32_t n = count - g * kLanes < kLanes ? count - g * kLanes : kLanes;
+            const bool escaped = lane_id() < n && w.symbol() == kEscape;
+            put_some(escaped, escaped ? static_cast<std::uint32_t>(escapes[g * kLanes + lane_id()]) : 0);
+            if (planes != 0) put_planes(planes, n, raw_of(g, planes));
+            put_some_symbols(w, n);
+        }
     }
 
     // Groups whose values are split on their way: split(index).
     template <typename Split>
-    __device__ void groups(StripWord word, std::uint32_t count, Split split) {
-        const SymbolRow* rows = tables_->rows[word.table()];
-        const std::uint32_t piece_shift = tables_->piece_shifts[word.table()], planes = word.planes();
+    __device__ void groups(BatchWord word, std::uint32_t count, Split split) {
+        const std::uint32_t planes = word.planes();
         for (std::uint32_t left = div_up(count, kLanes); left-- > 0;) {
             const std::uint32_t at = left * kLanes;
             const std::uint32_t n = count - at < kLanes ? count - at : kLanes;
@@ -183,20 +215,28 @@ class WarpWriter {
             const std::uint32_t symbol = symbol_of(v.high);
             put_some(active && symbol == kEscape, static_cast<std::uint32_t>(v.high));
             if (planes != 0) put_planes(planes, n, own_plane(planes, v.raw));
-            put_symbol<false>(rows[symbol], piece_shift, active);
+            Walk w(tables_, word.table(), symbol << 28);
+            put_some_symbols(w, n);
         }
     }
 
-    // One symbol into every state, or into those of active lanes.
-    template <bool kWhole>
-    __device__ __forceinline__ void put_symbol(const SymbolRow& row, std::uint32_t piece_shift, bool active) {
-        const bool full = (kWhole || active) && state_ >= limit_of(row);
-        const std::uint32_t kept = full ? state_ >> 16 : state_;
-        const Quotient q = divided(kWhole || active ? kept : 0, row);
-        const SlotPiece piece = tables_->pieces[piece_of(row, q.rank, piece_shift)];
+    // One symbol into the states of the first n lanes. The others stand in with a state that gives no word
+    // away, and have their own again.
+    __device__ __forceinline__ void put_some_symbols(Walk& w, std::uint32_t n) {
+        const std::uint32_t kept = state_;
+        const bool active = lane_id() < n;
+        if (!active) state_ = kStateLow;
+        put_symbols(w.take(), w.piece_shift);
+        if (!active) state_ = kept;
+    }
+
+    // One symbol into every state.
+    __device__ __forceinline__ void put_symbols(const Coding& c, std::uint32_t piece_shift) {
+        const bool full = state_ >= limit_of(c.row);
+        const Quotient q = divided(full ? state_ >> 16 : state_, c.row);
+        const SlotPiece piece = c.pieces[piece_of(q.rank, piece_shift)];
         put_some(full, state_);
-        const std::uint32_t next = state_with(q, piece);
-        state_ = kWhole || active ? next : state_;
+        state_ = state_with(q, piece);
     }
 
     // The low halves of the lanes that have one to give, in ascending lane order.
@@ -206,7 +246,15 @@ class WarpWriter {
         if (mine) words_[at_ + rank_in(lanes)] = static_cast<std::uint16_t>(value);
     }
 
-    // Bit planes, lowest first; lane p < planes has plane p.
+    // Bit planes of a whole group.
+    __device__ __forceinline__ void put_whole_planes(std::uint32_t planes, std::uint32_t own) {
+        at_ -= 2 * planes;
+        std::uint16_t* to = words_ + at_ + 2 * lane_id();
+        if (lane_id() < planes) to[0] = static_cast<std::uint16_t>(own);
+        if (lane_id() < planes) to[1] = static_cast<std::uint16_t>(own >> 16);
+    }
+
+    // Bit planes of n lanes, lowest first; lane p < planes has plane p.
     __device__ void put_planes(std::uint32_t planes, std::uint32_t n, std::uint32_t own) {
         const std::uint32_t per_plane = n > 16 ? 2 : 1;
         at_ -= planes * per_plane;

@@ -21,7 +21,7 @@ class StepTables : public testing::TestWithParam<unsigned> {
         const cuda::StepTables& steps = device::coder_tables().steps;
         const cuda::SymbolRow& row = steps.rows[GetParam()][symbol];
         const cuda::Quotient q = cuda::divided(state, row);
-        const std::uint32_t piece = cuda::piece_of(row, q.rank, steps.piece_shifts[GetParam()]);
+        const std::uint32_t piece = row.first_piece + cuda::piece_of(q.rank, steps.piece_shifts[GetParam()]);
         ASSERT_LT(piece, cuda::kMostPieces);
         ASSERT_EQ(cuda::state_with(q, steps.pieces[piece]), expected) << "symbol " << symbol << ", " << state;
     }
