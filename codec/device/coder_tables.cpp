@@ -73,7 +73,8 @@ bool cut_all(const EncodeTable& table, unsigned piece_shift, cuda::SymbolRow (&r
              std::vector<cuda::SlotPiece>& pieces) {
     for (unsigned s = 0; s < kernels::kSymbols; ++s) {
         const Division d = division_by(table.frequency[s]);
-        rows[s] = {d.reciprocal, 0u - table.frequency[s], d.shift, u32(pieces.size())};
+        rows[s] = {d.reciprocal, 0u - table.frequency[s], d.shift,
+                   u32(pieces.size() * sizeof(cuda::SlotPiece))};
         if (!cut(differences_of(table, s, d.late), piece_shift, pieces)) return false;
     }
     return true;

@@ -9,25 +9,32 @@ namespace {
 constexpr std::uint32_t kEncodeWarps = 2;  // of a block of threads
 constexpr std::uint32_t kPackThreads = 256;
 
+using RawWords = std::uint32_t[kBatchesAhead][kMostPlaneLines * kLanes];
+
 // The batches of a head from its last to its first. What a batch needs is loaded when it is taken, well
 // before its turn.
 class BatchCursor {
   public:
-    __device__ BatchCursor(Memory memory, const EncodePlaneTask& p, bool quantised, std::uint32_t head)
+    __device__ BatchCursor(Memory memory, const EncodePlaneTask& p, bool quantised, std::uint32_t head,
+                           RawWords& raw)
         : list_(strip_list(p, quantised)),
           words_(reinterpret_cast<const std::uint32_t*>(memory.workspace + p.words) +
                  std::uint64_t{head} * p.head_batches),
           left_(list_.batches()),
           record_words_(record_words(p.plane_lines)),
           record_(reinterpret_cast<const std::uint32_t*>(memory.workspace + p.records) +
-                  (std::uint64_t{head} * p.head_batches + left_) * record_words_ + lane_id()),
+                  (std::uint64_t{head} * p.head_batches + left_) * record_words_),
           own_(line_of_words(left_ / kLanes)),
-          below_(line_of_words(left_ / kLanes - 1)) {}
+          below_(line_of_words(left_ / kLanes - 1)),
+          raw_(raw) {}
 
     // The batch before the one that was taken last; an empty one where there is none.
     __device__ Batch take() {
         Batch b = {};
-        if (left_ == 0) return b;
+        if (left_ == 0) {
+            end_copies();
+            return b;
+        }
         if (left_ % kLanes == 0) {
             own_ = below_;
             below_ = line_of_words(left_ / kLanes - 2);
@@ -37,12 +44,13 @@ class BatchCursor {
         b.word = BatchWord::from_bits(__shfl_sync(kFullWarp, own_, static_cast<int>(left_ % kLanes)));
         b.count = list_.count_of(b.word.kind());
         b.record = record_;
-        if (!b.word.coded()) return b;
-        b.symbols = record_[0];
-        if (b.word.planes() == 0) return b;
-        for (std::uint32_t line = 0; line < kMostPlaneLines; ++line) {
-            if (line < lines_of_planes(b.word.planes())) b.raw[line] = record_[(1 + line) * kLanes];
+        if (b.word.coded()) b.symbols = record_[lane_id()];
+        b.raw = raw_[left_ % kBatchesAhead];
+        for (std::uint32_t line = 0; line < lines_of_planes(b.word.planes()); ++line) {
+            const std::uint32_t i = line * kLanes + lane_id();
+            copy_later(raw_[left_ % kBatchesAhead] + i, record_ + kLanes + i);
         }
+        end_copies();
         return b;
     }
 
@@ -57,18 +65,22 @@ class BatchCursor {
     const std::uint32_t* words_;
     std::uint32_t left_;
     const std::uint32_t record_words_;
-    const std::uint32_t* record_;  // the present record's, this lane's first word
+    const std::uint32_t* record_;  // of the batch that was taken last
     std::uint32_t own_;            // this lane's word of the present line of 32 batches
     std::uint32_t below_;          // of the line before
+    RawWords& raw_;
 };
 
 __device__ void write_head(WarpWriter& out, Memory memory, const EncodePlaneTask& p, bool quantised,
-                           std::uint32_t head) {
-    BatchCursor cursor(memory, p, quantised, head);
+                           std::uint32_t head, RawWords& raw) {
+    BatchCursor cursor(memory, p, quantised, head, raw);
     Batch now = cursor.take(), next = cursor.take();
     while (now.count != 0) {
         const Batch third = cursor.take();
+        await_copies<kBatchesAhead - 1>();
+        __syncwarp();  // what other lanes have copied
         out.batch(now, p.plane_lines);
+        __syncwarp();  // before it is overwritten
         now = next;
         next = third;
     }
@@ -84,13 +96,13 @@ __global__ void encode_blocks(Memory memory, const EncodePlaneTask* planes, cons
     if (index >= count) return;
     const EncodeBlockTask block = blocks[index];
     const std::uint32_t end = block.slot_bytes / 2;
-    WarpWriter out(reinterpret_cast<std::uint16_t*>(memory.workspace + block.slot), end, &shared.tables,
-                   shared.raw[warp]);
+    WarpWriter out(reinterpret_cast<std::uint16_t*>(memory.workspace + block.slot), end, &shared.tables);
     for (std::uint32_t head = block.end_head; head-- > block.first_head;) {
         const std::uint32_t k_heads = planes[block.plane].heads;
         const bool second = head >= k_heads;
         const std::uint32_t plane = block.plane + (second ? 1 : 0);
-        write_head(out, memory, planes[plane], choices[plane].quantised != 0, head - (second ? k_heads : 0));
+        write_head(out, memory, planes[plane], choices[plane].quantised != 0, head - (second ? k_heads : 0),
+                   shared.raw[warp]);
     }
     out.finish();
     if (lane_id() == 0) block_bytes[index] = (end - out.begin()) * 2;

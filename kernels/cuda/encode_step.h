@@ -19,7 +19,7 @@ struct alignas(16) SymbolRow {
     std::uint32_t reciprocal;  // floor(x / f) = x * reciprocal >> (32 + shift) for all x below 2^18 f,
     std::uint32_t negative_frequency;  // or one less where the rank is 0, which then counts as rank f
     std::uint32_t shift;
-    std::uint32_t first_piece;
+    std::uint32_t first_piece;  // in bytes, from StepTables::pieces on
 };
 
 struct alignas(8) SlotPiece {
@@ -50,17 +50,24 @@ KVCAST_HD constexpr Quotient divided(std::uint32_t state, const SymbolRow& row) 
     return {quotient, state + quotient * row.negative_frequency};
 }
 
-// Which of the row's pieces a rank is in.
-KVCAST_HD constexpr std::uint32_t piece_of(std::uint32_t rank, std::uint32_t piece_shift) {
-    return rank >> (piece_shift & 31);
+// Where the piece of a rank is, `first` being the row's first_piece.
+KVCAST_HD constexpr std::uint32_t piece_offset(std::uint32_t first, std::uint32_t rank,
+                                               std::uint32_t piece_shift) {
+    return first + (rank >> (piece_shift & 31)) * static_cast<std::uint32_t>(sizeof(SlotPiece));
 }
 
-// The state after the symbol was put in.
-KVCAST_HD constexpr std::uint32_t state_with(Quotient q, SlotPiece piece) {
-    std::uint32_t state = (q.quotient << kProbabilityBits) + q.rank + piece.difference;
-    const bool beyond = (q.rank << 16 | 0xffffu) >= piece.edge_and_jump;
-    if (beyond) state += piece.edge_and_jump & 0xffffu;
-    return state;
-}
+// The state after a symbol was put in is `before`, or `jump` more where `place` has come to the edge.
+struct NextState {
+    std::uint32_t before;
+    std::uint32_t place;
+    std::uint32_t edge;
+    std::uint32_t jump;
+
+    KVCAST_HD constexpr NextState(Quotient q, SlotPiece piece)
+        : before((q.quotient << kProbabilityBits) + q.rank + piece.difference),
+          place(q.rank << 16 | 0xffffu),
+          edge(piece.edge_and_jump),
+          jump(piece.edge_and_jump & 0xffffu) {}
+};
 
 }  // namespace kvcast::kernels::cuda

@@ -8,28 +8,31 @@
 // All functions are called by all 32 lanes together, in the reverse of the decoder's order.
 #pragma once
 
+#include "kernels/cuda/shared_memory.cuh"
 #include "kernels/cuda/side_vector.cuh"
 #include "kernels/cuda/strip_record.cuh"
 
 namespace kvcast::kernels::cuda {
 
+inline constexpr std::uint32_t kBatchesAhead = 3;  // a warp's, on their way or being written
+
 // One record of a strip, loaded ahead of its turn.
 struct Batch {
     BatchWord word;
     std::uint32_t count;          // of values; 0 where there is no batch
-    const std::uint32_t* record;  // from this lane's symbols on, for the escapes
-    std::uint32_t symbols;
-    std::uint32_t raw[kMostPlaneLines];
+    const std::uint32_t* record;  // for the escapes
+    std::uint32_t symbols;        // this lane's
+    const std::uint32_t* raw;     // shared: the raw words, when await_copies() says so
 };
 
-// Shared memory of a block of threads that writes: the tables, which all its warps read, and room for the
-// raw words of each warp's batch.
+// Shared memory of a block of threads that writes: the tables, which all its warps read, and raw words of
+// each warp's batches.
 template <std::uint32_t kWarps>
 struct WriterShared {
     StepTables tables;
-    std::uint32_t raw[kWarps][kMostPlaneLines * kLanes];
+    std::uint32_t raw[kWarps][kBatchesAhead][kMostPlaneLines * kLanes];
 
-    // By all threads of the block.
+    // By all threads of the block. Rows then hold shared_offset() of their pieces.
     __device__ void load(const StepTables& from) {
         struct alignas(16) Piece {
             std::uint32_t words[4];
@@ -41,16 +44,19 @@ struct WriterShared {
         for (std::uint32_t i = threadIdx.x; i < sizeof(StepTables) / sizeof(Piece); i += kWarps * kLanes)
             out[i] = in[i];
         __syncthreads();
+        const std::uint32_t pieces = shared_offset(tables.pieces);
+        for (std::uint32_t i = threadIdx.x; i < kTables * kSymbols; i += kWarps * kLanes)
+            tables.rows[i / kSymbols][i % kSymbols].first_piece += pieces;
+        __syncthreads();
     }
 };
 
 class WarpWriter {
   public:
     // Writes 16-bit words from begin[end - 1] downwards. The caller has room for 4 bytes per value, 2 per
-    // started 16 values and raw bit, 2 per word, and the states. `tables` and `raw` are WriterShared's.
-    __device__ WarpWriter(std::uint16_t* begin, std::uint32_t end, const StepTables* tables,
-                          std::uint32_t* raw)
-        : tables_(tables), raw_(raw), words_(begin), at_(end), state_(kStateLow) {}
+    // started 16 values and raw bit, 2 per word, and the states. `tables` is WriterShared's.
+    __device__ WarpWriter(std::uint16_t* begin, std::uint32_t end, const StepTables* tables)
+        : tables_(tables), words_(begin), at_(end), state_(kStateLow) {}
 
     __device__ void word(std::uint32_t value) {
         --at_;
@@ -99,57 +105,42 @@ class WarpWriter {
     }
 
   private:
-    // A symbol's row, and its pieces.
-    struct Coding {
-        SymbolRow row;
-        const SlotPiece* pieces;
-    };
-
     // What is left of a batch, and how its symbols are coded.
     struct Walk {
-        const StepTables* tables;
         const SymbolRow* rows;
         std::uint32_t piece_shift;
         std::uint32_t symbols;  // those of the next group on top
-        Coding next;            // of the next group's symbol
+        SymbolRow row;          // of the next group's
 
-        __device__ Walk(const StepTables* t, std::uint32_t table, std::uint32_t first_symbols)
-            : tables(t), rows(t->rows[table]), piece_shift(t->piece_shifts[table]), symbols(first_symbols) {
-            look_up();
-        }
+        __device__ Walk(const StepTables* tables, std::uint32_t table, std::uint32_t first_symbols)
+            : rows(tables->rows[table]),
+              piece_shift(tables->piece_shifts[table]),
+              symbols(first_symbols),
+              row(rows[symbol()]) {}
+
         __device__ std::uint32_t symbol() const { return symbols >> 28; }
-        // The next group's coding; goes on to the one after.
-        __device__ Coding take() {
-            const Coding taken = next;
+        __device__ void advance() {
             symbols <<= 4;
-            look_up();
-            return taken;
-        }
-
-      private:
-        __device__ void look_up() {
-            next.row = rows[symbol()];
-            next.pieces = tables->pieces + next.row.first_piece;
+            row = rows[symbol()];
         }
     };
 
     __device__ void coded_batch(const Batch& b, std::uint32_t plane_lines) {
         const std::uint32_t groups = div_up(b.count, kLanes), planes = b.word.planes();
         Walk w(tables_, b.word.table(), b.symbols << 4 * (kBatchGroups - groups));
-        if (planes != 0) keep_raw(b, planes);
         if (any_escape(b.symbols)) {
-            const auto* escapes = reinterpret_cast<const std::int16_t*>(
-                b.record - lane_id() + (1 + plane_lines) * std::size_t{kLanes});
-            escaped_groups(w, b.count, planes, escapes);
+            escaped_groups(
+                w, b,
+                reinterpret_cast<const std::int16_t*>(b.record + (1 + plane_lines) * std::size_t{kLanes}));
             return;
         }
         const std::uint32_t n = b.count - (groups - 1) * kLanes;
-        if (planes != 0) put_planes(planes, n, raw_of(groups - 1, planes));
+        if (planes != 0) put_planes(planes, n, raw_of(b, groups - 1));
         put_some_symbols(w, n);
         if (planes == 0) {
             plain_groups(w, groups - 1);
         } else {
-            raw_groups(w, groups - 1, planes);
+            raw_groups(w, b, groups - 1);
         }
     }
 
@@ -158,16 +149,8 @@ class WarpWriter {
         return __any_sync(kFullWarp, all_ones != 0 ? 1 : 0) != 0;
     }
 
-    // Raw words to where every lane finds them.
-    __device__ void keep_raw(const Batch& b, std::uint32_t planes) {
-        __syncwarp();  // the batch before is written
-        for (std::uint32_t line = 0; line < kMostPlaneLines; ++line) {
-            if (line < lines_of_planes(planes)) raw_[line * kLanes + lane_id()] = b.raw[line];
-        }
-        __syncwarp();
-    }
-    __device__ std::uint32_t raw_of(std::uint32_t group, std::uint32_t planes) const {
-        return lane_id() < planes ? raw_[group * planes + lane_id()] : 0;
+    __device__ static std::uint32_t raw_of(const Batch& b, std::uint32_t group) {
+        return lane_id() < b.word.planes() ? b.raw[group * b.word.planes() + lane_id()] : 0;
     }
 
     // Whole groups without raw bits. The usual batch has one more than these, and its steps overlap best
@@ -175,30 +158,29 @@ class WarpWriter {
     __device__ __forceinline__ void plain_groups(Walk& w, std::uint32_t groups) {
         if (groups == kBatchGroups - 1) {
             KVCAST_UNROLL(7)
-            for (std::uint32_t g = 0; g < kBatchGroups - 1; ++g) put_symbols(w.take(), w.piece_shift);
+            for (std::uint32_t g = 0; g < kBatchGroups - 1; ++g) put_symbols(w);
             return;
         }
         KVCAST_UNROLL(1)
-        for (; groups > 0; --groups) put_symbols(w.take(), w.piece_shift);
+        for (; groups > 0; --groups) put_symbols(w);
     }
 
     // Whole groups with raw bits.
-    __device__ __forceinline__ void raw_groups(Walk& w, std::uint32_t groups, std::uint32_t planes) {
+    __device__ __forceinline__ void raw_groups(Walk& w, const Batch& b, std::uint32_t groups) {
         KVCAST_UNROLL(4)
         while (groups-- > 0) {
-            put_whole_planes(planes, raw_of(groups, planes));
-            put_symbols(w.take(), w.piece_shift);
+            put_whole_planes(b.word.planes(), raw_of(b, groups));
+            put_symbols(w);
         }
     }
 
-    // Any groups of a batch of `count` values.
-    __device__ void escaped_groups(Walk& w, std::uint32_t count, std::uint32_t planes,
-                                   const std::int16_t* escapes) {
-        for (std::uint32_t g = div_up(count, kLanes); g-- > 0;) {
-            const std::uint32_t n = count - g * kLanes < kLanes ? count - g * kLanes : kLanes;
+    // All groups of a batch, whatever they have.
+    __device__ void escaped_groups(Walk& w, const Batch& b, const std::int16_t* escapes) {
+        for (std::uint32_t g = div_up(b.count, kLanes); g-- > 0;) {
+            const std::uint32_t n = b.count - g * kLanes < kLanes ? b.count - g * kLanes : kLanes;
             const bool escaped = lane_id() < n && w.symbol() == kEscape;
             put_some(escaped, escaped ? static_cast<std::uint32_t>(escapes[g * kLanes + lane_id()]) : 0);
-            if (planes != 0) put_planes(planes, n, raw_of(g, planes));
+            if (b.word.planes() != 0) put_planes(b.word.planes(), n, raw_of(b, g));
             put_some_symbols(w, n);
         }
     }
@@ -226,17 +208,19 @@ class WarpWriter {
         const std::uint32_t kept = state_;
         const bool active = lane_id() < n;
         if (!active) state_ = kStateLow;
-        put_symbols(w.take(), w.piece_shift);
+        put_symbols(w);
         if (!active) state_ = kept;
     }
 
-    // One symbol into every state.
-    __device__ __forceinline__ void put_symbols(const Coding& c, std::uint32_t piece_shift) {
-        const bool full = state_ >= limit_of(c.row);
-        const Quotient q = divided(full ? state_ >> 16 : state_, c.row);
-        const SlotPiece piece = c.pieces[piece_of(q.rank, piece_shift)];
+    // One symbol into every state. The look-up comes first of all that shared memory is asked for.
+    __device__ __forceinline__ void put_symbols(Walk& w) {
+        const bool full = state_ >= limit_of(w.row);
+        const Quotient q = divided(full ? state_ >> 16 : state_, w.row);
+        const SlotPiece piece = piece_at(piece_offset(w.row.first_piece, q.rank, w.piece_shift));
+        w.advance();
         put_some(full, state_);
-        state_ = state_with(q, piece);
+        const NextState next(q, piece);
+        state_ = sum_with_jump(next.before, next.place, next.edge, next.jump);
     }
 
     // The low halves of the lanes that have one to give, in ascending lane order.
@@ -265,7 +249,6 @@ class WarpWriter {
     }
 
     const StepTables* tables_;
-    std::uint32_t* raw_;
     std::uint16_t* words_;
     std::uint32_t at_;
     std::uint32_t state_;
