@@ -5,6 +5,7 @@
 #include "kernels/cuda/moments.cuh"
 #include "kernels/cuda/platform.cuh"
 #include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/short_channels.cuh"
 #include "kernels/cuda/tile_values.cuh"
 #include "kernels/plane_scale.h"
 
@@ -88,20 +89,47 @@ __device__ float moment_scale(std::uint32_t largest) {
     return power_of_two(20 - (static_cast<int>(largest >> 23) - 127));
 }
 
-// One warp per channel.
+__device__ Moments moments_of_short(const float (&values)[kBatchGroups], float scale) {
+    std::int32_t sum = 0;
+    std::int64_t squares = 0;
+    KVCAST_UNROLL(8)
+    for (const float x : values) {
+        const std::int32_t v = nearest_integer(x * scale);
+        sum += v;
+        squares += std::int64_t{v} * v;
+    }
+    return {sum_of_signed(sum), sum_of_long(static_cast<std::uint64_t>(squares))};
+}
+
+__device__ KVCAST_APART Moments moments_of_channel(Memory memory, const EncodePlaneTask& p,
+                                                   const RotationTask* r, std::uint32_t head,
+                                                   std::uint32_t index, float scale) {
+    return moments_of(p.body_tokens, scale, TileValues(memory, p, r, head, tile_channel(index, r)));
+}
+
+// One warp per duo.
 __global__ void take_moments(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
-                             std::uint32_t channels, const RotationTask* rotations) {
+                             std::uint32_t duos, const RotationTask* rotations) {
     const std::uint32_t item = blockIdx.x * kWarps + threadIdx.x / kLanes;
-    if (item >= channels) return;
-    const EncodePlaneTask& p = planes[task_of<&EncodePlaneTask::first_channel>(planes, count, item)];
+    if (item >= duos) return;
+    const EncodePlaneTask& p = planes[task_of<&EncodePlaneTask::first_duo>(planes, count, item)];
     const float scale = moment_scale(*reinterpret_cast<const std::uint32_t*>(memory.workspace + p.largest));
     if (p.lossless || scale == 0) return;
     const RotationTask* r = p.rotation == kNone ? nullptr : rotations + p.rotation;
-    const std::uint32_t local = item - p.first_channel, head = local / p.channels;
-    const TileChannel c = tile_channel(local % p.channels, r);
-    const Moments m = moments_of(p.body_tokens, scale, TileValues(memory, p, r, head, c));
-    if (lane_id() == 0)
-        reinterpret_cast<Moments*>(memory.workspace + p.moments)[head * p.channels + c.channel] = m;
+    const std::uint32_t local = item - p.first_duo, head = local / duos_of(p), index = local % duos_of(p);
+    auto* moments = reinterpret_cast<Moments*>(memory.workspace + p.moments) + head * p.channels;
+    if (is_short(p)) {
+        const Duo duo = duo_of(p, r, index);
+        const DuoValues values(memory, p, r, head, duo);
+        const Moments m[2] = {moments_of_short(values.of[0], scale), moments_of_short(values.of[1], scale)};
+        if (lane_id() == 0) moments[duo.channel[0]] = m[0];
+        if (lane_id() == 0 && duo.count == 2) moments[duo.channel[1]] = m[1];
+        return;
+    }
+    for (std::uint32_t i = 2 * index; i < 2 * index + 2 && i < p.channels; ++i) {
+        const Moments m = moments_of_channel(memory, p, r, head, i, scale);
+        if (lane_id() == 0) moments[tile_channel(i, r).channel] = m;
+    }
 }
 
 // A channel's squares about its mean.
@@ -146,12 +174,12 @@ __global__ void choose_scales(Memory memory, const EncodePlaneTask* planes, Plan
 cudaError_t launch_analysis(Memory memory, const EncodePlaneTask* planes, Extents n,
                             const RotationTask* rotations, PlaneChoice* choices, cudaStream_t stream) {
     const Shape per_plane = {div_up(n.planes, kThreads), kThreads}, per_tile = {n.tiles, kThreads};
-    const Shape per_channel = {div_up(n.channels, kWarps), kThreads};
+    const Shape per_duo = {div_up(n.duos, kWarps), kThreads};
     cudaError_t e = launch(clear_largest, per_plane, stream, memory, planes, n.planes);
     if (e != cudaSuccess) return e;
     e = launch(load_tiles, per_tile, stream, memory, planes, n.planes, rotations);
     if (e != cudaSuccess) return e;
-    e = launch(take_moments, per_channel, stream, memory, planes, n.planes, n.channels, rotations);
+    e = launch(take_moments, per_duo, stream, memory, planes, n.planes, n.duos, rotations);
     if (e != cudaSuccess) return e;
     return launch(choose_scales, {n.planes, kLanes}, stream, memory, planes, choices);
 }

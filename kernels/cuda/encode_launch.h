@@ -11,8 +11,8 @@ struct Extents {
     std::uint32_t planes;
     std::uint32_t tiles;  // of the bodies; at most 2^31 - 1, as the others
     std::uint32_t heads;
-    std::uint32_t channels;  // of all heads
-    std::uint32_t rows;      // exact rows of all heads
+    std::uint32_t duos;  // of all heads
+    std::uint32_t rows;  // exact rows of all heads
 };
 
 // Tiles and scales of all planes; choices[plane] says what was decided. Rotations are filled.

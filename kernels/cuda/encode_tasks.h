@@ -8,11 +8,14 @@
 
 namespace kvcast::kernels::cuda {
 
+inline constexpr std::uint32_t kThresholds = 30;
+
 // The coder's tables and code lengths, in the image.
 struct CoderTables {
     StepTables steps;
     std::uint16_t cost[kTables][kSymbols];  // 1/256 bit, an escape with its 16 bits
-    std::uint32_t class_thresholds[30];     // class n + 1 from a mean |q| * 256 of class_thresholds[n] on
+    std::uint32_t
+        class_thresholds[kThresholds];  // class n + 1 from a mean |q| * 256 of class_thresholds[n] on
 };
 
 // What was decided about a plane: the device's answer to the host, and to the kernels that come after.
@@ -43,14 +46,19 @@ struct EncodePlaneTask {
     std::uint32_t anchor_group;  // 0: predicted from the mean
     std::uint32_t anchor_shift;
     std::uint32_t least_guard_bits;
-    std::uint32_t rotation;       // of the body, turned back: index, or kNone
-    std::uint32_t first_tile;     // as StoreTask's, over the bodies
-    std::uint32_t first_head;     // heads of the tasks before this one
-    std::uint32_t first_channel;  // heads * channels of them
-    std::uint32_t first_row;      // heads * exact rows of them
+    std::uint32_t rotation;    // of the body, turned back: index, or kNone
+    std::uint32_t first_tile;  // as StoreTask's, over the bodies
+    std::uint32_t first_head;  // heads of the tasks before this one
+    std::uint32_t first_duo;   // duos of their heads, as duos_of() counts them
+    std::uint32_t first_row;   // heads * exact rows of them
     Dtype source;
     bool lossless;
 };
+
+// A warp's share of a head where warps go through channels two by two.
+KVCAST_HD constexpr std::uint32_t duos_of(const EncodePlaneTask& p) {
+    return div_up(p.channels, 2);
+}
 
 inline constexpr std::uint32_t kMostVectors = 3;
 

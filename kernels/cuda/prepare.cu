@@ -4,6 +4,7 @@
 #include "kernels/cuda/exponent_model.cuh"
 #include "kernels/cuda/platform.cuh"
 #include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/short_channels.cuh"
 #include "kernels/cuda/strip_record.cuh"
 #include "kernels/cuda/tile_values.cuh"
 #include "kernels/plane_scale.h"
@@ -180,21 +181,44 @@ __device__ void quantise_channel(const Channel& c, Value value) {
     c.put_side(1, mean);
 }
 
-// The same for channels of one batch: values and what becomes of them stay in registers.
 template <typename Value>
-__device__ void quantise_short_channel(const Channel& c, Value value) {
+__device__ void put_quantised(const Channel& c, Value value) {
+    if (c.head.plane.anchor_group != 0) {
+        quantise_anchored(c, value);
+    } else {
+        quantise_channel(c, value);
+    }
+}
+
+// ---- the same in registers
+
+// mean_of() of up to 256 states of up to 32000 each, in integers: halves to even.
+__device__ std::int32_t mean_of_short(std::int32_t sum, std::uint32_t count, unsigned guard_bits) {
+    const std::uint32_t divisor = count << (guard_bits - kMeanFraction);
+    const auto magnitude = static_cast<std::uint32_t>(sum < 0 ? -sum : sum);
+    const std::uint32_t whole = magnitude / divisor, twice = 2 * (magnitude - whole * divisor);
+    const bool up = twice > divisor || (twice == divisor && whole % 2 != 0);
+    const auto rounded = static_cast<std::int32_t>(whole + (up ? 1 : 0));
+    const std::int32_t limited = rounded < kMeanLimit ? rounded : kMeanLimit;
+    return sum < 0 ? -limited : limited;
+}
+
+// class_for() of up to 256 values; `threshold` is the lane's.
+__device__ unsigned class_for_short(std::uint32_t threshold, std::uint32_t sum, std::uint32_t count) {
+    if (sum == 0) return 0;
+    const std::uint32_t mean = sum * 256 / count;
+    return 1 + static_cast<unsigned>(__popc(__ballot_sync(kFullWarp, threshold <= mean ? 1 : 0)));
+}
+
+__device__ __forceinline__ void quantise_short_channel(const Channel& c, std::uint32_t threshold,
+                                                       const float (&values)[kBatchGroups]) {
     const unsigned guard = c.choice.guard_bits;
     const std::uint32_t count = c.head.list.counts[0];
-    float values[kBatchGroups];
     std::int32_t sum = 0;
     KVCAST_UNROLL(8)
-    for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
-        const std::uint32_t i = g * kLanes + lane_id();
-        values[g] = i < count ? value(i) : 0;
-    }
-    KVCAST_UNROLL(8)
     for (const float v : values) sum += nearest_integer(v * c.inverse_unit);
-    const std::int16_t mean = mean_of(sum_of_lanes(sum), count, guard), prediction = mean_state(mean, guard);
+    const auto mean = static_cast<std::int16_t>(mean_of_short(sum_of_signed(sum), count, guard));
+    const std::int16_t prediction = mean_state(mean, guard);
     const Quantiser quantised(c.inverse_unit, guard);
     std::int32_t q[kBatchGroups];
     std::uint32_t magnitudes = 0;
@@ -203,7 +227,7 @@ __device__ void quantise_short_channel(const Channel& c, Value value) {
         q[g] = g * kLanes + lane_id() < count ? quantised(values[g], prediction) : 0;
         magnitudes += static_cast<std::uint32_t>(q[g] < 0 ? -q[g] : q[g]);
     }
-    const unsigned spread_class = class_for(c.tables, sum_of_lanes(magnitudes), count);
+    const unsigned spread_class = class_for_short(threshold, __reduce_add_sync(kFullWarp, magnitudes), count);
     const BatchWord word = BatchWord::of_class(spread_class);
     const SplitByClass split = {word.planes()};
     c.head.put_short_part(c.index, word, [&](std::uint32_t g, std::uint32_t) { return split(q[g]); });
@@ -211,15 +235,14 @@ __device__ void quantise_short_channel(const Channel& c, Value value) {
     c.put_side(1, mean);
 }
 
-template <typename Value>
-__device__ void put_quantised(const Channel& c, Value value) {
-    if (c.head.plane.anchor_group != 0) {
-        quantise_anchored(c, value);
-    } else if (c.head.list.counts[0] <= kBatchValues) {
-        quantise_short_channel(c, value);
-    } else {
-        quantise_channel(c, value);
-    }
+__device__ __forceinline__ void quantise_duo(const HeadStrips& strips, const PlaneChoice& choice,
+                                             const CoderTables& tables, const DuoValues& values,
+                                             const Duo& duo) {
+    const std::uint32_t threshold =
+        lane_id() < kThresholds ? tables.class_thresholds[lane_id()] : 0xffffffffu;
+    quantise_short_channel(Channel(strips, choice, tables, duo.channel[0]), threshold, values.of[0]);
+    if (duo.count == 2)
+        quantise_short_channel(Channel(strips, choice, tables, duo.channel[1]), threshold, values.of[1]);
 }
 
 // ---- exact channels and rows
@@ -237,27 +260,39 @@ __device__ void model_channel(const HeadStrips& head, const CoderTables& tables,
     head.vector(1)[channel] = static_cast<std::int16_t>(m.table);
 }
 
-// One warp per channel of a body.
+__device__ KVCAST_APART void prepare_channel(Memory memory, const HeadStrips& strips, const RotationTask* r,
+                                             const PlaneChoice& choice, const CoderTables& tables,
+                                             std::uint32_t head, std::uint32_t index, std::uint32_t* counts) {
+    const EncodePlaneTask& p = strips.plane;
+    const TileChannel c = tile_channel(index, r);
+    if (choice.quantised != 0) {
+        put_quantised(Channel(strips, choice, tables, c.channel), TileValues(memory, p, r, head, c));
+    } else {
+        model_channel(strips, tables, c.channel, tile_row(memory, p, head, c.channel), counts);
+    }
+}
+
+// One warp per duo of a body.
 __global__ void prepare_channels(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
-                                 std::uint32_t channels, const RotationTask* rotations,
+                                 std::uint32_t duos, const RotationTask* rotations,
                                  const PlaneChoice* choices, const CoderTables* tables) {
     __shared__ std::uint32_t counts[kWarps][256];
     const std::uint32_t item = blockIdx.x * kWarps + threadIdx.x / kLanes;
-    if (item >= channels) return;
-    const std::uint32_t index = task_of<&EncodePlaneTask::first_channel>(planes, count, item);
-    const EncodePlaneTask& p = planes[index];
+    if (item >= duos) return;
+    const std::uint32_t plane = task_of<&EncodePlaneTask::first_duo>(planes, count, item);
+    const EncodePlaneTask& p = planes[plane];
     if (p.body_tokens == 0) return;
-    const bool quantised = choices[index].quantised != 0;
+    const PlaneChoice choice = choices[plane];
     const RotationTask* r = p.rotation == kNone ? nullptr : rotations + p.rotation;
-    const std::uint32_t local = item - p.first_channel, head = local / p.channels;
-    const TileChannel c = tile_channel(local % p.channels, r);
-    const HeadStrips strips(memory, p, quantised, head);
-    if (quantised) {
-        put_quantised(Channel(strips, choices[index], *tables, c.channel), TileValues(memory, p, r, head, c));
-    } else {
-        model_channel(strips, *tables, c.channel, tile_row(memory, p, head, c.channel),
-                      counts[threadIdx.x / kLanes]);
+    const std::uint32_t local = item - p.first_duo, head = local / duos_of(p), index = local % duos_of(p);
+    const HeadStrips strips(memory, p, choice.quantised != 0, head);
+    if (choice.quantised != 0 && is_short(p)) {
+        const Duo duo = duo_of(p, r, index);
+        quantise_duo(strips, choice, *tables, DuoValues(memory, p, r, head, duo), duo);
+        return;
     }
+    for (std::uint32_t i = 2 * index; i < 2 * index + 2 && i < p.channels; ++i)
+        prepare_channel(memory, strips, r, choice, *tables, head, i, counts[threadIdx.x / kLanes]);
 }
 
 // One warp per exact row of a head.
@@ -304,9 +339,9 @@ __global__ void prepare_vectors(Memory memory, const EncodePlaneTask* planes, st
 cudaError_t launch_prepare(Memory memory, const EncodePlaneTask* planes, Extents n,
                            const RotationTask* rotations, const CoderTables* tables,
                            const PlaneChoice* choices, cudaStream_t stream) {
-    const Shape per_channel = {div_up(n.channels, kWarps), kThreads};
-    cudaError_t e = launch(prepare_channels, per_channel, stream, memory, planes, n.planes, n.channels,
-                           rotations, choices, tables);
+    const Shape per_duo = {div_up(n.duos, kWarps), kThreads};
+    cudaError_t e = launch(prepare_channels, per_duo, stream, memory, planes, n.planes, n.duos, rotations,
+                           choices, tables);
     if (e != cudaSuccess) return e;
     e = launch(prepare_rows, {div_up(n.rows, kWarps), kThreads}, stream, memory, planes, n.planes, n.rows,
                choices, tables);

@@ -1,16 +1,10 @@
 // Values to symbols, and a warp's way to make a strip's records (kernels/cuda/strip_list.h).
 #pragma once
 
+#include "kernels/cuda/compiler.cuh"
 #include "kernels/cuda/encode_tasks.h"
 #include "kernels/cuda/side_vector.cuh"
 #include "kernels/cuda/warp_rans.cuh"
-
-#ifdef KVCAST_SIMT
-#define KVCAST_UNROLL(n)
-#else
-#define KVCAST_PRAGMA(text) _Pragma(#text)
-#define KVCAST_UNROLL(n) KVCAST_PRAGMA(unroll n)
-#endif
 
 namespace kvcast::kernels::cuda {
 
