@@ -39,11 +39,13 @@ add_library(kvcast_cuda STATIC
     kernels/cuda/klt_decode.cu
     kernels/cuda/klt_quantise.cu
     kernels/cuda/klt_write.cu
+    kernels/cuda/prepare.cu
     kernels/cuda/project.cu
     kernels/cuda/store.cu
     codec/device/analysis_image.cpp
     codec/device/calibration_image.cpp
     codec/device/chain_layout.cpp
+    codec/device/coder_tables.cpp
     codec/device/decode_batch.cu
     codec/device/decode_plan.cpp
     codec/device/encode_batch.cu

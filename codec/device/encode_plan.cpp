@@ -8,14 +8,17 @@
 
 #include "codec/chunk_plan.h"
 #include "codec/delta/quantised_head.h"
+#include "codec/device/coder_tables.h"
 #include "codec/device/image.h"
 #include "codec/device/klt_encode_plan.h"
-#include "codec/entropy/model.h"
 
 namespace kvcast::device {
 namespace {
 
 namespace cuda = kernels::cuda;
+
+// What memory is read and written by.
+constexpr std::size_t kTileSector = 32;
 
 // check_input, which looks at how many planes are given and not at what is in them.
 Status check_without_planes(ChunkInput input, std::size_t planes, const EncodeOptions& options) {
@@ -42,19 +45,6 @@ std::uint64_t slots_bytes(const ChunkHeader& h) {
 
 }  // namespace
 
-std::size_t append_coder_tables(std::vector<std::byte>& image) {
-    auto tables = std::make_unique<cuda::CoderTables>();
-    static_assert(cuda::kTables == entropy::kTables);
-    for (std::size_t t = 0; t < entropy::kTables; ++t) {
-        tables->encode[t] = entropy::encode_table(t);
-        for (unsigned s = 0; s < kernels::kSymbols; ++s)
-            tables->cost[t][s] = static_cast<std::uint16_t>(entropy::symbol_cost(t, s));
-    }
-    const auto thresholds = entropy::class_thresholds();
-    std::copy(thresholds.begin(), thresholds.end(), std::begin(tables->class_thresholds));
-    return append<cuda::CoderTables>(image, {tables.get(), 1});
-}
-
 class EncodePlan::Builder {
   public:
     explicit Builder(const EncodeOptions& options) : options_(options) {}
@@ -80,7 +70,8 @@ class EncodePlan::Builder {
 
     Result<EncodePlan> finish() {
         const std::uint64_t packed = std::uint64_t{packs_.size()} * most_blocks_;
-        if (std::max({tiles_, channels_, rows_, packed, std::uint64_t{blocks_.size()}}) > kMostTiles)
+        const std::uint64_t vectors = heads_ * cuda::kMostVectors;
+        if (std::max({tiles_, vectors, duos_, rows_, packed, std::uint64_t{blocks_.size()}}) > kMostTiles)
             return Status(ErrorCode::kLimitExceeded, "a batch beyond 2^31 tiles, channels or blocks");
         std::vector<std::byte>& image = plan_.image_;
         Launches& l = plan_.launches_;
@@ -90,7 +81,8 @@ class EncodePlan::Builder {
         l.planes = append<cuda::EncodePlaneTask>(image, planes_);
         l.plane_count = u32(planes_.size());
         l.tiles = u32(tiles_);
-        l.channels = u32(channels_);
+        l.heads = u32(heads_);
+        l.duos = u32(duos_);
         l.rows = u32(rows_);
         l.blocks = append<cuda::EncodeBlockTask>(image, blocks_);
         l.block_count = u32(blocks_.size());
@@ -131,10 +123,8 @@ class EncodePlan::Builder {
         cuda::EncodePlaneTask task = {};
         task.in = rows_at(c.planes[index], shape.head_dim, h.layout.dtype);
         task.relative_step = lossless ? 0 : kDeltaSteps[h.level - 1] * multiplier;
-        task.tile = workspace_.take(width * body * sizeof(float));
-        task.symbols = workspace_.take(lossless ? 0 : width * body * sizeof(std::int16_t));
-        task.classes = workspace_.take(3 * width * sizeof(std::int16_t));
-        task.row_models = workspace_.take(shape.heads * exact * sizeof(std::uint16_t));
+        task.tile_stride = u32(round_up(body, kTileSector / kernels::dtype_bytes(h.layout.dtype)));
+        task.tile = workspace_.take(width * task.tile_stride * kernels::dtype_bytes(h.layout.dtype));
         task.moments = workspace_.take(width * sizeof(kernels::Moments));
         task.largest = workspace_.take(sizeof(std::uint32_t));
         task.heads = u32(shape.heads);
@@ -146,7 +136,8 @@ class EncodePlan::Builder {
         task.least_guard_bits = least_guard_bits(h.delta);
         task.rotation = plane == 0 ? rotation_ : cuda::kNone;
         task.first_tile = u32(tiles_);
-        task.first_channel = u32(channels_);
+        task.first_head = u32(heads_);
+        task.first_duo = u32(duos_);
         task.first_row = u32(rows_);
         task.source = h.layout.dtype;
         task.lossless = lossless;
@@ -154,9 +145,28 @@ class EncodePlan::Builder {
         tiles_ += std::uint64_t{task.heads} *
                   cuda::div_up(cuda::slots_of(task.channels, pairs), cuda::kStoreSlots) *
                   cuda::div_up(task.body_tokens, cuda::kStoreTokens);
-        channels_ += width;
+        add_strips(task);
+        heads_ += shape.heads;
+        duos_ += shape.heads * cuda::duos_of(task);
         rows_ += shape.heads * exact;
         planes_.push_back(task);
+    }
+
+    // Room for the strips of a plane, whether or not it is quantised after all.
+    void add_strips(cuda::EncodePlaneTask& task) {
+        const unsigned planes = std::max(kernels::class_coding(kernels::kClasses - 1).shift,
+                                         kernels::mantissa_bits(task.source) + 1);
+        task.plane_lines = cuda::lines_of_planes(planes);
+        for (const bool quantised : {false, true}) {
+            const cuda::StripList list = cuda::strip_list(task, quantised);
+            task.head_batches = std::max(task.head_batches, list.batches());
+        }
+        const std::uint64_t batches = std::uint64_t{task.heads} * task.head_batches;
+        task.words = workspace_.take(batches * sizeof(std::uint32_t));
+        task.records =
+            workspace_.take(batches * cuda::record_words(task.plane_lines) * sizeof(std::uint32_t));
+        task.side = workspace_.take(std::uint64_t{task.heads} * cuda::kMostVectors * task.channels *
+                                    sizeof(std::int16_t));
     }
 
     const EncodeOptions& options_;
@@ -167,7 +177,8 @@ class EncodePlan::Builder {
     std::vector<cuda::PackTask> packs_;
     Workspace workspace_;
     std::uint64_t tiles_ = 0;
-    std::uint64_t channels_ = 0;
+    std::uint64_t heads_ = 0;
+    std::uint64_t duos_ = 0;
     std::uint64_t rows_ = 0;
     std::size_t most_blocks_ = 0;
     std::uint32_t rotation_ = cuda::kNone;  // of the chunk that is being added

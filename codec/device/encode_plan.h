@@ -34,7 +34,7 @@ struct KltOnDevice {
 };
 
 // A batch of chunks of one profile and level, ready to be encoded any number of times. Immutable; threads may
-// share it. The image holds the coder's tables, about 0.8 MB.
+// share it.
 class EncodePlan {
   public:
     // kBadArgument, kLimitExceeded as ChunkEncoder::encode says them, and for planes or payloads that are
@@ -70,7 +70,8 @@ class EncodePlan {
         std::size_t planes = 0;
         std::uint32_t plane_count = 0;
         std::uint32_t tiles = 0;
-        std::uint32_t channels = 0;
+        std::uint32_t heads = 0;
+        std::uint32_t duos = 0;
         std::uint32_t rows = 0;
         std::size_t blocks = 0;
         std::uint32_t block_count = 0;
@@ -92,7 +93,6 @@ class EncodePlan {
         std::size_t klt_chunks = 0;
         std::size_t klt_planes = 0;
         std::uint32_t klt_plane_count = 0;
-        std::uint32_t heads = 0;
         std::size_t runs = 0;
         std::size_t run_bytes = 0;  // in the report
     };

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "codec/chunk_plan.h"
+#include "codec/device/coder_tables.h"
 #include "codec/device/unit_task.h"
 #include "codec/klt/klt_chunk.h"
 

@@ -11,9 +11,6 @@
 
 namespace kvcast::device {
 
-// The coder's tables (kernels::cuda::CoderTables); their offset.
-std::size_t append_coder_tables(std::vector<std::byte>& image);
-
 class KltPlanBuilder {
   public:
     KltPlanBuilder(const EncodeOptions& options, const KltOnDevice& klt) : options_(options), klt_(klt) {}

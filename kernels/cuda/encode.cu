@@ -1,115 +1,157 @@
-// Entropy coding of analysed planes: one warp per block, backwards, then packing.
+// Entropy coding of prepared strips: one warp per block, backwards, then packing.
 #include "kernels/cuda/encode_launch.h"
 #include "kernels/cuda/platform.cuh"
-#include "kernels/cuda/rows.cuh"
 #include "kernels/cuda/warp_writer.cuh"
 
 namespace kvcast::kernels::cuda {
 namespace {
 
 constexpr std::uint32_t kEncodeWarps = 2;  // of a block of threads
-constexpr std::uint32_t kPackThreads = 128;
+constexpr std::uint32_t kPackThreads = 256;
 
-__device__ void write_exact_rows(WarpWriter& out, const EncodePlaneTask& p, std::uint32_t head,
-                                 Memory memory) {
-    const auto* models =
-        reinterpret_cast<const std::uint16_t*>(memory.workspace + p.row_models) + head * p.exact_rows;
-    for (std::uint32_t t = p.exact_rows; t-- > 0;) {
-        const std::uint32_t model = models[t];
-        const std::uint8_t* row = row_of(p.in, t) + head * p.in.head_bytes;
-        out.floats(model & 255u, model >> 8, p.source, p.channels,
-                   [&](std::uint32_t c) { return element_of(row, p.source, c); });
-        out.word(model);
-    }
-}
+using RawWords = std::uint32_t[kBatchesAhead][kMostPlaneLines * kLanes];
 
-__device__ void write_exact_body(WarpWriter& out, const EncodePlaneTask& p, const std::int16_t* side,
-                                 const std::uint32_t* bits) {
-    const std::int16_t* tables = side + p.heads * p.channels;
-    for (std::uint32_t c = p.channels; c-- > 0;) {
-        const std::uint32_t* row = bits + std::uint64_t{c} * p.body_tokens;
-        out.floats(static_cast<std::uint32_t>(side[c]), static_cast<std::uint32_t>(tables[c]), p.source,
-                   p.body_tokens, [&](std::uint32_t i) { return row[i]; });
-    }
-    out.vector(p.channels, tables);
-    out.vector(p.channels, side);
-}
+// The batches of a head from its last to its first. What a batch needs is loaded when it is taken, well
+// before its turn.
+class BatchCursor {
+  public:
+    __device__ BatchCursor(Memory memory, const EncodePlaneTask& p, bool quantised, std::uint32_t head,
+                           RawWords& raw)
+        : list_(strip_list(p, quantised)),
+          words_(reinterpret_cast<const std::uint32_t*>(memory.workspace + p.words) +
+                 std::uint64_t{head} * p.head_batches),
+          left_(list_.batches()),
+          record_words_(record_words(p.plane_lines)),
+          record_(reinterpret_cast<const std::uint32_t*>(memory.workspace + p.records) +
+                  (std::uint64_t{head} * p.head_batches + left_) * record_words_),
+          own_(line_of_words(left_ / kLanes)),
+          below_(line_of_words(left_ / kLanes - 1)),
+          raw_(raw) {}
 
-__device__ void write_quantised_body(WarpWriter& out, const EncodePlaneTask& p, const std::int16_t* side,
-                                     const std::int16_t* symbols) {
-    const bool anchored = p.anchor_group != 0;
-    const std::uint32_t first = anchored ? div_up(p.body_tokens, p.anchor_group) : p.body_tokens;
-    const std::int16_t* delta_classes = side + p.heads * p.channels;
-    const std::int16_t* means = delta_classes + p.heads * p.channels;
-    for (std::uint32_t c = p.channels; c-- > 0;) {
-        const std::int16_t* q = symbols + std::uint64_t{c} * p.body_tokens;
-        if (anchored) {
-            out.strip(static_cast<unsigned>(delta_classes[c]), p.body_tokens - first,
-                      [&](std::uint32_t i) { return std::int32_t{q[first + i]}; });
+    // The batch before the one that was taken last; an empty one where there is none.
+    __device__ Batch take() {
+        Batch b = {};
+        if (left_ == 0) {
+            end_copies();
+            return b;
         }
-        out.strip(static_cast<unsigned>(side[c]), first, [&](std::uint32_t i) { return std::int32_t{q[i]}; });
-    }
-    out.vector(p.channels, means);
-    if (anchored) out.vector(p.channels, delta_classes);
-    out.vector(p.channels, side);
-}
-
-__device__ void write_head(WarpWriter& out, const EncodePlaneTask& p, std::uint32_t head, bool quantised,
-                           Memory memory) {
-    if (p.body_tokens != 0) {
-        const auto* side =
-            reinterpret_cast<const std::int16_t*>(memory.workspace + p.classes) + head * p.channels;
-        const std::uint64_t body = std::uint64_t{head} * p.channels * p.body_tokens;
-        if (quantised) {
-            write_quantised_body(out, p, side,
-                                 reinterpret_cast<const std::int16_t*>(memory.workspace + p.symbols) + body);
-        } else {
-            write_exact_body(out, p, side,
-                             reinterpret_cast<const std::uint32_t*>(memory.workspace + p.tile) + body);
+        if (left_ % kLanes == 0) {
+            own_ = below_;
+            below_ = line_of_words(left_ / kLanes - 2);
         }
+        --left_;
+        record_ -= record_words_;
+        b.word = BatchWord::from_bits(__shfl_sync(kFullWarp, own_, static_cast<int>(left_ % kLanes)));
+        b.count = list_.count_of(b.word.kind());
+        b.record = record_;
+        if (b.word.coded()) b.symbols = record_[lane_id()];
+        b.raw = raw_[left_ % kBatchesAhead];
+        for (std::uint32_t line = 0; line < lines_of_planes(b.word.planes()); ++line) {
+            const std::uint32_t i = line * kLanes + lane_id();
+            copy_later(raw_[left_ % kBatchesAhead] + i, record_ + kLanes + i);
+        }
+        end_copies();
+        return b;
     }
-    write_exact_rows(out, p, head, memory);
+
+  private:
+    // Words of 32 batches, one a lane; zeros where there are none.
+    __device__ std::uint32_t line_of_words(std::uint32_t line) const {
+        const std::uint32_t batch = line * kLanes + lane_id();
+        return batch < list_.batches() ? words_[batch] : 0;
+    }
+
+    const StripList list_;
+    const std::uint32_t* words_;
+    std::uint32_t left_;
+    const std::uint32_t record_words_;
+    const std::uint32_t* record_;  // of the batch that was taken last
+    std::uint32_t own_;            // this lane's word of the present line of 32 batches
+    std::uint32_t below_;          // of the line before
+    RawWords& raw_;
+};
+
+__device__ void write_head(WarpWriter& out, Memory memory, const EncodePlaneTask& p, bool quantised,
+                           std::uint32_t head, RawWords& raw) {
+    BatchCursor cursor(memory, p, quantised, head, raw);
+    Batch now = cursor.take(), next = cursor.take();
+    while (now.count != 0) {
+        const Batch third = cursor.take();
+        await_copies<kBatchesAhead - 1>();
+        __syncwarp();  // what other lanes have copied
+        out.batch(now, p.plane_lines);
+        __syncwarp();  // before it is overwritten
+        now = next;
+        next = third;
+    }
 }
 
 __global__ void encode_blocks(Memory memory, const EncodePlaneTask* planes, const EncodeBlockTask* blocks,
                               std::uint32_t count, const CoderTables* tables, const PlaneChoice* choices,
                               std::uint32_t* block_bytes) {
-    const std::uint32_t index = blockIdx.x * kEncodeWarps + threadIdx.x / kLanes;
+    using Shared = WriterShared<kEncodeWarps>;
+    auto& shared = *dynamic_shared<Shared>();
+    shared.load(tables->steps);
+    const std::uint32_t warp = threadIdx.x / kLanes, index = blockIdx.x * kEncodeWarps + warp;
     if (index >= count) return;
     const EncodeBlockTask block = blocks[index];
-    auto* end = reinterpret_cast<std::uint8_t*>(memory.workspace + block.slot) + block.slot_bytes;
-    WarpWriter out(end, tables);
+    const std::uint32_t end = block.slot_bytes / 2;
+    WarpWriter out(reinterpret_cast<std::uint16_t*>(memory.workspace + block.slot), end, &shared.tables);
     for (std::uint32_t head = block.end_head; head-- > block.first_head;) {
         const std::uint32_t k_heads = planes[block.plane].heads;
         const bool second = head >= k_heads;
         const std::uint32_t plane = block.plane + (second ? 1 : 0);
-        write_head(out, planes[plane], head - (second ? k_heads : 0), choices[plane].quantised != 0, memory);
+        write_head(out, memory, planes[plane], choices[plane].quantised != 0, head - (second ? k_heads : 0),
+                   shared.raw[warp]);
     }
-    const std::uint8_t* begin = out.finish();
-    if (lane_id() == 0) block_bytes[index] = static_cast<std::uint32_t>(end - begin);
+    out.finish();
+    if (lane_id() == 0) block_bytes[index] = (end - out.begin()) * 2;
+}
+
+// Bytes of the blocks from `first` up to `end`, in all threads of the block.
+__device__ std::uint64_t bytes_of(const std::uint32_t* block_bytes, std::uint32_t first, std::uint32_t end) {
+    __shared__ std::uint64_t sums[kPackThreads / kLanes];
+    std::uint64_t own = 0;
+    for (std::uint32_t b = first + threadIdx.x; b < end; b += kPackThreads) own += block_bytes[b];
+    own = sum_of_lanes(own);
+    if (lane_id() == 0) sums[threadIdx.x / kLanes] = own;
+    __syncthreads();
+    std::uint64_t all = 0;
+    for (const std::uint64_t sum : sums) all += sum;
+    return all;
+}
+
+// `count` 16-bit words, by a block of threads, two at a time. What is read beside them lies within the same
+// four bytes as one of them.
+__device__ void copy_words(std::uint16_t* to, const std::uint16_t* from, std::uint32_t count) {
+    const bool odd = reinterpret_cast<std::uintptr_t>(to) % 4 != 0;
+    if (odd && threadIdx.x == 0) to[0] = from[0];
+    to += odd ? 1 : 0;
+    from += odd ? 1 : 0;
+    count -= odd ? 1 : 0;
+    auto* out = reinterpret_cast<std::uint32_t*>(to);
+    const bool shifted = reinterpret_cast<std::uintptr_t>(from) % 4 != 0;
+    const auto* in = reinterpret_cast<const std::uint32_t*>(shifted ? from - 1 : from);
+    KVCAST_UNROLL(8)
+    for (std::uint32_t i = threadIdx.x; i < count / 2; i += kPackThreads)
+        out[i] = shifted ? in[i] >> 16 | in[i + 1] << 16 : in[i];
+    if (count % 2 != 0 && threadIdx.x == 0) to[count - 1] = from[count - 1];
 }
 
 // One block of threads per coded block.
 __global__ void pack_blocks(Memory memory, const PackTask* packs, std::uint32_t most_blocks,
                             const EncodeBlockTask* blocks, const std::uint32_t* block_bytes) {
-    __shared__ std::uint64_t offset;
     const PackTask& pack = packs[blockIdx.x / most_blocks];
     const std::uint32_t index = pack.first_block + blockIdx.x % most_blocks;
     if (index >= pack.end_block) return;
-    if (threadIdx.x == 0) offset = 0;
-    __syncthreads();
-    std::uint64_t before = 0;
-    for (std::uint32_t b = pack.first_block + threadIdx.x; b < index; b += kPackThreads)
-        before += block_bytes[b];
-    atomicAdd(reinterpret_cast<unsigned long long*>(&offset), static_cast<unsigned long long>(before));
-    __syncthreads();
+    const std::uint64_t offset = bytes_of(block_bytes, pack.first_block, index);
     const std::uint32_t bytes = block_bytes[index];
     if (offset + bytes > pack.capacity) return;
     const EncodeBlockTask& block = blocks[index];
-    const auto* from =
-        reinterpret_cast<const std::uint16_t*>(memory.workspace + block.slot + block.slot_bytes - bytes);
-    auto* to = reinterpret_cast<std::uint16_t*>(pack.payload + offset);
-    for (std::uint32_t i = threadIdx.x; i < bytes / 2; i += kPackThreads) to[i] = from[i];
+    copy_words(
+        reinterpret_cast<std::uint16_t*>(pack.payload + offset),
+        reinterpret_cast<const std::uint16_t*>(memory.workspace + block.slot + block.slot_bytes - bytes),
+        bytes / 2);
 }
 
 }  // namespace
@@ -117,8 +159,9 @@ __global__ void pack_blocks(Memory memory, const PackTask* packs, std::uint32_t 
 cudaError_t launch_encode(Memory memory, const EncodePlaneTask* planes, const EncodeBlockTask* blocks,
                           std::uint32_t count, const CoderTables* tables, const PlaneChoice* choices,
                           std::uint32_t* block_bytes, cudaStream_t stream) {
-    return launch(encode_blocks, {div_up(count, kEncodeWarps), kEncodeWarps * kLanes}, stream, memory, planes,
-                  blocks, count, tables, choices, block_bytes);
+    const Shape shape = {div_up(count, kEncodeWarps), kEncodeWarps * kLanes,
+                         sizeof(WriterShared<kEncodeWarps>)};
+    return launch(encode_blocks, shape, stream, memory, planes, blocks, count, tables, choices, block_bytes);
 }
 
 cudaError_t launch_pack(Memory memory, const PackTask* packs, std::uint32_t chunks, std::uint32_t most_blocks,

@@ -9,18 +9,22 @@ namespace kvcast::kernels::cuda {
 // What a batch has, over all its planes.
 struct Extents {
     std::uint32_t planes;
-    std::uint32_t tiles;     // of the bodies; at most 2^31 - 1, as the others
-    std::uint32_t channels;  // of all heads
-    std::uint32_t rows;      // exact rows of all heads
+    std::uint32_t tiles;  // of the bodies; at most 2^31 - 1, as the others
+    std::uint32_t heads;
+    std::uint32_t duos;  // of all heads
+    std::uint32_t rows;  // exact rows of all heads
 };
 
-// Tiles, scales, symbols and models of all planes; choices[plane] says what was decided. Rotations are
-// filled.
+// Tiles and scales of all planes; choices[plane] says what was decided. Rotations are filled.
 cudaError_t launch_analysis(Memory memory, const EncodePlaneTask* planes, Extents extents,
-                            const RotationTask* rotations, const CoderTables* tables, PlaneChoice* choices,
-                            cudaStream_t stream);
+                            const RotationTask* rotations, PlaneChoice* choices, cudaStream_t stream);
 
-// Codes `count` blocks of analysed planes into their slots, one warp per block; block_bytes[block] is their
+// Strips of analysed planes.
+cudaError_t launch_prepare(Memory memory, const EncodePlaneTask* planes, Extents extents,
+                           const RotationTask* rotations, const CoderTables* tables,
+                           const PlaneChoice* choices, cudaStream_t stream);
+
+// Codes `count` blocks of prepared strips into their slots, one warp per block; block_bytes[block] is their
 // size.
 cudaError_t launch_encode(Memory memory, const EncodePlaneTask* planes, const EncodeBlockTask* blocks,
                           std::uint32_t count, const CoderTables* tables, const PlaneChoice* choices,

@@ -1,18 +1,21 @@
 // What the encoding kernels are told, and what they answer. See kernels/cuda/tasks.h.
 #pragma once
 
+#include "kernels/cuda/encode_step.h"
+#include "kernels/cuda/strip_list.h"
 #include "kernels/cuda/tasks.h"
 #include "kernels/ops.h"
 
 namespace kvcast::kernels::cuda {
 
-inline constexpr std::uint32_t kTables = 25;
+inline constexpr std::uint32_t kThresholds = 30;
 
 // The coder's tables and code lengths, in the image.
 struct CoderTables {
-    EncodeTable encode[kTables];
+    StepTables steps;
     std::uint16_t cost[kTables][kSymbols];  // 1/256 bit, an escape with its 16 bits
-    std::uint32_t class_thresholds[30];     // class n + 1 from a mean |q| * 256 of class_thresholds[n] on
+    std::uint32_t
+        class_thresholds[kThresholds];  // class n + 1 from a mean |q| * 256 of class_thresholds[n] on
 };
 
 // What was decided about a plane: the device's answer to the host, and to the kernels that come after.
@@ -25,29 +28,47 @@ struct PlaneChoice {
 // One plane of one layer of a chunk, profiles delta and lossless.
 struct EncodePlaneTask {
     RowsAt in;
-    double relative_step;  // times the plane's standard deviation; lossless: 0
-    std::uint64_t
-        tile;  // workspace: [head][channel][body token] of 4 bytes: floats, or stored bits where exact
-    std::uint64_t symbols;     // workspace: std::int16_t of the same shape, anchors first
-    std::uint64_t classes;     // workspace: std::int16_t [3][head][channel]: classes, delta classes, means;
-                               // where exact: centers, tables
-    std::uint64_t row_models;  // workspace: std::uint16_t [head][exact row], as stored
-    std::uint64_t moments;     // workspace: Moments [head][channel]
-    std::uint64_t largest;     // workspace: std::uint32_t, bits of the largest magnitude
+    double relative_step;   // times the plane's standard deviation; lossless: 0
+    std::uint64_t tile;     // workspace: stored bits [head][channel][tile_stride]
+    std::uint64_t words;    // workspace: BatchWord [head][batch], as StripList says
+    std::uint64_t records;  // workspace: std::uint32_t [head][batch][record]
+    std::uint64_t side;     // workspace: std::int16_t [head][vector][channel]: classes, delta classes if
+                            // anchored, means; where exact: centers, tables
+    std::uint64_t moments;  // workspace: Moments [head][channel]
+    std::uint64_t largest;  // workspace: std::uint32_t, bits of the largest magnitude
     std::uint32_t heads;
     std::uint32_t channels;  // per head
     std::uint32_t body_tokens;
+    std::uint32_t tile_stride;  // body tokens of a channel's row of the tile, in whole sectors of memory
     std::uint32_t exact_rows;
+    std::uint32_t head_batches;  // of a head, at most
+    std::uint32_t plane_lines;   // of a record
     std::uint32_t anchor_group;  // 0: predicted from the mean
     std::uint32_t anchor_shift;
     std::uint32_t least_guard_bits;
-    std::uint32_t rotation;       // of the body, turned back: index, or kNone
-    std::uint32_t first_tile;     // as StoreTask's, over the bodies
-    std::uint32_t first_channel;  // heads * channels of the tasks before this one
-    std::uint32_t first_row;      // heads * exact rows of them
+    std::uint32_t rotation;    // of the body, turned back: index, or kNone
+    std::uint32_t first_tile;  // as StoreTask's, over the bodies
+    std::uint32_t first_head;  // heads of the tasks before this one
+    std::uint32_t first_duo;   // duos of their heads, as duos_of() counts them
+    std::uint32_t first_row;   // heads * exact rows of them
     Dtype source;
     bool lossless;
 };
+
+// A warp's share of a head where warps go through channels two by two.
+KVCAST_HD constexpr std::uint32_t duos_of(const EncodePlaneTask& p) {
+    return div_up(p.channels, 2);
+}
+
+inline constexpr std::uint32_t kMostVectors = 3;
+
+// Strips of a plane's head.
+KVCAST_HD constexpr StripList strip_list(const EncodePlaneTask& p, bool quantised) {
+    const bool anchored = quantised && p.anchor_group != 0;
+    const std::uint32_t anchors = anchored ? div_up(p.body_tokens, p.anchor_group) : p.body_tokens;
+    const std::uint32_t vectors = p.body_tokens == 0 ? 0 : anchored ? 3 : 2;
+    return {p.exact_rows, vectors, p.channels, anchored ? 2u : 1u, {anchors, p.body_tokens - anchors}};
+}
 
 // One block, written from the end of its slot backwards.
 struct EncodeBlockTask {

@@ -4,7 +4,7 @@
 #include "kernels/cuda/klt_encode_launch.h"
 #include "kernels/cuda/platform.cuh"
 #include "kernels/cuda/rows.cuh"
-#include "kernels/cuda/warp_writer.cuh"
+#include "kernels/cuda/side_vector.cuh"
 #include "kernels/klt_choice.h"
 
 namespace kvcast::kernels::cuda {

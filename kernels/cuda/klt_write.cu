@@ -78,10 +78,11 @@ __device__ void write_coefficients(WarpWriter& out, const KltSourceTask& p, cons
 }
 
 __device__ void write_gains(WarpWriter& out, const KltSourceTask& p, const KltChunkTask& c, Memory memory,
-                            std::uint32_t part) {
+                            const CoderTables& tables, std::uint32_t part) {
     const auto* body = reinterpret_cast<const std::uint32_t*>(memory.workspace + c.body);
     const auto* gains = reinterpret_cast<const std::int16_t*>(memory.workspace + p.gains) + part * c.tokens;
-    out.vector(body[0], [&](std::uint32_t i) { return std::int32_t{gains[body[1 + i]]}; });
+    const auto gain = [&](std::uint32_t i) { return std::int32_t{gains[body[1 + i]]}; };
+    out.vector(side_vector(tables, body[0], gain), body[0], gain);
 }
 
 __device__ void write_exact_rows(WarpWriter& out, const KltSourceTask& p, const KltChunkTask& c,
@@ -99,13 +100,15 @@ __device__ void write_exact_rows(WarpWriter& out, const KltSourceTask& p, const 
 }
 
 __device__ void write_layer(WarpWriter& out, const KltSourceTask* planes, std::uint32_t count,
-                            const KltChunkTask& c, Memory memory, const std::uint32_t* exact) {
+                            const KltChunkTask& c, Memory memory, const CoderTables& tables,
+                            const std::uint32_t* exact) {
     for (std::uint32_t p = count; p-- > 0;) {
         for (std::uint32_t part = planes[p].parts; part-- > 0;)
             write_coefficients(out, planes[p], c, memory, part);
     }
     for (std::uint32_t p = count; p-- > 0;) {
-        for (std::uint32_t part = planes[p].parts; part-- > 0;) write_gains(out, planes[p], c, memory, part);
+        for (std::uint32_t part = planes[p].parts; part-- > 0;)
+            write_gains(out, planes[p], c, memory, tables, part);
     }
     for (std::uint32_t p = count; p-- > 0;) write_exact_rows(out, planes[p], c, memory, exact);
 }
@@ -113,23 +116,26 @@ __device__ void write_layer(WarpWriter& out, const KltSourceTask* planes, std::u
 __global__ void write_runs(Memory memory, KltBatch batch, const KltWriteTask* runs,
                            const EncodeBlockTask* slots, std::uint32_t count, std::uint32_t* run_bytes,
                            std::uint32_t* layer_bytes) {
-    const std::uint32_t index = blockIdx.x * kWriteWarps + threadIdx.x / kLanes;
+    using Shared = WriterShared<kWriteWarps>;
+    auto& shared = *dynamic_shared<Shared>();
+    shared.load(batch.tables->steps);
+    const std::uint32_t warp = threadIdx.x / kLanes, index = blockIdx.x * kWriteWarps + warp;
     if (index >= count) return;
     const KltWriteTask run = runs[index];
     const EncodeBlockTask slot = slots[index];
     const KltChunkTask& c = batch.chunks[run.chunk];
     const auto* exact = reinterpret_cast<const std::uint32_t*>(batch.report + c.exact);
-    auto* end = reinterpret_cast<std::uint8_t*>(memory.workspace + slot.slot) + slot.slot_bytes;
-    WarpWriter out(end, batch.tables);
-    const std::uint8_t* piece_end = end;
+    const std::uint32_t end = slot.slot_bytes / 2;
+    WarpWriter out(reinterpret_cast<std::uint16_t*>(memory.workspace + slot.slot), end, &shared.tables);
+    std::uint32_t piece_end = end;
     for (std::uint32_t layer = run.layers; layer-- > 0;) {
-        write_layer(out, batch.planes + run.plane + layer * run.planes, run.planes, c, memory, exact);
-        const std::uint8_t* begin = layer == 0 ? out.finish() : out.begin();
-        if (lane_id() == 0)
-            layer_bytes[run.first_layer + layer] = static_cast<std::uint32_t>(piece_end - begin);
-        piece_end = begin;
+        write_layer(out, batch.planes + run.plane + layer * run.planes, run.planes, c, memory, *batch.tables,
+                    exact);
+        if (layer == 0) out.finish();
+        if (lane_id() == 0) layer_bytes[run.first_layer + layer] = (piece_end - out.begin()) * 2;
+        piece_end = out.begin();
     }
-    if (lane_id() == 0) run_bytes[index] = static_cast<std::uint32_t>(end - piece_end);
+    if (lane_id() == 0) run_bytes[index] = (end - piece_end) * 2;
 }
 
 }  // namespace
@@ -144,8 +150,8 @@ cudaError_t launch_klt_list(Memory memory, const KltBatch& batch, cudaStream_t s
 cudaError_t launch_klt_write(Memory memory, const KltBatch& batch, const KltWriteTask* runs,
                              const EncodeBlockTask* slots, std::uint32_t count, std::uint32_t* run_bytes,
                              std::uint32_t* layer_bytes, cudaStream_t stream) {
-    return launch(write_runs, {div_up(count, kWriteWarps), kWriteWarps * kLanes}, stream, memory, batch, runs,
-                  slots, count, run_bytes, layer_bytes);
+    const Shape shape = {div_up(count, kWriteWarps), kWriteWarps * kLanes, sizeof(WriterShared<kWriteWarps>)};
+    return launch(write_runs, shape, stream, memory, batch, runs, slots, count, run_bytes, layer_bytes);
 }
 
 }  // namespace kvcast::kernels::cuda

@@ -1,173 +1,256 @@
 // A warp writes one block, backwards: the inverse of WarpReader, step by step. FORMAT.md, section 5; a CPU's
 // is kernels/scalar/rans.cpp and codec/entropy/block_writer.cpp, and the bytes are the same.
 //
+// Few warps write while the device could hold many, so that a group costs what its chain of dependent
+// operations takes: a state's quotient, its rank, one look-up in shared memory, the next state. All else, the
+// row of the next symbol and where the words go, is done while that look-up is under way.
+//
 // All functions are called by all 32 lanes together, in the reverse of the decoder's order.
 #pragma once
 
-#include "kernels/cuda/encode_tasks.h"
-#include "kernels/cuda/warp_rans.cuh"
+#include "kernels/cuda/shared_memory.cuh"
+#include "kernels/cuda/side_vector.cuh"
+#include "kernels/cuda/strip_record.cuh"
 
 namespace kvcast::kernels::cuda {
 
-__device__ __forceinline__ std::uint32_t symbol_of(std::int32_t high) {
-    const bool inside = high >= -kSymbolZero && high <= kSymbolZero;
-    return inside ? static_cast<std::uint32_t>(high + kSymbolZero) : kEscape;
-}
+inline constexpr std::uint32_t kBatchesAhead = 3;  // a warp's, on their way or being written
 
-// What a value costs in class 1..31, in 1/256 bit.
-__device__ __forceinline__ std::uint32_t value_cost(const CoderTables& tables, unsigned spread_class,
-                                                    std::int32_t value) {
-    const ClassCoding c = class_coding(spread_class);
-    const std::int32_t half = c.shift == 0 ? 0 : 1 << (c.shift - 1);
-    return tables.cost[c.table][symbol_of((value + half) >> c.shift)] + c.shift * 256;
-}
+// One record of a strip, loaded ahead of its turn.
+struct Batch {
+    BatchWord word;
+    std::uint32_t count;          // of values; 0 where there is no batch
+    const std::uint32_t* record;  // for the escapes
+    std::uint32_t symbols;        // this lane's
+    const std::uint32_t* raw;     // shared: the raw words, when await_copies() says so
+};
+
+// Shared memory of a block of threads that writes: the tables, which all its warps read, and raw words of
+// each warp's batches.
+template <std::uint32_t kWarps>
+struct WriterShared {
+    StepTables tables;
+    std::uint32_t raw[kWarps][kBatchesAhead][kMostPlaneLines * kLanes];
+
+    // By all threads of the block. Rows then hold shared_offset() of their pieces.
+    __device__ void load(const StepTables& from) {
+        struct alignas(16) Piece {
+            std::uint32_t words[4];
+        };
+        static_assert(sizeof(StepTables) % sizeof(Piece) == 0);
+        const auto* in = reinterpret_cast<const Piece*>(&from);
+        auto* out = reinterpret_cast<Piece*>(&tables);
+        KVCAST_UNROLL(8)
+        for (std::uint32_t i = threadIdx.x; i < sizeof(StepTables) / sizeof(Piece); i += kWarps * kLanes)
+            out[i] = in[i];
+        __syncthreads();
+        const std::uint32_t pieces = shared_offset(tables.pieces);
+        for (std::uint32_t i = threadIdx.x; i < kTables * kSymbols; i += kWarps * kLanes)
+            tables.rows[i / kSymbols][i % kSymbols].first_piece += pieces;
+        __syncthreads();
+    }
+};
 
 class WarpWriter {
   public:
-    // Writes below `end`, which is even. The caller has room for 4 bytes per value, 2 per started 16 values
-    // and raw bit, 2 per word, and the states.
-    __device__ WarpWriter(std::uint8_t* end, const CoderTables* tables)
-        : tables_(tables), next_(reinterpret_cast<std::uint16_t*>(end)), state_(kStateLow) {}
+    // Writes 16-bit words from begin[end - 1] downwards. The caller has room for 4 bytes per value, 2 per
+    // started 16 values and raw bit, 2 per word, and the states. `tables` is WriterShared's.
+    __device__ WarpWriter(std::uint16_t* begin, std::uint32_t end, const StepTables* tables)
+        : tables_(tables), words_(begin), at_(end), state_(kStateLow) {}
 
     __device__ void word(std::uint32_t value) {
-        --next_;
-        if (lane_id() == 0) *next_ = static_cast<std::uint16_t>(value);
+        --at_;
+        if (lane_id() == 0) words_[at_] = static_cast<std::uint16_t>(value);
+    }
+
+    // A prepared batch, and the word before it.
+    __device__ void batch(const Batch& b, std::uint32_t plane_lines) {
+        if (b.word.coded()) coded_batch(b, plane_lines);
+        if (b.word.has_word()) word(b.word.word());
     }
 
     // value(index) gives the values of a strip.
     template <typename Value>
     __device__ void strip(unsigned spread_class, std::uint32_t count, Value value) {
-        if (spread_class == 0) return;
-        const ClassCoding c = class_coding(spread_class);
-        const std::int32_t half = c.shift == 0 ? 0 : 1 << (c.shift - 1);
-        for (std::uint32_t groups = div_up(count, kLanes); groups-- > 0;) {
-            const std::uint32_t at = groups * kLanes;
-            const std::uint32_t n = count - at < kLanes ? count - at : kLanes;
-            const std::int32_t shifted = lane_id() < n ? value(at + lane_id()) + half : 0;
-            group(tables_->encode[c.table], c.shift, n, shifted >> c.shift,
-                  static_cast<std::uint32_t>(shifted) & ((1u << c.shift) - 1));
-        }
+        const BatchWord word = BatchWord::of_class(spread_class);
+        if (!word.coded()) return;
+        const SplitByClass split = {word.planes()};
+        groups(word, count, [&](std::uint32_t i) { return split(value(i)); });
     }
 
     // bits(index) gives the elements.
     template <typename Bits>
     __device__ void floats(std::uint32_t center, std::uint32_t table, Dtype dtype, std::uint32_t count,
                            Bits bits) {
-        const unsigned mantissa = mantissa_bits(dtype);
-        const unsigned sign_shift = dtype == Dtype::kF32 ? 31 : 15;
-        for (std::uint32_t groups = div_up(count, kLanes); groups-- > 0;) {
-            const std::uint32_t at = groups * kLanes;
-            const std::uint32_t n = count - at < kLanes ? count - at : kLanes;
-            const std::uint32_t b = lane_id() < n ? bits(at + lane_id()) : 0;
-            const auto exponent = static_cast<std::int32_t>(b >> mantissa & exponent_mask(dtype));
-            group(tables_->encode[kFirstExponentTable + table], mantissa + 1, n,
-                  static_cast<std::int32_t>(center) - exponent,
-                  (b >> sign_shift & 1u) << mantissa | (b & ((1u << mantissa) - 1)));
-        }
+        const SplitByExponent split = {center, dtype};
+        groups(BatchWord::of(kFirstExponentTable + table, mantissa_bits(dtype) + 1), count,
+               [&](std::uint32_t i) { return split(bits(i)); });
     }
 
-    // A side vector of value(index), with the reference and the class that cost least.
+    // A side vector of value(index), as was chosen for it.
     template <typename Value>
-    __device__ void vector(std::uint32_t count, Value value) {
-        const std::int32_t reference = reference_of(count, value);
-        const unsigned spread_class = cheapest_class(count, value, reference);
-        strip(spread_class, count, [&](std::uint32_t i) { return value(i) - reference; });
-        word(static_cast<std::uint32_t>(reference * 32 | static_cast<std::int32_t>(spread_class)));
-    }
-    __device__ void vector(std::uint32_t count, const std::int16_t* values) {
-        vector(count, [&](std::uint32_t i) { return std::int32_t{values[i]}; });
+    __device__ void vector(SideVector chosen, std::uint32_t count, Value value) {
+        strip(chosen.spread_class, count, [&](std::uint32_t i) { return value(i) - chosen.reference; });
+        word(chosen.word());
     }
 
     // Where what was written last begins.
-    __device__ const std::uint8_t* begin() const { return reinterpret_cast<const std::uint8_t*>(next_); }
+    __device__ std::uint32_t begin() const { return at_; }
 
-    // Puts the states in front. The block is [begin, end).
-    __device__ const std::uint8_t* finish() {
-        next_ -= 2 * kLanes;
-        next_[2 * lane_id()] = static_cast<std::uint16_t>(state_);
-        next_[2 * lane_id() + 1] = static_cast<std::uint16_t>(state_ >> 16);
-        return begin();
+    // Puts the states in front.
+    __device__ void finish() {
+        at_ -= 2 * kLanes;
+        words_[at_ + 2 * lane_id()] = static_cast<std::uint16_t>(state_);
+        words_[at_ + 2 * lane_id() + 1] = static_cast<std::uint16_t>(state_ >> 16);
     }
 
   private:
-    // WarpReader's group backwards: what is read last is written first.
-    __device__ void group(const EncodeTable& table, unsigned planes, std::uint32_t n, std::int32_t high,
-                          std::uint32_t raw) {
-        const bool active = lane_id() < n;
-        const std::uint32_t symbol = symbol_of(high);
-        put_some(active && symbol == kEscape, static_cast<std::uint32_t>(high));
-        if (planes != 0) put_raw(planes, n, active ? raw : 0);
-        const std::uint32_t frequency = table.frequency[symbol];
-        const bool full = active && state_ >= state_limit(frequency);
-        put_some(full, state_);
-        if (full) state_ >>= 16;
-        if (active) {
-            const std::uint32_t quotient = state_ / frequency;
-            const std::uint32_t rank = state_ - quotient * frequency;
-            state_ = quotient << kProbabilityBits | table.slot[table.start[symbol] + rank];
+    // What is left of a batch, and how its symbols are coded.
+    struct Walk {
+        const SymbolRow* rows;
+        std::uint32_t piece_shift;
+        std::uint32_t symbols;  // those of the next group on top
+        SymbolRow row;          // of the next group's
+
+        __device__ Walk(const StepTables* tables, std::uint32_t table, std::uint32_t first_symbols)
+            : rows(tables->rows[table]),
+              piece_shift(tables->piece_shifts[table]),
+              symbols(first_symbols),
+              row(rows[symbol()]) {}
+
+        __device__ std::uint32_t symbol() const { return symbols >> 28; }
+        __device__ void advance() {
+            symbols <<= 4;
+            row = rows[symbol()];
         }
+    };
+
+    __device__ void coded_batch(const Batch& b, std::uint32_t plane_lines) {
+        const std::uint32_t groups = div_up(b.count, kLanes), planes = b.word.planes();
+        Walk w(tables_, b.word.table(), b.symbols << 4 * (kBatchGroups - groups));
+        if (any_escape(b.symbols)) {
+            escaped_groups(
+                w, b,
+                reinterpret_cast<const std::int16_t*>(b.record + (1 + plane_lines) * std::size_t{kLanes}));
+            return;
+        }
+        const std::uint32_t n = b.count - (groups - 1) * kLanes;
+        if (planes != 0) put_planes(planes, n, raw_of(b, groups - 1));
+        put_some_symbols(w, n);
+        if (planes == 0) {
+            plain_groups(w, groups - 1);
+        } else {
+            raw_groups(w, b, groups - 1);
+        }
+    }
+
+    __device__ static bool any_escape(std::uint32_t symbols) {
+        const std::uint32_t all_ones = symbols & symbols >> 1 & symbols >> 2 & symbols >> 3 & 0x11111111u;
+        return __any_sync(kFullWarp, all_ones != 0 ? 1 : 0) != 0;
+    }
+
+    __device__ static std::uint32_t raw_of(const Batch& b, std::uint32_t group) {
+        return lane_id() < b.word.planes() ? b.raw[group * b.word.planes() + lane_id()] : 0;
+    }
+
+    // Whole groups without raw bits. The usual batch has one more than these, and its steps overlap best
+    // where there is no loop.
+    __device__ __forceinline__ void plain_groups(Walk& w, std::uint32_t groups) {
+        if (groups == kBatchGroups - 1) {
+            KVCAST_UNROLL(7)
+            for (std::uint32_t g = 0; g < kBatchGroups - 1; ++g) put_symbols(w);
+            return;
+        }
+        KVCAST_UNROLL(1)
+        for (; groups > 0; --groups) put_symbols(w);
+    }
+
+    // Whole groups with raw bits.
+    __device__ __forceinline__ void raw_groups(Walk& w, const Batch& b, std::uint32_t groups) {
+        KVCAST_UNROLL(4)
+        while (groups-- > 0) {
+            put_whole_planes(b.word.planes(), raw_of(b, groups));
+            put_symbols(w);
+        }
+    }
+
+    // All groups of a batch, whatever they have.
+    __device__ void escaped_groups(Walk& w, const Batch& b, const std::int16_t* escapes) {
+        for (std::uint32_t g = div_up(b.count, kLanes); g-- > 0;) {
+            const std::uint32_t n = b.count - g * kLanes < kLanes ? b.count - g * kLanes : kLanes;
+            const bool escaped = lane_id() < n && w.symbol() == kEscape;
+            put_some(escaped, escaped ? static_cast<std::uint32_t>(escapes[g * kLanes + lane_id()]) : 0);
+            if (b.word.planes() != 0) put_planes(b.word.planes(), n, raw_of(b, g));
+            put_some_symbols(w, n);
+        }
+    }
+
+    // Groups whose values are split on their way: split(index).
+    template <typename Split>
+    __device__ void groups(BatchWord word, std::uint32_t count, Split split) {
+        const std::uint32_t planes = word.planes();
+        for (std::uint32_t left = div_up(count, kLanes); left-- > 0;) {
+            const std::uint32_t at = left * kLanes;
+            const std::uint32_t n = count - at < kLanes ? count - at : kLanes;
+            const bool active = lane_id() < n;
+            const SplitValue v = active ? split(at + lane_id()) : SplitValue{0, 0};
+            const std::uint32_t symbol = symbol_of(v.high);
+            put_some(active && symbol == kEscape, static_cast<std::uint32_t>(v.high));
+            if (planes != 0) put_planes(planes, n, own_plane(planes, v.raw));
+            Walk w(tables_, word.table(), symbol << 28);
+            put_some_symbols(w, n);
+        }
+    }
+
+    // One symbol into the states of the first n lanes. The others stand in with a state that gives no word
+    // away, and have their own again.
+    __device__ __forceinline__ void put_some_symbols(Walk& w, std::uint32_t n) {
+        const std::uint32_t kept = state_;
+        const bool active = lane_id() < n;
+        if (!active) state_ = kStateLow;
+        put_symbols(w);
+        if (!active) state_ = kept;
+    }
+
+    // One symbol into every state. The look-up comes first of all that shared memory is asked for.
+    __device__ __forceinline__ void put_symbols(Walk& w) {
+        const bool full = state_ >= limit_of(w.row);
+        const Quotient q = divided(full ? state_ >> 16 : state_, w.row);
+        const SlotPiece piece = piece_at(piece_offset(w.row.first_piece, q.rank, w.piece_shift));
+        w.advance();
+        put_some(full, state_);
+        const NextState next(q, piece);
+        state_ = sum_with_jump(next.before, next.place, next.edge, next.jump);
     }
 
     // The low halves of the lanes that have one to give, in ascending lane order.
-    __device__ void put_some(bool mine, std::uint32_t value) {
-        const unsigned lanes = __ballot_sync(kFullWarp, mine);
-        next_ -= __popc(lanes);
-        if (mine) next_[rank_in(lanes)] = static_cast<std::uint16_t>(value);
+    __device__ __forceinline__ void put_some(bool mine, std::uint32_t value) {
+        const unsigned lanes = __ballot_sync(kFullWarp, mine ? 1 : 0);
+        at_ -= static_cast<std::uint32_t>(__popc(lanes));
+        if (mine) words_[at_ + rank_in(lanes)] = static_cast<std::uint16_t>(value);
     }
 
-    // Bit planes, lowest first; lane p writes plane p. At most 24 of them.
-    __device__ void put_raw(unsigned planes, std::uint32_t n, std::uint32_t raw) {
+    // Bit planes of a whole group.
+    __device__ __forceinline__ void put_whole_planes(std::uint32_t planes, std::uint32_t own) {
+        at_ -= 2 * planes;
+        std::uint16_t* to = words_ + at_ + 2 * lane_id();
+        if (lane_id() < planes) to[0] = static_cast<std::uint16_t>(own);
+        if (lane_id() < planes) to[1] = static_cast<std::uint16_t>(own >> 16);
+    }
+
+    // Bit planes of n lanes, lowest first; lane p < planes has plane p.
+    __device__ void put_planes(std::uint32_t planes, std::uint32_t n, std::uint32_t own) {
         const std::uint32_t per_plane = n > 16 ? 2 : 1;
-        unsigned mine = 0;
-        for (unsigned plane = 0; plane < planes; ++plane) {
-            const unsigned bits = __ballot_sync(kFullWarp, (raw >> plane & 1u) != 0);
-            if (lane_id() == plane) mine = bits;
-        }
-        next_ -= planes * per_plane;
-        if (lane_id() < planes) {
-            next_[lane_id() * per_plane] = static_cast<std::uint16_t>(mine);
-            if (per_plane == 2) next_[lane_id() * 2 + 1] = static_cast<std::uint16_t>(mine >> 16);
-        }
+        at_ -= planes * per_plane;
+        if (lane_id() >= planes) return;
+        std::uint16_t* to = words_ + at_ + lane_id() * per_plane;
+        to[0] = static_cast<std::uint16_t>(own);
+        if (per_plane == 2) to[1] = static_cast<std::uint16_t>(own >> 16);
     }
 
-    // The median (element count / 2 of the sorted values), within what a vector's word can hold: the least
-    // value that more than count / 2 values do not exceed.
-    template <typename Value>
-    __device__ static std::int32_t reference_of(std::uint32_t count, Value value) {
-        if (count == 0) return 0;
-        std::int32_t low = -32768, high = 32767;
-        while (low < high) {
-            const std::int32_t middle = (low + high) >> 1;
-            unsigned below = 0;
-            for (std::uint32_t i = lane_id(); i < count; i += kLanes) below += value(i) <= middle ? 1 : 0;
-            if (__reduce_add_sync(kFullWarp, below) > count / 2) {
-                high = middle;
-            } else {
-                low = middle + 1;
-            }
-        }
-        return low < -1024 ? -1024 : low > 1023 ? 1023 : low;
-    }
-
-    // 0 where all values are the reference; else the first of the cheapest, lane c trying class c.
-    template <typename Value>
-    __device__ unsigned cheapest_class(std::uint32_t count, Value value, std::int32_t reference) const {
-        bool equal = true;
-        for (std::uint32_t i = lane_id(); i < count; i += kLanes) equal = equal && value(i) == reference;
-        if (__all_sync(kFullWarp, equal) != 0) return 0;
-        std::uint64_t cost = 0;
-        for (std::uint32_t i = 0; i < count && lane_id() != 0; ++i)
-            cost += value_cost(*tables_, lane_id(), value(i) - reference);
-        std::uint64_t best = lane_id() == 0 ? ~std::uint64_t{0} : cost * kClasses + lane_id();
-        for (int step = 16; step > 0; step /= 2) {
-            const std::uint64_t other = __shfl_xor_sync(kFullWarp, best, step);
-            best = other < best ? other : best;
-        }
-        return static_cast<unsigned>(best % kClasses);
-    }
-
-    const CoderTables* tables_;
-    std::uint16_t* next_;
+    const StepTables* tables_;
+    std::uint16_t* words_;
+    std::uint32_t at_;
     std::uint32_t state_;
 };
 

@@ -1,0 +1,353 @@
+// From planes whose scales are decided to strips (kernels/cuda/strip_list.h): means, classes, symbols,
+// exponent models, side vectors. Arithmetic as in analyse.cu.
+#include "kernels/cuda/encode_launch.h"
+#include "kernels/cuda/exponent_model.cuh"
+#include "kernels/cuda/platform.cuh"
+#include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/short_channels.cuh"
+#include "kernels/cuda/strip_record.cuh"
+#include "kernels/cuda/tile_values.cuh"
+#include "kernels/plane_scale.h"
+
+namespace kvcast::kernels::cuda {
+namespace {
+
+constexpr std::uint32_t kThreads = 128;
+constexpr std::uint32_t kWarps = kThreads / kLanes;
+
+// Where the strips of a head go.
+struct HeadStrips {
+    const EncodePlaneTask& plane;
+    StripList list;
+    std::uint32_t* words;
+    std::uint32_t* records;
+    std::int16_t* side;
+
+    __device__ HeadStrips(Memory memory, const EncodePlaneTask& p, bool quantised, std::uint32_t head)
+        : plane(p),
+          list(strip_list(p, quantised)),
+          words(reinterpret_cast<std::uint32_t*>(memory.workspace + p.words) +
+                std::uint64_t{head} * p.head_batches),
+          records(reinterpret_cast<std::uint32_t*>(memory.workspace + p.records) +
+                  std::uint64_t{head} * p.head_batches * record_words(p.plane_lines)),
+          side(reinterpret_cast<std::int16_t*>(memory.workspace + p.side) +
+               std::uint64_t{head} * kMostVectors * p.channels) {}
+
+    __device__ std::uint32_t* record(std::uint32_t batch) const {
+        return records + std::uint64_t{batch} * record_words(plane.plane_lines);
+    }
+    __device__ std::int16_t* vector(std::uint32_t v) const { return side + v * plane.channels; }
+
+    // A strip of split(0) to split(count - 1), from batch `first` on, whose last one is of kind `end`.
+    template <typename Split>
+    __device__ void put(std::uint32_t first, std::uint32_t end, BatchWord word, std::uint32_t count,
+                        Split split) const {
+        const std::uint32_t batches = div_up(count, kBatchValues);
+        for (std::uint32_t b = lane_id(); b < batches; b += kLanes) {
+            const BatchWord own = b == 0 ? word : word.continued();
+            words[first + b] = (b + 1 == batches ? own.ending(end) : own).bits();
+        }
+        if (word.coded()) write_records(record(first), plane.plane_lines, word.planes(), count, split);
+    }
+    template <typename Split>
+    __device__ void put_part(std::uint32_t channel, std::uint32_t part, BatchWord word, Split split) const {
+        put(list.part(channel, part), StripList::part_end(part), word, list.counts[part], split);
+    }
+    template <typename Split>
+    __device__ void put_wide(std::uint32_t first, BatchWord word, Split split) const {
+        put(first, StripList::kWideEnd, word, plane.channels, split);
+    }
+    // Of a strip that is one batch: split(g, i), g being i's group.
+    template <typename Split>
+    __device__ void put_short_part(std::uint32_t channel, BatchWord word, Split split) const {
+        const std::uint32_t batch = list.part(channel, 0);
+        if (lane_id() == 0) words[batch] = word.ending(StripList::part_end(0)).bits();
+        if (word.coded())
+            write_record(record(batch), plane.plane_lines, word.planes(), list.counts[0], split);
+    }
+};
+
+__device__ BatchWord floats_word(const ExponentModel& m, Dtype dtype) {
+    return BatchWord::of(kFirstExponentTable + m.table, mantissa_bits(dtype) + 1);
+}
+
+// ---- quantised channels
+
+// The class for `count` values whose magnitudes sum to `sum`.
+__device__ unsigned class_for(const CoderTables& tables, std::uint64_t sum, std::uint32_t count) {
+    if (sum == 0) return 0;
+    const std::uint64_t mean = sum * 256 / count;
+    unsigned spread_class = 1;
+    for (const std::uint32_t threshold : tables.class_thresholds) spread_class += threshold <= mean ? 1 : 0;
+    return spread_class;
+}
+
+// Values against predictions, in steps of 2^shift states.
+struct Quantiser {
+    float inverse_unit;
+    float step;  // 2^-shift
+
+    __device__ Quantiser(float inverse, unsigned shift)
+        : inverse_unit(inverse), step(power_of_two(-static_cast<int>(shift))) {}
+
+    __device__ std::int16_t operator()(float value, std::int16_t prediction) const {
+        constexpr auto bound = static_cast<float>(kSymbolLimit);
+        const float residual = (value * inverse_unit - static_cast<float>(prediction)) * step;
+        const float clamped = residual < -bound ? -bound : residual > bound ? bound : residual;
+        return static_cast<std::int16_t>(nearest_integer(clamped));
+    }
+};
+
+// The mean of a channel in quarter steps, from the sum of its states.
+__device__ std::int16_t mean_of(std::int64_t sum, std::uint32_t count, unsigned guard_bits) {
+    const double mean =
+        static_cast<double>(sum) / static_cast<double>(count) / (1 << (guard_bits - kMeanFraction));
+    const double rounded = nearbyint(mean);
+    return static_cast<std::int16_t>(rounded < -kMeanLimit  ? -kMeanLimit
+                                     : rounded > kMeanLimit ? kMeanLimit
+                                                            : rounded);
+}
+
+// Sums of 2^16 states stay within 32 bits: those of a quantised plane are 32000 at most.
+template <typename Value>
+__device__ std::int64_t sum_of_states(std::uint32_t count, float inverse_unit, Value value) {
+    std::int32_t sum = 0;
+    for (std::uint32_t i = lane_id(); i < count; i += kLanes) sum += nearest_integer(value(i) * inverse_unit);
+    return sum_of_lanes(sum);
+}
+
+// A channel on its way to its strips.
+struct Channel {
+    const HeadStrips& head;
+    const PlaneChoice& choice;
+    const CoderTables& tables;
+    std::uint32_t index;
+    float inverse_unit;
+
+    __device__ Channel(const HeadStrips& h, const PlaneChoice& c, const CoderTables& t, std::uint32_t i)
+        : head(h), choice(c), tables(t), index(i), inverse_unit(1.0f / unit_of(c.scale)) {}
+
+    // Part `part`, whose quantised values are q(i): its class, which the strip is coded with.
+    template <typename Quantised>
+    __device__ unsigned put_part(std::uint32_t part, Quantised q) const {
+        const std::uint32_t count = head.list.counts[part];
+        std::int64_t sum = 0;
+        for (std::uint32_t i = lane_id(); i < count; i += kLanes) {
+            const std::int16_t v = q(i);
+            sum += v < 0 ? -v : v;
+        }
+        const unsigned spread_class =
+            count == 0 ? 0 : class_for(tables, static_cast<std::uint64_t>(sum_of_lanes(sum)), count);
+        const BatchWord word = BatchWord::of_class(spread_class);
+        const SplitByClass split = {word.planes()};
+        head.put_part(index, part, word, [&](std::uint32_t i) { return split(q(i)); });
+        return spread_class;
+    }
+
+    __device__ void put_side(std::uint32_t vector, std::int32_t value) const {
+        if (lane_id() == 0) head.vector(vector)[index] = static_cast<std::int16_t>(value);
+    }
+};
+
+template <typename Value>
+__device__ void quantise_anchored(const Channel& c, Value value) {
+    const EncodePlaneTask& p = c.head.plane;
+    const unsigned guard = c.choice.guard_bits, fine = guard - p.anchor_shift;
+    const std::uint32_t stride = p.anchor_group, between = stride - 1, anchors = c.head.list.counts[0];
+    const std::int64_t sum =
+        sum_of_states(anchors, c.inverse_unit, [&](std::uint32_t i) { return value(i * stride); });
+    const std::int16_t mean = mean_of(sum, anchors, guard), prediction = mean_state(mean, guard);
+    const Quantiser finely(c.inverse_unit, fine), coarsely(c.inverse_unit, guard);
+    const auto anchor = [&](std::uint32_t i) { return finely(value(i * stride), prediction); };
+    c.put_side(0, static_cast<std::int32_t>(c.put_part(0, anchor)));
+    const unsigned delta_class = c.put_part(1, [&](std::uint32_t i) {
+        const std::uint32_t group = i / between;
+        return coarsely(value(group * stride + 1 + i % between), state_of(prediction, anchor(group), fine));
+    });
+    c.put_side(1, static_cast<std::int32_t>(delta_class));
+    c.put_side(2, mean);
+}
+
+template <typename Value>
+__device__ void quantise_channel(const Channel& c, Value value) {
+    const unsigned guard = c.choice.guard_bits;
+    const std::uint32_t count = c.head.list.counts[0];
+    const std::int16_t mean = mean_of(sum_of_states(count, c.inverse_unit, value), count, guard);
+    const std::int16_t prediction = mean_state(mean, guard);
+    const Quantiser quantised(c.inverse_unit, guard);
+    const unsigned spread_class =
+        c.put_part(0, [&](std::uint32_t i) { return quantised(value(i), prediction); });
+    c.put_side(0, static_cast<std::int32_t>(spread_class));
+    c.put_side(1, mean);
+}
+
+template <typename Value>
+__device__ void put_quantised(const Channel& c, Value value) {
+    if (c.head.plane.anchor_group != 0) {
+        quantise_anchored(c, value);
+    } else {
+        quantise_channel(c, value);
+    }
+}
+
+// ---- the same in registers
+
+// mean_of() of up to 256 states of up to 32000 each, in integers: halves to even.
+__device__ std::int32_t mean_of_short(std::int32_t sum, std::uint32_t count, unsigned guard_bits) {
+    const std::uint32_t divisor = count << (guard_bits - kMeanFraction);
+    const auto magnitude = static_cast<std::uint32_t>(sum < 0 ? -sum : sum);
+    const std::uint32_t whole = magnitude / divisor, twice = 2 * (magnitude - whole * divisor);
+    const bool up = twice > divisor || (twice == divisor && whole % 2 != 0);
+    const auto rounded = static_cast<std::int32_t>(whole + (up ? 1 : 0));
+    const std::int32_t limited = rounded < kMeanLimit ? rounded : kMeanLimit;
+    return sum < 0 ? -limited : limited;
+}
+
+// class_for() of up to 256 values; `threshold` is the lane's.
+__device__ unsigned class_for_short(std::uint32_t threshold, std::uint32_t sum, std::uint32_t count) {
+    if (sum == 0) return 0;
+    const std::uint32_t mean = sum * 256 / count;
+    return 1 + static_cast<unsigned>(__popc(__ballot_sync(kFullWarp, threshold <= mean ? 1 : 0)));
+}
+
+__device__ __forceinline__ void quantise_short_channel(const Channel& c, std::uint32_t threshold,
+                                                       const float (&values)[kBatchGroups]) {
+    const unsigned guard = c.choice.guard_bits;
+    const std::uint32_t count = c.head.list.counts[0];
+    std::int32_t sum = 0;
+    KVCAST_UNROLL(8)
+    for (const float v : values) sum += nearest_integer(v * c.inverse_unit);
+    const auto mean = static_cast<std::int16_t>(mean_of_short(sum_of_signed(sum), count, guard));
+    const std::int16_t prediction = mean_state(mean, guard);
+    const Quantiser quantised(c.inverse_unit, guard);
+    std::int32_t q[kBatchGroups];
+    std::uint32_t magnitudes = 0;
+    KVCAST_UNROLL(8)
+    for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
+        q[g] = g * kLanes + lane_id() < count ? quantised(values[g], prediction) : 0;
+        magnitudes += static_cast<std::uint32_t>(q[g] < 0 ? -q[g] : q[g]);
+    }
+    const unsigned spread_class = class_for_short(threshold, __reduce_add_sync(kFullWarp, magnitudes), count);
+    const BatchWord word = BatchWord::of_class(spread_class);
+    const SplitByClass split = {word.planes()};
+    c.head.put_short_part(c.index, word, [&](std::uint32_t g, std::uint32_t) { return split(q[g]); });
+    c.put_side(0, static_cast<std::int32_t>(spread_class));
+    c.put_side(1, mean);
+}
+
+__device__ __forceinline__ void quantise_duo(const HeadStrips& strips, const PlaneChoice& choice,
+                                             const CoderTables& tables, const DuoValues& values,
+                                             const Duo& duo) {
+    const std::uint32_t threshold =
+        lane_id() < kThresholds ? tables.class_thresholds[lane_id()] : 0xffffffffu;
+    quantise_short_channel(Channel(strips, choice, tables, duo.channel[0]), threshold, values.of[0]);
+    if (duo.count == 2)
+        quantise_short_channel(Channel(strips, choice, tables, duo.channel[1]), threshold, values.of[1]);
+}
+
+// ---- exact channels and rows
+
+// The strip of a channel's stored bits.
+__device__ void model_channel(const HeadStrips& head, const CoderTables& tables, std::uint32_t channel,
+                              const std::byte* row, std::uint32_t* counts) {
+    const EncodePlaneTask& p = head.plane;
+    const auto bits = [&](std::uint32_t i) { return tile_bits(row, p.source, i); };
+    const ExponentModel m = exponent_model(tables, p.source, p.body_tokens, counts, bits);
+    const SplitByExponent split = {m.center, p.source};
+    head.put_part(channel, 0, floats_word(m, p.source), [&](std::uint32_t i) { return split(bits(i)); });
+    if (lane_id() != 0) return;
+    head.vector(0)[channel] = static_cast<std::int16_t>(m.center);
+    head.vector(1)[channel] = static_cast<std::int16_t>(m.table);
+}
+
+__device__ KVCAST_APART void prepare_channel(Memory memory, const HeadStrips& strips, const RotationTask* r,
+                                             const PlaneChoice& choice, const CoderTables& tables,
+                                             std::uint32_t head, std::uint32_t index, std::uint32_t* counts) {
+    const EncodePlaneTask& p = strips.plane;
+    const TileChannel c = tile_channel(index, r);
+    if (choice.quantised != 0) {
+        put_quantised(Channel(strips, choice, tables, c.channel), TileValues(memory, p, r, head, c));
+    } else {
+        model_channel(strips, tables, c.channel, tile_row(memory, p, head, c.channel), counts);
+    }
+}
+
+// One warp per duo of a body.
+__global__ void prepare_channels(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
+                                 std::uint32_t duos, const RotationTask* rotations,
+                                 const PlaneChoice* choices, const CoderTables* tables) {
+    __shared__ std::uint32_t counts[kWarps][256];
+    const std::uint32_t item = blockIdx.x * kWarps + threadIdx.x / kLanes;
+    if (item >= duos) return;
+    const std::uint32_t plane = task_of<&EncodePlaneTask::first_duo>(planes, count, item);
+    const EncodePlaneTask& p = planes[plane];
+    if (p.body_tokens == 0) return;
+    const PlaneChoice choice = choices[plane];
+    const RotationTask* r = p.rotation == kNone ? nullptr : rotations + p.rotation;
+    const std::uint32_t local = item - p.first_duo, head = local / duos_of(p), index = local % duos_of(p);
+    const HeadStrips strips(memory, p, choice.quantised != 0, head);
+    if (choice.quantised != 0 && is_short(p)) {
+        const Duo duo = duo_of(p, r, index);
+        quantise_duo(strips, choice, *tables, DuoValues(memory, p, r, head, duo), duo);
+        return;
+    }
+    for (std::uint32_t i = 2 * index; i < 2 * index + 2 && i < p.channels; ++i)
+        prepare_channel(memory, strips, r, choice, *tables, head, i, counts[threadIdx.x / kLanes]);
+}
+
+// One warp per exact row of a head.
+__global__ void prepare_rows(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
+                             std::uint32_t rows, const PlaneChoice* choices, const CoderTables* tables) {
+    __shared__ std::uint32_t counts[kWarps][256];
+    const std::uint32_t item = blockIdx.x * kWarps + threadIdx.x / kLanes;
+    if (item >= rows) return;
+    const std::uint32_t index = task_of<&EncodePlaneTask::first_row>(planes, count, item);
+    const EncodePlaneTask& p = planes[index];
+    const std::uint32_t local = item - p.first_row, head = local / p.exact_rows, token = local % p.exact_rows;
+    const std::uint8_t* row = row_of(p.in, token) + head * p.in.head_bytes;
+    const auto bits = [&](std::uint32_t c) { return element_of(row, p.source, c); };
+    const ExponentModel m = exponent_model(*tables, p.source, p.channels, counts[threadIdx.x / kLanes], bits);
+    const SplitByExponent split = {m.center, p.source};
+    const HeadStrips strips(memory, p, choices[index].quantised != 0, head);
+    strips.put_wide(strips.list.row(token), floats_word(m, p.source).after(m.center | m.table << 8),
+                    [&](std::uint32_t c) { return split(bits(c)); });
+}
+
+// ---- side vectors
+
+// One warp per side vector of a head, of channels that are prepared.
+__global__ void prepare_vectors(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
+                                std::uint32_t heads, const PlaneChoice* choices, const CoderTables* tables) {
+    const std::uint32_t item = blockIdx.x * kWarps + threadIdx.x / kLanes;
+    if (item >= heads * kMostVectors) return;
+    const std::uint32_t v = item % kMostVectors;
+    const std::uint32_t index = task_of<&EncodePlaneTask::first_head>(planes, count, item / kMostVectors);
+    const EncodePlaneTask& p = planes[index];
+    const HeadStrips head(memory, p, choices[index].quantised != 0, item / kMostVectors - p.first_head);
+    if (v >= head.list.vectors) return;
+    const std::int16_t* values = head.vector(v);
+    const SideVector vector =
+        side_vector(*tables, p.channels, [&](std::uint32_t c) { return std::int32_t{values[c]}; });
+    const BatchWord word = BatchWord::of_class(vector.spread_class);
+    const SplitByClass split = {word.planes()};
+    head.put_wide(head.list.vector(v), word.after(vector.word()),
+                  [&](std::uint32_t c) { return split(values[c] - vector.reference); });
+}
+
+}  // namespace
+
+cudaError_t launch_prepare(Memory memory, const EncodePlaneTask* planes, Extents n,
+                           const RotationTask* rotations, const CoderTables* tables,
+                           const PlaneChoice* choices, cudaStream_t stream) {
+    const Shape per_duo = {div_up(n.duos, kWarps), kThreads};
+    cudaError_t e = launch(prepare_channels, per_duo, stream, memory, planes, n.planes, n.duos, rotations,
+                           choices, tables);
+    if (e != cudaSuccess) return e;
+    e = launch(prepare_rows, {div_up(n.rows, kWarps), kThreads}, stream, memory, planes, n.planes, n.rows,
+               choices, tables);
+    if (e != cudaSuccess) return e;
+    return launch(prepare_vectors, {div_up(n.heads * kMostVectors, kWarps), kThreads}, stream, memory, planes,
+                  n.planes, n.heads, choices, tables);
+}
+
+}  // namespace kvcast::kernels::cuda

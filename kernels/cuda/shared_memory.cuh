@@ -1,0 +1,67 @@
+// What the encoder asks of shared memory beyond plain pointers: addresses that a table can hold, so that none
+// has to be put together on the way to a look-up, and copies that arrive later.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cuda/encode_step.h"
+
+namespace kvcast::kernels::cuda {
+
+// Where a piece is, from a place in shared memory that a kernel's warps agree on.
+__device__ __forceinline__ std::uint32_t shared_offset(const void* place) {
+#ifdef KVCAST_SIMT
+    return static_cast<std::uint32_t>(static_cast<const std::byte*>(place) - simt::dynamic_shared());
+#else
+    return static_cast<std::uint32_t>(__cvta_generic_to_shared(place));
+#endif
+}
+
+__device__ __forceinline__ SlotPiece piece_at(std::uint32_t offset) {
+    SlotPiece piece;
+#ifdef KVCAST_SIMT
+    piece = *reinterpret_cast<const SlotPiece*>(simt::dynamic_shared() + offset);
+#else
+    asm("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(piece.edge_and_jump), "=r"(piece.difference) : "r"(offset));
+#endif
+    return piece;
+}
+
+// sum, or sum + jump where rank >= edge, with the sum made before it is known which.
+__device__ __forceinline__ std::uint32_t sum_with_jump(std::uint32_t sum, std::uint32_t rank,
+                                                       std::uint32_t edge, std::uint32_t jump) {
+#ifdef KVCAST_SIMT
+    return rank >= edge ? sum + jump : sum;
+#else
+    asm("{ .reg .pred p; setp.ge.u32 p, %1, %2; @p add.u32 %0, %0, %3; }"
+        : "+r"(sum)
+        : "r"(rank), "r"(edge), "r"(jump));
+    return sum;
+#endif
+}
+
+// Four bytes from global to shared memory, in the group of copies that end_copies() closes.
+__device__ __forceinline__ void copy_later(std::uint32_t* to, const std::uint32_t* from) {
+#ifdef KVCAST_SIMT
+    *to = *from;
+#else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_offset(to)), "l"(from) : "memory");
+#endif
+}
+__device__ __forceinline__ void end_copies() {
+#ifndef KVCAST_SIMT
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+// Waits for this thread's copies but for those of the last `kGroups` groups.
+template <int kGroups>
+__device__ __forceinline__ void await_copies() {
+#ifndef KVCAST_SIMT
+    asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+#endif
+}
+
+}  // namespace kvcast::kernels::cuda

@@ -1,0 +1,82 @@
+// How side vectors are coded (FORMAT.md, section 5.4): the CPU encoder's choice (codec/entropy), by a warp.
+#pragma once
+
+#include "kernels/cuda/encode_tasks.h"
+#include "kernels/cuda/warp_rans.cuh"
+
+namespace kvcast::kernels::cuda {
+
+struct SideVector {
+    std::int32_t reference;
+    unsigned spread_class;
+
+    __device__ std::uint32_t word() const {
+        return static_cast<std::uint32_t>(reference * 32 | static_cast<std::int32_t>(spread_class)) & 0xffffu;
+    }
+};
+
+KVCAST_HD constexpr std::uint32_t symbol_of(std::int32_t high) {
+    const auto symbol = static_cast<std::uint32_t>(high + kSymbolZero);
+    return symbol < kEscape ? symbol : kEscape;
+}
+
+// What a value costs in class 1..31, in 1/256 bit.
+__device__ __forceinline__ std::uint32_t value_cost(const CoderTables& tables, unsigned spread_class,
+                                                    std::int32_t value) {
+    const ClassCoding c = class_coding(spread_class);
+    const std::int32_t half = c.shift == 0 ? 0 : 1 << (c.shift - 1);
+    return tables.cost[c.table][symbol_of((value + half) >> c.shift)] + c.shift * 256;
+}
+
+// The median (element count / 2 of the sorted values), within what a vector's word can hold: the least
+// value that more than count / 2 values do not exceed.
+template <typename Value>
+__device__ std::int32_t reference_of(std::uint32_t count, Value value) {
+    if (count == 0) return 0;
+    std::uint32_t least = 0xffffu, most = 0;  // plus 2^15
+    for (std::uint32_t i = lane_id(); i < count; i += kLanes) {
+        const auto v = static_cast<std::uint32_t>(value(i) + 32768);
+        least = v < least ? v : least;
+        most = v > most ? v : most;
+    }
+    auto low = static_cast<std::int32_t>(__reduce_min_sync(kFullWarp, least)) - 32768;
+    auto high = static_cast<std::int32_t>(__reduce_max_sync(kFullWarp, most)) - 32768;
+    while (low < high) {
+        const std::int32_t middle = (low + high) >> 1;
+        unsigned below = 0;
+        for (std::uint32_t i = lane_id(); i < count; i += kLanes) below += value(i) <= middle ? 1 : 0;
+        if (__reduce_add_sync(kFullWarp, below) > count / 2) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    return low < -1024 ? -1024 : low > 1023 ? 1023 : low;
+}
+
+// 0 where all values are the reference; else the first of the cheapest, lane c trying class c.
+template <typename Value>
+__device__ unsigned cheapest_class(const CoderTables& tables, std::uint32_t count, Value value,
+                                   std::int32_t reference) {
+    bool equal = true;
+    for (std::uint32_t i = lane_id(); i < count; i += kLanes) equal = equal && value(i) == reference;
+    if (__all_sync(kFullWarp, equal) != 0) return 0;
+    std::uint64_t cost = 0;
+    for (std::uint32_t i = 0; i < count && lane_id() != 0; ++i)
+        cost += value_cost(tables, lane_id(), value(i) - reference);
+    std::uint64_t best = lane_id() == 0 ? ~std::uint64_t{0} : cost * kClasses + lane_id();
+    for (int step = 16; step > 0; step /= 2) {
+        const std::uint64_t other = __shfl_xor_sync(kFullWarp, best, step);
+        best = other < best ? other : best;
+    }
+    return static_cast<unsigned>(best % kClasses);
+}
+
+// The reference and the class with which value(i) costs least.
+template <typename Value>
+__device__ SideVector side_vector(const CoderTables& tables, std::uint32_t count, Value value) {
+    const std::int32_t reference = reference_of(count, value);
+    return {reference, cheapest_class(tables, count, value, reference)};
+}
+
+}  // namespace kvcast::kernels::cuda

@@ -1,0 +1,84 @@
+// Tiles of stored bits, channel by channel, and the values that they stand for. A tile is [head][channel]
+// [body token], rows of EncodePlaneTask::tile_stride elements of the plane's type. Turning back is cheaper
+// than floats in memory: these kernels wait for memory, not for arithmetic.
+#pragma once
+
+#include "kernels/cuda/encode_tasks.h"
+#include "kernels/cuda/platform.cuh"
+#include "kernels/cuda/rows.cuh"
+
+namespace kvcast::kernels::cuda {
+
+// The integer nearest to x, |x| <= 2^22, as round_even() has it, without the slow conversion.
+__device__ __forceinline__ std::int32_t nearest_integer(float x) {
+    return std::bit_cast<std::int32_t>(x + 12582912.0f) - 0x4b400000;
+}
+
+// The same for integers of 16 bits on their way to floats.
+__device__ __forceinline__ float float_of(std::int16_t v) {
+    const std::uint32_t above = static_cast<std::uint16_t>(v) ^ 0x8000u;  // v + 2^15
+    return std::bit_cast<float>(0x4b000000u | above) - 8421376.0f;
+}
+
+// What a warp that walks through a plane channel by channel takes in turn: neighbours share a slot, so that
+// they find each other's row in the cache.
+struct TileChannel {
+    std::uint32_t channel;
+    std::uint32_t partner;  // of a channel that is turned
+    std::uint32_t pair;     // or kNone
+    bool second;            // of its pair
+};
+
+__device__ __forceinline__ TileChannel tile_channel(std::uint32_t index, const RotationTask* r) {
+    if (r == nullptr) return {index, 0, kNone, false};
+    if (index >= 2 * r->pairs) return {slot_of(index - r->pairs, r).first, 0, kNone, false};
+    const Slot slot = slot_of(index / 2, r);
+    const bool second = index % 2 != 0;
+    return {second ? slot.second : slot.first, second ? slot.first : slot.second, index / 2, second};
+}
+
+__device__ __forceinline__ std::byte* tile_row(Memory memory, const EncodePlaneTask& p, std::uint32_t head,
+                                               std::uint32_t channel) {
+    return memory.workspace + p.tile +
+           (std::uint64_t{head} * p.channels + channel) * p.tile_stride * dtype_bytes(p.source);
+}
+
+__device__ __forceinline__ std::uint32_t tile_bits(const std::byte* row, Dtype dtype, std::uint32_t i) {
+    return element_of(reinterpret_cast<const std::uint8_t*>(row), dtype, i);
+}
+
+// A channel's values, turned back.
+class TileValues {
+  public:
+    __device__ TileValues(Memory memory, const EncodePlaneTask& p, const RotationTask* r, std::uint32_t head,
+                          TileChannel c)
+        : own_(tile_row(memory, p, head, c.channel)), dtype_(p.source), sign_(c.second ? 0x80000000u : 0) {
+        if (c.pair == kNone) return;
+        partner_ = tile_row(memory, p, head, c.partner);
+        angles_ = reinterpret_cast<const SinCos*>(memory.workspace + r->table) +
+                  std::uint64_t{c.pair} * r->columns + p.exact_rows;
+    }
+
+    // As turned_back() has it.
+    __device__ float operator()(std::uint32_t i) const {
+        const float own = value(own_, i);
+        if (angles_ == nullptr) return own;
+        constexpr float unit = 1.0f / (1 << kTrigBits);
+        const SinCos angle = angles_[i];
+        const float sin = std::bit_cast<float>(std::bit_cast<std::uint32_t>(float_of(angle.sin)) ^ sign_);
+        return (own * float_of(angle.cos) + value(partner_, i) * sin) * unit;
+    }
+
+  private:
+    __device__ float value(const std::byte* row, std::uint32_t i) const {
+        return from_bits(dtype_, tile_bits(row, dtype_, i));
+    }
+
+    const std::byte* own_;
+    const std::byte* partner_ = nullptr;
+    const SinCos* angles_ = nullptr;
+    Dtype dtype_;
+    std::uint32_t sign_;  // of the sine
+};
+
+}  // namespace kvcast::kernels::cuda
