@@ -66,6 +66,7 @@ __device__ std::uint32_t list_steps(Shared& shared, const LaneToken& token, std:
         own += coded ? 1 : 0;
         if (coded && g < 32) mask |= 1u << g;
     }
+    __syncwarp();
     std::uint32_t at = sum_before(own);
     const std::uint32_t count = __shfl_sync(kFullWarp, at + own, kLanes - 1);
     __syncwarp();  // the steps before have been read
@@ -114,6 +115,7 @@ __device__ void decode_part(WarpReader& in, Shared& shared, const KltRunTask& ru
         std::uint32_t mask = 0;
         const std::uint32_t count = list_steps(shared, token, part.width, mask);
         if (token.inside) part.masks[own] = mask;
+        __syncwarp();
         std::int16_t* rows = part.coefficients + std::uint64_t{first} * part.stride;
         clear_rows(rows, tokens, part.stride, part.width);
         __syncwarp();  // zeros first

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "kernels/cuda/compiler.cuh"
 #include "kernels/math.h"
 
 // A function that is called, not repeated where it is used.
@@ -15,14 +16,6 @@
 #define KVCAST_NOINLINE __attribute__((noinline))
 #else
 #define KVCAST_NOINLINE __noinline__
-#endif
-
-// How often nvcc repeats the body of the loop that follows.
-#ifdef __CUDACC__
-#define KVCAST_STRING(x) #x
-#define KVCAST_UNROLL(times) _Pragma(KVCAST_STRING(unroll times))
-#else
-#define KVCAST_UNROLL(times)
 #endif
 
 namespace kvcast::kernels::cuda {

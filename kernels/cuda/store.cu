@@ -1,9 +1,9 @@
 // Integer RoPE, conversion and the store to contiguous or paged rows. FORMAT.md, sections 6 and 7.3.
 //
-// A block of threads stores a tile: 64 tokens of one head, and 32 pairs of channels that RoPE turns or 64
-// channels that it leaves alone. States come channel-major (delta, lossless) or token-major (klt); rows are
-// token-major. Where both are 16-bit elements that lie as they usually do, threads take neighbours, two
-// elements to a word, on both sides; all else goes element by element.
+// A block of threads stores a tile: 64 tokens of all heads, and of each head 32 pairs of channels that RoPE
+// turns or 64 channels that it leaves alone. States come channel-major (delta, lossless) or token-major
+// (klt); rows are token-major. Where both are 16-bit elements that lie as they usually do, threads take
+// neighbours, two elements to a word, on both sides; all else goes element by element.
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/platform.cuh"
 #include "kernels/cuda/rows.cuh"
@@ -29,7 +29,6 @@ __global__ void fill_rotations(Memory memory, const RotationTask* tasks) {
 
 // One tile's place in its task.
 struct Tile {
-    std::uint32_t head;
     std::uint32_t first_token;  // of the task
     std::uint32_t tokens;
     bool turned;
@@ -38,11 +37,9 @@ struct Tile {
 };
 
 __device__ Tile tile_of(const StoreTask& task, std::uint32_t local) {
-    const std::uint32_t across = tiles_across(task), down = div_up(task.tokens, kTileTokens);
-    const std::uint32_t column = local % across, first_token = local / across % down * kTileTokens;
-    const std::uint32_t turned = div_up(task.pairs, kTilePairs);
-    Tile t = {
-        local / (across * down), first_token, lesser(kTileTokens, task.tokens - first_token), false, 0, 0};
+    const std::uint32_t across = tiles_across(task), turned = div_up(task.pairs, kTilePairs);
+    const std::uint32_t column = local % across, first_token = local / across * kTileTokens;
+    Tile t = {first_token, lesser(kTileTokens, task.tokens - first_token), false, 0, 0};
     t.turned = column < turned;
     t.first = t.turned ? column * kTilePairs : (column - turned) * kTileSingles;
     t.count = t.turned ? lesser(kTilePairs, task.pairs - t.first)
@@ -52,7 +49,7 @@ __device__ Tile tile_of(const StoreTask& task, std::uint32_t local) {
 
 // The rows and positions of a tile's tokens, in shared memory.
 struct TileRows {
-    std::uint8_t* row[kTileTokens];  // of the tile's head
+    std::uint8_t* row[kTileTokens];  // of head 0
     std::uint32_t position[kTileTokens];
 };
 
@@ -63,7 +60,7 @@ __device__ void find_rows(TileRows& rows, const StoreTask& task, const Tile& til
         rows.position[t] = task.list
                                ? reinterpret_cast<const std::uint32_t*>(memory.image + task.token_list)[token]
                                : task.first_token + token;
-        rows.row[t] = row_of(task.out, rows.position[t]) + tile.head * task.out.head_bytes;
+        rows.row[t] = row_of(task.out, rows.position[t]);
     }
     __syncthreads();
 }
@@ -95,10 +92,10 @@ __device__ Slot slot_in(const Tile& tile, const RotationTask* rotation, std::uin
 
 class Elements {
   public:
-    __device__ Elements(const StoreTask& task, const Tile& tile, Memory memory)
+    __device__ Elements(const StoreTask& task, std::uint32_t head, Memory memory)
         : task_(task),
           source_(memory.workspace + task.source +
-                  tile.head * task.head_stride * element_bytes(task.exact, task.from)) {}
+                  head * task.head_stride * element_bytes(task.exact, task.from)) {}
 
     __device__ std::uint32_t element(std::uint32_t channel, std::uint32_t token) const {
         const std::uint64_t i =
@@ -131,14 +128,14 @@ class Elements {
     const std::byte* source_;
 };
 
-__device__ void store_elements(const StoreTask& task, const Tile& tile, const RotationTask* rotation,
-                               const TileRows& rows, Memory memory) {
-    const Elements elements(task, tile, memory);
+__device__ void store_elements(const StoreTask& task, std::uint32_t head, const Tile& tile,
+                               const RotationTask* rotation, const TileRows& rows, Memory memory) {
+    const Elements elements(task, head, memory);
     const Angles angles = angles_of(rotation, memory);
     for (std::uint32_t i = threadIdx.x; i < tile.tokens * tile.count; i += kThreads) {
         const std::uint32_t t = i / tile.count, s = i % tile.count, token = tile.first_token + t;
         const Slot slot = slot_in(tile, rotation, s);
-        auto* row = reinterpret_cast<std::byte*>(rows.row[t]);
+        auto* row = reinterpret_cast<std::byte*>(rows.row[t] + head * task.out.head_bytes);
         std::uint32_t a = elements.element(slot.first, token);
         if (!slot.pair) {
             put_bits(row, task.to, slot.first, elements.plain(a));
@@ -196,18 +193,19 @@ struct Turning {
 };
 
 struct WordPlace {
-    const std::uint16_t* source;  // the head's elements
+    const std::uint16_t* source;  // a head's elements
+    std::uint64_t out;            // of the head in its rows, in bytes
     std::uint32_t stride;         // from channel to channel, or from token to token
     std::uint32_t first_channel;  // of the tile's first slot
     std::uint32_t partner;  // from a pair's first channel to its second; of channels that are not turned,
                             // half of the tile's
 };
 
+// Of head 0.
 __device__ WordPlace word_place(const StoreTask& task, const Tile& tile, const RotationTask* rotation,
                                 Memory memory) {
-    const auto* source =
-        reinterpret_cast<const std::uint16_t*>(memory.workspace + task.source) + tile.head * task.head_stride;
-    return {source, task.way == StoreWay::kAlongTokens ? task.channel_stride : task.token_stride,
+    return {reinterpret_cast<const std::uint16_t*>(memory.workspace + task.source), 0,
+            task.way == StoreWay::kAlongTokens ? task.channel_stride : task.token_stride,
             slot_in(tile, rotation, 0).first, tile.turned ? rotation->partner : kTileSingles / 2};
 }
 
@@ -276,9 +274,10 @@ __device__ void write_tile(const Turning& turning, const Tile& tile, const WordP
     for (std::uint32_t i = threadIdx.x; i < tile.tokens * (kTilePairs / 2); i += kThreads) {
         const std::uint32_t t = i / (kTilePairs / 2), s = i % (kTilePairs / 2) * 2;
         if (s >= tile.count) continue;
-        put_pair(rows.row[t], place.first_channel + s, turning.words[0][t][s / 2]);
+        std::uint8_t* row = rows.row[t] + place.out;
+        put_pair(row, place.first_channel + s, turning.words[0][t][s / 2]);
         if (has_second(tile, s))
-            put_pair(rows.row[t], place.first_channel + s + place.partner, turning.words[1][t][s / 2]);
+            put_pair(row, place.first_channel + s + place.partner, turning.words[1][t][s / 2]);
     }
 }
 
@@ -300,26 +299,31 @@ __device__ void store_slots(const Tile& tile, const WordPlace& place, const Angl
         }
         const SlotBits low = slot_bits<Turned>(values, low_half(x), low_half(y), angle[0]);
         const SlotBits high = slot_bits<Turned>(values, high_half(x), high_half(y), angle[1]);
-        put_pair(rows.row[t], place.first_channel + s, halves(low.first, high.first));
-        if (both)
-            put_pair(rows.row[t], place.first_channel + s + place.partner, halves(low.second, high.second));
+        std::uint8_t* row = rows.row[t] + place.out;
+        put_pair(row, place.first_channel + s, halves(low.first, high.first));
+        if (both) put_pair(row, place.first_channel + s + place.partner, halves(low.second, high.second));
     }
 }
 
+// Head after head. While some warps write one, others turn the next: there are two places to turn them in.
 template <bool Turned, typename Values>
-__device__ void store_words(Turning& turning, const StoreTask& task, const Tile& tile, const WordPlace& place,
+__device__ void store_words(Turning (&turning)[2], const StoreTask& task, const Tile& tile, WordPlace place,
                             const Angles& angles, const TileRows& rows, const Values& values) {
-    if (task.way == StoreWay::kAlongSlots) {
-        store_slots<Turned>(tile, place, angles, rows, values);
-        return;
+    for (std::uint32_t head = 0; head < task.heads; ++head) {
+        if (task.way == StoreWay::kAlongSlots) {
+            store_slots<Turned>(tile, place, angles, rows, values);
+        } else {
+            turn_tile<Turned>(turning[head % 2], tile, place, angles, rows, values);
+            __syncthreads();
+            write_tile(turning[head % 2], tile, place, rows);
+        }
+        place.source += task.head_stride;
+        place.out += task.out.head_bytes;
     }
-    turn_tile<Turned>(turning, tile, place, angles, rows, values);
-    __syncthreads();
-    write_tile(turning, tile, place, rows);
 }
 
 template <Dtype To>
-__device__ void store_states(Turning& turning, const StoreTask& task, const Tile& tile,
+__device__ void store_states(Turning (&turning)[2], const StoreTask& task, const Tile& tile,
                              const WordPlace& place, const Angles& angles, const TileRows& rows) {
     const StateValues<To> values(task.scale);
     if (tile.turned) {
@@ -333,14 +337,15 @@ __global__ void __launch_bounds__(kThreads)
     store_tiles_of(Memory memory, const StoreTask* tasks, const StoreTile* tiles,
                    const RotationTask* rotations) {
     __shared__ TileRows rows;
-    __shared__ Turning turning;
+    __shared__ Turning turning[2];
     const StoreTile item = tiles[blockIdx.x];
     const StoreTask& task = tasks[item.task];
     const RotationTask* rotation = task.rotation == kNone ? nullptr : rotations + task.rotation;
     const Tile tile = tile_of(task, item.tile);
     find_rows(rows, task, tile, memory);
     if (task.way == StoreWay::kAny) {
-        store_elements(task, tile, rotation, rows, memory);
+        for (std::uint32_t head = 0; head < task.heads; ++head)
+            store_elements(task, head, tile, rotation, rows, memory);
         return;
     }
     const WordPlace place = word_place(task, tile, rotation, memory);

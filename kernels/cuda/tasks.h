@@ -110,8 +110,8 @@ struct StoreTask {
     RowsAt out;
 };
 
-// A tile of a StoreTask: one head, kTileTokens tokens, and kTilePairs pairs of channels that are turned or
-// kTileSingles channels that are not.
+// A tile of a StoreTask: kTileTokens tokens, and of every head kTilePairs pairs of channels that are turned
+// or kTileSingles channels that are not.
 inline constexpr std::uint32_t kTileTokens = 64;
 inline constexpr std::uint32_t kTilePairs = 32;
 inline constexpr std::uint32_t kTileSingles = 64;
@@ -268,7 +268,7 @@ KVCAST_HD constexpr std::uint32_t tiles_across(const StoreTask& t) {
     return div_up(t.pairs, kTilePairs) + div_up(singles_of(t), kTileSingles);
 }
 KVCAST_HD constexpr std::uint64_t tiles_of(const StoreTask& t) {
-    return std::uint64_t{t.heads} * tiles_across(t) * div_up(t.tokens, kTileTokens);
+    return std::uint64_t{tiles_across(t)} * div_up(t.tokens, kTileTokens);
 }
 
 KVCAST_HD constexpr std::uint32_t element_bytes(bool exact, Dtype source) {

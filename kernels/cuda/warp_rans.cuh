@@ -8,7 +8,9 @@
 // by loads that have long been sent. No address depends on decoded data but by a bounded count of words, and
 // every index is compared with the end, so that no bytes make the warp read outside the block.
 //
-// All functions are called by all 32 lanes together. Counts, classes and offsets are the same in all lanes.
+// All functions are called by all 32 lanes together, and say so to the compiler where lanes have gone
+// different ways: else it expects them to be apart wherever they meet, in every step. Counts, classes and
+// offsets are the same in all lanes.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -199,6 +201,7 @@ class WarpReader {
         if (c.zero) {
             KVCAST_UNROLL(1)
             for (std::uint32_t i = lane_id(); i < count; i += kLanes) sink(i, std::int16_t{0});
+            __syncwarp();
         } else if (c.shift == 0) {
             groups<false>(c.table, 0, count, [&](std::uint32_t i, std::int32_t high, std::uint32_t) {
                 sink(i, static_cast<std::int16_t>(high));
@@ -224,6 +227,7 @@ class WarpReader {
             const std::int32_t value =
                 high * (1 << reader.shift) + static_cast<std::int32_t>(symbols.raw) - reader.half;
             if (lane_id() < reader.count) sink(reader, static_cast<std::int16_t>(value));
+            __syncwarp();
         };
         KVCAST_UNROLL(1)
         for (std::uint32_t i = 0; i < count; ++i) {
@@ -323,6 +327,7 @@ class WarpReader {
             const Symbols symbols = step<Raw, false>(table, planes, rest, [] {});
             const std::int32_t high = high_of(symbols);
             if (lane_id() < rest) sink(full * kLanes + lane_id(), high, symbols.raw);
+            __syncwarp();
         }
     }
 
@@ -352,7 +357,7 @@ class WarpReader {
         if (symbols.escapes != 0) {
             const std::uint32_t w =
                 words_.peek(static_cast<std::uint32_t>(__popc(symbols.escapes & before_)));
-            if ((symbols.escapes >> lane_id() & 1u) != 0) high = static_cast<std::int16_t>(w);
+            high = (symbols.escapes >> lane_id() & 1u) != 0 ? static_cast<std::int16_t>(w) : high;
             words_.skip(static_cast<std::uint32_t>(__popc(symbols.escapes)));
         }
         return high;
