@@ -1,6 +1,7 @@
 // What encoding finds out about planes before it prepares their strips: tiles and scales. The arithmetic is
 // the CPU encoder's, operation by operation, so that both write the same bytes: floats are rounded once per
 // operation (no contraction), sums are integers, and the few sums of doubles go in the CPU's order.
+#include "kernels/cuda/compiler.cuh"
 #include "kernels/cuda/encode_launch.h"
 #include "kernels/cuda/moments.cuh"
 #include "kernels/cuda/platform.cuh"
@@ -17,62 +18,118 @@ constexpr std::uint32_t kWarps = kThreads / kLanes;
 
 // ---- rows to tiles
 
-__device__ std::uint32_t element(const EncodePlaneTask& p, std::uint32_t token, std::uint32_t head,
-                                 std::uint32_t channel) {
-    return element_of(row_of(p.in, token) + head * p.in.head_bytes, p.source, channel);
-}
+using TileBits = std::uint32_t[kStoreTokens][kStoreSlots + 1];
 
-// A tile of 32 tokens by 32 slots: stored bits, channel by channel, and the largest magnitude that is in them
-// once they are turned back.
-__global__ void load_tiles(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
-                           const RotationTask* rotations) {
-    __shared__ std::uint32_t first[kStoreTokens][kStoreSlots + 1];
-    __shared__ std::uint32_t second[kStoreTokens][kStoreSlots + 1];
-    const EncodePlaneTask& p = planes[task_of<&EncodePlaneTask::first_tile>(planes, count, blockIdx.x)];
-    const RotationTask* r = p.rotation == kNone ? nullptr : rotations + p.rotation;
+constexpr std::uint32_t kRounds = kStoreTokens / kWarps;  // a warp's tokens, and then its slots, of a tile
+
+// One tile: 32 tokens by 32 slots of a head.
+template <Dtype kType>
+struct TileLoad {
+    const EncodePlaneTask& p;
+    const RotationTask* r;
+    std::uint32_t head;
+    std::uint32_t slots;  // of the head
+    std::uint32_t first_slot;
+    std::uint32_t first_token;  // of the body
+
+    // Lanes are slots: elements from the plane's rows to shared memory, all of a thread's at once.
+    __device__ __forceinline__ void read(TileBits& first, TileBits& second) const {
+        const std::uint32_t warp = threadIdx.x / kLanes, own = first_slot + lane_id();
+        const Slot slot = slot_of(own < slots ? own : 0, r);
+        const std::uint8_t* rows[kRounds];
+        KVCAST_UNROLL(8)
+        for (std::uint32_t k = 0; k < kRounds; ++k) {
+            const std::uint32_t token = first_token + k * kWarps + warp;
+            const bool inside = own < slots && token < p.body_tokens;
+            rows[k] = inside ? row_of(p.in, p.exact_rows + token) + head * p.in.head_bytes : nullptr;
+        }
+        std::uint32_t x[kRounds], y[kRounds];
+        KVCAST_UNROLL(8)
+        for (std::uint32_t k = 0; k < kRounds; ++k) {
+            x[k] = rows[k] != nullptr ? element_of(rows[k], kType, slot.first) : 0;
+            y[k] = rows[k] != nullptr && slot.pair ? element_of(rows[k], kType, slot.second) : 0;
+        }
+        KVCAST_UNROLL(8)
+        for (std::uint32_t k = 0; k < kRounds; ++k) {
+            first[k * kWarps + warp][lane_id()] = x[k];
+            second[k * kWarps + warp][lane_id()] = y[k];
+        }
+    }
+
+    // Lanes are tokens: from shared memory to the tile. The largest magnitude, as bits.
+    __device__ __forceinline__ std::uint32_t write(Memory memory, const TileBits& first,
+                                                   const TileBits& second) const {
+        const std::uint32_t token = first_token + lane_id();
+        const auto* angles =
+            r == nullptr ? nullptr : reinterpret_cast<const SinCos*>(memory.workspace + r->table);
+        std::uint32_t largest = 0;  // magnitudes order like their bits, and NaN above infinity
+        const auto see = [&](float value) {
+            const std::uint32_t magnitude = std::bit_cast<std::uint32_t>(value) & 0x7fffffffu;
+            largest = magnitude > largest ? magnitude : largest;
+        };
+        KVCAST_UNROLL(4)
+        for (std::uint32_t k = 0; k < kRounds; ++k) {
+            const std::uint32_t s = k * kWarps + threadIdx.x / kLanes, own = first_slot + s;
+            if (own >= slots || token >= p.body_tokens) continue;
+            const Slot slot = slot_of(own, r);
+            const std::uint32_t x = first[lane_id()][s], y = second[lane_id()][s];
+            put_bits(tile_row(memory, p, head, slot.first), kType, token, x);
+            if (!slot.pair) {
+                see(from_bits(kType, x));
+                continue;
+            }
+            put_bits(tile_row(memory, p, head, slot.second), kType, token, y);
+            const SinCos angle = angles[std::uint64_t{own} * r->columns + p.exact_rows + token];
+            const TurnedBack v = turned_back(from_bits(kType, x), from_bits(kType, y), angle);
+            see(v.a);
+            see(v.b);
+        }
+        return largest;
+    }
+};
+
+template <Dtype kType>
+__device__ __forceinline__ void load_turned_tile(Memory memory, const EncodePlaneTask& p,
+                                                 const RotationTask* r, TileBits& first, TileBits& second) {
     const std::uint32_t slots = slots_of(p.channels, r == nullptr ? 0 : r->pairs);
     const std::uint32_t across = div_up(slots, kStoreSlots), down = div_up(p.body_tokens, kStoreTokens);
     const std::uint32_t local = blockIdx.x - p.first_tile;
-    const std::uint32_t head = local / (across * down);
-    const std::uint32_t first_slot = local % across * kStoreSlots;
-    const std::uint32_t first_token = local / across % down * kStoreTokens;
-
-    for (std::uint32_t i = threadIdx.x; i < kStoreTokens * kStoreSlots; i += kThreads) {
-        const std::uint32_t t = i / kStoreSlots, s = i % kStoreSlots;
-        if (first_slot + s >= slots || first_token + t >= p.body_tokens) continue;
-        const Slot slot = slot_of(first_slot + s, r);
-        const std::uint32_t token = p.exact_rows + first_token + t;
-        first[t][s] = element(p, token, head, slot.first);
-        if (slot.pair) second[t][s] = element(p, token, head, slot.second);
-    }
+    const TileLoad<kType> tile = {p,
+                                  r,
+                                  local / (across * down),
+                                  slots,
+                                  local % across * kStoreSlots,
+                                  local / across % down * kStoreTokens};
+    tile.read(first, second);
     __syncthreads();
-
-    std::uint32_t largest = 0;  // magnitudes order like their bits, and NaN above infinity
-    const auto see = [&](float value) {
-        const std::uint32_t magnitude = std::bit_cast<std::uint32_t>(value) & 0x7fffffffu;
-        largest = magnitude > largest ? magnitude : largest;
-    };
-    for (std::uint32_t i = threadIdx.x; i < kStoreTokens * kStoreSlots; i += kThreads) {
-        const std::uint32_t s = i / kStoreTokens, t = i % kStoreTokens;
-        const std::uint32_t token = first_token + t;
-        if (first_slot + s >= slots || token >= p.body_tokens) continue;
-        const Slot slot = slot_of(first_slot + s, r);
-        put_bits(tile_row(memory, p, head, slot.first), p.source, token, first[t][s]);
-        if (slot.pair) put_bits(tile_row(memory, p, head, slot.second), p.source, token, second[t][s]);
-        if (p.lossless) continue;
-        const float x = from_bits(p.source, first[t][s]);
-        if (!slot.pair) {
-            see(x);
-            continue;
-        }
-        const SinCos angle = reinterpret_cast<const SinCos*>(
-            memory.workspace + r->table)[(first_slot + s) * r->columns + p.exact_rows + token];
-        const TurnedBack v = turned_back(x, from_bits(p.source, second[t][s]), angle);
-        see(v.a);
-        see(v.b);
-    }
-    largest = __reduce_max_sync(kFullWarp, largest);
+    const std::uint32_t largest = __reduce_max_sync(kFullWarp, tile.write(memory, first, second));
     if (lane_id() == 0) atomicMax(reinterpret_cast<std::uint32_t*>(memory.workspace + p.largest), largest);
+}
+
+template <Dtype kType>
+__device__ __forceinline__ void load_tile(Memory memory, const EncodePlaneTask& p,
+                                          const RotationTask* rotations, TileBits& first, TileBits& second) {
+    if (p.rotation == kNone) {
+        load_turned_tile<kType>(memory, p, nullptr, first, second);
+        return;
+    }
+    const RotationTask r = rotations[p.rotation];
+    load_turned_tile<kType>(memory, p, &r, first, second);
+}
+
+// Stored bits of all planes, channel by channel, and the largest magnitude that is in them once they are
+// turned back. Tasks are copied: the compiler would read what it points to again after every store.
+__global__ void load_tiles(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
+                           const RotationTask* rotations) {
+    __shared__ TileBits first, second;
+    const EncodePlaneTask p = planes[task_of<&EncodePlaneTask::first_tile>(planes, count, blockIdx.x)];
+    if (p.source == Dtype::kBf16) {
+        load_tile<Dtype::kBf16>(memory, p, rotations, first, second);
+    } else if (p.source == Dtype::kF16) {
+        load_tile<Dtype::kF16>(memory, p, rotations, first, second);
+    } else {
+        load_tile<Dtype::kF32>(memory, p, rotations, first, second);
+    }
 }
 
 __global__ void clear_largest(Memory memory, const EncodePlaneTask* planes, std::uint32_t count) {

@@ -3,6 +3,8 @@
 //   KVCAST_APART      before a function of rare cases, whose registers the usual case should not pay for
 #pragma once
 
+#include <cuda_runtime.h>
+
 #ifdef KVCAST_SIMT
 #define KVCAST_UNROLL(n)
 #define KVCAST_APART

@@ -58,21 +58,73 @@ __global__ void model_rows(Memory memory, KltBatch batch) {
 
 // ---- layers, what is read last first
 
+// The groups of a part's coefficients from the last token's last to the first one's first.
+class GroupCursor {
+  public:
+    __device__ GroupCursor(const KltSourceTask& p, const KltChunkTask& c, Memory memory, std::uint32_t part)
+        : groups_(klt_groups(p.part_width)),
+          width_(p.part_width),
+          stride_(p.parts * p.part_width),
+          levels_(reinterpret_cast<const std::uint8_t*>(memory.image + c.levels)),
+          body_(reinterpret_cast<const std::uint32_t*>(memory.workspace + c.body) + 1),
+          gains_(reinterpret_cast<const std::int16_t*>(memory.workspace + p.gains) + part * c.tokens),
+          classes_(p.classes + std::uint64_t{part} * c.level_count * groups_),
+          q_(reinterpret_cast<const std::int16_t*>(memory.workspace + p.q) + part * p.part_width),
+          tokens_(body_[-1]) {}
+
+    struct Group {
+        unsigned spread_class;
+        std::uint32_t count;  // 0 where there is none
+        std::int32_t own;     // this lane's coefficient
+    };
+
+    // The group before the one that was taken last.
+    __device__ Group take() {
+        if (left_ == 0) {
+            if (tokens_ == 0) return {0, 0, 0};
+            next_token();
+        }
+        --left_;
+        const std::uint32_t first = klt_group_begin(left_), end = klt_group_end(left_, width_);
+        const std::uint32_t own = first + lane_id();
+        return {klt_class(token_classes_[left_], gain_), end - first, own < end ? token_q_[own] : 0};
+    }
+
+  private:
+    __device__ void next_token() {
+        const std::uint32_t t = body_[--tokens_];
+        gain_ = gains_[t];
+        token_classes_ = classes_ + levels_[t] * groups_;
+        token_q_ = q_ + std::uint64_t{t} * stride_;
+        left_ = groups_;
+    }
+
+    const std::uint32_t groups_, width_, stride_;
+    const std::uint8_t* levels_;
+    const std::uint32_t* body_;
+    const std::int16_t* gains_;
+    const std::int8_t* classes_;
+    const std::int16_t* q_;
+    std::uint32_t tokens_;    // that are left
+    std::uint32_t left_ = 0;  // groups of the present token
+    std::int16_t gain_ = 0;
+    const std::int8_t* token_classes_ = nullptr;
+    const std::int16_t* token_q_ = nullptr;
+};
+
+// Coefficients are loaded some groups before they are written.
 __device__ void write_coefficients(WarpWriter& out, const KltSourceTask& p, const KltChunkTask& c,
                                    Memory memory, std::uint32_t part) {
-    const std::uint32_t groups = klt_groups(p.part_width);
-    const auto* levels = reinterpret_cast<const std::uint8_t*>(memory.image + c.levels);
-    const auto* body = reinterpret_cast<const std::uint32_t*>(memory.workspace + c.body);
-    const auto* gains = reinterpret_cast<const std::int16_t*>(memory.workspace + p.gains) + part * c.tokens;
-    const std::int8_t* classes = p.classes + std::uint64_t{part} * c.level_count * groups;
-    for (std::uint32_t i = body[0]; i > 0; --i) {
-        const std::uint32_t t = body[i];
-        const std::int16_t* q = reinterpret_cast<const std::int16_t*>(memory.workspace + p.q) +
-                                (std::uint64_t{t} * p.parts + part) * p.part_width;
-        for (std::uint32_t g = groups; g-- > 0;) {
-            const std::uint32_t first = klt_group_begin(g), end = klt_group_end(g, p.part_width);
-            out.strip(klt_class(classes[levels[t] * groups + g], gains[t]), end - first,
-                      [&](std::uint32_t j) { return std::int32_t{q[first + j]}; });
+    constexpr std::uint32_t kAhead = 4;
+    GroupCursor cursor(p, c, memory, part);
+    GroupCursor::Group ahead[kAhead];
+    for (GroupCursor::Group& g : ahead) g = cursor.take();
+    while (ahead[0].count != 0) {
+        KVCAST_UNROLL(4)
+        for (GroupCursor::Group& g : ahead) {
+            const GroupCursor::Group now = g;
+            g = cursor.take();
+            out.strip(now.spread_class, now.count, [&](std::uint32_t) { return now.own; });
         }
     }
 }

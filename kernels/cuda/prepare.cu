@@ -252,6 +252,7 @@ __device__ void model_channel(const HeadStrips& head, const CoderTables& tables,
                               const std::byte* row, std::uint32_t* counts) {
     const EncodePlaneTask& p = head.plane;
     const auto bits = [&](std::uint32_t i) { return tile_bits(row, p.source, i); };
+    expect_row(row, p.body_tokens * static_cast<std::uint32_t>(dtype_bytes(p.source)));
     const ExponentModel m = exponent_model(tables, p.source, p.body_tokens, counts, bits);
     const SplitByExponent split = {m.center, p.source};
     head.put_part(channel, 0, floats_word(m, p.source), [&](std::uint32_t i) { return split(bits(i)); });

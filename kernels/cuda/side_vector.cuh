@@ -1,6 +1,7 @@
 // How side vectors are coded (FORMAT.md, section 5.4): the CPU encoder's choice (codec/entropy), by a warp.
 #pragma once
 
+#include "kernels/cuda/compiler.cuh"
 #include "kernels/cuda/encode_tasks.h"
 #include "kernels/cuda/warp_rans.cuh"
 
@@ -61,10 +62,17 @@ __device__ unsigned cheapest_class(const CoderTables& tables, std::uint32_t coun
     bool equal = true;
     for (std::uint32_t i = lane_id(); i < count; i += kLanes) equal = equal && value(i) == reference;
     if (__all_sync(kFullWarp, equal) != 0) return 0;
-    std::uint64_t cost = 0;
-    for (std::uint32_t i = 0; i < count && lane_id() != 0; ++i)
-        cost += value_cost(tables, lane_id(), value(i) - reference);
-    std::uint64_t best = lane_id() == 0 ? ~std::uint64_t{0} : cost * kClasses + lane_id();
+    std::uint32_t cost = 0;  // of up to 2^16 values at up to 2^14 each
+    for (std::uint32_t at = 0; at < count; at += kLanes) {
+        const std::uint32_t n = count - at < kLanes ? count - at : kLanes;
+        const std::int32_t own = lane_id() < n ? value(at + lane_id()) - reference : 0;
+        KVCAST_UNROLL(8)
+        for (std::uint32_t i = 0; i < n; ++i) {
+            const std::int32_t v = __shfl_sync(kFullWarp, own, static_cast<int>(i));
+            cost += value_cost(tables, lane_id() == 0 ? 1 : lane_id(), v);
+        }
+    }
+    std::uint64_t best = lane_id() == 0 ? ~std::uint64_t{0} : std::uint64_t{cost} * kClasses + lane_id();
     for (int step = 16; step > 0; step /= 2) {
         const std::uint64_t other = __shfl_xor_sync(kFullWarp, best, step);
         best = other < best ? other : best;

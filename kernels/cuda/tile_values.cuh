@@ -47,6 +47,17 @@ __device__ __forceinline__ std::uint32_t tile_bits(const std::byte* row, Dtype d
     return element_of(reinterpret_cast<const std::uint8_t*>(row), dtype, i);
 }
 
+// Asks for the beginning of a row, up to 1 KB of it, so that a loop that waits for each load waits once.
+__device__ __forceinline__ void expect_row(const std::byte* row, std::uint32_t bytes) {
+    constexpr std::uint32_t kSector = 32;
+    const std::uint32_t at = threadIdx.x % kLanes * kSector;
+#ifndef KVCAST_SIMT
+    if (at < bytes) asm volatile("prefetch.global.L1 [%0];" ::"l"(row + at));
+#else
+    (void)(at < bytes ? row + at : row);
+#endif
+}
+
 // A channel's values, turned back.
 class TileValues {
   public:

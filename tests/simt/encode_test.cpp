@@ -1,4 +1,5 @@
 // encode_batch against the CPU encoder, byte for byte.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -166,6 +167,49 @@ TEST_P(DeviceEncoding, WritesTheCommittedBytesFromPages) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Vectors, DeviceEncoding, testing::ValuesIn(conformance_cases()), case_name);
+
+// ---- delta and lossless beyond the vectors: batches of 256 tokens, whole, and one after another
+
+class LongEncoding : public testing::TestWithParam<Case> {};
+
+TEST_P(LongEncoding, WritesWhatTheCpuWrites) {
+    const Case& c = GetParam();
+    expect_bytes(c, encode(make_cache(c), c), false);
+}
+
+std::vector<Case> long_cases() {
+    using enum RopePairing;
+    const Layout halves = make_layout(1, {{2, 16}, {1, 10}}, Dtype::kBf16, kHalf);
+    const Layout odd = make_layout(1, {{1, 22}, {1, 7}}, Dtype::kBf16, kInterleaved);
+    const Layout wide = make_layout(1, {{1, 264}, {1, 264}}, Dtype::kBf16, kHalf);
+    const Layout fp16 = make_layout(1, {{1, 18}, {1, 18}}, Dtype::kF16, kHalf);
+    const Layout fp32 = make_layout(1, {{1, 18}, {1, 18}}, Dtype::kF32, kNone);
+    std::vector<Case> out;
+    const auto add = [&](const char* layout_name, const Layout& layout, std::size_t tokens, Content content) {
+        for (const char* profile : {"Lossless", "Fine", "Coarse", "Anchored"}) {
+            Case c = {fmt::format("{}{}{}", profile, layout_name, tokens), layout, tokens, content};
+            const bool lossless = profile == std::string("Lossless"), fine = profile == std::string("Fine");
+            c.options.profile = lossless ? Profile::kLossless : Profile::kDelta;
+            c.options.level = lossless ? 0 : fine ? 1 : 6;
+            if (profile == std::string("Anchored")) c.options.predictor = Predictor::kAnchor;
+            c.chunk = tokens;
+            out.push_back(c);
+        }
+    };
+    add("Halves", halves, 256, Content::kGaussian);
+    add("Halves", halves, 260, Content::kOutliers);
+    add("Odd", odd, 245, Content::kGaussian);
+    add("Odd", odd, 261, Content::kGaussian);
+    add("Odd", odd, 523, Content::kOutliers);
+    add("Wide", wide, 36, Content::kGaussian);
+    add("Half", fp16, 300, Content::kGaussian);
+    add("Single", fp32, 300, Content::kGaussian);
+    add("Special", halves, 257, Content::kSpecial);
+    add("Constant", halves, 258, Content::kConstant);
+    return out;
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, LongEncoding, testing::ValuesIn(long_cases()), case_name);
 
 // ---- klt beyond the vectors
 
