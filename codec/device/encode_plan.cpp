@@ -231,6 +231,7 @@ void EncodePlan::read_choices(const Chunk& c, std::span<const std::byte> report,
     std::uint32_t count = 0;
     std::memcpy(&count, report.data() + c.exact_tokens, sizeof(count));
     h.klt.exact_tokens.resize(std::min<std::size_t>(count, h.tokens));
+    if (h.klt.exact_tokens.empty()) return;  // data() may be null, which memcpy does not take
     std::memcpy(h.klt.exact_tokens.data(), report.data() + c.exact_tokens + sizeof(count),
                 h.klt.exact_tokens.size() * sizeof(count));
 }

@@ -241,9 +241,7 @@ Layout offset_rope(Layout layout, std::size_t offset, std::size_t dim) {
     return layout;
 }
 
-}  // namespace
-
-std::vector<Case> conformance_cases() {
+std::vector<Case> make_conformance_cases() {
     const Layout bf16 = make_layout(2, {{3, 64}, {3, 64}}, Dtype::kBf16, kHalf);
     const Layout fp16 = make_layout(1, {{1, 80}, {1, 80}}, Dtype::kF16, kInterleaved);
     const Layout fp32 = make_layout(1, {{1, 64}, {1, 64}}, Dtype::kF32, kNone);
@@ -304,6 +302,14 @@ std::vector<Case> conformance_cases() {
         with_tail(klt("klt3-tail", deep, 40, 3, {{1, 1}, 12, 2}), 1),
         in_chunks(klt("klt2-two-chunks", deep, 50, 2, {{1, 1}}), 32, 77),
     };
+}
+
+}  // namespace
+
+// Making the calibrations takes sanitizers most of a second, and every instantiation of tests asks.
+std::vector<Case> conformance_cases() {
+    static const std::vector<Case> made = make_conformance_cases();
+    return made;
 }
 
 }  // namespace kvcast::test

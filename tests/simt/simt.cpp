@@ -413,11 +413,19 @@ void on_fault(int, siginfo_t* info, void*) {
     sigaction(SIGSEGV, &previous_handler, nullptr);  // the access faults again, for the handler before
 }
 
+// A fault below a fibre's stack can only be told on another one. That belongs to a thread, and where it has
+// one, as with the address sanitizer, which frees at the thread's end whatever stack is set then, it is kept.
+void have_signal_stack() {
+    thread_local std::array<std::byte, 65536> own;
+    stack_t s = {};
+    if (sigaltstack(nullptr, &s) != 0 || (s.ss_flags & SS_DISABLE) == 0) return;
+    s = {.ss_sp = own.data(), .ss_flags = 0, .ss_size = own.size()};
+    sigaltstack(&s, nullptr);
+}
+
 void watch_faults() {
-    static std::array<std::byte, 65536> stack;
+    have_signal_stack();
     static const bool once = [] {
-        const stack_t s = {.ss_sp = stack.data(), .ss_flags = 0, .ss_size = stack.size()};
-        sigaltstack(&s, nullptr);
         struct sigaction action = {};
         action.sa_sigaction = on_fault;
         action.sa_flags = SA_SIGINFO | SA_ONSTACK;

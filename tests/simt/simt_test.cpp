@@ -3,9 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <cuda_runtime.h>
+#include <signal.h>
 
 #include <array>
 #include <numeric>
+#include <thread>
 #include <vector>
 
 namespace {
@@ -428,6 +430,19 @@ TEST(SimtDeathTest, AccessesPastDynamicSharedMemoryFault) {
                      {1}, {1}, 48,
                      [] { *static_cast<volatile std::byte*>(simt::dynamic_shared() + 48) = std::byte{0}; })),
                  "access outside memory");
+}
+
+// Whoever set it frees it: the address sanitizer for every thread, at its end.
+TEST(SimtThreads, KeepTheirSignalStacks) {
+    std::thread([] {
+        std::vector<std::byte> mine(65536);
+        const stack_t set = {.ss_sp = mine.data(), .ss_flags = 0, .ss_size = mine.size()};
+        stack_t before = {}, after = {};
+        ASSERT_EQ(sigaltstack(&set, &before), 0);
+        EXPECT_EQ(simt::launch({1}, {4}, 0, [] { __syncthreads(); }), std::nullopt);
+        ASSERT_EQ(sigaltstack(&before, &after), 0);
+        EXPECT_EQ(after.ss_sp, mine.data());
+    }).join();
 }
 
 TEST(SimtGuarded, NoticesWritesOnTheFarSide) {

@@ -29,7 +29,7 @@ FaultServer::FaultServer(const std::string& folder, std::vector<std::string> arg
     std::array<int, 2> in = {}, out = {};
     if (::pipe2(in.data(), O_CLOEXEC) != 0 || ::pipe2(out.data(), O_CLOEXEC) != 0)
         throw std::runtime_error("pipe");
-    arguments.insert(arguments.begin(), {"python3", KVCAST_FAULT_SERVER, folder});
+    arguments.insert(arguments.begin(), {"/usr/bin/python3", KVCAST_FAULT_SERVER, folder});
     std::vector<char*> raw;
     for (std::string& a : arguments) raw.push_back(a.data());
     raw.push_back(nullptr);

@@ -1,6 +1,6 @@
 #include "tools/common/calibration_file.h"
 
-#include "tools/common/cli.h"
+#include "tools/common/damage.h"
 #include "tools/common/file.h"
 
 namespace kvcast::tools {

@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include "codec/decoder.h"
-#include "tools/common/cli.h"
+#include "tools/common/damage.h"
 
 namespace kvcast::tools {
 

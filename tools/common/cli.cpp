@@ -39,20 +39,6 @@ int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& 
     }
 }
 
-void raise(const std::string& file, std::uint64_t offset, const Status& status) {
-    const std::string where = offset == 0 ? file : fmt::format("{}, chunk at byte {}", file, offset);
-    const std::string message =
-        fmt::format("{}: {} ({})", where, status.message(), error_name(status.code()));
-    switch (status.code()) {
-        case ErrorCode::kBadArgument:
-        case ErrorCode::kNoDevice:
-        case ErrorCode::kDevice:
-            throw Error(message);
-        default:
-            throw DamagedInput(message);
-    }
-}
-
 void declare_device(CLI::App& app, std::string& device) {
     app.add_option("--device", device, "cpu, or cuda: the current NVIDIA GPU; the same bytes from both")
         ->check(CLI::IsMember({"cpu", "cuda"}))
