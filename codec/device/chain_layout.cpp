@@ -49,16 +49,15 @@ std::optional<ChainLayout> ChainLayout::make(const CalibrationData& data, const 
     const std::vector<std::size_t> kept = kept_layers(data, set);
     for (std::size_t p = 0; p < data.parts.size(); ++p) {
         if (!holds(data, p)) return std::nullopt;
-        const std::uint32_t pitch = cuda::wide_pitch(u32(data.part_width(p)));
-        const std::size_t unit_bytes = std::size_t{cuda::kProjectTokens} * pitch;
+        const std::uint32_t width = u32(data.part_width(p));
+        const std::size_t unit_bytes = cuda::split_bytes(width);
         out.planes_.push_back(
             {kept[p], data.parts[p], out.take(kept[p] * data.parts[p] * unit_bytes), unit_bytes});
-        widest = std::max(widest, pitch);
+        widest = std::max(widest, width);
     }
-    out.coefficients_ = u32(out.take(std::size_t{cuda::kProjectTokens} * widest));
+    out.coefficients_ = u32(out.take(std::size_t{cuda::kProjectTokens} * cuda::wide_pitch(widest)));
     if (data.tokens.features != 0) {
-        out.tokens_ =
-            u32(out.take(std::size_t{cuda::kProjectTokens} * cuda::narrow_pitch(u32(data.tokens.features))));
+        out.tokens_ = u32(out.take(cuda::narrow_bytes(u32(data.tokens.features))));
     }
     if (out.bytes_ > most_bytes) return std::nullopt;
     return out;

@@ -38,8 +38,8 @@ __device__ void load_token_features(const Chain& c) {
     const auto* rows = reinterpret_cast<const std::int16_t*>(c.memory.image + c.task.token_rows) +
                        std::uint64_t{c.first_token} * c.task.features;
     for (std::uint32_t i = threadIdx.x; i < c.tokens * c.task.features; i += kProjectThreads) {
-        c.shared[c.task.resident + i / c.task.features * narrow_pitch(c.task.features) +
-                 i % c.task.features] = static_cast<std::byte>(rows[i]);
+        NarrowRows::put(c.shared + c.task.resident, div_up(c.task.features, kUnitStep), i / c.task.features,
+                        i % c.task.features, rows[i]);
     }
 }
 
@@ -47,31 +47,43 @@ __device__ void load_token_features(const Chain& c) {
 template <typename Rows>
 __device__ __forceinline__ void multiply_term(const Rows& rows, const UnitTask& unit,
                                               const ProjectionTerm& term, const WarpPlace& at,
-                                              std::uint32_t todo, LimbSums& sums) {
+                                              std::uint32_t todo, const Shifts& shifts, LimbSums& sums) {
     const std::uint32_t steps = div_up(term.inputs, kUnitStep);
     for (std::uint32_t limb = 0; limb < term.limbs; ++limb) {
         const LimbFragments matrix(term, limb, unit.width, at.output);
         if (limb == 0) {
             multiply_steps<true>(rows, matrix, 0, todo & all_steps(steps), sums);
         } else {
-            sums.fold();
+            sums.fold(shifts);
             multiply_steps<false>(rows, matrix, 0, todo & all_steps(steps), sums);
         }
     }
 }
 
-__device__ __forceinline__ void add_term(const Chain& c, const UnitTask& unit, std::uint32_t k,
-                                         const WarpPlace& at, std::uint32_t masked, Totals& totals) {
+// A term on what is resident.
+__device__ __forceinline__ void add_prediction(const Chain& c, const UnitTask& unit, std::uint32_t k,
+                                               const WarpPlace& at, Totals& totals) {
     const ProjectionTerm& term = unit.terms[k];
-    const Totals::ByOutput<std::uint8_t> shifts(term.shifts, at, 0, unit.width);
-    LimbSums sums = {};
+    const std::byte* features = c.shared + term.resident;
+    const std::uint32_t steps = div_up(term.inputs, kUnitStep);
+    const Shifts shifts(term.shifts, at, 0, unit.width);
+    LimbSums sums(shifts, term.limbs == 1);
     if (term.narrow) {
-        multiply_term(NarrowRows{c.shared + term.resident, narrow_pitch(term.inputs)}, unit, term, at, ~0u,
-                      sums);
+        multiply_term(NarrowRows{features, steps}, unit, term, at, ~0u, shifts, sums);
     } else {
-        multiply_term(WideRows{c.shared + term.resident, wide_pitch(term.inputs)}, unit, term, at, masked,
-                      sums);
+        multiply_term(SplitRows{features, steps}, unit, term, at, ~0u, shifts, sums);
     }
+    totals.add(sums, shifts);
+}
+
+// The last term, on coefficients.
+__device__ __forceinline__ void add_transform(const Chain& c, const UnitTask& unit, const WarpPlace& at,
+                                              std::uint32_t masked, Totals& totals) {
+    const ProjectionTerm& term = unit.terms[unit.term_count - 1];
+    const Shifts shifts(term.shifts, at, 0, unit.width);
+    LimbSums sums(shifts, term.limbs == 1);
+    multiply_term(WideRows{c.shared + c.task.coefficients, wide_pitch(term.inputs)}, unit, term, at, masked,
+                  shifts, sums);
     totals.add(sums, shifts);
 }
 
@@ -90,8 +102,7 @@ __device__ __forceinline__ void put_states(const Chain& c, const UnitTask& unit,
                 const std::uint64_t index = std::uint64_t{c.first_token + token} * unit.stride + output;
                 *reinterpret_cast<std::uint32_t*>(states + index * sizeof(std::int16_t)) = word;
                 if (unit.resident == kNone) continue;
-                *reinterpret_cast<std::uint32_t*>(c.shared + unit.resident + token * wide_pitch(unit.width) +
-                                                  output * sizeof(std::int16_t)) = word;
+                SplitRows::put(c.shared + unit.resident, div_up(unit.width, kUnitStep), token, output, word);
             }
         }
     }
@@ -105,16 +116,16 @@ __device__ void make_unit(const Chain& c, const UnitTask& unit) {
     if (inside) {
         masked = coded_groups(reinterpret_cast<const std::uint32_t*>(c.memory.workspace + unit.masks),
                               c.first_token, unit.tokens);
-        const Totals::ByOutput<std::int32_t> bias(unit.bias, at, 0, unit.width);
+        const ByOutput<std::int32_t> bias(unit.bias, at, 0, unit.width);
         totals.for_all([&](std::uint32_t, std::uint32_t n, std::uint32_t i, std::int32_t& total) {
             total = bias.v[n][i % 2];
         });
-        for (std::uint32_t k = 0; k + 1 < unit.term_count; ++k) add_term(c, unit, k, at, ~0u, totals);
+        for (std::uint32_t k = 0; k + 1 < unit.term_count; ++k) add_prediction(c, unit, k, at, totals);
     }
     wait_copies<0>();
     __syncthreads();  // the coefficients are there; nobody reads former states, in whose place these go
     if (inside) {
-        add_term(c, unit, unit.term_count - 1, at, masked, totals);
+        add_transform(c, unit, at, masked, totals);
         put_states(c, unit, at, totals);
     }
     __syncthreads();  // states are there; the coefficients have been read

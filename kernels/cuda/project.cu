@@ -93,11 +93,12 @@ __device__ std::uint32_t steps_of(const UnitTask& unit, std::uint32_t term, std:
 
 // The sums of one term, all pieces and limbs of it.
 __device__ void multiply_term(Pipeline& pipeline, const UnitTask& unit, std::uint32_t k, const WarpPlace& at,
-                              std::uint32_t first_output, std::uint32_t masked, LimbSums& sums) {
+                              std::uint32_t first_output, std::uint32_t masked, const Shifts& shifts,
+                              LimbSums& sums) {
     const ProjectionTerm& term = unit.terms[k];
     const bool outside = first_output + at.output >= unit.width;
     for (std::uint32_t limb = 0; limb < term.limbs; ++limb) {
-        if (limb != 0) sums.fold();
+        if (limb != 0) sums.fold(shifts);
         for (std::uint32_t first = 0; first < term.inputs; first += kPieceInputs) {
             const WideRows rows = pipeline.take();
             const LimbFragments matrix(term, limb, unit.width, outside ? 0 : first_output + at.output);
@@ -148,9 +149,9 @@ __global__ void __launch_bounds__(kProjectThreads, 1)
     }
     Pipeline pipeline(buffers, unit, memory, first_token, first, end);
     for (std::uint32_t k = first; k < end; ++k) {
-        const Totals::ByOutput<std::uint8_t> shifts(unit.terms[k].shifts, at, first_output, unit.width);
-        LimbSums sums = {};
-        multiply_term(pipeline, unit, k, at, first_output, masked, sums);
+        const Shifts shifts(unit.terms[k].shifts, at, first_output, unit.width);
+        LimbSums sums(shifts, unit.terms[k].limbs == 1);
+        multiply_term(pipeline, unit, k, at, first_output, masked, shifts, sums);
         totals.add(sums, shifts);
     }
     wait_copies<0>();

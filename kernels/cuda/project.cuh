@@ -69,19 +69,54 @@ struct WideRows {
     }
 };
 
-// Features of 8 bits. The pitch is 16 modulo 32.
-struct NarrowRows {
-    static constexpr bool kTwoLimbs = false;
-    const std::byte* rows;
-    std::uint32_t pitch;  // bytes
+// 16 bytes that a lane takes at once: its part of a fragment of 16 tokens x 32 features.
+__device__ __forceinline__ FragmentA load_fragment(const std::byte* fragments, std::uint32_t index) {
+    const uint4 v = *reinterpret_cast<const uint4*>(fragments + (index * kLanes + lane_id()) * sizeof(uint4));
+    return {{v.x, v.y, v.z, v.w}};
+}
+
+// 16-bit features that lie in shared memory as fragments, [token / 16][step][limb].
+struct SplitRows {
+    static constexpr bool kTwoLimbs = true;
+    const std::byte* fragments;
+    std::uint32_t steps;
 
     __device__ Features load(std::uint32_t token, std::uint32_t step) const {
-        Features f = {};
-        for (std::uint32_t i = 0; i < 4; ++i) {
-            f.low.r[i] = load_word(rows + (token + lane_id() / 4 + i % 2 * 8) * pitch + step * kUnitStep +
-                                   i / 2 * 16 + lane_id() % 4 * 4);
-        }
-        return f;
+        const std::uint32_t index = (token / 16 * steps + step) * 2;
+        return {load_fragment(fragments, index), load_fragment(fragments, index + 1)};
+    }
+
+    // Two neighbouring features of a token, the first one's number being even.
+    static __device__ void put(std::byte* fragments, std::uint32_t steps, std::uint32_t token,
+                               std::uint32_t feature, std::uint32_t pair) {
+        std::byte* at = fragments + (token / 16 * steps + feature / kUnitStep) * 2 * kLanes * sizeof(uint4) +
+                        fragment_place(token, feature);
+        *reinterpret_cast<std::uint16_t*>(at + kLanes * sizeof(uint4)) =
+            static_cast<std::uint16_t>(__byte_perm(pair, 0, 0x4420));
+        *reinterpret_cast<std::uint16_t*>(at) = static_cast<std::uint16_t>(__byte_perm(pair, 0, 0x4431));
+    }
+
+    // Where a feature's byte is in its fragment.
+    static __device__ std::uint32_t fragment_place(std::uint32_t token, std::uint32_t feature) {
+        const std::uint32_t lane = token % 8 * 4 + feature % 16 / 4;
+        return lane * 16 + (token % 16 / 8 + feature % kUnitStep / 16 * 2) * 4 + feature % 4;
+    }
+};
+
+// Features of 8 bits as fragments, [token / 16][step].
+struct NarrowRows {
+    static constexpr bool kTwoLimbs = false;
+    const std::byte* fragments;
+    std::uint32_t steps;
+
+    __device__ Features load(std::uint32_t token, std::uint32_t step) const {
+        return {{}, load_fragment(fragments, token / 16 * steps + step)};
+    }
+
+    static __device__ void put(std::byte* fragments, std::uint32_t steps, std::uint32_t token,
+                               std::uint32_t feature, std::int16_t value) {
+        fragments[(token / 16 * steps + feature / kUnitStep) * kLanes * sizeof(uint4) +
+                  SplitRows::fragment_place(token, feature)] = static_cast<std::byte>(value);
     }
 };
 
@@ -111,25 +146,59 @@ struct LimbFragments {
     }
 };
 
-// A warp's sums of limb products of one term.
+// One value for each of a warp's outputs.
+template <typename T>
+struct ByOutput {
+    T v[kOutputTiles][2];
+
+    __device__ ByOutput(const T* values, const WarpPlace& at, std::uint32_t first_output,
+                        std::uint32_t width) {
+        for (std::uint32_t n = 0; n < kOutputTiles; ++n) {
+            for (std::uint32_t i = 0; i < 2; ++i) {
+                const std::uint32_t output = first_output + at.output_of(n, i);
+                v[n][i] = output < width ? __ldg(values + output) : T{4};
+            }
+        }
+    }
+};
+using Shifts = ByOutput<std::uint8_t>;
+
+// A warp's sums of limb products of one term, and the half that rounds them.
 struct LimbSums {
     Sums high[kTokenTiles][kOutputTiles];  // count 2^8
     Sums low[kTokenTiles][kOutputTiles];
 
+    // Before the only limb of a matrix; before the first one of two, `rounded` is false.
+    __device__ LimbSums(const Shifts& shifts, bool rounded) {
+        for_all([&](std::uint32_t m, std::uint32_t n, std::uint32_t i) {
+            high[m][n].r[i] = 0;
+            low[m][n].r[i] = rounded ? half(shifts, n, i) : 0;
+        });
+    }
+
     // What there is now counts 2^8: it was the matrix's higher limb.
-    __device__ void fold() {
-        for (std::uint32_t m = 0; m < kTokenTiles; ++m) {
-            for (std::uint32_t n = 0; n < kOutputTiles; ++n) {
-                for (std::uint32_t i = 0; i < 4; ++i) {
-                    high[m][n].r[i] = total(m, n, i);
-                    low[m][n].r[i] = 0;
-                }
-            }
-        }
+    __device__ void fold(const Shifts& shifts) {
+        for_all([&](std::uint32_t m, std::uint32_t n, std::uint32_t i) {
+            high[m][n].r[i] = total(m, n, i);
+            low[m][n].r[i] = half(shifts, n, i);
+        });
     }
     __device__ std::int32_t total(std::uint32_t m, std::uint32_t n, std::uint32_t i) const {
         return static_cast<std::int32_t>((static_cast<std::uint32_t>(high[m][n].r[i]) << 8) +
                                          static_cast<std::uint32_t>(low[m][n].r[i]));
+    }
+
+  private:
+    static __device__ std::int32_t half(const Shifts& shifts, std::uint32_t n, std::uint32_t i) {
+        return 1 << (shifts.v[n][i % 2] - 1);
+    }
+    template <typename Work>
+    static __device__ __forceinline__ void for_all(Work work) {
+        for (std::uint32_t m = 0; m < kTokenTiles; ++m) {
+            for (std::uint32_t n = 0; n < kOutputTiles; ++n) {
+                for (std::uint32_t i = 0; i < 4; ++i) work(m, n, i);
+            }
+        }
     }
 };
 
@@ -192,25 +261,10 @@ struct Totals {
         }
     }
 
-    // One value per output; `width` outputs from the warp's first on.
-    template <typename T>
-    struct ByOutput {
-        T v[kOutputTiles][2];
-
-        __device__ ByOutput(const T* values, const WarpPlace& at, std::uint32_t first_output,
-                            std::uint32_t width) {
-            for (std::uint32_t n = 0; n < kOutputTiles; ++n) {
-                for (std::uint32_t i = 0; i < 2; ++i) {
-                    const std::uint32_t output = first_output + at.output_of(n, i);
-                    v[n][i] = output < width ? __ldg(values + output) : T{4};
-                }
-            }
-        }
-    };
-
-    __device__ void add(const LimbSums& sums, const ByOutput<std::uint8_t>& shifts) {
+    // A term's sums, which are rounded already, shifted.
+    __device__ void add(const LimbSums& sums, const Shifts& shifts) {
         for_all([&](std::uint32_t m, std::uint32_t n, std::uint32_t i, std::int32_t& total) {
-            total += shifted_sum(sums.total(m, n, i), shifts.v[n][i % 2]);
+            total += sums.total(m, n, i) >> shifts.v[n][i % 2];
         });
     }
 };

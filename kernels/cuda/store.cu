@@ -193,7 +193,7 @@ struct Turning {
 };
 
 struct WordPlace {
-    const std::uint16_t* source;  // a head's elements
+    const std::uint16_t* source;  // of head 0, or of a later one
     std::uint64_t out;            // of the head in its rows, in bytes
     std::uint32_t stride;         // from channel to channel, or from token to token
     std::uint32_t first_channel;  // of the tile's first slot
@@ -235,35 +235,77 @@ __device__ __forceinline__ SlotBits slot_bits(const Values& values, std::int32_t
     return {values(x), values(y)};
 }
 
-// A thread takes two tokens of two slots: loads go along tokens, and words of two slots into shared memory.
-template <bool Turned, typename Values>
-__device__ void turn_tile(Turning& turning, const Tile& tile, const WordPlace& place, const Angles& angles,
-                          const TileRows& rows, const Values& values) {
-    const std::uint32_t t = threadIdx.x % kLanes * 2;
-    if (t >= tile.tokens) return;
-    const std::uint32_t position[2] = {rows.position[t], rows.position[t + 1 < tile.tokens ? t + 1 : t]};
-    for (std::uint32_t s = threadIdx.x / kLanes * 2; s < kTilePairs && s < tile.count;
-         s += kThreads / kLanes * 2) {
-        SlotBits bits[2][2];  // [slot][token]
-        for (std::uint32_t i = 0; i < 2; ++i) {
-            const auto* at = place.source + std::uint64_t{place.first_channel + s + i} * place.stride +
-                             tile.first_token + t;
-            const std::uint32_t x = load_pair(at);
-            const std::uint32_t y =
-                has_second(tile, s + i) ? load_pair(at + std::uint64_t{place.partner} * place.stride) : 0u;
-            SinCos angle[2] = {};
-            if constexpr (Turned) {
-                for (std::uint32_t k = 0; k < 2; ++k) angle[k] = angles.at(tile.first + s + i, position[k]);
+// What a thread takes of a tile that is turned from channels to tokens: two tokens of two neighbouring slots,
+// and the same kTurns times. Its angles are those of all heads.
+template <bool Turned>
+class OwnSlots {
+  public:
+    __device__ OwnSlots(const Tile& tile, const WordPlace& place, const Angles& angles, const TileRows& rows)
+        : tile_(tile), place_(place), token_(threadIdx.x % kLanes * 2) {
+        if (!Turned || token_ >= tile.tokens) return;
+        const std::uint32_t position[2] = {rows.position[token_],
+                                           rows.position[token_ + (token_ + 1 < tile.tokens ? 1 : 0)]};
+        for_all([&](std::uint32_t turn, std::uint32_t i, std::uint32_t s) {
+            for (std::uint32_t k = 0; k < 2; ++k) angle_[turn][i][k] = angles.at(tile.first + s, position[k]);
+        });
+    }
+
+    // Sends for a head's elements.
+    __device__ void load(const std::uint16_t* source) {
+        if (token_ >= tile_.tokens) return;
+        for_all([&](std::uint32_t turn, std::uint32_t i, std::uint32_t s) {
+            const auto* at =
+                source + std::uint64_t{place_.first_channel + s} * place_.stride + tile_.first_token + token_;
+            first_[turn][i] = load_pair(at);
+            if (has_second(tile_, s))
+                second_[turn][i] = load_pair(at + std::uint64_t{place_.partner} * place_.stride);
+        });
+    }
+
+    // Words of two slots into shared memory.
+    template <typename Values>
+    __device__ void turn(Turning& turning, const Values& values) const {
+        if (token_ >= tile_.tokens) return;
+        for (std::uint32_t turn = 0; turn < kTurns; ++turn) {
+            if (slot_of(turn) >= tile_.count) break;
+            SlotBits bits[2][2];  // [slot][token]
+            for (std::uint32_t i = 0; i < 2; ++i) {
+                const std::uint32_t x = first_[turn][i], y = second_[turn][i];
+                bits[i][0] = slot_bits<Turned>(values, low_half(x), low_half(y), angle_[turn][i][0]);
+                bits[i][1] = slot_bits<Turned>(values, high_half(x), high_half(y), angle_[turn][i][1]);
             }
-            bits[i][0] = slot_bits<Turned>(values, low_half(x), low_half(y), angle[0]);
-            bits[i][1] = slot_bits<Turned>(values, high_half(x), high_half(y), angle[1]);
-        }
-        for (std::uint32_t k = 0; k < 2; ++k) {
-            turning.words[0][t + k][s / 2] = halves(bits[0][k].first, bits[1][k].first);
-            turning.words[1][t + k][s / 2] = halves(bits[0][k].second, bits[1][k].second);
+            for (std::uint32_t k = 0; k < 2; ++k) {
+                turning.words[0][token_ + k][slot_of(turn) / 2] = halves(bits[0][k].first, bits[1][k].first);
+                turning.words[1][token_ + k][slot_of(turn) / 2] =
+                    halves(bits[0][k].second, bits[1][k].second);
+            }
         }
     }
-}
+
+  private:
+    static constexpr std::uint32_t kSlotsAtOnce = kThreads / kLanes * 2;
+    static constexpr std::uint32_t kTurns = kTilePairs / kSlotsAtOnce;
+
+    static __device__ std::uint32_t slot_of(std::uint32_t turn) {
+        return threadIdx.x / kLanes * 2 + turn * kSlotsAtOnce;
+    }
+
+    // work(turn, 0 or 1, slot) for the slots that the tile has.
+    template <typename Work>
+    __device__ void for_all(Work work) const {
+        for (std::uint32_t turn = 0; turn < kTurns; ++turn) {
+            if (slot_of(turn) >= tile_.count) break;
+            for (std::uint32_t i = 0; i < 2; ++i) work(turn, i, slot_of(turn) + i);
+        }
+    }
+
+    const Tile& tile_;
+    const WordPlace& place_;
+    std::uint32_t token_;
+    SinCos angle_[kTurns][2][2] = {};
+    std::uint32_t first_[kTurns][2] = {};
+    std::uint32_t second_[kTurns][2] = {};
+};
 
 __device__ __forceinline__ void put_pair(std::uint8_t* row, std::uint32_t channel, std::uint32_t word) {
     *reinterpret_cast<std::uint32_t*>(row + channel * sizeof(std::uint16_t)) = word;
@@ -281,44 +323,62 @@ __device__ void write_tile(const Turning& turning, const Tile& tile, const WordP
     }
 }
 
-// Rows on both sides: a thread takes two slots of a token.
+// Rows on both sides: a thread takes two slots of a token, of all heads.
 template <bool Turned, typename Values>
-__device__ void store_slots(const Tile& tile, const WordPlace& place, const Angles& angles,
-                            const TileRows& rows, const Values& values) {
+__device__ void store_slots(const StoreTask& task, const Tile& tile, const WordPlace& first,
+                            const Angles& angles, const TileRows& rows, const Values& values) {
     const std::uint32_t s = threadIdx.x % (kTilePairs / 2) * 2;
     if (s >= tile.count) return;
     const bool both = has_second(tile, s);
     for (std::uint32_t t = threadIdx.x / (kTilePairs / 2); t < tile.tokens;
          t += kThreads / (kTilePairs / 2)) {
-        const auto* at =
-            place.source + std::uint64_t{tile.first_token + t} * place.stride + place.first_channel + s;
-        const std::uint32_t x = load_pair(at), y = both ? load_pair(at + place.partner) : 0u;
         SinCos angle[2] = {};
         if constexpr (Turned) {
             for (std::uint32_t i = 0; i < 2; ++i) angle[i] = angles.at(tile.first + s + i, rows.position[t]);
         }
-        const SlotBits low = slot_bits<Turned>(values, low_half(x), low_half(y), angle[0]);
-        const SlotBits high = slot_bits<Turned>(values, high_half(x), high_half(y), angle[1]);
-        std::uint8_t* row = rows.row[t] + place.out;
-        put_pair(row, place.first_channel + s, halves(low.first, high.first));
-        if (both) put_pair(row, place.first_channel + s + place.partner, halves(low.second, high.second));
+        const auto* at =
+            first.source + std::uint64_t{tile.first_token + t} * first.stride + first.first_channel + s;
+        std::uint8_t* row = rows.row[t];
+        KVCAST_UNROLL(4)
+        for (std::uint32_t head = 0; head < task.heads; ++head) {
+            const std::uint32_t x = load_pair(at), y = both ? load_pair(at + first.partner) : 0u;
+            const SlotBits low = slot_bits<Turned>(values, low_half(x), low_half(y), angle[0]);
+            const SlotBits high = slot_bits<Turned>(values, high_half(x), high_half(y), angle[1]);
+            put_pair(row, first.first_channel + s, halves(low.first, high.first));
+            if (both) put_pair(row, first.first_channel + s + first.partner, halves(low.second, high.second));
+            at += task.head_stride;
+            row += task.out.head_bytes;
+        }
     }
 }
 
-// Head after head. While some warps write one, others turn the next: there are two places to turn them in.
+// Head after head. While some warps write one, others turn the next: there are two places to turn them in,
+// and a head's elements are under way while the head before is written.
 template <bool Turned, typename Values>
-__device__ void store_words(Turning (&turning)[2], const StoreTask& task, const Tile& tile, WordPlace place,
-                            const Angles& angles, const TileRows& rows, const Values& values) {
+__device__ void turn_heads(Turning (&turning)[2], const StoreTask& task, const Tile& tile,
+                           const WordPlace& first, const Angles& angles, const TileRows& rows,
+                           const Values& values) {
+    WordPlace place = first;
+    OwnSlots<Turned> own(tile, first, angles, rows);
+    own.load(place.source);
     for (std::uint32_t head = 0; head < task.heads; ++head) {
-        if (task.way == StoreWay::kAlongSlots) {
-            store_slots<Turned>(tile, place, angles, rows, values);
-        } else {
-            turn_tile<Turned>(turning[head % 2], tile, place, angles, rows, values);
-            __syncthreads();
-            write_tile(turning[head % 2], tile, place, rows);
-        }
+        own.turn(turning[head % 2], values);
         place.source += task.head_stride;
+        if (head + 1 < task.heads) own.load(place.source);
+        __syncthreads();
+        write_tile(turning[head % 2], tile, place, rows);
         place.out += task.out.head_bytes;
+    }
+}
+
+template <bool Turned, typename Values>
+__device__ void store_words(Turning (&turning)[2], const StoreTask& task, const Tile& tile,
+                            const WordPlace& place, const Angles& angles, const TileRows& rows,
+                            const Values& values) {
+    if (task.way == StoreWay::kAlongTokens) {
+        turn_heads<Turned>(turning, task, tile, place, angles, rows, values);
+    } else {
+        store_slots<Turned>(task, tile, place, angles, rows, values);
     }
 }
 

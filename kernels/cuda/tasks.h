@@ -224,8 +224,12 @@ KVCAST_HD constexpr std::uint64_t tiles_of(const UnitTask& u) {
 KVCAST_HD constexpr std::uint32_t wide_pitch(std::uint32_t inputs) {
     return div_up(inputs, kUnitStep) * kUnitStep * 2 + 32;
 }
-KVCAST_HD constexpr std::uint32_t narrow_pitch(std::uint32_t inputs) {
-    return div_up(inputs, kUnitStep) * kUnitStep + 16;
+// Bytes of a tile's features as fragments: 16-bit ones in two limbs, and those of 8 bits.
+KVCAST_HD constexpr std::uint32_t split_bytes(std::uint32_t inputs) {
+    return kProjectTokens * div_up(inputs, kUnitStep) * kUnitStep * 2;
+}
+KVCAST_HD constexpr std::uint32_t narrow_bytes(std::uint32_t inputs) {
+    return split_bytes(inputs) / 2;
 }
 
 // All units of a chunk, in order, for some of its tokens: no token's states depend on another token. One
