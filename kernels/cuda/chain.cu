@@ -43,56 +43,70 @@ __device__ void load_token_features(const Chain& c) {
     }
 }
 
-// All limbs of a term, steps 0 on; `todo` is what of the first 32 steps is worth it.
-template <typename Rows>
-__device__ __forceinline__ void multiply_term(const Rows& rows, const UnitTask& unit,
-                                              const ProjectionTerm& term, const WarpPlace& at,
-                                              std::uint32_t todo, const Shifts& shifts, LimbSums& sums) {
-    const std::uint32_t steps = div_up(term.inputs, kUnitStep);
-    for (std::uint32_t limb = 0; limb < term.limbs; ++limb) {
-        const LimbFragments matrix(term, limb, unit.width, at.output);
-        if (limb == 0) {
-            multiply_steps<true>(rows, matrix, 0, todo & all_steps(steps), sums);
-        } else {
+// A unit's terms as a warp multiplies them: limb after limb of term after term, and always the next one's
+// matrix on its way while the sums of the present one are shifted and added.
+class Terms {
+  public:
+    // `masked`: which steps of the last term are worth it.
+    __device__ Terms(const Chain& c, const UnitTask& unit, const WarpPlace& at, std::uint32_t masked)
+        : c_(c), unit_(unit), at_(at), masked_(masked), matrix_(steps_of(0, 0)) {}
+
+    // The next term, on rows.
+    template <typename Rows>
+    __device__ __forceinline__ void add(const Rows& rows, Totals& totals) {
+        const ProjectionTerm& term = unit_.terms[term_];
+        const Shifts shifts(term.shifts, at_, 0, unit_.width);
+        LimbSums sums(shifts, term.limbs == 1);
+        matrix_.template multiply<true>(rows, sums);
+        if (term.limbs == 2) {
+            matrix_ = steps_of(term_, 1);
             sums.fold(shifts);
-            multiply_steps<false>(rows, matrix, 0, todo & all_steps(steps), sums);
+            matrix_.template multiply<false>(rows, sums);
+        }
+        if (++term_ < unit_.term_count) matrix_ = steps_of(term_, 0);
+        totals.add(sums, shifts);
+    }
+
+    __device__ void add_prediction(Totals& totals) {
+        const ProjectionTerm& term = unit_.terms[term_];
+        const std::byte* features = c_.shared + term.resident;
+        const std::uint32_t steps = div_up(term.inputs, kUnitStep);
+        if (term.narrow) {
+            add(NarrowRows{features, steps}, totals);
+        } else {
+            add(SplitRows{features, steps}, totals);
         }
     }
-}
 
-// A term on what is resident.
-__device__ __forceinline__ void add_prediction(const Chain& c, const UnitTask& unit, std::uint32_t k,
-                                               const WarpPlace& at, Totals& totals) {
-    const ProjectionTerm& term = unit.terms[k];
-    const std::byte* features = c.shared + term.resident;
-    const std::uint32_t steps = div_up(term.inputs, kUnitStep);
-    const Shifts shifts(term.shifts, at, 0, unit.width);
-    LimbSums sums(shifts, term.limbs == 1);
-    if (term.narrow) {
-        multiply_term(NarrowRows{features, steps}, unit, term, at, ~0u, shifts, sums);
-    } else {
-        multiply_term(SplitRows{features, steps}, unit, term, at, ~0u, shifts, sums);
+    __device__ void add_transform(Totals& totals) {
+        add(WideRows{c_.shared + c_.task.coefficients, wide_pitch(unit_.terms[term_].inputs)}, totals);
     }
-    totals.add(sums, shifts);
-}
 
-// The last term, on coefficients.
-__device__ __forceinline__ void add_transform(const Chain& c, const UnitTask& unit, const WarpPlace& at,
-                                              std::uint32_t masked, Totals& totals) {
-    const ProjectionTerm& term = unit.terms[unit.term_count - 1];
-    const Shifts shifts(term.shifts, at, 0, unit.width);
-    LimbSums sums(shifts, term.limbs == 1);
-    multiply_term(WideRows{c.shared + c.task.coefficients, wide_pitch(term.inputs)}, unit, term, at, masked,
-                  shifts, sums);
-    totals.add(sums, shifts);
-}
+  private:
+    __device__ __forceinline__ MatrixSteps steps_of(std::uint32_t k, std::uint32_t limb) const {
+        const ProjectionTerm& term = unit_.terms[k];
+        const std::uint32_t all = all_steps(div_up(term.inputs, kUnitStep));
+        return {LimbFragments(term, limb, unit_.width, at_.output), 0,
+                k + 1 == unit_.term_count ? all & masked_ : all};
+    }
+
+    const Chain& c_;
+    const UnitTask& unit_;
+    const WarpPlace& at_;
+    std::uint32_t masked_;
+    std::uint32_t term_ = 0;
+    MatrixSteps matrix_;
+};
 
 // States to the workspace, and to shared memory where units are predicted from them. Widths are even.
 __device__ __forceinline__ void put_states(const Chain& c, const UnitTask& unit, const WarpPlace& at,
                                            const Totals& totals) {
     auto* states = c.memory.workspace + unit.states;
+    KVCAST_UNROLL(kTokenTiles)  // so that totals lie in registers
     for (std::uint32_t m = 0; m < kTokenTiles; ++m) {
+        KVCAST_UNROLL(kOutputTiles)
         for (std::uint32_t n = 0; n < kOutputTiles; ++n) {
+            KVCAST_UNROLL(2)
             for (std::uint32_t i = 0; i < 4; i += 2) {
                 const std::uint32_t token = at.token_of(m, i), output = at.output_of(n, i);
                 if (token >= c.tokens || output >= unit.width) continue;
@@ -108,26 +122,29 @@ __device__ __forceinline__ void put_states(const Chain& c, const UnitTask& unit,
     }
 }
 
+__device__ void fetch_coefficients() {
+    wait_copies<0>();
+    __syncthreads();  // they are there; and nobody reads former states, in whose place these go
+}
+
 __device__ void make_unit(const Chain& c, const UnitTask& unit) {
     const WarpPlace at = warp_place();
-    const bool inside = at.output < unit.width;
-    std::uint32_t masked = 0;
+    if (at.output >= unit.width) {
+        fetch_coefficients();
+        __syncthreads();
+        return;
+    }
+    const auto* masks = reinterpret_cast<const std::uint32_t*>(c.memory.workspace + unit.masks);
+    Terms terms(c, unit, at, coded_groups(masks, c.first_token, unit.tokens));
+    const ByOutput<std::int32_t> bias(unit.bias, at, 0, unit.width);
     Totals totals = {};
-    if (inside) {
-        masked = coded_groups(reinterpret_cast<const std::uint32_t*>(c.memory.workspace + unit.masks),
-                              c.first_token, unit.tokens);
-        const ByOutput<std::int32_t> bias(unit.bias, at, 0, unit.width);
-        totals.for_all([&](std::uint32_t, std::uint32_t n, std::uint32_t i, std::int32_t& total) {
-            total = bias.v[n][i % 2];
-        });
-        for (std::uint32_t k = 0; k + 1 < unit.term_count; ++k) add_prediction(c, unit, k, at, totals);
-    }
-    wait_copies<0>();
-    __syncthreads();  // the coefficients are there; nobody reads former states, in whose place these go
-    if (inside) {
-        add_transform(c, unit, at, masked, totals);
-        put_states(c, unit, at, totals);
-    }
+    totals.for_all([&](std::uint32_t, std::uint32_t n, std::uint32_t i, std::int32_t& total) {
+        total = bias.v[n][i % 2];
+    });
+    for (std::uint32_t k = 0; k + 1 < unit.term_count; ++k) terms.add_prediction(totals);
+    fetch_coefficients();
+    terms.add_transform(totals);
+    put_states(c, unit, at, totals);
     __syncthreads();  // states are there; the coefficients have been read
 }
 

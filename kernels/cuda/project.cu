@@ -91,7 +91,7 @@ __device__ std::uint32_t steps_of(const UnitTask& unit, std::uint32_t term, std:
     return term + 1 == unit.term_count && first < 32 ? masked >> first & all : all;
 }
 
-// The sums of one term, all pieces and limbs of it.
+// The sums of one term, all pieces and limbs of it. A piece's matrix is on its way before its rows are there.
 __device__ void multiply_term(Pipeline& pipeline, const UnitTask& unit, std::uint32_t k, const WarpPlace& at,
                               std::uint32_t first_output, std::uint32_t masked, const Shifts& shifts,
                               LimbSums& sums) {
@@ -99,14 +99,14 @@ __device__ void multiply_term(Pipeline& pipeline, const UnitTask& unit, std::uin
     const bool outside = first_output + at.output >= unit.width;
     for (std::uint32_t limb = 0; limb < term.limbs; ++limb) {
         if (limb != 0) sums.fold(shifts);
+        const LimbFragments matrix(term, limb, unit.width, outside ? 0 : first_output + at.output);
         for (std::uint32_t first = 0; first < term.inputs; first += kPieceInputs) {
+            MatrixSteps steps(matrix, first / kUnitStep, outside ? 0 : steps_of(unit, k, first, masked));
             const WideRows rows = pipeline.take();
-            const LimbFragments matrix(term, limb, unit.width, outside ? 0 : first_output + at.output);
-            const std::uint32_t todo = outside ? 0 : steps_of(unit, k, first, masked);
             if (limb == 0) {
-                multiply_steps<true>(rows, matrix, first / kUnitStep, todo, sums);
+                steps.multiply<true>(rows, sums);
             } else {
-                multiply_steps<false>(rows, matrix, first / kUnitStep, todo, sums);
+                steps.multiply<false>(rows, sums);
             }
             pipeline.release();
         }

@@ -222,26 +222,45 @@ __device__ __forceinline__ std::uint32_t take_bit(std::uint32_t& bits) {
     return lowest;
 }
 
-// The steps of `todo`, bit by bit; the rows' step 0 is the matrix's step `first_step`.
-template <bool SignedMatrix, typename Rows>
-__device__ __forceinline__ void multiply_steps(const Rows& rows, const LimbFragments& matrix,
-                                               std::uint32_t first_step, std::uint32_t todo, LimbSums& sums) {
-    LimbFragments::Step ahead[kStepsAhead] = {};
-    std::uint32_t to_load = todo;
-    for (std::uint32_t i = 0; i < kStepsAhead; ++i) {
-        if (to_load != 0) ahead[i] = matrix.load(first_step + take_bit(to_load));
+// The steps of `todo`, bit by bit, of one limb of a matrix, whose step 0 is the rows' step `first_step`. Made
+// well before it is used, its first loads are no wait; it loads on while it is used.
+class MatrixSteps {
+  public:
+    __device__ MatrixSteps(const LimbFragments& matrix, std::uint32_t first_step, std::uint32_t todo)
+        : matrix_(matrix), first_step_(first_step), todo_(todo), to_load_(todo) {
+        KVCAST_UNROLL(kStepsAhead)
+        for (std::uint32_t i = 0; i < kStepsAhead; ++i) load(ahead_[i]);
     }
-    while (todo != 0) {
-        for (std::uint32_t i = 0; i < kStepsAhead; ++i) {
-            if (todo == 0) break;
-            const std::uint32_t step = take_bit(todo);
-            const LimbFragments::Step present = ahead[i];
-            if (to_load != 0) ahead[i] = matrix.load(first_step + take_bit(to_load));
-            for (std::uint32_t m = 0; m < kTokenTiles; ++m)
-                multiply_step<SignedMatrix, Rows::kTwoLimbs>(rows.load(16 * m, step), present, m, sums);
+
+    template <bool SignedMatrix, typename Rows>
+    __device__ __forceinline__ void multiply(const Rows& rows, LimbSums& sums) {
+        while (todo_ != 0) {
+            KVCAST_UNROLL(kStepsAhead)  // so that ahead_ lies in registers
+            for (std::uint32_t i = 0; i < kStepsAhead; ++i) {
+                if (todo_ == 0) break;
+                const std::uint32_t step = take_bit(todo_);
+                for (std::uint32_t m = 0; m < kTokenTiles; ++m)
+                    multiply_step<SignedMatrix, Rows::kTwoLimbs>(rows.load(16 * m, step), ahead_[i], m, sums);
+                load(ahead_[i]);
+            }
         }
     }
-}
+
+  private:
+    // Behind the last step it loads that one again: a load that may be left out would go to other registers,
+    // and be waited for where it is copied.
+    __device__ __forceinline__ void load(LimbFragments::Step& s) {
+        if (to_load_ != 0) last_ = take_bit(to_load_);
+        s = matrix_.load(first_step_ + last_);
+    }
+
+    LimbFragments matrix_;
+    std::uint32_t first_step_;
+    std::uint32_t todo_;
+    std::uint32_t to_load_;
+    std::uint32_t last_ = 0;
+    LimbFragments::Step ahead_[kStepsAhead];
+};
 
 // Bits for `steps` steps, at most 32.
 __device__ __forceinline__ std::uint32_t all_steps(std::uint32_t steps) {
