@@ -142,8 +142,7 @@ class EncodePlan::Builder {
         task.source = h.layout.dtype;
         task.lossless = lossless;
         const std::uint32_t pairs = task.rotation == cuda::kNone ? 0 : rotations_[task.rotation].pairs;
-        tiles_ += std::uint64_t{task.heads} *
-                  cuda::div_up(cuda::slots_of(task.channels, pairs), cuda::kStoreSlots) *
+        tiles_ += std::uint64_t{cuda::div_up(cuda::slots_of(task.channels, pairs), cuda::kStoreSlots)} *
                   cuda::div_up(task.body_tokens, cuda::kStoreTokens);
         add_strips(task);
         heads_ += shape.heads;

@@ -47,7 +47,7 @@ struct EncodePlaneTask {
     std::uint32_t anchor_shift;
     std::uint32_t least_guard_bits;
     std::uint32_t rotation;    // of the body, turned back: index, or kNone
-    std::uint32_t first_tile;  // as StoreTask's, over the bodies
+    std::uint32_t first_tile;  // tiles of the tasks before this one, each one of all heads
     std::uint32_t first_head;  // heads of the tasks before this one
     std::uint32_t first_duo;   // duos of their heads, as duos_of() counts them
     std::uint32_t first_row;   // heads * exact rows of them

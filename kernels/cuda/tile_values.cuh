@@ -6,8 +6,25 @@
 #include "kernels/cuda/encode_tasks.h"
 #include "kernels/cuda/platform.cuh"
 #include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/warp_rans.cuh"
 
 namespace kvcast::kernels::cuda {
+
+// task_of() by a whole warp, whose lanes look at 32 tasks at once.
+template <auto First, typename Task>
+__device__ __forceinline__ std::uint32_t task_of_warp(const Task* tasks, std::uint32_t count,
+                                                      std::uint32_t item) {
+    std::uint32_t low = 0;  // it is one of the `count` tasks from here on
+    while (count > 1) {
+        const std::uint32_t stride = div_up(count, kLanes), at = lane_id() * stride;
+        const bool begun = at < count && tasks[low + at].*First <= item;
+        const auto lanes = static_cast<std::uint32_t>(__popc(__ballot_sync(kFullWarp, begun ? 1 : 0)));
+        const std::uint32_t passed = (lanes - 1) * stride;
+        low += passed;
+        count = count - passed < stride ? count - passed : stride;
+    }
+    return low;
+}
 
 // The integer nearest to x, |x| <= 2^22, as round_even() has it, without the slow conversion.
 __device__ __forceinline__ std::int32_t nearest_integer(float x) {
