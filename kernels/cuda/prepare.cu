@@ -57,13 +57,22 @@ struct HeadStrips {
     __device__ void put_wide(std::uint32_t first, BatchWord word, Split split) const {
         put(first, StripList::kWideEnd, word, plane.channels, split);
     }
-    // Of a strip that is one batch: split(g, i), g being i's group.
-    template <typename Split>
-    __device__ void put_short_part(std::uint32_t channel, BatchWord word, Split split) const {
+    // Of a strip that is one batch, of quantised values q.
+    __device__ __forceinline__ void put_short_part(std::uint32_t channel, BatchWord word,
+                                                   const std::int32_t (&q)[kBatchGroups]) const {
         const std::uint32_t batch = list.part(channel, 0);
         if (lane_id() == 0) words[batch] = word.ending(StripList::part_end(0)).bits();
-        if (word.coded())
-            write_record(record(batch), plane.plane_lines, word.planes(), list.counts[0], split);
+        if (!word.coded()) return;
+        const SplitByClass split = {word.planes()};
+        SplitBatch values;
+        KVCAST_UNROLL(8)
+        for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
+            const bool inside = g * kLanes + lane_id() < list.counts[0];
+            const SplitValue v = inside ? split(q[g]) : SplitValue{0, 0};
+            values.high[g] = v.high;
+            values.raw[g] = v.raw;
+        }
+        write_split(record(batch), plane.plane_lines, word.planes(), values);
     }
 };
 
@@ -229,8 +238,7 @@ __device__ __forceinline__ void quantise_short_channel(const Channel& c, std::ui
     }
     const unsigned spread_class = class_for_short(threshold, __reduce_add_sync(kFullWarp, magnitudes), count);
     const BatchWord word = BatchWord::of_class(spread_class);
-    const SplitByClass split = {word.planes()};
-    c.head.put_short_part(c.index, word, [&](std::uint32_t g, std::uint32_t) { return split(q[g]); });
+    c.head.put_short_part(c.index, word, q);
     c.put_side(0, static_cast<std::int32_t>(spread_class));
     c.put_side(1, mean);
 }
