@@ -224,28 +224,37 @@ __device__ KVCAST_APART Moments moments_of_channel(Memory memory, const EncodePl
     return moments_of(p.body_tokens, scale, TileValues(memory, p, r, head, tile_channel(index, r)));
 }
 
-// One warp per duo.
+// One warp per run of duos.
 __global__ void take_moments(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
-                             std::uint32_t duos, const RotationTask* rotations) {
+                             std::uint32_t runs, const RotationTask* rotations) {
     const std::uint32_t item = blockIdx.x * kWarps + threadIdx.x / kLanes;
-    if (item >= duos) return;
-    const EncodePlaneTask& p = planes[task_of<&EncodePlaneTask::first_duo>(planes, count, item)];
+    if (item >= runs) return;
+    const EncodePlaneTask& p = planes[task_of_warp<&EncodePlaneTask::first_duo>(planes, count, item)];
     const float scale = moment_scale(*reinterpret_cast<const std::uint32_t*>(memory.workspace + p.largest));
     if (p.lossless || scale == 0) return;
     const RotationTask* r = p.rotation == kNone ? nullptr : rotations + p.rotation;
-    const std::uint32_t local = item - p.first_duo, head = local / duos_of(p), index = local % duos_of(p);
-    auto* moments = reinterpret_cast<Moments*>(memory.workspace + p.moments) + head * p.channels;
+    const DuoRun run(p, item - p.first_duo);
+    auto* moments = reinterpret_cast<Moments*>(memory.workspace + p.moments);
+    const std::uint32_t channels = p.channels;
     if (is_short(p)) {
-        const Duo duo = duo_of(p, r, index);
-        const DuoValues values(memory, p, r, head, duo);
-        const Moments m[2] = {moments_of_short(values.of[0], scale), moments_of_short(values.of[1], scale)};
-        if (lane_id() == 0) moments[duo.channel[0]] = m[0];
-        if (lane_id() == 0 && duo.count == 2) moments[duo.channel[1]] = m[1];
+        const Duo duo = duo_of(p, r, run.index);
+        const DuoSource source(memory, p, r, duo);
+        KVCAST_UNROLL(1)
+        for (std::uint32_t head = run.first_head; head < run.end_head; ++head) {
+            const DuoSource::Values values = source.values(head);
+            const Moments m[2] = {moments_of_short(values.of[0], scale),
+                                  moments_of_short(values.of[1], scale)};
+            Moments* out = moments + std::uint64_t{head} * channels;
+            if (lane_id() == 0) out[duo.channel[0]] = m[0];
+            if (lane_id() == 0 && duo.count == 2) out[duo.channel[1]] = m[1];
+        }
         return;
     }
-    for (std::uint32_t i = 2 * index; i < 2 * index + 2 && i < p.channels; ++i) {
-        const Moments m = moments_of_channel(memory, p, r, head, i, scale);
-        if (lane_id() == 0) moments[tile_channel(i, r).channel] = m;
+    for (std::uint32_t head = run.first_head; head < run.end_head; ++head) {
+        for (std::uint32_t i = 2 * run.index; i < 2 * run.index + 2 && i < channels; ++i) {
+            const Moments m = moments_of_channel(memory, p, r, head, i, scale);
+            if (lane_id() == 0) moments[std::uint64_t{head} * channels + tile_channel(i, r).channel] = m;
+        }
     }
 }
 
@@ -303,12 +312,12 @@ __global__ void choose_scales(Memory memory, const EncodePlaneTask* planes, Plan
 cudaError_t launch_analysis(Memory memory, const EncodePlaneTask* planes, Extents n,
                             const RotationTask* rotations, PlaneChoice* choices, cudaStream_t stream) {
     const Shape per_plane = {div_up(n.planes, kThreads), kThreads}, per_tile = {n.tiles, kTileThreads};
-    const Shape per_duo = {div_up(n.duos, kWarps), kThreads};
+    const Shape per_run = {div_up(n.duo_runs, kWarps), kThreads};
     cudaError_t e = launch(clear_largest, per_plane, stream, memory, planes, n.planes);
     if (e != cudaSuccess) return e;
     e = launch(load_tiles, per_tile, stream, memory, planes, n.planes, rotations);
     if (e != cudaSuccess) return e;
-    e = launch(take_moments, per_duo, stream, memory, planes, n.planes, n.duos, rotations);
+    e = launch(take_moments, per_run, stream, memory, planes, n.planes, n.duo_runs, rotations);
     if (e != cudaSuccess) return e;
     return launch(choose_scales, {n.planes, kScaleThreads}, stream, memory, planes, choices);
 }

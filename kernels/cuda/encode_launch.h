@@ -11,7 +11,7 @@ struct Extents {
     std::uint32_t planes;
     std::uint32_t tiles;  // of the bodies, each one of all heads of its plane; at most 2^31 - 1, as the others
     std::uint32_t heads;
-    std::uint32_t duos;  // of all heads
+    std::uint32_t duo_runs;
     std::uint32_t rows;  // exact rows of all heads
 };
 

@@ -48,6 +48,13 @@ __device__ __forceinline__ std::uint32_t own_plane(std::uint32_t planes, std::ui
     return own;
 }
 
+// Whether a lane has an escape among its eight symbols.
+__device__ __forceinline__ bool any_escape(std::uint32_t symbols) {
+    static_assert(kEscape == 15);
+    const std::uint32_t all_ones = symbols & symbols >> 1 & symbols >> 2 & symbols >> 3 & 0x11111111u;
+    return __any_sync(kFullWarp, all_ones != 0 ? 1 : 0) != 0;
+}
+
 // What a batch is split into, of every lane.
 struct SplitBatch {
     std::int32_t high[kBatchGroups];
@@ -77,15 +84,10 @@ __device__ __forceinline__ void write_planes(std::uint32_t* out, std::uint32_t p
 __device__ __forceinline__ void write_symbols(std::uint32_t* record, std::int16_t* escapes,
                                               const std::int32_t (&high)[kBatchGroups]) {
     std::uint32_t symbols = 0;
-    bool escaped = false;
     KVCAST_UNROLL(8)
-    for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
-        const std::uint32_t symbol = symbol_of(high[g]);
-        symbols |= symbol << 4 * g;
-        escaped = escaped || symbol == kEscape;
-    }
+    for (std::uint32_t g = 0; g < kBatchGroups; ++g) symbols |= symbol_of(high[g]) << 4 * g;
     record[lane_id()] = symbols;
-    if (__any_sync(kFullWarp, escaped ? 1 : 0) == 0) return;
+    if (!any_escape(symbols)) return;
     KVCAST_UNROLL(8)
     for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
         if (symbol_of(high[g]) == kEscape)

@@ -37,6 +37,11 @@ __device__ __forceinline__ float float_of(std::int16_t v) {
     return std::bit_cast<float>(0x4b000000u | above) - 8421376.0f;
 }
 
+// Of an integer of 16 bits in the lower half.
+__device__ __forceinline__ float float_of_low(std::uint32_t bits) {
+    return std::bit_cast<float>((bits & 0xffffu) ^ 0x4b008000u) - 8421376.0f;
+}
+
 // What a warp that walks through a plane channel by channel takes in turn: neighbours share a slot, so that
 // they find each other's row in the cache.
 struct TileChannel {

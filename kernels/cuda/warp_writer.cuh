@@ -151,11 +151,6 @@ class WarpWriter {
         }
     }
 
-    __device__ static bool any_escape(std::uint32_t symbols) {
-        const std::uint32_t all_ones = symbols & symbols >> 1 & symbols >> 2 & symbols >> 3 & 0x11111111u;
-        return __any_sync(kFullWarp, all_ones != 0 ? 1 : 0) != 0;
-    }
-
     // Plane `lane` of a group.
     __device__ static std::uint32_t raw_of(const Batch& b, std::uint32_t group) {
         return lane_id() < b.word.planes() ? word_at(b.raw + 4 * (lane_id() * kBatchGroups + group)) : 0;
