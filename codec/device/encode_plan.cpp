@@ -71,7 +71,8 @@ class EncodePlan::Builder {
     Result<EncodePlan> finish() {
         const std::uint64_t packed = std::uint64_t{packs_.size()} * most_blocks_;
         const std::uint64_t vectors = heads_ * cuda::kMostVectors;
-        if (std::max({tiles_, vectors, duo_runs_, rows_, packed, std::uint64_t{blocks_.size()}}) > kMostTiles)
+        if (std::max({tiles_, vectors, duo_runs_ + rows_, packed, std::uint64_t{blocks_.size()}}) >
+            kMostTiles)
             return Status(ErrorCode::kLimitExceeded, "a batch beyond 2^31 tiles, channels or blocks");
         std::vector<std::byte>& image = plan_.image_;
         Launches& l = plan_.launches_;
@@ -143,7 +144,7 @@ class EncodePlan::Builder {
         task.lossless = lossless;
         const std::uint32_t pairs = task.rotation == cuda::kNone ? 0 : rotations_[task.rotation].pairs;
         tiles_ += std::uint64_t{cuda::div_up(cuda::slots_of(task.channels, pairs), cuda::kStoreSlots)} *
-                  cuda::div_up(task.body_tokens, cuda::kStoreTokens);
+                  cuda::div_up(task.body_tokens, cuda::kLoadTokens);
         add_strips(task);
         heads_ += shape.heads;
         duo_runs_ += cuda::duo_runs_of(task);

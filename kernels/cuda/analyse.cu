@@ -19,12 +19,14 @@ constexpr std::uint32_t kWarps = kThreads / kLanes;
 // ---- rows to tiles
 
 constexpr std::uint32_t kTileThreads = 256;
+constexpr std::uint32_t kTileBlocks = 4;  // of threads, at least, at a time
 constexpr std::uint32_t kTileWarps = kTileThreads / kLanes;
-constexpr std::uint32_t kRounds = kStoreTokens / kTileWarps;  // a warp's tokens, and then its slots, of a tile
+constexpr std::uint32_t kRounds =
+    kStoreTokens / kTileWarps;  // a warp's tokens, and then its slots, of a tile
 
 using TileBits = std::uint32_t[kStoreTokens][kStoreSlots + 1];
 
-// Which tile of all heads a block of threads loads: 32 tokens by 32 slots.
+// Which tile of all heads a block of threads loads: 64 tokens by 32 slots.
 struct TilePlace {
     std::uint32_t slots;  // of a head
     std::uint32_t first_slot;
@@ -34,12 +36,12 @@ struct TilePlace {
         : slots(slots_of(p.channels, r == nullptr ? 0 : r->pairs)) {
         const std::uint32_t across = div_up(slots, kStoreSlots);
         first_slot = index % across * kStoreSlots;
-        first_token = index / across * kStoreTokens;
+        first_token = index / across * kLoadTokens;
     }
 };
 
-// A thread's elements of a tile as they lie in a plane's rows: lanes are slots. Where they are is found out
-// once; heads only differ by a distance.
+// A thread's elements of half a tile as they lie in a plane's rows: lanes are slots. Where they are is found
+// out once; heads only differ by a distance.
 template <Dtype kType>
 class RowElements {
   public:
@@ -53,7 +55,8 @@ class RowElements {
         for (std::uint32_t k = 0; k < kRounds; ++k) {
             const std::uint32_t token = at.first_token + k * kTileWarps + threadIdx.x / kLanes;
             const bool inside = own < at.slots && token < p.body_tokens;
-            first_[k] = inside ? row_of(p.in, p.exact_rows + token) + slot.first * dtype_bytes(kType) : nullptr;
+            first_[k] =
+                inside ? row_of(p.in, p.exact_rows + token) + slot.first * dtype_bytes(kType) : nullptr;
         }
     }
 
@@ -83,7 +86,8 @@ class RowElements {
     std::uint32_t x_[kRounds], y_[kRounds];
 };
 
-// A thread's elements of a tile as they lie in the workspace: lanes are tokens. Angles are those of all heads.
+// A thread's elements of half a tile as they lie in the workspace: lanes are tokens. Angles are those of all
+// heads.
 template <Dtype kType>
 class TileElements {
   public:
@@ -144,14 +148,154 @@ class TileElements {
     std::uint32_t largest_ = 0;  // magnitudes order like their bits, and NaN above infinity
 };
 
-// The next head's elements are on their way while those of the present one are written.
+// ---- the same where two neighbours are 32 bits that can be read at once, and two tokens 32 that can be
+// written
+
+constexpr std::uint32_t kPairRounds = kLoadTokens / 2 / (2 * kTileWarps);
+
+// Two by two, slots lie next to each other, at addresses that are multiples of 4.
 template <Dtype kType>
-__device__ __forceinline__ void load_turned_tile(Memory memory, const EncodePlaneTask& p,
-                                                 const RotationTask* r, TileBits& first, TileBits& second) {
-    const TilePlace place(p, r, blockIdx.x - p.first_tile);
-    RowElements<kType> in(p, r, place);
+__device__ bool has_paired_slots(const EncodePlaneTask& p, const RotationTask* r) {
+    if (dtype_bytes(kType) != 2 || p.channels % 2 != 0) return false;
+    const std::uint64_t addresses = reinterpret_cast<std::uintptr_t>(p.in.rows) | p.in.row_bytes |
+                                    p.in.head_bytes | (p.in.pages == nullptr ? 0 : p.in.page_bytes);
+    if (addresses % 4 != 0) return false;
+    return r == nullptr || (r->pair_step == 1 && (r->first_channel | r->partner | r->pairs) % 2 == 0);
+}
+
+// As RowElements; a lane has two slots, and two tokens of them a round.
+class PairedRows {
+  public:
+    __device__ __forceinline__ PairedRows(const EncodePlaneTask& p, const RotationTask* r,
+                                          const TilePlace& at) {
+        const std::uint32_t own = at.first_slot + own_slot();
+        const Slot slot = slot_of(own < at.slots ? own : 0, r);
+        turned_ = r != nullptr;
+        pair_ = slot.pair;
+        partner_ = slot.pair ? (slot.second - slot.first) * 2 : 0;
+        KVCAST_UNROLL(4)
+        for (std::uint32_t i = 0; i < 2 * kPairRounds; ++i) {
+            const std::uint32_t token = at.first_token + 2 * token_pair(i / 2) + i % 2;
+            const bool inside = own < at.slots && token < p.body_tokens;
+            first_[i] = inside ? row_of(p.in, p.exact_rows + token) + slot.first * 2 : nullptr;
+        }
+    }
+
+    __device__ __forceinline__ void load(std::uint64_t head_offset) {
+        KVCAST_UNROLL(4)
+        for (std::uint32_t i = 0; i < 2 * kPairRounds; ++i) {
+            const bool inside = first_[i] != nullptr;
+            x_[i] = inside ? word_of(first_[i] + head_offset) : 0;
+            y_[i] = inside && pair_ ? word_of(first_[i] + head_offset + partner_) : 0;
+        }
+    }
+
+    // Tiles of slots by pairs of tokens.
+    __device__ __forceinline__ void put(TileBits& first, TileBits& second) const {
+        KVCAST_UNROLL(2)
+        for (std::uint32_t k = 0; k < kPairRounds; ++k) {
+            put_pairs(first, token_pair(k), x_[2 * k], x_[2 * k + 1]);
+            if (turned_) put_pairs(second, token_pair(k), y_[2 * k], y_[2 * k + 1]);
+        }
+    }
+
+  private:
+    __device__ static std::uint32_t own_slot() { return lane_id() % 16 * 2; }
+    __device__ static std::uint32_t token_pair(std::uint32_t round) {
+        return (round * kTileWarps + threadIdx.x / kLanes) * 2 + lane_id() / 16;
+    }
+    __device__ static std::uint32_t word_of(const std::uint8_t* at) {
+        return *reinterpret_cast<const std::uint32_t*>(at);
+    }
+    __device__ static void put_pairs(TileBits& tile, std::uint32_t pair, std::uint32_t a, std::uint32_t b) {
+        tile[own_slot()][pair] = (a & 0xffffu) | b << 16;
+        tile[own_slot() + 1][pair] = a >> 16 | (b & 0xffff0000u);
+    }
+
+    const std::uint8_t* first_[2 * kPairRounds];  // of head 0
+    std::uint32_t partner_;
+    bool turned_;
+    bool pair_;
+    std::uint32_t x_[2 * kPairRounds], y_[2 * kPairRounds];
+};
+
+// As TileElements; lanes are pairs of tokens. What is written behind the last token is within tile_stride.
+template <Dtype kType>
+class PairedTile {
+  public:
+    __device__ __forceinline__ PairedTile(Memory memory, const EncodePlaneTask& p, const RotationTask* r,
+                                          const TilePlace& at) {
+        const std::uint32_t token = at.first_token + 2 * lane_id();
+        partner_ = r == nullptr ? 0 : std::uint64_t{r->partner} * p.tile_stride * 2;
+        KVCAST_UNROLL(4)
+        for (std::uint32_t k = 0; k < kRounds; ++k) {
+            const std::uint32_t own = at.first_slot + k * kTileWarps + threadIdx.x / kLanes;
+            out_[k] = nullptr;
+            pair_[k] = false;
+            if (own >= at.slots || token >= p.body_tokens) continue;
+            const Slot slot = slot_of(own, r);
+            out_[k] = tile_row(memory, p, 0, slot.first) + token * 2;
+            pair_[k] = slot.pair;
+            if (!slot.pair) continue;
+            const auto* angles = reinterpret_cast<const std::uint32_t*>(memory.workspace + r->table) +
+                                 std::uint64_t{own} * r->columns + p.exact_rows + token;
+            angle_[k][0] = angles[0];
+            angle_[k][1] = token + 1 < p.body_tokens ? angles[1] : 0;
+        }
+    }
+
+    __device__ __forceinline__ void write(const TileBits& first, const TileBits& second,
+                                          std::uint64_t head_offset) {
+        KVCAST_UNROLL(4)
+        for (std::uint32_t k = 0; k < kRounds; ++k) {
+            if (out_[k] == nullptr) continue;
+            const std::uint32_t s = k * kTileWarps + threadIdx.x / kLanes;
+            std::byte* const out = out_[k] + head_offset;
+            const std::uint32_t x = first[s][lane_id()];
+            *reinterpret_cast<std::uint32_t*>(out) = x;
+            if (!pair_[k]) {
+                see(from_bits(kType, x & 0xffffu));
+                see(from_bits(kType, x >> 16));
+                continue;
+            }
+            const std::uint32_t y = second[s][lane_id()];
+            *reinterpret_cast<std::uint32_t*>(out + partner_) = y;
+            see_turned(x & 0xffffu, y & 0xffffu, angle_[k][0]);
+            see_turned(x >> 16, y >> 16, angle_[k][1]);
+        }
+    }
+
+    __device__ std::uint32_t largest() const { return largest_; }
+
+  private:
+    // Of a pair turned back, as turned_back() has it.
+    __device__ __forceinline__ void see_turned(std::uint32_t x_bits, std::uint32_t y_bits,
+                                               std::uint32_t angle) {
+        constexpr float unit = 1.0f / (1 << kTrigBits);
+        const float x = from_bits(kType, x_bits), y = from_bits(kType, y_bits);
+        const float cos = float_of_low(angle), sin = float_of_low(angle >> 16);
+        see((x * cos + y * sin) * unit);
+        see((y * cos - x * sin) * unit);
+    }
+    __device__ __forceinline__ void see(float value) {
+        const std::uint32_t magnitude = std::bit_cast<std::uint32_t>(value) & 0x7fffffffu;
+        largest_ = magnitude > largest_ ? magnitude : largest_;
+    }
+
+    std::byte* out_[kRounds];  // of head 0
+    std::uint64_t partner_;    // bytes from there to the other element of a pair
+    bool pair_[kRounds];
+    std::uint32_t angle_[kRounds][2];
+    std::uint32_t largest_ = 0;
+};
+
+// The next head's elements are on their way while those of the present one are written.
+template <Dtype kType, typename Rows, typename Tile>
+__device__ __forceinline__ void load_heads(Memory memory, const EncodePlaneTask& p, const RotationTask* r,
+                                           const TilePlace& place, TileBits& first, TileBits& second) {
+    Rows in(p, r, place);
     in.load(0);
-    TileElements<kType> out(memory, p, r, place);
+    Tile out(memory, p, r, place);
     const std::uint64_t head_bytes = std::uint64_t{p.channels} * p.tile_stride * dtype_bytes(kType);
     KVCAST_UNROLL(1)
     for (std::uint32_t head = 0; head < p.heads; ++head) {
@@ -163,6 +307,19 @@ __device__ __forceinline__ void load_turned_tile(Memory memory, const EncodePlan
     }
     const std::uint32_t largest = __reduce_max_sync(kFullWarp, out.largest());
     if (lane_id() == 0) atomicMax(reinterpret_cast<std::uint32_t*>(memory.workspace + p.largest), largest);
+}
+
+template <Dtype kType>
+__device__ __forceinline__ void load_turned_tile(Memory memory, const EncodePlaneTask& p,
+                                                 const RotationTask* r, TileBits& first, TileBits& second) {
+    TilePlace place(p, r, blockIdx.x - p.first_tile);
+    if (has_paired_slots<kType>(p, r)) {
+        load_heads<kType, PairedRows, PairedTile<kType>>(memory, p, r, place, first, second);
+        return;
+    }
+    KVCAST_UNROLL(1)
+    for (std::uint32_t half = 0; half < kLoadTokens / kStoreTokens; ++half, place.first_token += kStoreTokens)
+        load_heads<kType, RowElements<kType>, TileElements<kType>>(memory, p, r, place, first, second);
 }
 
 template <Dtype kType>
@@ -178,7 +335,7 @@ __device__ __forceinline__ void load_tile(Memory memory, const EncodePlaneTask& 
 
 // Stored bits of all planes, channel by channel, and the largest magnitude that is in them once they are
 // turned back. Tasks are copied: the compiler would read what it points to again after every store.
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks)
     load_tiles(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
                const RotationTask* rotations) {
     __shared__ TileBits first, second;
@@ -264,7 +421,7 @@ __device__ double squares_about_mean(const Moments& m, std::uint32_t count) {
     return static_cast<double>(m.sum_of_squares) - total * total / static_cast<double>(count);
 }
 
-constexpr std::uint32_t kScaleThreads = 256;  // of a plane
+constexpr std::uint32_t kScaleThreads = 256;    // of a plane
 constexpr std::uint32_t kScaleChannels = 1024;  // that they take at once
 
 // Standard deviation of a plane about its channel means, in the first warp. Threads share the loads and the

@@ -9,6 +9,7 @@
 namespace kvcast::kernels::cuda {
 
 inline constexpr std::uint32_t kThresholds = 30;
+inline constexpr std::uint32_t kLoadTokens = 64;  // of a tile that is loaded, of kStoreSlots slots
 
 // The coder's tables and code lengths, in the image.
 struct CoderTables {
