@@ -37,8 +37,8 @@ cudaError_t encode_planes(const Batch& b) {
     cudaError_t e = cuda::launch_analysis(b.memory, planes, extents, b.at<cuda::RotationTask>(l.rotations),
                                           choices, b.stream);
     if (e != cudaSuccess) return e;
-    e = cuda::launch_prepare(b.memory, planes, extents, b.at<cuda::RotationTask>(l.rotations), tables, choices,
-                             b.stream);
+    e = cuda::launch_prepare(b.memory, planes, extents, b.at<cuda::RotationTask>(l.rotations), tables,
+                             choices, b.stream);
     if (e != cudaSuccess) return e;
     e = cuda::launch_encode(b.memory, planes, b.at<cuda::EncodeBlockTask>(l.blocks), l.block_count, tables,
                             choices, block_bytes, b.stream);

@@ -298,13 +298,11 @@ __device__ KVCAST_APART void prepare_channel(Memory memory, const HeadStrips& st
     }
 }
 
-// One warp per run of duos of a body.
-__global__ void __launch_bounds__(kThreads, kPrepareBlocks)
-    prepare_channels(Memory memory, const EncodePlaneTask* planes, std::uint32_t count, std::uint32_t runs,
-                     const RotationTask* rotations, const PlaneChoice* choices, const CoderTables* tables) {
-    __shared__ std::uint32_t counts[kWarps][256];
-    const std::uint32_t item = blockIdx.x * kWarps + threadIdx.x / kLanes;
-    if (item >= runs) return;
+// A run of duos of a body, by a warp.
+__device__ __forceinline__ void prepare_run(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
+                                            std::uint32_t item, const RotationTask* rotations,
+                                            const PlaneChoice* choices, const CoderTables& tables,
+                                            std::uint32_t* counts) {
     const std::uint32_t plane = task_of_warp<&EncodePlaneTask::first_duo>(planes, count, item);
     const EncodePlaneTask& p = planes[plane];
     if (p.body_tokens == 0) return;
@@ -312,32 +310,44 @@ __global__ void __launch_bounds__(kThreads, kPrepareBlocks)
     const RotationTask* r = p.rotation == kNone ? nullptr : rotations + p.rotation;
     const DuoRun run(p, item - p.first_duo);
     if (choice.quantised != 0 && is_short(p)) {
-        quantise_run(memory, p, r, choice, *tables, run);
+        quantise_run(memory, p, r, choice, tables, run);
         return;
     }
     for (std::uint32_t head = run.first_head; head < run.end_head; ++head) {
         const HeadStrips strips(memory, p, choice.quantised != 0, head);
         for (std::uint32_t i = 2 * run.index; i < 2 * run.index + 2 && i < p.channels; ++i)
-            prepare_channel(memory, strips, r, choice, *tables, head, i, counts[threadIdx.x / kLanes]);
+            prepare_channel(memory, strips, r, choice, tables, head, i, counts);
     }
 }
 
-// One warp per exact row of a head.
-__global__ void prepare_rows(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
-                             std::uint32_t rows, const PlaneChoice* choices, const CoderTables* tables) {
-    __shared__ std::uint32_t counts[kWarps][256];
-    const std::uint32_t item = blockIdx.x * kWarps + threadIdx.x / kLanes;
-    if (item >= rows) return;
-    const std::uint32_t index = task_of<&EncodePlaneTask::first_row>(planes, count, item);
+// An exact row of a head, by a warp.
+__device__ KVCAST_APART void prepare_row(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
+                                         std::uint32_t item, const PlaneChoice* choices,
+                                         const CoderTables& tables, std::uint32_t* counts) {
+    const std::uint32_t index = task_of_warp<&EncodePlaneTask::first_row>(planes, count, item);
     const EncodePlaneTask& p = planes[index];
     const std::uint32_t local = item - p.first_row, head = local / p.exact_rows, token = local % p.exact_rows;
     const std::uint8_t* row = row_of(p.in, token) + head * p.in.head_bytes;
     const auto bits = [&](std::uint32_t c) { return element_of(row, p.source, c); };
-    const ExponentModel m = exponent_model(*tables, p.source, p.channels, counts[threadIdx.x / kLanes], bits);
+    const ExponentModel m = exponent_model(tables, p.source, p.channels, counts, bits);
     const SplitByExponent split = {m.center, p.source};
     const HeadStrips strips(memory, p, choices[index].quantised != 0, head);
     strips.put_wide(strips.list.row(token), floats_word(m, p.source).after(m.center | m.table << 8),
                     [&](std::uint32_t c) { return split(bits(c)); });
+}
+
+// One warp per exact row of a head, and one per run of duos of a body. Rows come first: they are few and take
+// long, and nothing waits for them meanwhile.
+__global__ void __launch_bounds__(kThreads, kPrepareBlocks)
+    prepare_strips(Memory memory, const EncodePlaneTask* planes, Extents n, const RotationTask* rotations,
+                   const PlaneChoice* choices, const CoderTables* tables) {
+    __shared__ std::uint32_t counts[kWarps][256];
+    const std::uint32_t warp = threadIdx.x / kLanes, item = blockIdx.x * kWarps + warp;
+    if (item < n.rows) {
+        prepare_row(memory, planes, n.planes, item, choices, *tables, counts[warp]);
+    } else if (item - n.rows < n.duo_runs) {
+        prepare_run(memory, planes, n.planes, item - n.rows, rotations, choices, *tables, counts[warp]);
+    }
 }
 
 // ---- side vectors
@@ -366,12 +376,9 @@ __global__ void prepare_vectors(Memory memory, const EncodePlaneTask* planes, st
 cudaError_t launch_prepare(Memory memory, const EncodePlaneTask* planes, Extents n,
                            const RotationTask* rotations, const CoderTables* tables,
                            const PlaneChoice* choices, cudaStream_t stream) {
-    const Shape per_run = {div_up(n.duo_runs, kWarps), kThreads};
-    cudaError_t e = launch(prepare_channels, per_run, stream, memory, planes, n.planes, n.duo_runs, rotations,
-                           choices, tables);
-    if (e != cudaSuccess) return e;
-    e = launch(prepare_rows, {div_up(n.rows, kWarps), kThreads}, stream, memory, planes, n.planes, n.rows,
-               choices, tables);
+    const Shape per_strip = {div_up(n.rows + n.duo_runs, kWarps), kThreads};
+    const cudaError_t e =
+        launch(prepare_strips, per_strip, stream, memory, planes, n, rotations, choices, tables);
     if (e != cudaSuccess) return e;
     return launch(prepare_vectors, {div_up(n.heads * kMostVectors, kWarps), kThreads}, stream, memory, planes,
                   n.planes, n.heads, choices, tables);

@@ -79,8 +79,8 @@ __device__ __forceinline__ void write_planes(std::uint32_t* out, std::uint32_t p
     }
 }
 
-// Lanes that write escapes, which are rare, are told to meet: the compiler would make sure of it at every vote
-// that follows.
+// Lanes that write escapes, which are rare, are told to meet: the compiler would make sure of it at every
+// vote that follows.
 __device__ __forceinline__ void write_symbols(std::uint32_t* record, std::int16_t* escapes,
                                               const std::int32_t (&high)[kBatchGroups]) {
     std::uint32_t symbols = 0;
@@ -125,8 +125,7 @@ __device__ void write_records(std::uint32_t* records, std::uint32_t plane_lines,
                               std::uint32_t count, Split split) {
     for (std::uint32_t at = 0; at < count; at += kBatchValues, records += record_words(plane_lines)) {
         const std::uint32_t n = count - at < kBatchValues ? count - at : kBatchValues;
-        write_record(records, plane_lines, planes, n,
-                     [&](std::uint32_t i) { return split(at + i); });
+        write_record(records, plane_lines, planes, n, [&](std::uint32_t i) { return split(at + i); });
     }
 }
 
