@@ -33,12 +33,12 @@ cudaError_t encode_planes(const Batch& b) {
     const auto* planes = b.at<cuda::EncodePlaneTask>(l.planes);
     auto* choices = reinterpret_cast<cuda::PlaneChoice*>(b.report);
     std::uint32_t* block_bytes = b.numbers(l.block_bytes);
-    const cuda::Extents extents = {l.plane_count, l.tiles, l.heads, l.duos, l.rows};
+    const cuda::Extents extents = {l.plane_count, l.tiles, l.heads, l.duo_runs, l.rows};
     cudaError_t e = cuda::launch_analysis(b.memory, planes, extents, b.at<cuda::RotationTask>(l.rotations),
                                           choices, b.stream);
     if (e != cudaSuccess) return e;
-    e = cuda::launch_prepare(b.memory, planes, extents, b.at<cuda::RotationTask>(l.rotations), tables, choices,
-                             b.stream);
+    e = cuda::launch_prepare(b.memory, planes, extents, b.at<cuda::RotationTask>(l.rotations), tables,
+                             choices, b.stream);
     if (e != cudaSuccess) return e;
     e = cuda::launch_encode(b.memory, planes, b.at<cuda::EncodeBlockTask>(l.blocks), l.block_count, tables,
                             choices, block_bytes, b.stream);

@@ -71,7 +71,8 @@ class EncodePlan::Builder {
     Result<EncodePlan> finish() {
         const std::uint64_t packed = std::uint64_t{packs_.size()} * most_blocks_;
         const std::uint64_t vectors = heads_ * cuda::kMostVectors;
-        if (std::max({tiles_, vectors, duos_, rows_, packed, std::uint64_t{blocks_.size()}}) > kMostTiles)
+        if (std::max({tiles_, vectors, duo_runs_ + rows_, packed, std::uint64_t{blocks_.size()}}) >
+            kMostTiles)
             return Status(ErrorCode::kLimitExceeded, "a batch beyond 2^31 tiles, channels or blocks");
         std::vector<std::byte>& image = plan_.image_;
         Launches& l = plan_.launches_;
@@ -82,7 +83,7 @@ class EncodePlan::Builder {
         l.plane_count = u32(planes_.size());
         l.tiles = u32(tiles_);
         l.heads = u32(heads_);
-        l.duos = u32(duos_);
+        l.duo_runs = u32(duo_runs_);
         l.rows = u32(rows_);
         l.blocks = append<cuda::EncodeBlockTask>(image, blocks_);
         l.block_count = u32(blocks_.size());
@@ -137,17 +138,16 @@ class EncodePlan::Builder {
         task.rotation = plane == 0 ? rotation_ : cuda::kNone;
         task.first_tile = u32(tiles_);
         task.first_head = u32(heads_);
-        task.first_duo = u32(duos_);
+        task.first_duo = u32(duo_runs_);
         task.first_row = u32(rows_);
         task.source = h.layout.dtype;
         task.lossless = lossless;
         const std::uint32_t pairs = task.rotation == cuda::kNone ? 0 : rotations_[task.rotation].pairs;
-        tiles_ += std::uint64_t{task.heads} *
-                  cuda::div_up(cuda::slots_of(task.channels, pairs), cuda::kStoreSlots) *
-                  cuda::div_up(task.body_tokens, cuda::kStoreTokens);
+        tiles_ += std::uint64_t{cuda::div_up(cuda::slots_of(task.channels, pairs), cuda::kStoreSlots)} *
+                  cuda::div_up(task.body_tokens, cuda::kLoadTokens);
         add_strips(task);
         heads_ += shape.heads;
-        duos_ += shape.heads * cuda::duos_of(task);
+        duo_runs_ += cuda::duo_runs_of(task);
         rows_ += shape.heads * exact;
         planes_.push_back(task);
     }
@@ -178,7 +178,7 @@ class EncodePlan::Builder {
     Workspace workspace_;
     std::uint64_t tiles_ = 0;
     std::uint64_t heads_ = 0;
-    std::uint64_t duos_ = 0;
+    std::uint64_t duo_runs_ = 0;
     std::uint64_t rows_ = 0;
     std::size_t most_blocks_ = 0;
     std::uint32_t rotation_ = cuda::kNone;  // of the chunk that is being added

@@ -71,7 +71,7 @@ class EncodePlan {
         std::uint32_t plane_count = 0;
         std::uint32_t tiles = 0;
         std::uint32_t heads = 0;
-        std::uint32_t duos = 0;
+        std::uint32_t duo_runs = 0;
         std::uint32_t rows = 0;
         std::size_t blocks = 0;
         std::uint32_t block_count = 0;

@@ -1,4 +1,5 @@
 // Entropy coding of prepared strips: one warp per block, backwards, then packing.
+#include "kernels/cuda/copy.cuh"
 #include "kernels/cuda/encode_launch.h"
 #include "kernels/cuda/platform.cuh"
 #include "kernels/cuda/warp_writer.cuh"
@@ -6,10 +7,12 @@
 namespace kvcast::kernels::cuda {
 namespace {
 
-constexpr std::uint32_t kEncodeWarps = 2;  // of a block of threads
+// Warps of a block of threads, which share one copy of the tables: as many as 48 KiB are enough for. Four
+// such blocks fit a multiprocessor.
+constexpr std::uint32_t kEncodeWarps = 4;
+constexpr std::uint32_t kEncodeBlocks = 4;
+static_assert(sizeof(WriterShared<kEncodeWarps>) <= 48 * 1024);
 constexpr std::uint32_t kPackThreads = 256;
-
-using RawWords = std::uint32_t[kBatchesAhead][kMostPlaneLines * kLanes];
 
 // The batches of a head from its last to its first. What a batch needs is loaded when it is taken, well
 // before its turn.
@@ -31,10 +34,14 @@ class BatchCursor {
     // The batch before the one that was taken last; an empty one where there is none.
     __device__ Batch take() {
         Batch b = {};
-        if (left_ == 0) {
-            end_copies();
-            return b;
-        }
+        if (left_ > 0) b = taken();
+        commit_copies();
+        return b;
+    }
+
+  private:
+    __device__ Batch taken() {
+        Batch b = {};
         if (left_ % kLanes == 0) {
             own_ = below_;
             below_ = line_of_words(left_ / kLanes - 2);
@@ -45,21 +52,26 @@ class BatchCursor {
         b.count = list_.count_of(b.word.kind());
         b.record = record_;
         if (b.word.coded()) b.symbols = record_[lane_id()];
-        b.raw = raw_[left_ % kBatchesAhead];
-        for (std::uint32_t line = 0; line < lines_of_planes(b.word.planes()); ++line) {
-            const std::uint32_t i = line * kLanes + lane_id();
-            copy_later(raw_[left_ % kBatchesAhead] + i, record_ + kLanes + i);
-        }
-        end_copies();
+        slot_ = slot_ == 0 ? kBatchesAhead - 1 : slot_ - 1;
+        copy_raw_words(raw_[slot_], b.word.planes() * kBatchGroups / kPieceWords);
+        b.raw = shared_offset(raw_[slot_]);
         return b;
     }
 
-  private:
+    // Raw words of the record, in pieces of 16 bytes, a piece or two a lane.
+    __device__ void copy_raw_words(std::uint32_t* to, std::uint32_t pieces) const {
+        const std::uint32_t at = lane_id() * kPieceWords, further = at + kLanes * kPieceWords;
+        if (lane_id() < pieces) copy_16(to + at, record_ + kLanes + at);
+        if (lane_id() + kLanes < pieces) copy_16(to + further, record_ + kLanes + further);
+    }
+
     // Words of 32 batches, one a lane; zeros where there are none.
     __device__ std::uint32_t line_of_words(std::uint32_t line) const {
         const std::uint32_t batch = line * kLanes + lane_id();
         return batch < list_.batches() ? words_[batch] : 0;
     }
+
+    static constexpr std::uint32_t kPieceWords = 4;
 
     const StripList list_;
     const std::uint32_t* words_;
@@ -69,26 +81,29 @@ class BatchCursor {
     std::uint32_t own_;            // this lane's word of the present line of 32 batches
     std::uint32_t below_;          // of the line before
     RawWords& raw_;
+    std::uint32_t slot_ = 0;  // of raw_, of the batch that was taken last
 };
 
 __device__ void write_head(WarpWriter& out, Memory memory, const EncodePlaneTask& p, bool quantised,
                            std::uint32_t head, RawWords& raw) {
     BatchCursor cursor(memory, p, quantised, head, raw);
+    const std::uint32_t plane_lines = p.plane_lines;
     Batch now = cursor.take(), next = cursor.take();
     while (now.count != 0) {
         const Batch third = cursor.take();
-        await_copies<kBatchesAhead - 1>();
+        wait_copies<kBatchesAhead - 1>();
         __syncwarp();  // what other lanes have copied
-        out.batch(now, p.plane_lines);
+        out.batch(now, plane_lines);
         __syncwarp();  // before it is overwritten
         now = next;
         next = third;
     }
 }
 
-__global__ void encode_blocks(Memory memory, const EncodePlaneTask* planes, const EncodeBlockTask* blocks,
-                              std::uint32_t count, const CoderTables* tables, const PlaneChoice* choices,
-                              std::uint32_t* block_bytes) {
+__global__ void __launch_bounds__(kEncodeWarps* kLanes, kEncodeBlocks)
+    encode_blocks(Memory memory, const EncodePlaneTask* planes, const EncodeBlockTask* blocks,
+                  std::uint32_t count, const CoderTables* tables, const PlaneChoice* choices,
+                  std::uint32_t* block_bytes) {
     using Shared = WriterShared<kEncodeWarps>;
     auto& shared = *dynamic_shared<Shared>();
     shared.load(tables->steps);

@@ -6,12 +6,13 @@
 
 namespace kvcast::kernels::cuda {
 
-// What a batch has, over all its planes.
+// What a batch has, over all its planes. Each number is 2^31 - 1 at most, and so is that of runs and rows
+// together.
 struct Extents {
     std::uint32_t planes;
-    std::uint32_t tiles;  // of the bodies; at most 2^31 - 1, as the others
+    std::uint32_t tiles;  // of the bodies, each one of all heads of its plane
     std::uint32_t heads;
-    std::uint32_t duos;  // of all heads
+    std::uint32_t duo_runs;
     std::uint32_t rows;  // exact rows of all heads
 };
 

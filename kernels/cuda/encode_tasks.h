@@ -9,6 +9,7 @@
 namespace kvcast::kernels::cuda {
 
 inline constexpr std::uint32_t kThresholds = 30;
+inline constexpr std::uint32_t kLoadTokens = 64;  // of a tile that is loaded, of kStoreSlots slots
 
 // The coder's tables and code lengths, in the image.
 struct CoderTables {
@@ -47,17 +48,23 @@ struct EncodePlaneTask {
     std::uint32_t anchor_shift;
     std::uint32_t least_guard_bits;
     std::uint32_t rotation;    // of the body, turned back: index, or kNone
-    std::uint32_t first_tile;  // as StoreTask's, over the bodies
+    std::uint32_t first_tile;  // tiles of the tasks before this one, each one of all heads
     std::uint32_t first_head;  // heads of the tasks before this one
-    std::uint32_t first_duo;   // duos of their heads, as duos_of() counts them
+    std::uint32_t first_duo;   // their runs of duos, as duo_runs_of() counts them
     std::uint32_t first_row;   // heads * exact rows of them
     Dtype source;
     bool lossless;
 };
 
-// A warp's share of a head where warps go through channels two by two.
+// Warps go through channels two by two, a duo, and take the same duo of several heads: what it needs is found
+// and loaded once.
+inline constexpr std::uint32_t kRunHeads = 4;
+
 KVCAST_HD constexpr std::uint32_t duos_of(const EncodePlaneTask& p) {
     return div_up(p.channels, 2);
+}
+KVCAST_HD constexpr std::uint32_t duo_runs_of(const EncodePlaneTask& p) {
+    return duos_of(p) * div_up(p.heads, kRunHeads);
 }
 
 inline constexpr std::uint32_t kMostVectors = 3;

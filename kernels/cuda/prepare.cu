@@ -14,6 +14,7 @@ namespace {
 
 constexpr std::uint32_t kThreads = 128;
 constexpr std::uint32_t kWarps = kThreads / kLanes;
+constexpr std::uint32_t kPrepareBlocks = 6;  // of threads that prepare channels, at least, at a time
 
 // Where the strips of a head go.
 struct HeadStrips {
@@ -57,13 +58,23 @@ struct HeadStrips {
     __device__ void put_wide(std::uint32_t first, BatchWord word, Split split) const {
         put(first, StripList::kWideEnd, word, plane.channels, split);
     }
-    // Of a strip that is one batch: split(g, i), g being i's group.
-    template <typename Split>
-    __device__ void put_short_part(std::uint32_t channel, BatchWord word, Split split) const {
+    // Of a strip that is one batch, of quantised values q.
+    __device__ __forceinline__ void put_short_part(std::uint32_t channel, BatchWord word,
+                                                   const std::int32_t (&q)[kBatchGroups]) const {
         const std::uint32_t batch = list.part(channel, 0);
         if (lane_id() == 0) words[batch] = word.ending(StripList::part_end(0)).bits();
-        if (word.coded())
-            write_record(record(batch), plane.plane_lines, word.planes(), list.counts[0], split);
+        if (!word.coded()) return;
+        // As SplitByClass has it, but for bits above the planes, which nobody looks at.
+        const unsigned shift = word.planes();
+        const std::int32_t half = shift == 0 ? 0 : 1 << (shift - 1);
+        SplitBatch values;
+        KVCAST_UNROLL(8)
+        for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
+            const std::int32_t shifted = g * kLanes + lane_id() < list.counts[0] ? q[g] + half : 0;
+            values.high[g] = shifted >> shift;
+            values.raw[g] = static_cast<std::uint32_t>(shifted);
+        }
+        write_split(record(batch), plane.plane_lines, word.planes(), values);
     }
 };
 
@@ -91,10 +102,13 @@ struct Quantiser {
         : inverse_unit(inverse), step(power_of_two(-static_cast<int>(shift))) {}
 
     __device__ std::int16_t operator()(float value, std::int16_t prediction) const {
+        return static_cast<std::int16_t>(of_states(value * inverse_unit, static_cast<float>(prediction)));
+    }
+
+    // Of a value in states; numbers, as all of a quantised plane are.
+    __device__ __forceinline__ std::int32_t of_states(float states, float prediction) const {
         constexpr auto bound = static_cast<float>(kSymbolLimit);
-        const float residual = (value * inverse_unit - static_cast<float>(prediction)) * step;
-        const float clamped = residual < -bound ? -bound : residual > bound ? bound : residual;
-        return static_cast<std::int16_t>(nearest_integer(clamped));
+        return nearest_integer(fminf(fmaxf((states - prediction) * step, -bound), bound));
     }
 };
 
@@ -215,34 +229,45 @@ __device__ __forceinline__ void quantise_short_channel(const Channel& c, std::ui
     const unsigned guard = c.choice.guard_bits;
     const std::uint32_t count = c.head.list.counts[0];
     std::int32_t sum = 0;
+    float states[kBatchGroups];
     KVCAST_UNROLL(8)
-    for (const float v : values) sum += nearest_integer(v * c.inverse_unit);
+    for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
+        states[g] = values[g] * c.inverse_unit;
+        sum += nearest_integer(states[g]);
+    }
     const auto mean = static_cast<std::int16_t>(mean_of_short(sum_of_signed(sum), count, guard));
-    const std::int16_t prediction = mean_state(mean, guard);
+    const auto prediction = static_cast<float>(mean_state(mean, guard));
     const Quantiser quantised(c.inverse_unit, guard);
     std::int32_t q[kBatchGroups];
     std::uint32_t magnitudes = 0;
     KVCAST_UNROLL(8)
     for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
-        q[g] = g * kLanes + lane_id() < count ? quantised(values[g], prediction) : 0;
+        q[g] = g * kLanes + lane_id() < count ? quantised.of_states(states[g], prediction) : 0;
         magnitudes += static_cast<std::uint32_t>(q[g] < 0 ? -q[g] : q[g]);
     }
     const unsigned spread_class = class_for_short(threshold, __reduce_add_sync(kFullWarp, magnitudes), count);
     const BatchWord word = BatchWord::of_class(spread_class);
-    const SplitByClass split = {word.planes()};
-    c.head.put_short_part(c.index, word, [&](std::uint32_t g, std::uint32_t) { return split(q[g]); });
+    c.head.put_short_part(c.index, word, q);
     c.put_side(0, static_cast<std::int32_t>(spread_class));
     c.put_side(1, mean);
 }
 
-__device__ __forceinline__ void quantise_duo(const HeadStrips& strips, const PlaneChoice& choice,
-                                             const CoderTables& tables, const DuoValues& values,
-                                             const Duo& duo) {
+__device__ __forceinline__ void quantise_run(Memory memory, const EncodePlaneTask& plane,
+                                             const RotationTask* r, const PlaneChoice& choice,
+                                             const CoderTables& tables, const DuoRun& run) {
+    const EncodePlaneTask p = plane;  // the compiler would read it again after every store
     const std::uint32_t threshold =
         lane_id() < kThresholds ? tables.class_thresholds[lane_id()] : 0xffffffffu;
-    quantise_short_channel(Channel(strips, choice, tables, duo.channel[0]), threshold, values.of[0]);
-    if (duo.count == 2)
-        quantise_short_channel(Channel(strips, choice, tables, duo.channel[1]), threshold, values.of[1]);
+    const Duo duo = duo_of(p, r, run.index);
+    const DuoSource source(memory, p, r, duo);
+    KVCAST_UNROLL(1)
+    for (std::uint32_t head = run.first_head; head < run.end_head; ++head) {
+        const HeadStrips strips(memory, p, true, head);
+        const DuoSource::Values values = source.values(head);
+        quantise_short_channel(Channel(strips, choice, tables, duo.channel[0]), threshold, values.of[0]);
+        if (duo.count == 2)
+            quantise_short_channel(Channel(strips, choice, tables, duo.channel[1]), threshold, values.of[1]);
+    }
 }
 
 // ---- exact channels and rows
@@ -273,45 +298,56 @@ __device__ KVCAST_APART void prepare_channel(Memory memory, const HeadStrips& st
     }
 }
 
-// One warp per duo of a body.
-__global__ void prepare_channels(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
-                                 std::uint32_t duos, const RotationTask* rotations,
-                                 const PlaneChoice* choices, const CoderTables* tables) {
-    __shared__ std::uint32_t counts[kWarps][256];
-    const std::uint32_t item = blockIdx.x * kWarps + threadIdx.x / kLanes;
-    if (item >= duos) return;
-    const std::uint32_t plane = task_of<&EncodePlaneTask::first_duo>(planes, count, item);
+// A run of duos of a body, by a warp.
+__device__ __forceinline__ void prepare_run(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
+                                            std::uint32_t item, const RotationTask* rotations,
+                                            const PlaneChoice* choices, const CoderTables& tables,
+                                            std::uint32_t* counts) {
+    const std::uint32_t plane = task_of_warp<&EncodePlaneTask::first_duo>(planes, count, item);
     const EncodePlaneTask& p = planes[plane];
     if (p.body_tokens == 0) return;
     const PlaneChoice choice = choices[plane];
     const RotationTask* r = p.rotation == kNone ? nullptr : rotations + p.rotation;
-    const std::uint32_t local = item - p.first_duo, head = local / duos_of(p), index = local % duos_of(p);
-    const HeadStrips strips(memory, p, choice.quantised != 0, head);
+    const DuoRun run(p, item - p.first_duo);
     if (choice.quantised != 0 && is_short(p)) {
-        const Duo duo = duo_of(p, r, index);
-        quantise_duo(strips, choice, *tables, DuoValues(memory, p, r, head, duo), duo);
+        quantise_run(memory, p, r, choice, tables, run);
         return;
     }
-    for (std::uint32_t i = 2 * index; i < 2 * index + 2 && i < p.channels; ++i)
-        prepare_channel(memory, strips, r, choice, *tables, head, i, counts[threadIdx.x / kLanes]);
+    for (std::uint32_t head = run.first_head; head < run.end_head; ++head) {
+        const HeadStrips strips(memory, p, choice.quantised != 0, head);
+        for (std::uint32_t i = 2 * run.index; i < 2 * run.index + 2 && i < p.channels; ++i)
+            prepare_channel(memory, strips, r, choice, tables, head, i, counts);
+    }
 }
 
-// One warp per exact row of a head.
-__global__ void prepare_rows(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
-                             std::uint32_t rows, const PlaneChoice* choices, const CoderTables* tables) {
-    __shared__ std::uint32_t counts[kWarps][256];
-    const std::uint32_t item = blockIdx.x * kWarps + threadIdx.x / kLanes;
-    if (item >= rows) return;
-    const std::uint32_t index = task_of<&EncodePlaneTask::first_row>(planes, count, item);
+// An exact row of a head, by a warp.
+__device__ KVCAST_APART void prepare_row(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
+                                         std::uint32_t item, const PlaneChoice* choices,
+                                         const CoderTables& tables, std::uint32_t* counts) {
+    const std::uint32_t index = task_of_warp<&EncodePlaneTask::first_row>(planes, count, item);
     const EncodePlaneTask& p = planes[index];
     const std::uint32_t local = item - p.first_row, head = local / p.exact_rows, token = local % p.exact_rows;
     const std::uint8_t* row = row_of(p.in, token) + head * p.in.head_bytes;
     const auto bits = [&](std::uint32_t c) { return element_of(row, p.source, c); };
-    const ExponentModel m = exponent_model(*tables, p.source, p.channels, counts[threadIdx.x / kLanes], bits);
+    const ExponentModel m = exponent_model(tables, p.source, p.channels, counts, bits);
     const SplitByExponent split = {m.center, p.source};
     const HeadStrips strips(memory, p, choices[index].quantised != 0, head);
     strips.put_wide(strips.list.row(token), floats_word(m, p.source).after(m.center | m.table << 8),
                     [&](std::uint32_t c) { return split(bits(c)); });
+}
+
+// One warp per exact row of a head, and one per run of duos of a body. Rows come first: they are few and take
+// long, and nothing waits for them meanwhile.
+__global__ void __launch_bounds__(kThreads, kPrepareBlocks)
+    prepare_strips(Memory memory, const EncodePlaneTask* planes, Extents n, const RotationTask* rotations,
+                   const PlaneChoice* choices, const CoderTables* tables) {
+    __shared__ std::uint32_t counts[kWarps][256];
+    const std::uint32_t warp = threadIdx.x / kLanes, item = blockIdx.x * kWarps + warp;
+    if (item < n.rows) {
+        prepare_row(memory, planes, n.planes, item, choices, *tables, counts[warp]);
+    } else if (item - n.rows < n.duo_runs) {
+        prepare_run(memory, planes, n.planes, item - n.rows, rotations, choices, *tables, counts[warp]);
+    }
 }
 
 // ---- side vectors
@@ -340,12 +376,9 @@ __global__ void prepare_vectors(Memory memory, const EncodePlaneTask* planes, st
 cudaError_t launch_prepare(Memory memory, const EncodePlaneTask* planes, Extents n,
                            const RotationTask* rotations, const CoderTables* tables,
                            const PlaneChoice* choices, cudaStream_t stream) {
-    const Shape per_duo = {div_up(n.duos, kWarps), kThreads};
-    cudaError_t e = launch(prepare_channels, per_duo, stream, memory, planes, n.planes, n.duos, rotations,
-                           choices, tables);
-    if (e != cudaSuccess) return e;
-    e = launch(prepare_rows, {div_up(n.rows, kWarps), kThreads}, stream, memory, planes, n.planes, n.rows,
-               choices, tables);
+    const Shape per_strip = {div_up(n.rows + n.duo_runs, kWarps), kThreads};
+    const cudaError_t e =
+        launch(prepare_strips, per_strip, stream, memory, planes, n, rotations, choices, tables);
     if (e != cudaSuccess) return e;
     return launch(prepare_vectors, {div_up(n.heads * kMostVectors, kWarps), kThreads}, stream, memory, planes,
                   n.planes, n.heads, choices, tables);

@@ -30,6 +30,26 @@ __device__ __forceinline__ SlotPiece piece_at(std::uint32_t offset) {
     return piece;
 }
 
+// 16 and 32 bits of what copies bring to shared memory: read again whenever they are asked for.
+__device__ __forceinline__ std::uint16_t half_at(std::uint32_t offset) {
+    std::uint16_t half;
+#ifdef KVCAST_SIMT
+    half = *reinterpret_cast<const std::uint16_t*>(simt::dynamic_shared() + offset);
+#else
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(half) : "r"(offset));
+#endif
+    return half;
+}
+__device__ __forceinline__ std::uint32_t word_at(std::uint32_t offset) {
+    std::uint32_t word;
+#ifdef KVCAST_SIMT
+    word = *reinterpret_cast<const std::uint32_t*>(simt::dynamic_shared() + offset);
+#else
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(offset));
+#endif
+    return word;
+}
+
 // sum, or sum + jump where rank >= edge, with the sum made before it is known which.
 __device__ __forceinline__ std::uint32_t sum_with_jump(std::uint32_t sum, std::uint32_t rank,
                                                        std::uint32_t edge, std::uint32_t jump) {
@@ -40,27 +60,6 @@ __device__ __forceinline__ std::uint32_t sum_with_jump(std::uint32_t sum, std::u
         : "+r"(sum)
         : "r"(rank), "r"(edge), "r"(jump));
     return sum;
-#endif
-}
-
-// Four bytes from global to shared memory, in the group of copies that end_copies() closes.
-__device__ __forceinline__ void copy_later(std::uint32_t* to, const std::uint32_t* from) {
-#ifdef KVCAST_SIMT
-    *to = *from;
-#else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_offset(to)), "l"(from) : "memory");
-#endif
-}
-__device__ __forceinline__ void end_copies() {
-#ifndef KVCAST_SIMT
-    asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
-}
-// Waits for this thread's copies but for those of the last `kGroups` groups.
-template <int kGroups>
-__device__ __forceinline__ void await_copies() {
-#ifndef KVCAST_SIMT
-    asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
 #endif
 }
 

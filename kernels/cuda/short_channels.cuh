@@ -1,6 +1,6 @@
 // The usual case in registers: bf16, bodies of up to 256 tokens, predicted from the mean. A warp takes two
 // channels of a head at once, the two of a pair or two that are not turned, so that all their loads are under
-// way together.
+// way together, and the same two of several heads one after another.
 #pragma once
 
 #include "kernels/cuda/compiler.cuh"
@@ -32,56 +32,80 @@ __device__ __forceinline__ Duo duo_of(const EncodePlaneTask& p, const RotationTa
     return {{slot_of(first, r).first, slot_of(second, r).first}, second - first + 1, kNone};
 }
 
-// Values lane, lane + 32, ... of both channels, turned back; zeros behind the last.
-struct DuoValues {
-    float of[2][kBatchGroups];
+// Which duo a warp has, and of which heads.
+struct DuoRun {
+    std::uint32_t index;
+    std::uint32_t first_head;
+    std::uint32_t end_head;
 
-    __device__ __forceinline__ DuoValues(Memory memory, const EncodePlaneTask& p, const RotationTask* r,
-                                         std::uint32_t head, const Duo& duo) {
-        std::uint32_t bits[2][kBatchGroups];
+    __device__ DuoRun(const EncodePlaneTask& p, std::uint32_t item)
+        : index(item % duos_of(p)), first_head(item / duos_of(p) * kRunHeads) {
+        end_head = first_head + kRunHeads < p.heads ? first_head + kRunHeads : p.heads;
+    }
+};
+
+// Where a duo's values are, and the angles by which they are turned, which are those of all heads.
+class DuoSource {
+  public:
+    __device__ __forceinline__ DuoSource(Memory memory, const EncodePlaneTask& p, const RotationTask* r,
+                                         const Duo& duo)
+        : tokens_(p.body_tokens),
+          head_stride_(std::uint64_t{p.channels} * p.tile_stride),
+          turned_(duo.pair != kNone) {
         KVCAST_UNROLL(2)
         for (unsigned c = 0; c < 2; ++c) {
-            const auto* row =
-                reinterpret_cast<const std::uint16_t*>(tile_row(memory, p, head, duo.channel[c]));
+            rows_[c] =
+                reinterpret_cast<const std::uint16_t*>(tile_row(memory, p, 0, duo.channel[c])) + lane_id();
+        }
+        if (turned_)
+            load_angles(reinterpret_cast<const SinCos*>(memory.workspace + r->table) +
+                        std::uint64_t{duo.pair} * r->columns + p.exact_rows);
+    }
+
+    // Values lane, lane + 32, ... of both channels, turned back; zeros behind the last.
+    struct Values {
+        float of[2][kBatchGroups];
+    };
+    __device__ __forceinline__ Values values(std::uint32_t head) const {
+        Values v;
+        KVCAST_UNROLL(2)
+        for (unsigned c = 0; c < 2; ++c) {
+            const std::uint16_t* row = rows_[c] + head * head_stride_;
             KVCAST_UNROLL(8)
             for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
-                const std::uint32_t i = g * kLanes + lane_id();
-                bits[c][g] = i < p.body_tokens ? row[i] : 0;
+                const std::uint32_t bits = g * kLanes + lane_id() < tokens_ ? row[g * kLanes] : 0;
+                v.of[c][g] = std::bit_cast<float>(bits << 16);
             }
         }
-        if (duo.pair != kNone) {
-            turn_back(bits, p,
-                      reinterpret_cast<const SinCos*>(memory.workspace + r->table) +
-                          std::uint64_t{duo.pair} * r->columns + p.exact_rows);
-            return;
-        }
-        KVCAST_UNROLL(8)
-        for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
-            of[0][g] = std::bit_cast<float>(bits[0][g] << 16);
-            of[1][g] = std::bit_cast<float>(bits[1][g] << 16);
-        }
+        if (turned_) turn_back(v);
+        return v;
     }
 
   private:
+    __device__ __forceinline__ void load_angles(const SinCos* angles) {
+        const auto* both = reinterpret_cast<const std::uint32_t*>(angles) + lane_id();
+        KVCAST_UNROLL(8)
+        for (std::uint32_t g = 0; g < kBatchGroups; ++g)
+            angles_[g] = g * kLanes + lane_id() < tokens_ ? both[g * kLanes] : 0;
+    }
+
     // As turned_back() has it.
-    __device__ __forceinline__ void turn_back(const std::uint32_t (&bits)[2][kBatchGroups],
-                                              const EncodePlaneTask& p, const SinCos* angles) {
+    __device__ __forceinline__ void turn_back(Values& v) const {
         constexpr float unit = 1.0f / (1 << kTrigBits);
-        SinCos angle[kBatchGroups];
         KVCAST_UNROLL(8)
         for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
-            const std::uint32_t i = g * kLanes + lane_id();
-            angle[g] = i < p.body_tokens ? angles[i] : SinCos{0, 0};
-        }
-        KVCAST_UNROLL(8)
-        for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
-            const float x = std::bit_cast<float>(bits[0][g] << 16),
-                        y = std::bit_cast<float>(bits[1][g] << 16);
-            const float cos = float_of(angle[g].cos), sin = float_of(angle[g].sin);
-            of[0][g] = (x * cos + y * sin) * unit;
-            of[1][g] = (y * cos - x * sin) * unit;
+            const float x = v.of[0][g], y = v.of[1][g];
+            const float cos = float_of_low(angles_[g]), sin = float_of_low(angles_[g] >> 16);
+            v.of[0][g] = (x * cos + y * sin) * unit;
+            v.of[1][g] = (y * cos - x * sin) * unit;
         }
     }
+
+    const std::uint16_t* rows_[2];  // of head 0, at the lane's first value
+    std::uint32_t tokens_;
+    std::uint64_t head_stride_;
+    bool turned_;
+    std::uint32_t angles_[kBatchGroups];  // SinCos: the cosine below
 };
 
 // The sum over all lanes of numbers below 2^48.

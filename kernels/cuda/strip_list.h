@@ -4,7 +4,7 @@
 // A strip's values are in batches of 256, eight groups of 32. A batch is a record of 32-bit words, by lines
 // of 32:
 //     symbols   one line: lane i's symbols, four bits each, those of the first group lowest
-//     planes    `plane_lines` lines: the raw words of group 0, one for every bit plane, then of group 1, ...
+//     planes    `plane_lines` lines: the raw words of bit plane 0, one for every group, then of plane 1, ...
 //     escapes   four lines: what escape symbols stand for, 16 bits each, at the value's place
 // Lines that a strip does not need are neither written nor read.
 #pragma once

@@ -48,26 +48,75 @@ __device__ __forceinline__ std::uint32_t own_plane(std::uint32_t planes, std::ui
     return own;
 }
 
-// The record of `count` values, up to a batch; split(g, i) is value i, in group g.
+// Whether a lane has an escape among its eight symbols.
+__device__ __forceinline__ bool any_escape(std::uint32_t symbols) {
+    static_assert(kEscape == 15);
+    const std::uint32_t all_ones = symbols & symbols >> 1 & symbols >> 2 & symbols >> 3 & 0x11111111u;
+    return __any_sync(kFullWarp, all_ones != 0 ? 1 : 0) != 0;
+}
+
+// What a batch is split into, of every lane.
+struct SplitBatch {
+    std::int32_t high[kBatchGroups];
+    std::uint32_t raw[kBatchGroups];
+};
+
+// Raw words of all groups, plane after plane.
+__device__ __forceinline__ void write_planes(std::uint32_t* out, std::uint32_t planes,
+                                             const std::uint32_t (&raw)[kBatchGroups]) {
+    struct alignas(16) Piece {
+        std::uint32_t words[4];
+    };
+    KVCAST_UNROLL(1)
+    for (std::uint32_t p = 0; p < planes; ++p, out += kBatchGroups) {
+        std::uint32_t words[kBatchGroups];
+        KVCAST_UNROLL(8)
+        for (std::uint32_t g = 0; g < kBatchGroups; ++g)
+            words[g] = __ballot_sync(kFullWarp, (raw[g] & 1u << p) != 0 ? 1 : 0);
+        auto* pieces = reinterpret_cast<Piece*>(out);
+        if (lane_id() == 0) pieces[0] = {{words[0], words[1], words[2], words[3]}};
+        if (lane_id() == 0) pieces[1] = {{words[4], words[5], words[6], words[7]}};
+    }
+}
+
+// Lanes that write escapes, which are rare, are told to meet: the compiler would make sure of it at every
+// vote that follows.
+__device__ __forceinline__ void write_symbols(std::uint32_t* record, std::int16_t* escapes,
+                                              const std::int32_t (&high)[kBatchGroups]) {
+    std::uint32_t symbols = 0;
+    KVCAST_UNROLL(8)
+    for (std::uint32_t g = 0; g < kBatchGroups; ++g) symbols |= symbol_of(high[g]) << 4 * g;
+    record[lane_id()] = symbols;
+    if (!any_escape(symbols)) return;
+    KVCAST_UNROLL(8)
+    for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
+        if (symbol_of(high[g]) == kEscape)
+            escapes[g * kLanes + lane_id()] = static_cast<std::int16_t>(high[g]);
+    }
+    __syncwarp();
+}
+
+__device__ __forceinline__ void write_split(std::uint32_t* record, std::uint32_t plane_lines,
+                                            std::uint32_t planes, const SplitBatch& batch) {
+    std::uint32_t* raw = record + kLanes;
+    write_symbols(record, reinterpret_cast<std::int16_t*>(raw + std::size_t{plane_lines} * kLanes),
+                  batch.high);
+    write_planes(raw, planes, batch.raw);
+}
+
+// The record of `count` values, up to a batch; split(i) is value i.
 template <typename Split>
 __device__ __forceinline__ void write_record(std::uint32_t* record, std::uint32_t plane_lines,
                                              std::uint32_t planes, std::uint32_t count, Split split) {
-    std::uint32_t symbols = 0;
-    std::uint32_t* raw = record + kLanes;
-    auto* escapes = reinterpret_cast<std::int16_t*>(raw + std::size_t{plane_lines} * kLanes);
+    SplitBatch batch;
     KVCAST_UNROLL(8)
     for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
-        if (g * kLanes >= count) break;
         const std::uint32_t i = g * kLanes + lane_id();
-        const SplitValue v = i < count ? split(g, i) : SplitValue{0, 0};
-        const std::uint32_t symbol = i < count ? symbol_of(v.high) : 0;
-        symbols |= symbol << 4 * g;
-        if (symbol == kEscape) escapes[i] = static_cast<std::int16_t>(v.high);
-        if (planes == 0) continue;
-        const std::uint32_t own = own_plane(planes, v.raw);
-        if (lane_id() < planes) raw[g * planes + lane_id()] = own;
+        const SplitValue v = i < count ? split(i) : SplitValue{0, 0};
+        batch.high[g] = v.high;
+        batch.raw[g] = v.raw;
     }
-    record[lane_id()] = symbols;
+    write_split(record, plane_lines, planes, batch);
 }
 
 // The records of `count` values, split(i) being value i; `records` is the first.
@@ -76,8 +125,7 @@ __device__ void write_records(std::uint32_t* records, std::uint32_t plane_lines,
                               std::uint32_t count, Split split) {
     for (std::uint32_t at = 0; at < count; at += kBatchValues, records += record_words(plane_lines)) {
         const std::uint32_t n = count - at < kBatchValues ? count - at : kBatchValues;
-        write_record(records, plane_lines, planes, n,
-                     [&](std::uint32_t, std::uint32_t i) { return split(at + i); });
+        write_record(records, plane_lines, planes, n, [&](std::uint32_t i) { return split(at + i); });
     }
 }
 

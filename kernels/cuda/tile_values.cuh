@@ -6,8 +6,25 @@
 #include "kernels/cuda/encode_tasks.h"
 #include "kernels/cuda/platform.cuh"
 #include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/warp_rans.cuh"
 
 namespace kvcast::kernels::cuda {
+
+// task_of() by a whole warp, whose lanes look at 32 tasks at once.
+template <auto First, typename Task>
+__device__ __forceinline__ std::uint32_t task_of_warp(const Task* tasks, std::uint32_t count,
+                                                      std::uint32_t item) {
+    std::uint32_t low = 0;  // it is one of the `count` tasks from here on
+    while (count > 1) {
+        const std::uint32_t stride = div_up(count, kLanes), at = lane_id() * stride;
+        const bool begun = at < count && tasks[low + at].*First <= item;
+        const auto lanes = static_cast<std::uint32_t>(__popc(__ballot_sync(kFullWarp, begun ? 1 : 0)));
+        const std::uint32_t passed = (lanes - 1) * stride;
+        low += passed;
+        count = count - passed < stride ? count - passed : stride;
+    }
+    return low;
+}
 
 // The integer nearest to x, |x| <= 2^22, as round_even() has it, without the slow conversion.
 __device__ __forceinline__ std::int32_t nearest_integer(float x) {
@@ -18,6 +35,11 @@ __device__ __forceinline__ std::int32_t nearest_integer(float x) {
 __device__ __forceinline__ float float_of(std::int16_t v) {
     const std::uint32_t above = static_cast<std::uint16_t>(v) ^ 0x8000u;  // v + 2^15
     return std::bit_cast<float>(0x4b000000u | above) - 8421376.0f;
+}
+
+// Of an integer of 16 bits in the lower half.
+__device__ __forceinline__ float float_of_low(std::uint32_t bits) {
+    return std::bit_cast<float>((bits & 0xffffu) ^ 0x4b008000u) - 8421376.0f;
 }
 
 // What a warp that walks through a plane channel by channel takes in turn: neighbours share a slot, so that

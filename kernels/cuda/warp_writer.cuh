@@ -16,13 +16,15 @@ namespace kvcast::kernels::cuda {
 
 inline constexpr std::uint32_t kBatchesAhead = 3;  // a warp's, on their way or being written
 
+using RawWords = std::uint32_t[kBatchesAhead][kMostPlaneLines * kLanes];
+
 // One record of a strip, loaded ahead of its turn.
 struct Batch {
     BatchWord word;
     std::uint32_t count;          // of values; 0 where there is no batch
     const std::uint32_t* record;  // for the escapes
     std::uint32_t symbols;        // this lane's
-    const std::uint32_t* raw;     // shared: the raw words, when await_copies() says so
+    std::uint32_t raw;            // shared_offset() of the raw words, there once wait_copies() says so
 };
 
 // Shared memory of a block of threads that writes: the tables, which all its warps read, and raw words of
@@ -30,7 +32,7 @@ struct Batch {
 template <std::uint32_t kWarps>
 struct WriterShared {
     StepTables tables;
-    std::uint32_t raw[kWarps][kBatchesAhead][kMostPlaneLines * kLanes];
+    RawWords raw[kWarps];
 
     // By all threads of the block. Rows then hold shared_offset() of their pieces.
     __device__ void load(const StepTables& from) {
@@ -105,6 +107,8 @@ class WarpWriter {
     }
 
   private:
+    static constexpr std::uint32_t kMostWholePlanes = kLanes / 2;  // of which a warp writes 16 bits a lane
+
     // What is left of a batch, and how its symbols are coded.
     struct Walk {
         const SymbolRow* rows;
@@ -126,39 +130,37 @@ class WarpWriter {
     };
 
     __device__ void coded_batch(const Batch& b, std::uint32_t plane_lines) {
-        const std::uint32_t groups = div_up(b.count, kLanes), planes = b.word.planes();
+        std::uint32_t groups = div_up(b.count, kLanes);
+        const std::uint32_t planes = b.word.planes(), n = b.count - (groups - 1) * kLanes;
         Walk w(tables_, b.word.table(), b.symbols << 4 * (kBatchGroups - groups));
-        if (any_escape(b.symbols)) {
-            escaped_groups(
+        if (any_escape(b.symbols) || planes > kMostWholePlanes) {
+            any_groups(
                 w, b,
                 reinterpret_cast<const std::int16_t*>(b.record + (1 + plane_lines) * std::size_t{kLanes}));
             return;
         }
-        const std::uint32_t n = b.count - (groups - 1) * kLanes;
-        if (planes != 0) put_planes(planes, n, raw_of(b, groups - 1));
-        put_some_symbols(w, n);
+        if (n < kLanes) {
+            --groups;
+            if (planes != 0) put_planes(planes, n, raw_of(b, groups));
+            put_some_symbols(w, n);
+        }
         if (planes == 0) {
-            plain_groups(w, groups - 1);
+            plain_groups(w, groups);
         } else {
-            raw_groups(w, b, groups - 1);
+            raw_groups(w, b, groups);
         }
     }
 
-    __device__ static bool any_escape(std::uint32_t symbols) {
-        const std::uint32_t all_ones = symbols & symbols >> 1 & symbols >> 2 & symbols >> 3 & 0x11111111u;
-        return __any_sync(kFullWarp, all_ones != 0 ? 1 : 0) != 0;
-    }
-
+    // Plane `lane` of a group.
     __device__ static std::uint32_t raw_of(const Batch& b, std::uint32_t group) {
-        return lane_id() < b.word.planes() ? b.raw[group * b.word.planes() + lane_id()] : 0;
+        return lane_id() < b.word.planes() ? word_at(b.raw + 4 * (lane_id() * kBatchGroups + group)) : 0;
     }
 
-    // Whole groups without raw bits. The usual batch has one more than these, and its steps overlap best
-    // where there is no loop.
+    // Whole groups without raw bits. The steps of the usual batch overlap best where there is no loop.
     __device__ __forceinline__ void plain_groups(Walk& w, std::uint32_t groups) {
-        if (groups == kBatchGroups - 1) {
-            KVCAST_UNROLL(7)
-            for (std::uint32_t g = 0; g < kBatchGroups - 1; ++g) put_symbols(w);
+        if (groups == kBatchGroups) {
+            KVCAST_UNROLL(8)
+            for (std::uint32_t g = 0; g < kBatchGroups; ++g) put_symbols(w);
             return;
         }
         KVCAST_UNROLL(1)
@@ -167,15 +169,23 @@ class WarpWriter {
 
     // Whole groups with raw bits.
     __device__ __forceinline__ void raw_groups(Walk& w, const Batch& b, std::uint32_t groups) {
-        KVCAST_UNROLL(4)
-        while (groups-- > 0) {
-            put_whole_planes(b.word.planes(), raw_of(b, groups));
+        const std::uint32_t halves = 2 * b.word.planes();
+        const std::uint32_t first = b.raw + lane_id() / 2 * kBatchGroups * 4 + lane_id() % 2 * 2;
+        const auto put_group = [&](std::uint32_t g) {
+            put_whole_planes(halves, first + 4 * g);
             put_symbols(w);
+        };
+        if (groups == kBatchGroups) {
+            KVCAST_UNROLL(8)
+            for (std::uint32_t g = kBatchGroups; g-- > 0;) put_group(g);
+            return;
         }
+        KVCAST_UNROLL(1)
+        while (groups-- > 0) put_group(groups);
     }
 
     // All groups of a batch, whatever they have.
-    __device__ void escaped_groups(Walk& w, const Batch& b, const std::int16_t* escapes) {
+    __device__ void any_groups(Walk& w, const Batch& b, const std::int16_t* escapes) {
         for (std::uint32_t g = div_up(b.count, kLanes); g-- > 0;) {
             const std::uint32_t n = b.count - g * kLanes < kLanes ? b.count - g * kLanes : kLanes;
             const bool escaped = lane_id() < n && w.symbol() == kEscape;
@@ -226,26 +236,28 @@ class WarpWriter {
     // The low halves of the lanes that have one to give, in ascending lane order.
     __device__ __forceinline__ void put_some(bool mine, std::uint32_t value) {
         const unsigned lanes = __ballot_sync(kFullWarp, mine ? 1 : 0);
+        const std::uint32_t own = at_ - static_cast<std::uint32_t>(__popc(lanes >> lane_id()));
         at_ -= static_cast<std::uint32_t>(__popc(lanes));
-        if (mine) words_[at_ + rank_in(lanes)] = static_cast<std::uint16_t>(value);
+        if (mine) words_[own] = static_cast<std::uint16_t>(value);
     }
 
-    // Bit planes of a whole group.
-    __device__ __forceinline__ void put_whole_planes(std::uint32_t planes, std::uint32_t own) {
-        at_ -= 2 * planes;
-        std::uint16_t* to = words_ + at_ + 2 * lane_id();
-        if (lane_id() < planes) to[0] = static_cast<std::uint16_t>(own);
-        if (lane_id() < planes) to[1] = static_cast<std::uint16_t>(own >> 16);
+    // Bit planes of a whole group, `halves` 16-bit words, up to a warp's; this lane's is at `from`.
+    __device__ __forceinline__ void put_whole_planes(std::uint32_t halves, std::uint32_t from) {
+        at_ -= halves;
+        if (lane_id() < halves) words_[at_ + lane_id()] = half_at(from);
     }
 
-    // Bit planes of n lanes, lowest first; lane p < planes has plane p.
+    // Bit planes of n lanes, lowest first; lane p < planes has plane p. Lanes that went their
+    // own way are told to meet: the compiler would make sure of it at every vote that follows.
     __device__ void put_planes(std::uint32_t planes, std::uint32_t n, std::uint32_t own) {
         const std::uint32_t per_plane = n > 16 ? 2 : 1;
         at_ -= planes * per_plane;
-        if (lane_id() >= planes) return;
-        std::uint16_t* to = words_ + at_ + lane_id() * per_plane;
-        to[0] = static_cast<std::uint16_t>(own);
-        if (per_plane == 2) to[1] = static_cast<std::uint16_t>(own >> 16);
+        if (lane_id() < planes) {
+            std::uint16_t* to = words_ + at_ + lane_id() * per_plane;
+            to[0] = static_cast<std::uint16_t>(own);
+            if (per_plane == 2) to[1] = static_cast<std::uint16_t>(own >> 16);
+        }
+        __syncwarp();
     }
 
     const StepTables* tables_;
