@@ -1,5 +1,4 @@
 // Entropy coding of prepared strips: one warp per block, backwards, then packing.
-#include "kernels/cuda/copy.cuh"
 #include "kernels/cuda/encode_launch.h"
 #include "kernels/cuda/platform.cuh"
 #include "kernels/cuda/warp_writer.cuh"
@@ -19,17 +18,21 @@ constexpr std::uint32_t kPackThreads = 256;
 class BatchCursor {
   public:
     __device__ BatchCursor(Memory memory, const EncodePlaneTask& p, bool quantised, std::uint32_t head,
-                           RawWords& raw)
-        : list_(strip_list(p, quantised)),
+                           const RawWords& raw)
+        : left_(strip_list(p, quantised).batches()),
+          batches_(left_),
+          counts_(counts_of_kinds(strip_list(p, quantised))),
           words_(reinterpret_cast<const std::uint32_t*>(memory.workspace + p.words) +
                  std::uint64_t{head} * p.head_batches),
-          left_(list_.batches()),
           record_words_(record_words(p.plane_lines)),
-          record_(reinterpret_cast<const std::uint32_t*>(memory.workspace + p.records) +
-                  (std::uint64_t{head} * p.head_batches + left_) * record_words_),
+          record_(left_ * record_words_),
+          records_(reinterpret_cast<const std::uint32_t*>(memory.workspace + p.records) +
+                   std::uint64_t{head} * p.head_batches * record_words_),
+          symbols_(records_ + lane_id()),
+          pieces_(records_ + kLanes + lane_id() * kPieceWords),
           own_(line_of_words(left_ / kLanes)),
           below_(line_of_words(left_ / kLanes - 1)),
-          raw_(raw) {}
+          raw_(shared_offset(raw)) {}
 
     // The batch before the one that was taken last; an empty one where there is none.
     __device__ Batch take() {
@@ -39,7 +42,19 @@ class BatchCursor {
         return b;
     }
 
+    // Batch::record counts from here.
+    __device__ const std::uint32_t* records() const { return records_; }
+
   private:
+    static constexpr std::uint32_t kPieceWords = 4;
+
+    // StripList::count_of() less 1 of each kind, a byte each.
+    __device__ static std::uint32_t counts_of_kinds(const StripList& list) {
+        std::uint32_t counts = 0;
+        for (std::uint32_t kind = 0; kind < 4; ++kind) counts |= (list.count_of(kind) - 1) << 8 * kind;
+        return counts;
+    }
+
     __device__ Batch taken() {
         Batch b = {};
         if (left_ % kLanes == 0) {
@@ -48,52 +63,58 @@ class BatchCursor {
         }
         --left_;
         record_ -= record_words_;
+        slot_ = slot_ == 0 ? (kBatchesAhead - 1) * kSlotBytes : slot_ - kSlotBytes;
         b.word = BatchWord::from_bits(__shfl_sync(kFullWarp, own_, static_cast<int>(left_ % kLanes)));
-        b.count = list_.count_of(b.word.kind());
+        b.count = (counts_ >> 8 * b.word.kind() & 255u) + 1;
         b.record = record_;
-        if (b.word.coded()) b.symbols = record_[lane_id()];
-        slot_ = slot_ == 0 ? kBatchesAhead - 1 : slot_ - 1;
-        copy_raw_words(raw_[slot_], b.word.planes() * kBatchGroups / kPieceWords);
-        b.raw = shared_offset(raw_[slot_]);
+        if (b.word.coded()) b.symbols = symbols_[record_];
+        b.raw = raw_ + slot_;
+        copy_raw_words(b.raw, b.word.planes() * kBatchGroups / kPieceWords);
         return b;
     }
 
     // Raw words of the record, in pieces of 16 bytes, a piece or two a lane.
-    __device__ void copy_raw_words(std::uint32_t* to, std::uint32_t pieces) const {
-        const std::uint32_t at = lane_id() * kPieceWords, further = at + kLanes * kPieceWords;
-        if (lane_id() < pieces) copy_16(to + at, record_ + kLanes + at);
-        if (lane_id() + kLanes < pieces) copy_16(to + further, record_ + kLanes + further);
+    __device__ void copy_raw_words(std::uint32_t raw, std::uint32_t pieces) const {
+        const std::uint32_t to = raw + lane_id() * kPieceWords * 4;
+        if (lane_id() < pieces) copy_later(to, pieces_ + record_);
+        if (lane_id() + kLanes < pieces)
+            copy_later(to + kLanes * kPieceWords * 4, pieces_ + record_ + kLanes * kPieceWords);
     }
 
     // Words of 32 batches, one a lane; zeros where there are none.
     __device__ std::uint32_t line_of_words(std::uint32_t line) const {
         const std::uint32_t batch = line * kLanes + lane_id();
-        return batch < list_.batches() ? words_[batch] : 0;
+        return batch < batches_ ? words_[batch] : 0;
     }
 
-    static constexpr std::uint32_t kPieceWords = 4;
+    static constexpr std::uint32_t kSlotBytes = sizeof(RawWords) / kBatchesAhead;
 
-    const StripList list_;
-    const std::uint32_t* words_;
     std::uint32_t left_;
+    const std::uint32_t batches_;
+    const std::uint32_t counts_;
+    const std::uint32_t* const words_;
     const std::uint32_t record_words_;
-    const std::uint32_t* record_;  // of the batch that was taken last
-    std::uint32_t own_;            // this lane's word of the present line of 32 batches
-    std::uint32_t below_;          // of the line before
-    RawWords& raw_;
-    std::uint32_t slot_ = 0;  // of raw_, of the batch that was taken last
+    std::uint32_t record_;  // of the batch that was taken last
+    const std::uint32_t* const records_;
+    const std::uint32_t* const symbols_;  // this lane's, of record 0
+    const std::uint32_t* const pieces_;   // the lane's first piece of the raw words of record 0
+    std::uint32_t own_;                   // this lane's word of the present line of 32 batches
+    std::uint32_t below_;                 // of the line before
+    const std::uint32_t raw_;             // in shared memory
+    std::uint32_t slot_ = 0;              // bytes from there, of the batch that was taken last
 };
 
 __device__ void write_head(WarpWriter& out, Memory memory, const EncodePlaneTask& p, bool quantised,
                            std::uint32_t head, RawWords& raw) {
     BatchCursor cursor(memory, p, quantised, head, raw);
-    const std::uint32_t plane_lines = p.plane_lines;
+    const auto* escapes =
+        reinterpret_cast<const std::int16_t*>(cursor.records() + (1 + p.plane_lines) * std::size_t{kLanes});
     Batch now = cursor.take(), next = cursor.take();
     while (now.count != 0) {
         const Batch third = cursor.take();
         wait_copies<kBatchesAhead - 1>();
         __syncwarp();  // what other lanes have copied
-        out.batch(now, plane_lines);
+        out.batch(now, escapes);
         __syncwarp();  // before it is overwritten
         now = next;
         next = third;

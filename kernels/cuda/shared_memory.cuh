@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cuda/copy.cuh"
 #include "kernels/cuda/encode_step.h"
 
 namespace kvcast::kernels::cuda {
@@ -60,6 +61,15 @@ __device__ __forceinline__ std::uint32_t sum_with_jump(std::uint32_t sum, std::u
         : "+r"(sum)
         : "r"(rank), "r"(edge), "r"(jump));
     return sum;
+#endif
+}
+
+// 16 bytes from global to shared memory, in the group of copies that commit_copies() closes.
+__device__ __forceinline__ void copy_later(std::uint32_t to, const void* from) {
+#ifdef KVCAST_SIMT
+    simt_copy_async(simt::dynamic_shared() + to, from, 16);
+#else
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 #endif
 }
 

@@ -21,10 +21,10 @@ using RawWords = std::uint32_t[kBatchesAhead][kMostPlaneLines * kLanes];
 // One record of a strip, loaded ahead of its turn.
 struct Batch {
     BatchWord word;
-    std::uint32_t count;          // of values; 0 where there is no batch
-    const std::uint32_t* record;  // for the escapes
-    std::uint32_t symbols;        // this lane's
-    std::uint32_t raw;            // shared_offset() of the raw words, there once wait_copies() says so
+    std::uint32_t count;    // of values; 0 where there is no batch
+    std::uint32_t record;   // where it begins, in words
+    std::uint32_t symbols;  // this lane's
+    std::uint32_t raw;      // shared_offset() of the raw words, there once wait_copies() says so
 };
 
 // Shared memory of a block of threads that writes: the tables, which all its warps read, and raw words of
@@ -65,9 +65,9 @@ class WarpWriter {
         if (lane_id() == 0) words_[at_] = static_cast<std::uint16_t>(value);
     }
 
-    // A prepared batch, and the word before it.
-    __device__ void batch(const Batch& b, std::uint32_t plane_lines) {
-        if (b.word.coded()) coded_batch(b, plane_lines);
+    // A prepared batch, and the word before it. `escapes` are those of record 0.
+    __device__ void batch(const Batch& b, const std::int16_t* escapes) {
+        if (b.word.coded()) coded_batch(b, escapes);
         if (b.word.has_word()) word(b.word.word());
     }
 
@@ -129,14 +129,12 @@ class WarpWriter {
         }
     };
 
-    __device__ void coded_batch(const Batch& b, std::uint32_t plane_lines) {
+    __device__ void coded_batch(const Batch& b, const std::int16_t* escapes) {
         std::uint32_t groups = div_up(b.count, kLanes);
         const std::uint32_t planes = b.word.planes(), n = b.count - (groups - 1) * kLanes;
         Walk w(tables_, b.word.table(), b.symbols << 4 * (kBatchGroups - groups));
         if (any_escape(b.symbols) || planes > kMostWholePlanes) {
-            any_groups(
-                w, b,
-                reinterpret_cast<const std::int16_t*>(b.record + (1 + plane_lines) * std::size_t{kLanes}));
+            any_groups(w, b, escapes + std::size_t{b.record} * 2);
             return;
         }
         if (n < kLanes) {
