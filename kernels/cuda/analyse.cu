@@ -144,7 +144,7 @@ class TileElements {
     std::byte* out_[kRounds];  // of head 0
     std::uint64_t partner_;    // elements from there to the other one of a pair
     bool pair_[kRounds];
-    SinCos angle_[kRounds];
+    SinCos angle_[kRounds] = {};
     std::uint32_t largest_ = 0;  // magnitudes order like their bits, and NaN above infinity
 };
 
@@ -285,7 +285,7 @@ class PairedTile {
     std::byte* out_[kRounds];  // of head 0
     std::uint64_t partner_;    // bytes from there to the other element of a pair
     bool pair_[kRounds];
-    std::uint32_t angle_[kRounds][2];
+    std::uint32_t angle_[kRounds][2] = {};
     std::uint32_t largest_ = 0;
 };
 
