@@ -85,6 +85,18 @@ TEST_P(DeviceGolden, ConvertsLikeTheCpuDecoder) {
     }
 }
 
+TEST_P(DeviceGolden, DecodesInPartsToTheCommittedValues) {
+    const auto file = load_vector(GetParam().name + ".kvc");
+    const Chunks chunks = chunks_of(file, {.calibration = GetParam().options.calibration});
+    for (const auto& chunk : chunks) {
+        const BatchResult result = decode_in_parts(chunk);
+        EXPECT_EQ(result.failure, "");
+        EXPECT_EQ(result.status, std::vector<std::uint32_t>(result.status.size(), 0));
+        EXPECT_TRUE(chunk->intact());
+    }
+    EXPECT_EQ(joined(chunks), load_vector(GetParam().name + ".raw"));
+}
+
 INSTANTIATE_TEST_SUITE_P(Vectors, DeviceGolden, testing::ValuesIn(conformance_cases()), case_name);
 
 // ---- batches and damage

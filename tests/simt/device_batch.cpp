@@ -1,6 +1,7 @@
 #include "tests/simt/device_batch.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <iterator>
@@ -108,7 +109,11 @@ bool DeviceChunk::intact() const {
     return intact;
 }
 
-BatchResult decode_on_device(std::span<const std::unique_ptr<DeviceChunk>> chunks) {
+namespace {
+
+// Plans a batch and has it decoded by decode(plan, image, workspace, status).
+template <typename Decode>
+BatchResult plan_and_decode(std::span<const std::unique_ptr<DeviceChunk>> chunks, Decode decode) {
     std::vector<device::ChunkSource> sources;
     for (const auto& c : chunks) sources.push_back(c->source());
     const auto made = device::DecodePlan::make(sources);
@@ -118,8 +123,8 @@ BatchResult decode_on_device(std::span<const std::unique_ptr<DeviceChunk>> chunk
     const DeviceBytes image = aligned(plan.image());
     const DeviceBytes workspace(plan.workspace_bytes());
     const DeviceBytes status(plan.blocks() * sizeof(std::uint32_t));
-    const cudaError_t error = device::decode_batch(plan, image.data(), workspace.data(),
-                                                   reinterpret_cast<std::uint32_t*>(status.data()), nullptr);
+    const cudaError_t error =
+        decode(plan, image.data(), workspace.data(), reinterpret_cast<std::uint32_t*>(status.data()));
     BatchResult result = {finish(), std::vector<std::uint32_t>(plan.blocks())};
     EXPECT_EQ(error == cudaSuccess, result.failure.empty());
     EXPECT_TRUE(image.intact() && workspace.intact() && status.intact());
@@ -130,6 +135,27 @@ BatchResult decode_on_device(std::span<const std::unique_ptr<DeviceChunk>> chunk
     return result;
 }
 
+}  // namespace
+
+BatchResult decode_on_device(std::span<const std::unique_ptr<DeviceChunk>> chunks) {
+    return plan_and_decode(chunks, [](const auto& plan, void* image, void* workspace, auto* status) {
+        return device::decode_batch(plan, image, workspace, status, nullptr);
+    });
+}
+
+BatchResult decode_in_parts(const std::unique_ptr<DeviceChunk>& chunk) {
+    const ChunkHeader& h = chunk->header();
+    const std::size_t unit = h.profile == Profile::kKlt ? h.klt.run_layers : 1;
+    return plan_and_decode({&chunk, 1}, [&](const auto& plan, void* image, void* workspace, auto* status) {
+        cudaError_t e = device::decode_begin(plan, image, workspace, nullptr);
+        for (std::size_t first = 0; first < h.layout.layers && e == cudaSuccess; first += unit) {
+            const std::size_t end = std::min(first + unit, h.layout.layers);
+            e = device::decode_layers(plan, first, end, image, workspace, status, nullptr);
+        }
+        return e;
+    });
+}
+
 DeviceBytes aligned(std::span<const std::byte> image) {
     std::vector<std::byte> padded(image.begin(), image.end());
     padded.resize((image.size() + device::kAlignment - 1) / device::kAlignment * device::kAlignment);
@@ -137,7 +163,9 @@ DeviceBytes aligned(std::span<const std::byte> image) {
 }
 
 std::vector<std::uint8_t> load_vector(const std::string& name) {
-    std::ifstream in(std::string(KVCAST_VECTORS) + "/" + name, std::ios::binary);
+    const char* elsewhere = std::getenv("KVCAST_VECTORS");  // where the program runs on another machine
+    const std::string folder = elsewhere != nullptr ? elsewhere : KVCAST_VECTORS;
+    std::ifstream in(folder + "/" + name, std::ios::binary);
     EXPECT_TRUE(in.good()) << name;
     return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
 }

@@ -70,6 +70,9 @@ struct BatchResult {
 // Plans and decodes a batch. The plan must succeed.
 BatchResult decode_on_device(std::span<const std::unique_ptr<DeviceChunk>> chunks);
 
+// One chunk in as many parts as may be: klt goes by waves then, not by chains.
+BatchResult decode_in_parts(const std::unique_ptr<DeviceChunk>& chunk);
+
 // An image at the end of memory that begins where the device API wants it.
 DeviceBytes aligned(std::span<const std::byte> image);
 
