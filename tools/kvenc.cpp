@@ -38,6 +38,7 @@ struct Arguments {
     std::size_t tail_tokens = 0;
     unsigned tail_level = 0;
     std::size_t block_heads = 0;
+    std::size_t run_layers = EncodeOptions{}.run_layers;
     std::string salt;
     bool quiet = false;
 };
@@ -72,6 +73,9 @@ void declare(CLI::App& app, Arguments& a) {
     app.add_option("--tail-level", a.tail_level, "klt: their level")->check(CLI::Range(1u, 255u));
     app.add_option("--block-heads", a.block_heads, "heads per block (parallelism of decoders); 0 chooses")
         ->capture_default_str();
+    app.add_option("--run-layers", a.run_layers, "klt: layers that share coder states; 1 suits GPUs, and costs 1 %")
+        ->check(CLI::Range(std::size_t{1}, std::size_t{4096}))
+        ->capture_default_str();
     app.add_option("--salt", a.salt, "secret that keeps the chunks' identities apart from other tenants'");
     app.add_flag("-q,--quiet", a.quiet, "print nothing on success");
 }
@@ -93,6 +97,7 @@ EncodeOptions options_of(const Arguments& a, const Layout& layout) {
     o.unrotate = !a.as_stored;
     o.sinks = a.sinks.value_or(klt ? kKltSinks : o.sinks);
     o.block_heads = a.block_heads;
+    o.run_layers = a.run_layers;
     o.layer_steps = choose_layer_steps(a.layer_steps, layout);
     return o;
 }
