@@ -73,7 +73,8 @@ void declare(CLI::App& app, Arguments& a) {
     app.add_option("--tail-level", a.tail_level, "klt: their level")->check(CLI::Range(1u, 255u));
     app.add_option("--block-heads", a.block_heads, "heads per block (parallelism of decoders); 0 chooses")
         ->capture_default_str();
-    app.add_option("--run-layers", a.run_layers, "klt: layers that share coder states; 1 suits GPUs, and costs 1 %")
+    app.add_option("--run-layers", a.run_layers,
+                   "klt: layers that share coder states; 1 suits GPUs, and costs 1 %")
         ->check(CLI::Range(std::size_t{1}, std::size_t{4096}))
         ->capture_default_str();
     app.add_option("--salt", a.salt, "secret that keeps the chunks' identities apart from other tenants'");

@@ -200,6 +200,59 @@ TEST_P(Simt, AtomicsCountEveryThread) {
     EXPECT_GE(swapped, 1u);
 }
 
+TEST_P(Simt, BytesArePickedAndWordsAreJoinedAsTheProgrammingGuideSays) {
+    EXPECT_EQ(__byte_perm(0x33221100, 0x77665544, 0x7531), 0x77553311u);
+    EXPECT_EQ(__byte_perm(0x33221100, 0x77665544, 0x0246), 0x00224466u);
+    EXPECT_EQ(__funnelshift_l(0x80000001, 0x00000001, 1), 3u);
+    EXPECT_EQ(__funnelshift_l(0x12345678, 0x9abcdef0, 0), 0x9abcdef0u);
+}
+
+// The latest moment that cp.async may take is when its group is waited for.
+TEST_P(Simt, AsynchronousCopiesAreMadeWhenTheirGroupIsWaitedFor) {
+    const std::array<std::uint32_t, 4> from = {1, 2, 3, 4};
+    std::array<std::uint32_t, 4> first = {}, second = {};
+    std::vector<std::uint32_t> seen;
+    const auto failed = run(1, 1, [&] {
+        simt_copy_async(first.data(), from.data(), 16);
+        simt_commit_copies();
+        simt_copy_async(second.data(), from.data(), 16);
+        simt_commit_copies();
+        seen.push_back(first[0]);
+        simt_wait_copies(1);
+        seen.push_back(first[3]);
+        seen.push_back(second[3]);
+        simt_wait_copies(0);
+        seen.push_back(second[3]);
+    });
+    EXPECT_EQ(failed, std::nullopt);
+    EXPECT_EQ(seen, (std::vector<std::uint32_t>{0, 4, 0, 4}));
+}
+
+TEST_P(Simt, CopiesThatNobodyWaitsForAreAFailure) {
+    const std::uint64_t from = 1;
+    std::uint64_t to = 0;
+    const auto failed = run(1, 2, [&] {
+        simt_copy_async(&to, &from, 8);
+        simt_commit_copies();
+        if (threadIdx.x == 0) simt_wait_copies(0);
+    });
+    EXPECT_THAT(failed, Optional(HasSubstr("without having waited for its copies")));
+}
+
+void does_nothing(int) {}
+
+TEST(SimtLaunches, MayHaveMoreThan48KibOfSharedMemoryWhereTheKernelIsAllowedTo) {
+    cudaLaunchConfig_t config;
+    config.dynamicSmemBytes = 100 << 10;
+    EXPECT_EQ(cudaLaunchKernelEx(&config, does_nothing, 1), cudaErrorLaunchFailure);
+    EXPECT_THAT(simt::take_failure(), HasSubstr("bytes of shared memory"));
+    EXPECT_EQ(cudaFuncSetAttribute(does_nothing, cudaFuncAttributeMaxDynamicSharedMemorySize, 228 << 10),
+              cudaErrorInvalidValue);
+    EXPECT_EQ(cudaFuncSetAttribute(does_nothing, cudaFuncAttributeMaxDynamicSharedMemorySize, 100 << 10),
+              cudaSuccess);
+    EXPECT_EQ(cudaLaunchKernelEx(&config, does_nothing, 1), cudaSuccess);
+}
+
 TEST_P(Simt, DynamicSharedMemoryHasTheSizeOfTheLaunch) {
     std::vector<int> out(40);
     const auto failed = run(
