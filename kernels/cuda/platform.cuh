@@ -11,13 +11,6 @@
 #include "kernels/cuda/compiler.cuh"
 #include "kernels/math.h"
 
-// A function that is called, not repeated where it is used.
-#ifdef KVCAST_SIMT
-#define KVCAST_NOINLINE __attribute__((noinline))
-#else
-#define KVCAST_NOINLINE __noinline__
-#endif
-
 namespace kvcast::kernels::cuda {
 
 // The launch's dynamic shared memory, aligned to 16 bytes.

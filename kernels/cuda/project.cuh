@@ -1,10 +1,10 @@
 // Products of features and matrices on the tensor cores, as a block of threads makes them: 64 tokens x 192
 // outputs, a warp 24 of the outputs, inputs by steps of 32. FORMAT.md, section 11.3.
 //
-// Features are rows in shared memory; a warp splits them into limbs of 8 bits as it loads them. Matrices come
-// from global memory in the order of their fragments (kernels/cuda/limbs.h), each to one warp, some steps
-// ahead of their use. Sums are exact: limb by limb in 32 bits, together modulo 2^32, and the calibration's
-// reader bounds every row's norm so that the whole fits.
+// Features lie in shared memory: as fragments in limbs of 8 bits, or as rows that a warp splits into limbs as
+// it loads them. Matrices come from global memory in the order of their fragments (kernels/cuda/limbs.h),
+// each to one warp, some steps ahead of their use. Sums are exact: limb by limb in 32 bits, together modulo
+// 2^32, and the calibration's reader bounds every row's norm so that the whole fits.
 #pragma once
 
 #include "kernels/cuda/copy.cuh"
@@ -35,10 +35,6 @@ struct WarpPlace {
 
 __device__ __forceinline__ WarpPlace warp_place() {
     return {threadIdx.x / kLanes * kWarpOutputs};
-}
-
-__device__ __forceinline__ std::uint32_t load_word(const void* p) {
-    return *static_cast<const std::uint32_t*>(p);
 }
 
 // 16 tokens x 32 features, limb by limb.
@@ -222,7 +218,7 @@ __device__ __forceinline__ std::uint32_t take_bit(std::uint32_t& bits) {
     return lowest;
 }
 
-// The steps of `todo`, bit by bit, of one limb of a matrix, whose step 0 is the rows' step `first_step`. Made
+// The steps of `todo`, bit by bit, of one limb of a matrix; step 0 of the rows is its step `first_step`. Made
 // well before it is used, its first loads are no wait; it loads on while it is used.
 class MatrixSteps {
   public:

@@ -133,8 +133,8 @@ class WordRing {
     }
 
     // Words `at` to at + 7, those from first to end - 1 of them.
-    static __device__ KVCAST_NOINLINE uint4 edge(const std::uint16_t* base, std::uint32_t at,
-                                                 std::uint32_t first, std::uint32_t end) {
+    static __device__ KVCAST_APART uint4 edge(const std::uint16_t* base, std::uint32_t at,
+                                              std::uint32_t first, std::uint32_t end) {
         std::uint32_t words[4] = {};
         for (std::uint32_t i = 0; i < 8; ++i) {
             const bool inside = at + i >= first && at + i < end;
