@@ -6,7 +6,8 @@
 //     cudaMemcpyAsync(words, status, ...); ...         // 0 for every block that is sound
 //
 // The output is bit-identical to the CPU decoder's (codec/decoder.h): integers decide, and both use
-// kernels/math.h. One rANS block is one warp, so that a batch wants some thousand blocks in flight.
+// kernels/math.h. One rANS block, or one run of klt layers, is one warp, so that a batch wants some thousand
+// of them in flight: EncodeOptions::block_heads = 1 and run_layers = 1 make the most of a chunk.
 //
 // Encoding goes the same way: EncodePlan::make, encode_batch, then the report and the payloads are copied
 // back, and plan.object(chunk, report, payload) is the chunk object, byte for byte what the CPU's
@@ -16,7 +17,8 @@
 //
 // Nothing here allocates device memory, waits for the device, or keeps state; calls may come from any thread.
 // All launches of a plan have fixed shapes, so that a call can be captured into a CUDA graph and replayed,
-// on new bytes of the same plan.
+// on new bytes of the same plan. decode_batch asks the current device how much shared memory a block of
+// threads may have: that decides between chains and waves for klt (kernels/cuda/launch.h), not the values.
 #pragma once
 
 #include <cuda_runtime_api.h>
