@@ -297,10 +297,12 @@ Status ChunkEncoder::encode(const ChunkInput& input, Executor& executor, std::ve
     Result<std::vector<std::uint8_t>> head = write_header(header);
     if (!head.ok()) return head.status();
     object.assign(head.value().begin(), head.value().end());  // in the caller's memory, if it has some
-    if (report != nullptr) *report = {object.size(), header.payload_bytes(), {}};
-    for (const entropy::BlockCost& c : costs) {
-        report->ideal.payload += c.payload;
-        report->ideal.side += c.side;
+    if (report != nullptr) {
+        *report = {object.size(), header.payload_bytes(), {}};
+        for (const entropy::BlockCost& c : costs) {
+            report->ideal.payload += c.payload;
+            report->ideal.side += c.side;
+        }
     }
     object.reserve(object.size() + header.payload_bytes());
     for (const auto& blocks : s.blocks) object.insert(object.end(), blocks.begin(), blocks.end());
