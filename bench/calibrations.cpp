@@ -66,8 +66,7 @@ std::shared_ptr<const Calibration> dense_first_stage(const Layout& layout, const
             unit.transform = hadamard(width);
             if (layer != 0) unit.terms.push_back(dense_term(width, 1, plane, random));
             if (plane != 0) unit.terms.push_back(dense_term(width, 0, 0, random));
-            for (std::uint32_t g = 0; g < data.groups(plane); ++g)
-                unit.classes.push_back(kernels::klt_group_begin(g) < coded ? 6 : 0);
+            for (std::size_t i = 0; i < width; ++i) unit.classes.push_back(i < coded ? 6 : 0);
             data.units.push_back(std::move(unit));
         }
     }

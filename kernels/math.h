@@ -75,30 +75,10 @@ KVCAST_HD constexpr ClassCoding class_coding(unsigned spread_class) {
     return {7 + (spread_class & 1u), (spread_class - 8) / 2};
 }
 
-// klt: the class of a group of coefficients is the unit's class at gain 0, plus the token's gain.
+// klt: the class of a strip of coefficients is the coefficient's class at gain 0, plus the strip's gain.
 KVCAST_HD constexpr unsigned klt_class(std::int8_t base, std::int16_t gain) {
     const int sum = base + gain;
     return static_cast<unsigned>(sum < 0 ? 0 : sum > 31 ? 31 : sum);
-}
-
-// klt: groups of coefficients that share a class.
-KVCAST_HD constexpr std::uint32_t klt_group_begin(std::uint32_t group) {
-    return 32 * group;
-}
-
-KVCAST_HD constexpr std::uint32_t klt_group_of(std::uint32_t coefficient) {
-    return coefficient / 32;
-}
-
-// Groups of a unit with so many coefficients, at least one; the last group ends where they do.
-KVCAST_HD constexpr std::uint32_t klt_groups(std::uint32_t coefficients) {
-    return klt_group_of(coefficients - 1) + 1;
-}
-
-// The end of a group.
-KVCAST_HD constexpr std::uint32_t klt_group_end(std::uint32_t group, std::uint32_t coefficients) {
-    const std::uint32_t next = klt_group_begin(group + 1);
-    return next < coefficients ? next : coefficients;
 }
 
 // ---- RoPE in integers

@@ -289,6 +289,15 @@ struct Ops {
     // at most `most` in magnitude, else 0. Whether it always is. `most` is at most 32767.
     bool (*round_steps)(const float* values, std::size_t count, float step, float most, std::int16_t* q);
 
+    // Strips of one coefficient each to rows of tokens: rows[t][c] = tile[c * kLanes + t] for c below
+    // `coefficients` and t below `tokens`, which is at most kLanes.
+    void (*strips_to_rows)(const std::int16_t* tile, std::size_t coefficients, std::int16_t* const* rows,
+                           std::size_t tokens);
+
+    // The inverse; what the tile holds for other tokens stays as it was.
+    void (*rows_to_strips)(const std::int16_t* const* rows, std::size_t tokens, std::size_t coefficients,
+                           std::int16_t* tile);
+
     // states = saturate16(sums)
     void (*saturate)(const std::int32_t* sums, std::size_t count, std::int16_t* states);
 

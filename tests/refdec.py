@@ -499,9 +499,12 @@ class Chunk:
 # ---- 11: klt -------------------------------------------------------------------------------------------------------
 
 
-def group_begins(width):
-    """Section 11: where groups of coefficients begin."""
-    return list(range(0, width, LANES))
+def strips_of(tokens, gains):
+    """Section 11.2: the tokens of each strip of one level, and its gain."""
+    order = np.argsort(-np.asarray(gains), kind="stable")
+    for first in range(0, len(order), LANES):
+        strip = order[first:first + LANES]
+        yield tokens[strip], int(gains[strip[0]])
 
 
 class Matrix:
@@ -563,8 +566,7 @@ class Calibration:
             back, source = (r.varint(), r.u8()) if of_unit else (0, None)
             inputs = self.widths[source] if of_unit else self.features
             terms.append((back, source, Matrix(r, width, inputs)))
-        groups = len(group_begins(width))
-        classes = r.array("i1", len(self.levels) * groups).reshape(len(self.levels), groups)
+        classes = r.array("i1", len(self.levels) * width).reshape(len(self.levels), width)
         return mantissa, exponent, bias, transform, terms, classes
 
     def token_features(self, ids):
@@ -588,7 +590,8 @@ class KltDecoder:
         need(c.layout.same_but_type(h.layout), "the calibration has another layout")
         need(max(h.level, h.tail_level) <= len(c.levels), "the calibration has no such level")
         self.body = np.array([t for t in range(h.tokens) if t not in set(h.exact)], np.int64)
-        self.level = [(h.tail_level if t + h.tail_tokens >= h.tokens else h.level) - 1 for t in range(h.tokens)]
+        self.in_tail = [t + h.tail_tokens >= h.tokens for t in range(h.tokens)]
+        self.level = [(h.tail_level if tail else h.level) - 1 for tail in self.in_tail]
         self.units = c.sets[c.set_of[h.level - 1]]
         self.tokens = c.token_features(h.ids)
         self.states = {}  # (layer, plane, part) -> [token][channel]
@@ -615,14 +618,14 @@ class KltDecoder:
             self.reconstruct(layer, p, i, q[p, i])
 
     def coefficients(self, block, unit, gains, width):
-        out = np.zeros((self.chunk.tokens, width), np.int64)
-        classes = unit[5]
-        for t, gain in zip(self.body, gains):
-            level = self.level[t]
-            begins = group_begins(width)
-            for g, (begin, end) in enumerate(zip(begins, begins[1:] + [width])):
-                c = min(max(int(classes[level, g]) + int(gain), 0), 31)
-                out[t, begin:end] = block.strip(c, end - begin) * self.c.levels[level]
+        out, gains = np.zeros((self.chunk.tokens, width), np.int64), np.asarray(gains)
+        tail = np.array([self.in_tail[t] for t in self.body], bool)
+        for part in (~tail, tail):
+            for tokens, gain in strips_of(self.body[part], gains[part]):
+                level = self.level[tokens[0]]
+                for i in range(width):
+                    c = min(max(int(unit[5][level, i]) + gain, 0), 31)
+                    out[tokens, i] = block.strip(c, len(tokens)) * self.c.levels[level]
         return sat16(out)
 
     def reconstruct(self, layer, plane, part, q):

@@ -31,9 +31,10 @@ struct KltPlanBuilder::Coding {
     std::uint64_t features = 0;  // image
     std::vector<std::uint64_t> states =
         {};                  // workspace: [layer][plane]; layers beyond all predictions share them
-    std::uint64_t sums = 0;  // workspace, of one plane at a time, as the next two
+    std::uint64_t sums = 0;  // workspace, of one plane at a time, as the next three
     std::uint64_t residual = 0;
     std::uint64_t scaled = 0;
+    std::uint64_t orders = 0;
 };
 
 Status KltPlanBuilder::check(const ChunkHeader& h) const {
@@ -77,16 +78,16 @@ Status KltPlanBuilder::add(const ChunkToEncode& source) {
 
 void KltPlanBuilder::add_tokens(Coding& c) {
     const ChunkHeader& h = c.header;
-    std::vector<std::uint8_t> levels, in_tail, chosen(h.tokens);
+    std::vector<std::uint8_t> levels, tail, chosen(h.tokens);
     for (std::size_t t = 0; t < h.tokens; ++t) {
         levels.push_back(static_cast<std::uint8_t>(level_index(h, t)));
-        in_tail.push_back(t + h.klt.tail_tokens >= h.tokens ? 1 : 0);
+        tail.push_back(in_tail(h, t) ? 1 : 0);
     }
     for (const std::uint32_t t : h.klt.exact_tokens) chosen[t] = 1;
     c.features = append<std::int16_t>(plan_.image_, unpack_features(c.data.tokens, h.token_ids));
     const std::size_t list = (1 + h.tokens) * sizeof(std::uint32_t);
     chunks_.push_back({.levels = append<std::uint8_t>(plan_.image_, levels),
-                       .in_tail = append<std::uint8_t>(plan_.image_, in_tail),
+                       .in_tail = append<std::uint8_t>(plan_.image_, tail),
                        .chosen = append<std::uint8_t>(plan_.image_, chosen),
                        .unfit = workspace_.take(h.tokens * sizeof(std::uint32_t)),
                        .body = workspace_.take(list),
@@ -108,6 +109,8 @@ void KltPlanBuilder::add_memory(Coding& c) {
     c.sums = workspace_.take(h.tokens * widest * sizeof(std::int32_t));
     c.residual = workspace_.take(h.tokens * widest * sizeof(float));
     c.scaled = workspace_.take(h.tokens * widest * sizeof(std::int16_t));
+    const std::size_t parts = *std::max_element(c.data.parts.begin(), c.data.parts.end());
+    c.orders = workspace_.take(h.tokens * parts * sizeof(std::uint32_t));
 }
 
 Status KltPlanBuilder::add_runs(const Coding& c) {
@@ -127,6 +130,7 @@ Status KltPlanBuilder::add_runs(const Coding& c) {
                          .plane = u32(planes_.size() + layer * planes),
                          .planes = u32(planes),
                          .layers = u32(layers),
+                         .order = workspace_.take(h.tokens * sizeof(std::uint32_t)),
                          .first_layer = u32(layers_ + layer)});
     }
     packs_.push_back({.payload = static_cast<std::uint8_t*>(c.source.payload),
@@ -171,13 +175,16 @@ void KltPlanBuilder::add_unit(const Coding& c, std::size_t layer, std::size_t pl
     unit.sums = c.sums + first * sizeof(std::int32_t);
     unit.residual = c.residual + first * sizeof(float);
     unit.scaled = c.scaled + first * sizeof(std::int16_t);
+    unit.order = c.orders + part * h.tokens * sizeof(std::uint32_t);
     unit.analysis = reinterpret_cast<const float*>(static_cast<const std::byte*>(klt_.analysis_bytes) +
                                                    klt_.analysis->matrix(at));
     unit.plane = u32(planes_.size() - 1);
     unit.part = u32(part);
     unit.active[0] = u32(coded_coefficients(coded, h.level - 1));
     unit.active[1] = u32(coded_coefficients(coded, h.klt.tail_level - 1));
-    unit.most_active = std::max(unit.active[0], unit.active[1]);
+    // Whole steps of the transform's product, whose inputs behind the active ones are zero.
+    const auto steps = cuda::div_up(std::max(unit.active[0], unit.active[1]), cuda::kUnitStep);
+    unit.most_active = cuda::lesser(steps * cuda::kUnitStep, u32(c.data.part_width(plane)));
     unit.inverse_unit = inverse_unit(coded.scale);
     unit.first_tile = u32(wave.tiles);
     unit.first_token = u32(wave.tokens);

@@ -228,13 +228,18 @@ void PlanBuilder::add_klt(const ChunkSource& c, std::uint32_t index) {
 void PlanBuilder::add_klt_runs(const KltChunk& k, std::uint32_t index) {
     const ChunkHeader& h = k.header;
     std::vector<std::uint8_t> levels;
-    for (const std::uint32_t t : k.body) levels.push_back(static_cast<std::uint8_t>(level_index(h, t)));
+    std::size_t main_tokens = 0;
+    for (const std::uint32_t t : k.body) {
+        levels.push_back(static_cast<std::uint8_t>(level_index(h, t)));
+        main_tokens += in_tail(h, t) ? 0 : 1;
+    }
     const std::uint64_t level_list = put<std::uint8_t>(levels);
     const std::size_t units = k.data.units_per_layer();
     std::uint64_t offset = 0;
     for (std::size_t layer = 0; layer < h.layout.layers; ++layer) {
         if (layer % h.klt.run_layers == 0) {
             klt_runs_.push_back({.gains = workspace_.take(units * k.body.size() * sizeof(std::int16_t)),
+                                 .order = workspace_.take(k.body.size() * sizeof(std::uint32_t)),
                                  .levels = level_list,
                                  .multipliers = at<std::uint16_t>(k.source.calibration_bytes,
                                                                   k.source.calibration->multipliers()),
@@ -243,6 +248,7 @@ void PlanBuilder::add_klt_runs(const KltChunk& k, std::uint32_t index) {
                                  .pieces = u32(std::min(h.klt.run_layers, h.layout.layers - layer)),
                                  .planes = u32(h.layout.planes.size()),
                                  .body_tokens = u32(k.body.size()),
+                                 .main_tokens = u32(main_tokens),
                                  .exact_tokens = u32(h.klt.exact_tokens.size()),
                                  .first_status = u32(places_.size()),
                                  .source = h.layout.dtype});

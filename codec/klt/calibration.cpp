@@ -143,7 +143,7 @@ Status read_unit(ByteReader& in, const CalibrationData& data, const Place& at, C
     for (std::size_t t = 0; t < terms; ++t) {
         if (Status s = read_term(in, data, at, unit.terms.emplace_back()); !s.ok()) return s;
     }
-    read_array(in, data.levels.size() * data.groups(at.plane), unit.classes);
+    read_array(in, data.levels.size() * width, unit.classes);
     return in.ok() ? Status() : bad("a unit is cut short");
 }
 

@@ -75,7 +75,12 @@ struct CalibrationUnit {
     std::vector<std::int32_t> bias;   // [width]
     ShiftedMatrix transform;          // [width][width]; columns by falling spread
     std::vector<PredictionTerm> terms;
-    std::vector<std::int8_t> classes;  // [level][group]: spread class at gain 0; 0 and below: no bits
+    std::vector<std::int8_t> classes;  // [level][coefficient]: spread class at gain 0; 0 and below: no bits
+
+    // [coefficient], of a level counted from 0.
+    std::span<const std::int8_t> classes_of(std::size_t level) const {
+        return std::span(classes).subspan(level * transform.inputs, transform.inputs);
+    }
 
     friend bool operator==(const CalibrationUnit&, const CalibrationUnit&) = default;
 };
@@ -116,9 +121,6 @@ struct CalibrationData {
     std::vector<CalibrationUnit> units;  // [set][layer][plane][part]
 
     std::size_t part_width(std::size_t plane) const { return layout.planes[plane].width() / parts[plane]; }
-    std::size_t groups(std::size_t plane) const {
-        return kernels::klt_groups(static_cast<std::uint32_t>(part_width(plane)));
-    }
     std::size_t units_per_layer() const;
 
     friend bool operator==(const CalibrationData&, const CalibrationData&) = default;

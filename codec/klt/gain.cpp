@@ -16,14 +16,6 @@ constexpr int kGainMost = kernels::kKltGainMost;
 constexpr std::size_t kGains = kernels::kKltGainsTried;
 static_assert(kernels::kKltSymmetricCost == kernels::kValueCostMost);
 
-// Small coefficients cost what their magnitudes do.
-std::uint64_t cost_of(unsigned spread_class, std::int32_t q) {
-    const std::int32_t magnitude = std::abs(q);
-    if (spread_class == 0)
-        return std::uint64_t{kernels::kKltLostCost} * static_cast<std::uint64_t>(magnitude);
-    return entropy::value_cost(spread_class, magnitude <= kernels::kValueCostMost ? magnitude : q);
-}
-
 // Costs of small coefficients [class at gain 0][magnitude][gain + kGainMost]: classes are limited to 0..31,
 // so that few of those at gain 0 differ.
 class CostTable {
@@ -37,7 +29,7 @@ class CostTable {
                 for (std::size_t i = 0; i < kGains; ++i) {
                     const auto gain = static_cast<std::int16_t>(static_cast<int>(i) - kGainMost);
                     const unsigned c = klt_class(static_cast<std::int8_t>(base), gain);
-                    costs_[base - kFirst][q][i] = static_cast<std::uint32_t>(cost_of(c, q));
+                    costs_[base - kFirst][q][i] = static_cast<std::uint32_t>(klt_cost(c, q));
                 }
             }
         }
@@ -58,34 +50,45 @@ const CostTable& cost_table() {
 
 using GainCosts = std::array<std::uint64_t, kGains>;
 
-// Adds what a group costs with each gain.
-void add_group(const kernels::Ops& ops, std::span<const std::int16_t> q, std::int8_t base, GainCosts& costs) {
+// Adds what coefficients of one class at gain 0 cost with each gain.
+void add_run(const kernels::Ops& ops, std::span<const std::int16_t> q, std::int8_t base, GainCosts& costs) {
     int largest = 0;
     for (const std::int16_t v : q) largest = std::max(largest, std::abs(int{v}));
-    const CostTable::Rows& rows = cost_table().of(base);
-    std::uint32_t sums[kernels::kValueCosts];
-    if (largest <= CostTable::kMost) ops.value_costs(q.data(), q.size(), rows, sums);
+    if (largest <= CostTable::kMost) {
+        std::uint32_t sums[kernels::kValueCosts];
+        ops.value_costs(q.data(), q.size(), cost_table().of(base), sums);
+        for (std::size_t i = 0; i < kGains; ++i) costs[i] += sums[i];
+        return;
+    }
     for (std::size_t i = 0; i < kGains; ++i) {
-        const auto gain = static_cast<std::int16_t>(static_cast<int>(i) - kGainMost);
-        costs[i] += largest <= CostTable::kMost ? sums[i] : klt_group_cost(q, klt_class(base, gain));
+        const unsigned c = klt_class(base, static_cast<std::int16_t>(static_cast<int>(i) - kGainMost));
+        for (const std::int16_t v : q) costs[i] += klt_cost(c, v);
     }
 }
 
 }  // namespace
 
-std::uint64_t klt_group_cost(std::span<const std::int16_t> q, unsigned spread_class) {
-    std::uint64_t sum = 0;
-    for (const std::int16_t v : q) sum += cost_of(spread_class, v);
-    return sum;
+// Small coefficients cost what their magnitudes do.
+std::uint64_t klt_cost(unsigned spread_class, std::int32_t q) {
+    const std::int32_t magnitude = std::abs(q);
+    if (spread_class == 0)
+        return std::uint64_t{kernels::kKltLostCost} * static_cast<std::uint64_t>(magnitude);
+    return entropy::value_cost(spread_class, magnitude <= kernels::kValueCostMost ? magnitude : q);
 }
 
-int cheapest_klt_gain(const kernels::Ops& ops, std::span<const std::int16_t> q, const std::int8_t* classes) {
-    GainCosts costs = {};
-    const auto width = static_cast<std::uint32_t>(q.size());
-    for (std::uint32_t g = 0; kernels::klt_group_begin(g) < width; ++g) {
-        const std::uint32_t begin = kernels::klt_group_begin(g), end = kernels::klt_group_end(g, width);
-        add_group(ops, q.subspan(begin, end - begin), classes[g], costs);
+std::vector<ClassRun> class_runs(std::span<const std::int8_t> classes) {
+    std::vector<ClassRun> runs;
+    for (std::uint32_t i = 0; i < classes.size(); ++i) {
+        if (runs.empty() || runs.back().base != classes[i]) runs.push_back({i, i, classes[i]});
+        ++runs.back().end;
     }
+    return runs;
+}
+
+int cheapest_klt_gain(const kernels::Ops& ops, std::span<const std::int16_t> q,
+                      std::span<const ClassRun> runs) {
+    GainCosts costs = {};
+    for (const ClassRun& run : runs) add_run(ops, q.subspan(run.begin, run.end - run.begin), run.base, costs);
     int best = kGainMost;
     for (int i = 1; i < static_cast<int>(kGains); ++i) {
         const int at = kernels::klt_gain_tried(i) + kGainMost;

@@ -62,8 +62,47 @@ std::vector<TokenSlice> body_slices(const ChunkHeader& h, const std::vector<std:
     return slices;
 }
 
+bool in_tail(const ChunkHeader& h, std::size_t token) {
+    return token + h.klt.tail_tokens >= h.tokens;
+}
+
 std::size_t level_index(const ChunkHeader& h, std::size_t token) {
-    return (token + h.klt.tail_tokens >= h.tokens ? h.klt.tail_level : h.level) - 1;
+    return (in_tail(h, token) ? h.klt.tail_level : h.level) - 1;
+}
+
+std::size_t leading_coded(std::span<const std::int8_t> classes, std::int16_t gain) {
+    std::size_t coded = classes.size();
+    while (coded > 0 && klt_class(classes[coded - 1], gain) == 0) --coded;
+    return coded;
+}
+
+void TokenStrips::make(const ChunkHeader& h, std::span<const std::uint32_t> body,
+                       std::span<const std::int16_t> gains) {
+    tokens_.clear();
+    strips_.clear();
+    const auto tail = std::find_if(body.begin(), body.end(), [&](std::uint32_t t) { return in_tail(h, t); });
+    const auto main = static_cast<std::size_t>(tail - body.begin());
+    add(h.level - 1u, body.first(main), gains.first(main));
+    add(h.klt.tail_level - 1u, body.subspan(main), gains.subspan(main));
+}
+
+// Tokens of one level, sorted by counting.
+void TokenStrips::add(std::size_t level, std::span<const std::uint32_t> body,
+                      std::span<const std::int16_t> gains) {
+    const auto first = static_cast<std::uint32_t>(tokens_.size());
+    std::array<std::uint32_t, kGainHigh - kGainLow + 2> begins = {};  // by kGainHigh - gain
+    const auto place = [](std::int16_t gain) { return static_cast<std::size_t>(kGainHigh - gain); };
+    for (const std::int16_t gain : gains) ++begins[place(gain) + 1];
+    for (std::size_t i = 1; i < begins.size(); ++i) begins[i] += begins[i - 1];
+    tokens_.resize(first + body.size());
+    auto at = begins;
+    for (std::size_t i = 0; i < body.size(); ++i) tokens_[first + at[place(gains[i])]++] = body[i];
+    for (std::uint32_t t = 0, place_of_t = 0; t < body.size(); t += kernels::kLanes) {
+        while (begins[place_of_t + 1] <= t) ++place_of_t;
+        strips_.push_back(
+            {level, static_cast<std::int16_t>(kGainHigh - static_cast<int>(place_of_t)), first + t,
+             std::min<std::uint32_t>(kernels::kLanes, static_cast<std::uint32_t>(body.size()) - t)});
+    }
 }
 
 }  // namespace kvcast

@@ -71,44 +71,37 @@ bool KltDecoder::read_gains(Symbols& symbols) {
     return fits;
 }
 
-// Takes down the strips of one token's coefficients. Those of neighbouring groups that are not coded are one.
-void KltDecoder::take_down(const std::int8_t* classes, std::int16_t gain, std::size_t width,
-                           std::int16_t* row) {
+// Decodes a strip's coefficients, one after another, into the rows of its tokens.
+void KltDecoder::read_strip(const TokenStrip& strip, std::span<const std::int8_t> classes,
+                            std::int16_t* coefficients) {
     const entropy::ClassDecoding* const decodings = entropy::class_decodings();
-    bool coded = true;
-    for (std::uint32_t g = 0; kernels::klt_group_begin(g) < width; ++g) {
-        const auto& d = decodings[klt_class(classes[g], gain)];
-        const std::uint32_t begin = kernels::klt_group_begin(g);
-        const std::uint32_t count = kernels::klt_group_end(g, static_cast<std::uint32_t>(width)) - begin;
-        if (!coded && d.table == nullptr) {
-            strips_.back().count += count;
-        } else {
-            strips_.push_back({d.table, d.shift, count, row + begin});
-        }
-        coded = d.table != nullptr;
+    const std::size_t width = classes.size(), coded = leading_coded(classes, strip.gain);
+    strips_.clear();
+    tile_.resize(std::max(tile_.size(), width * kernels::kLanes));
+    for (std::size_t i = 0; i < coded; ++i) {
+        const auto& d = decodings[klt_class(classes[i], strip.gain)];
+        strips_.push_back({d.table, d.shift, strip.count, tile_.data() + i * kernels::kLanes});
     }
+    reader_->strips(strips_);
+    std::int16_t* rows[kernels::kLanes] = {};
+    for (std::size_t i = 0; i < strip.count; ++i) {
+        rows[i] = coefficients + token_strips_.tokens(strip)[i] * width;
+        std::fill(rows[i] + coded, rows[i] + width, std::int16_t{0});
+    }
+    chunk_.ops->strips_to_rows(tile_.data(), coded, rows, strip.count);
 }
 
 void KltDecoder::read_coefficients(std::size_t layer, Symbols& symbols) {
-    constexpr std::size_t kMostStrips = 256;  // taken down before they are decoded
-    const ChunkHeader& h = *chunk_.header;
     const CalibrationData& data = chunk_.calibration->data();
     std::size_t at = 0;
     for (std::size_t p = 0; p < data.layout.planes.size(); ++p) {
-        const std::size_t width = data.part_width(p), groups = data.groups(p);
         for (std::size_t part = 0; part < data.parts[p]; ++part, ++at) {
-            const std::int8_t* classes = set_->unit(layer, p, part).classes.data();
-            for (std::size_t i = 0; i < body_.size(); ++i) {
-                take_down(classes + level_index(h, body_[i]) * groups, symbols.gains[at][i], width,
-                          symbols.coefficients[at].data() + body_[i] * width);
-                if (strips_.size() < kMostStrips) continue;
-                reader_->strips(strips_);
-                strips_.clear();
-            }
+            const CalibrationUnit& unit = set_->unit(layer, p, part);
+            token_strips_.make(*chunk_.header, body_, symbols.gains[at]);
+            for (const TokenStrip& strip : token_strips_.strips())
+                read_strip(strip, unit.classes_of(strip.level), symbols.coefficients[at].data());
         }
     }
-    reader_->strips(strips_);
-    strips_.clear();
 }
 
 // What a slice's coefficients are to be multiplied by. Multiples that exceed 16 bits, which no encoder

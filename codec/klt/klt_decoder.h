@@ -62,7 +62,8 @@ class KltDecoder {
     Status read(std::size_t layer, const Layer& from, Symbols& symbols);
     bool read_exact_rows(std::span<const PlaneBuffer> planes);
     bool read_gains(Symbols& symbols);
-    void take_down(const std::int8_t* classes, std::int16_t gain, std::size_t width, std::int16_t* row);
+    void read_strip(const TokenStrip& strip, std::span<const std::int8_t> classes,
+                    std::int16_t* coefficients);
     void read_coefficients(std::size_t layer, Symbols& symbols);
     void reconstruct_slice(TokenSlice slice, std::span<const PlaneBuffer> planes, Scratch& scratch);
     unsigned multiplier_of(TokenSlice slice, std::span<std::int16_t> coefficients) const;
@@ -79,8 +80,10 @@ class KltDecoder {
     std::array<Symbols, 2> symbols_;  // of even and odd layers
     std::size_t read_layers_ = 0;     // whose symbols have been read
     std::vector<std::uint32_t> bits_;
-    std::vector<kernels::Strip> strips_;
-    std::vector<Scratch> scratch_;  // [worker]
+    TokenStrips token_strips_;
+    std::vector<kernels::Strip> strips_;  // of one token strip, by coefficient
+    AlignedVector<std::int16_t> tile_;    // [coefficient][lane]
+    std::vector<Scratch> scratch_;        // [worker]
 };
 
 }  // namespace kvcast

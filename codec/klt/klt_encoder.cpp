@@ -9,14 +9,9 @@
 #include "kernels/klt_choice.h"
 
 namespace kvcast {
-namespace {}  // namespace
 
 std::size_t coded_coefficients(const CalibrationUnit& unit, std::size_t level) {
-    const auto width = static_cast<std::uint32_t>(unit.transform.inputs);
-    std::uint32_t groups = kernels::klt_groups(width);
-    const std::int8_t* classes = unit.classes.data() + level * groups;
-    while (groups > 0 && klt_class(classes[groups - 1], kernels::kKltGainMost) == 0) --groups;
-    return std::min(kernels::klt_group_begin(groups), width);
+    return leading_coded(unit.classes_of(level), kernels::kKltGainMost);
 }
 
 Result<std::shared_ptr<const KltAnalysis>> KltAnalysis::make(std::shared_ptr<const Calibration> calibration) {
@@ -51,6 +46,7 @@ struct KltEncoder::Job {
     const RopeTable& rope;
     Calibration::Set set;
     std::size_t units_per_layer;
+    std::size_t widest;  // plane's width
 
     const PlaneRows& rows(std::size_t layer, std::size_t plane) const {
         return input.planes[layer * data.layout.planes.size() + plane];
@@ -83,20 +79,19 @@ void KltEncoder::take_residual(const Job& job, std::size_t layer, std::size_t pl
     const kernels::Scale scale = job.set.unit(layer, plane, part).scale;
     const float inverse_unit =
         1 / (static_cast<float>(scale.mantissa) * kernels::power_of_two(scale.exponent));
-    states_.predict(ops_, layer, plane, part, slice, s.sums.data());
+    std::int32_t* const sums = sums_of(job, plane, part, slice);
+    states_.predict(ops_, layer, plane, part, slice, sums);
     for (std::size_t t = 0; t < slice.count; ++t) {
-        const bool fits =
-            ops_.residual(s.values.data() + t * row + part * width, s.sums.data() + t * width, width,
-                          inverse_unit, kernels::kKltStateMost, s.residual.data() + t * width);
+        const bool fits = ops_.residual(s.values.data() + t * row + part * width, sums + t * width, width,
+                                        inverse_unit, kernels::kKltStateMost, s.residual.data() + t * width);
         if (!fits) unfit_[slice.first + t] = 1;
     }
 }
 
+// Coefficients and the gains that would suit them best.
 void KltEncoder::quantise_unit(const Job& job, std::size_t layer, std::size_t plane, std::size_t part,
                                TokenSlice slice, Scratch& s) {
-    const std::size_t width = job.data.part_width(plane), groups = job.data.groups(plane);
-    const std::size_t size = slice.count * width;
-    s.sums.resize(std::max(s.sums.size(), size));
+    const std::size_t width = job.data.part_width(plane), size = slice.count * width;
     s.residual.resize(std::max(s.residual.size(), size));
     s.coefficients.resize(std::max(s.coefficients.size(), size));
     take_residual(job, layer, plane, part, slice, s);
@@ -105,33 +100,83 @@ void KltEncoder::quantise_unit(const Job& job, std::size_t layer, std::size_t pl
     const std::size_t active = coded_coefficients(unit, level);
     ops_.analyse(s.residual.data(), width, job.analysis.matrix(job.set.index(layer, plane, part)), width,
                  active, slice.count, s.coefficients.data());
-    const unsigned multiplier = job.data.levels[level].multiplier;
-    const std::int8_t* classes = unit.classes.data() + level * groups;
+    const auto step = static_cast<float>(job.data.levels[level].multiplier);
+    const std::vector<ClassRun> runs = class_runs(unit.classes_of(level).first(active));
+    Unit& out = units_[job.unit(layer, plane, part)];
+    for (std::size_t t = 0; t < slice.count; ++t) {
+        const std::span<std::int16_t> row(out.q.data() + (slice.first + t) * width, active);
+        const bool fits = ops_.round_steps(s.coefficients.data() + t * active, active, step,
+                                           kernels::kKltCoefficientMost, row.data());
+        if (!fits) unfit_[slice.first + t] = 1;
+        out.gains[slice.first + t] = static_cast<std::int16_t>(cheapest_klt_gain(ops_, row, runs));
+    }
+}
+
+// Gives all tokens of a strip the gain of the one in its middle: the strip's classes are then those of each
+// of its tokens, neither too wide for most nor too narrow.
+void KltEncoder::level_gains(const Job& job, Unit& unit, std::span<const std::uint32_t> body) {
+    unit.coded_gains.clear();
+    for (const std::uint32_t t : body) unit.coded_gains.push_back(unit.gains[t]);
+    token_strips_.make(job.header, body, unit.coded_gains);
+    for (const TokenStrip& strip : token_strips_.strips()) {
+        const auto tokens = token_strips_.tokens(strip);
+        const std::int16_t gain = unit.gains[tokens[tokens.size() / 2]];
+        for (const std::uint32_t t : tokens) unit.gains[t] = gain;
+    }
+}
+
+// Zeros where a token's gain leaves no bits; states of what is left.
+void KltEncoder::reconstruct_unit(const Job& job, std::size_t layer, std::size_t plane, std::size_t part,
+                                  TokenSlice slice) {
+    const std::size_t width = job.data.part_width(plane);
+    const CalibrationUnit& unit = job.set.unit(layer, plane, part);
+    const std::size_t level = level_index(job.header, slice.first);
+    const std::size_t active = coded_coefficients(unit, level);
+    const auto classes = unit.classes_of(level);
     Unit& out = units_[job.unit(layer, plane, part)];
     std::int16_t* const q = out.q.data() + slice.first * width;
     for (std::size_t t = 0; t < slice.count; ++t) {
-        const std::span<std::int16_t> row(q + t * width, active);
-        const bool fits =
-            ops_.round_steps(s.coefficients.data() + t * active, active, static_cast<float>(multiplier),
-                             kernels::kKltCoefficientMost, row.data());
-        if (!fits) unfit_[slice.first + t] = 1;
-        const auto gain = static_cast<std::int16_t>(cheapest_klt_gain(ops_, row, classes));
-        out.gains[slice.first + t] = gain;
-        for (std::uint32_t g = 0; kernels::klt_group_begin(g) < active; ++g) {
-            if (klt_class(classes[g], gain) == 0)
-                std::fill(q + t * width + kernels::klt_group_begin(g),
-                          q + t * width + kernels::klt_group_end(g, static_cast<std::uint32_t>(active)), 0);
+        const std::int16_t gain = out.gains[slice.first + t];
+        for (std::size_t i = 0; i < active; ++i) {
+            if (klt_class(classes[i], gain) == 0) q[t * width + i] = 0;
         }
     }
-    states_.reconstruct(ops_, layer, plane, part, slice, q, multiplier, s.sums.data());
+    states_.reconstruct(ops_, layer, plane, part, slice, q, job.data.levels[level].multiplier,
+                        sums_of(job, plane, part, slice));
 }
 
-void KltEncoder::quantise_layer(const Job& job, std::size_t layer, TokenSlice slice, Scratch& scratch) {
-    for (std::size_t p = 0; p < job.data.layout.planes.size(); ++p) {
-        load_plane(job, layer, p, slice, scratch);
-        for (std::size_t part = 0; part < job.data.parts[p]; ++part)
-            quantise_unit(job, layer, p, part, slice, scratch);
+// Room for the predictions of a plane's unit at a slice's tokens. Slices may be at different planes, so that
+// their rooms depend on tokens only.
+std::int32_t* KltEncoder::sums_of(const Job& job, std::size_t plane, std::size_t part, TokenSlice slice) {
+    return sums_.data() + slice.first * job.widest + part * job.data.part_width(plane) * slice.count;
+}
+
+// Tokens do not depend on each other but through the gains of their plane: slices go from the end of one
+// plane to where the next one's gains are known.
+void KltEncoder::quantise_planes(const Job& job, std::span<const TokenSlice> slices,
+                                 std::span<const std::uint32_t> body, Executor& executor) {
+    const std::size_t planes = job.data.layout.planes.size(), steps = job.data.layout.layers * planes;
+    for (std::size_t step = 0; step <= steps; ++step) {
+        executor.run(slices.size(), [&](std::size_t i, std::size_t worker) {
+            if (step > 0) reconstruct_plane(job, (step - 1) / planes, (step - 1) % planes, slices[i]);
+            if (step < steps) quantise_plane(job, step / planes, step % planes, slices[i], scratch_[worker]);
+        });
+        if (step == steps) break;
+        for (std::size_t part = 0; part < job.data.parts[step % planes]; ++part)
+            level_gains(job, units_[job.unit(step / planes, step % planes, part)], body);
     }
+}
+
+void KltEncoder::quantise_plane(const Job& job, std::size_t layer, std::size_t plane, TokenSlice slice,
+                                Scratch& scratch) {
+    load_plane(job, layer, plane, slice, scratch);
+    for (std::size_t part = 0; part < job.data.parts[plane]; ++part)
+        quantise_unit(job, layer, plane, part, slice, scratch);
+}
+
+void KltEncoder::reconstruct_plane(const Job& job, std::size_t layer, std::size_t plane, TokenSlice slice) {
+    for (std::size_t part = 0; part < job.data.parts[plane]; ++part)
+        reconstruct_unit(job, layer, plane, part, slice);
 }
 
 void KltEncoder::write_exact_rows(const Job& job, std::size_t layer, entropy::BlockWriter& writer) {
@@ -153,6 +198,27 @@ void KltEncoder::write_exact_rows(const Job& job, std::size_t layer, entropy::Bl
     }
 }
 
+void KltEncoder::write_coefficients(const CalibrationUnit& from, const ChunkHeader& header,
+                                    const std::vector<std::uint32_t>& body, Unit& unit,
+                                    entropy::BlockWriter& writer) const {
+    const std::size_t width = from.transform.inputs;
+    TokenStrips strips;
+    strips.make(header, body, unit.coded_gains);
+    unit.tiles.resize(strips.strips().size() * width * kernels::kLanes);
+    std::int16_t* tile = unit.tiles.data();  // until the run is written
+    for (const TokenStrip& strip : strips.strips()) {
+        const auto classes = from.classes_of(strip.level);
+        const std::size_t coded = leading_coded(classes, strip.gain);
+        const std::int16_t* rows[kernels::kLanes] = {};
+        for (std::size_t i = 0; i < strip.count; ++i)
+            rows[i] = unit.q.data() + strips.tokens(strip)[i] * width;
+        ops_.rows_to_strips(rows, strip.count, coded, tile);
+        for (std::size_t i = 0; i < coded; ++i)
+            writer.strip(klt_class(classes[i], strip.gain), {tile + i * kernels::kLanes, strip.count});
+        tile += width * kernels::kLanes;
+    }
+}
+
 void KltEncoder::write_layer(const Job& job, std::size_t layer, const std::vector<std::uint32_t>& body,
                              entropy::BlockWriter& writer) {
     write_exact_rows(job, layer, writer);
@@ -163,19 +229,9 @@ void KltEncoder::write_layer(const Job& job, std::size_t layer, const std::vecto
         writer.vector(units[u].coded_gains);
     }
     for (std::size_t p = 0; p < job.data.layout.planes.size(); ++p) {
-        const std::size_t width = job.data.part_width(p), groups = job.data.groups(p);
         for (std::size_t part = 0; part < job.data.parts[p]; ++part) {
-            const Unit& unit = units_[job.unit(layer, p, part)];
-            const auto& classes = job.set.unit(layer, p, part).classes;
-            for (const std::uint32_t t : body) {
-                const std::int8_t* base = classes.data() + level_index(job.header, t) * groups;
-                for (std::uint32_t g = 0; g < groups; ++g) {
-                    const std::uint32_t begin = kernels::klt_group_begin(g);
-                    writer.strip(klt_class(base[g], unit.gains[t]),
-                                 {unit.q.data() + t * width + begin,
-                                  kernels::klt_group_end(g, static_cast<std::uint32_t>(width)) - begin});
-                }
-            }
+            write_coefficients(job.set.unit(layer, p, part), job.header, body,
+                               units_[job.unit(layer, p, part)], writer);
         }
     }
     writer.boundary();
@@ -188,9 +244,11 @@ Status KltEncoder::encode(const ChunkInput& input, const KltAnalysis& analysis, 
     const CalibrationData& data = analysis.calibration().data();
     if (Status s = check_klt_options(header, data); !s.ok()) return s;
     const std::size_t units_per_layer = data.units_per_layer();
-    const Job job = {input,          analysis, data,
-                     header,         rope,     analysis.calibration().set_of_level(header.level),
-                     units_per_layer};
+    std::size_t widest = 0;
+    for (const PlaneShape& plane : data.layout.planes) widest = std::max(widest, plane.width());
+    const Job job = {input,           analysis, data,
+                     header,          rope,     analysis.calibration().set_of_level(header.level),
+                     units_per_layer, widest};
     const std::size_t layers = data.layout.layers;
     units_.resize(layers * units_per_layer);
     for (std::size_t l = 0; l < layers; ++l) {
@@ -206,13 +264,9 @@ Status KltEncoder::encode(const ChunkInput& input, const KltAnalysis& analysis, 
     states_.reset(analysis.calibration(), job.set, input.token_ids);
     if (scratch_.size() < executor.workers()) scratch_.resize(executor.workers());
 
-    // All layers of a slice in one go: tokens do not depend on each other.
-    const std::vector<TokenSlice> slices = body_slices(header, body_tokens(header), kSliceTokens);
-    for (std::size_t l = 0; l < layers; ++l) {
-        executor.run(slices.size(), [&](std::size_t i, std::size_t worker) {
-            quantise_layer(job, l, slices[i], scratch_[worker]);
-        });
-    }
+    sums_.resize(header.tokens * widest);
+    const std::vector<std::uint32_t> chosen = body_tokens(header);
+    quantise_planes(job, body_slices(header, chosen, kSliceTokens), chosen, executor);
     for (const std::uint32_t t : header.klt.exact_tokens) unfit_[t] = 1;
     header.klt.exact_tokens.clear();
     for (std::uint32_t t = 0; t < header.tokens; ++t) {

@@ -53,27 +53,40 @@ class KltEncoder {
         AlignedVector<float> values;  // [token][plane width], un-rotated
         AlignedVector<float> residual;
         AlignedVector<float> coefficients;
-        AlignedVector<std::int32_t> sums;
     };
     struct Unit {
-        AlignedVector<std::int16_t> q;    // [token][part width]
-        std::vector<std::int16_t> gains;  // [token]
-        std::vector<std::int16_t> coded_gains;
+        AlignedVector<std::int16_t> q;          // [token][part width]
+        std::vector<std::int16_t> gains;        // [token]
+        std::vector<std::int16_t> coded_gains;  // [body token]
+        AlignedVector<std::int16_t> tiles;      // [strip][coefficient][lane]
     };
     struct Job;
 
-    void quantise_layer(const Job& job, std::size_t layer, TokenSlice slice, Scratch& scratch);
+    void quantise_planes(const Job& job, std::span<const TokenSlice> slices,
+                         std::span<const std::uint32_t> body, Executor& executor);
+    void quantise_plane(const Job& job, std::size_t layer, std::size_t plane, TokenSlice slice,
+                        Scratch& scratch);
+    void reconstruct_plane(const Job& job, std::size_t layer, std::size_t plane, TokenSlice slice);
     void load_plane(const Job& job, std::size_t layer, std::size_t plane, TokenSlice slice, Scratch& scratch);
     void quantise_unit(const Job& job, std::size_t layer, std::size_t plane, std::size_t part,
                        TokenSlice slice, Scratch& scratch);
+    void level_gains(const Job& job, Unit& unit, std::span<const std::uint32_t> body);
+    void reconstruct_unit(const Job& job, std::size_t layer, std::size_t plane, std::size_t part,
+                          TokenSlice slice);
+    std::int32_t* sums_of(const Job& job, std::size_t plane, std::size_t part, TokenSlice slice);
     void take_residual(const Job& job, std::size_t layer, std::size_t plane, std::size_t part,
                        TokenSlice slice, Scratch& scratch);
     void write_layer(const Job& job, std::size_t layer, const std::vector<std::uint32_t>& body,
                      entropy::BlockWriter& writer);
+    void write_coefficients(const CalibrationUnit& from, const ChunkHeader& header,
+                            const std::vector<std::uint32_t>& body, Unit& unit,
+                            entropy::BlockWriter& writer) const;
     void write_exact_rows(const Job& job, std::size_t layer, entropy::BlockWriter& writer);
 
     const kernels::Ops& ops_;
     KltStates states_;
+    AlignedVector<std::int32_t> sums_;  // predictions of the newest plane, slice by slice
+    TokenStrips token_strips_;
     std::vector<Unit> units_;                // [layer][plane][part]
     std::vector<std::uint8_t> unfit_;        // [token]: cannot be coded
     std::vector<std::uint32_t> exact_bits_;  // [layer][plane][head][exact token][channel]

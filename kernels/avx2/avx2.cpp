@@ -19,6 +19,8 @@ const Ops& avx2_ops() {
         ops.moments = avx2::moments;
         ops.quantise = avx2::quantise;
         ops.reconstruct = avx2::reconstruct;
+        ops.strips_to_rows = avx2::strips_to_rows;
+        ops.rows_to_strips = avx2::rows_to_strips;
         ops.saturate = avx2::saturate;
         ops.project = avx2::project;
         ops.project_sparse = avx2::project_sparse;

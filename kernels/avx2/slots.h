@@ -25,6 +25,10 @@ void reconstruct(const std::int16_t* q, const std::int16_t* prediction, std::siz
                  std::int16_t* states);
 void analyse(const float* residual, std::size_t inputs, const float* matrix, std::size_t row_stride,
              std::size_t outputs, std::size_t tokens, float* coefficients);
+void strips_to_rows(const std::int16_t* tile, std::size_t coefficients, std::int16_t* const* rows,
+                    std::size_t tokens);
+void rows_to_strips(const std::int16_t* const* rows, std::size_t tokens, std::size_t coefficients,
+                    std::int16_t* tile);
 void saturate(const std::int32_t* sums, std::size_t count, std::int16_t* states);
 void store_head(const HeadStore& head);
 void store_states(const StateStore& states);

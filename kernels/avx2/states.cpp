@@ -70,7 +70,63 @@ KVCAST_AVX2 void store_states_as(const StateStore& s) {
     }
 }
 
+// Rows to columns of 8 x 8 numbers.
+KVCAST_AVX2_INLINE void transpose8(__m128i (&r)[8]) {
+    __m128i pairs[8], fours[8];
+    for (int i = 0; i < 4; ++i) {
+        pairs[2 * i] = _mm_unpacklo_epi16(r[2 * i], r[2 * i + 1]);
+        pairs[2 * i + 1] = _mm_unpackhi_epi16(r[2 * i], r[2 * i + 1]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        const int at = i / 2 * 4 + i % 2;  // pairs of rows 0..3, then of 4..7
+        fours[2 * i] = _mm_unpacklo_epi32(pairs[at], pairs[at + 2]);
+        fours[2 * i + 1] = _mm_unpackhi_epi32(pairs[at], pairs[at + 2]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        r[2 * i] = _mm_unpacklo_epi64(fours[i], fours[i + 4]);
+        r[2 * i + 1] = _mm_unpackhi_epi64(fours[i], fours[i + 4]);
+    }
+}
+
 }  // namespace
+
+KVCAST_AVX2 void strips_to_rows(const std::int16_t* tile, std::size_t coefficients, std::int16_t* const* rows,
+                                std::size_t tokens) {
+    const std::size_t whole_tokens = tokens / 8 * 8, whole = coefficients / 8 * 8;
+    for (std::size_t t = 0; t < whole_tokens; t += 8) {
+        for (std::size_t c = 0; c < whole; c += 8) {
+            __m128i r[8];
+            for (std::size_t i = 0; i < 8; ++i)
+                r[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(tile + (c + i) * kLanes + t));
+            transpose8(r);
+            for (std::size_t i = 0; i < 8; ++i)
+                _mm_storeu_si128(reinterpret_cast<__m128i*>(rows[t + i] + c), r[i]);
+        }
+        for (std::size_t i = 0; i < 8; ++i) {
+            for (std::size_t c = whole; c < coefficients; ++c) rows[t + i][c] = tile[c * kLanes + t + i];
+        }
+    }
+    scalar::strips_to_rows(tile + whole_tokens, coefficients, rows + whole_tokens, tokens - whole_tokens);
+}
+
+KVCAST_AVX2 void rows_to_strips(const std::int16_t* const* rows, std::size_t tokens, std::size_t coefficients,
+                                std::int16_t* tile) {
+    const std::size_t whole_tokens = tokens / 8 * 8, whole = coefficients / 8 * 8;
+    for (std::size_t t = 0; t < whole_tokens; t += 8) {
+        for (std::size_t c = 0; c < whole; c += 8) {
+            __m128i r[8];
+            for (std::size_t i = 0; i < 8; ++i)
+                r[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[t + i] + c));
+            transpose8(r);
+            for (std::size_t i = 0; i < 8; ++i)
+                _mm_storeu_si128(reinterpret_cast<__m128i*>(tile + (c + i) * kLanes + t), r[i]);
+        }
+        for (std::size_t i = 0; i < 8; ++i) {
+            for (std::size_t c = whole; c < coefficients; ++c) tile[c * kLanes + t + i] = rows[t + i][c];
+        }
+    }
+    scalar::rows_to_strips(rows + whole_tokens, tokens - whole_tokens, coefficients, tile + whole_tokens);
+}
 
 KVCAST_AVX2 void saturate(const std::int32_t* sums, std::size_t count, std::int16_t* states) {
     const std::size_t whole = count / 16 * 16;

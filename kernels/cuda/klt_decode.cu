@@ -2,99 +2,32 @@
 #include "kernels/cuda/exact_rows.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/platform.cuh"
+#include "kernels/cuda/token_strips.cuh"
 #include "kernels/cuda/warp_rans.cuh"
 
 namespace kvcast::kernels::cuda {
 namespace {
 
-constexpr std::int32_t kGainLimit = 15;
-
-// The steps of some tokens: a group of coefficients each, of those that have bits.
-constexpr std::uint32_t kMostSteps = 1024;
+// Coefficients of a token strip that are decoded at once, and what keeps lanes in banks of their own.
+constexpr std::uint32_t kTileCoefficients = 256;
+constexpr std::uint32_t kTileStride = kTileCoefficients + 2;
 
 struct Shared {
     WordRing::Memory ring;
     AliasTable tables[kFirstExponentTable];  // of classes
-    std::uint32_t steps[kMostSteps];
+    std::uint32_t places[kStripKeys];
+    std::uint32_t steps[kTileCoefficients];  // spread class, and coefficient of the tile
+    std::int16_t tile[kLanes * kTileStride];
 };
 
 // How a step is read, and what it is of.
 struct StepReader : ClassReader {
     std::uint32_t count;
-    std::uint32_t token;
-    std::uint32_t group;
-    std::uint32_t multiplier;
+    std::uint32_t coefficient;
 };
-
-__device__ std::uint32_t pack_step(unsigned spread_class, std::uint32_t count, std::uint32_t token,
-                                   std::uint32_t group) {
-    return spread_class | (count - 1) << 5 | token << 10 | group << 15;
-}
-// The sum over the lanes before this one.
-__device__ std::uint32_t sum_before(std::uint32_t v) {
-    std::uint32_t sum = v;
-    for (unsigned step = 1; step < kLanes; step *= 2) {
-        const std::uint32_t other = __shfl_up_sync(kFullWarp, sum, step);
-        if (lane_id() >= step) sum += other;
-    }
-    return sum - v;
-}
-
-// What a lane knows of its token.
-struct LaneToken {
-    const std::int8_t* classes;  // [group], at gain 0
-    std::int16_t gain;
-    std::uint32_t multiplier;
-    bool inside;
-};
-
-__device__ StepReader unpack_step(const Shared& shared, const LaneToken& lane, std::uint32_t step) {
-    const std::uint32_t token = step >> 10 & 31u;
-    return {ClassReader::load(shared.tables, step & 31u), (step >> 5 & 31u) + 1, token, step >> 15,
-            __shfl_sync(kFullWarp, lane.multiplier, static_cast<int>(token))};
-}
-
-// Steps of the lanes' tokens, token by token, into shared memory; how many. `mask` gets which of the token's
-// first 32 groups are coded.
-__device__ std::uint32_t list_steps(Shared& shared, const LaneToken& token, std::uint32_t width,
-                                    std::uint32_t& mask) {
-    const std::uint32_t groups = token.inside ? klt_groups(width) : 0;
-    std::uint32_t own = 0;
-    mask = 0;
-    for (std::uint32_t g = 0; g < groups; ++g) {
-        const bool coded = klt_class(token.classes[g], token.gain) != 0;
-        own += coded ? 1 : 0;
-        if (coded && g < 32) mask |= 1u << g;
-    }
-    __syncwarp();
-    std::uint32_t at = sum_before(own);
-    const std::uint32_t count = __shfl_sync(kFullWarp, at + own, kLanes - 1);
-    __syncwarp();  // the steps before have been read
-    for (std::uint32_t g = 0; g < groups; ++g) {
-        const unsigned spread_class = klt_class(token.classes[g], token.gain);
-        if (spread_class == 0) continue;
-        shared.steps[at++] =
-            pack_step(spread_class, klt_group_end(g, width) - klt_group_begin(g), lane_id(), g);
-    }
-    __syncwarp();
-    return count;
-}
-
-// Zeros in every row of the lanes' tokens.
-__device__ void clear_rows(std::int16_t* rows, std::uint32_t tokens, std::uint32_t stride,
-                           std::uint32_t width) {
-    if (stride == width && stride % 8 == 0) {  // rows begin at a multiple of 16 bytes
-        auto* at = reinterpret_cast<uint4*>(rows);
-        for (std::uint32_t i = lane_id(); i < tokens * (width / 8); i += kLanes) at[i] = uint4{0, 0, 0, 0};
-        return;
-    }
-    for (std::uint32_t t = 0; t < tokens; ++t) {
-        for (std::uint32_t i = lane_id(); i < width; i += kLanes) rows[t * std::uint64_t{stride} + i] = 0;
-    }
-}
 
 struct Part {
-    const std::int8_t* classes;  // [level][group]
+    const std::int8_t* classes;  // [level][coefficient]
     const std::int16_t* gains;   // [token]
     const std::uint8_t* levels;  // [token]
     std::int16_t* coefficients;  // [token][stride]
@@ -103,28 +36,96 @@ struct Part {
     std::uint32_t stride;
 };
 
-// One part's coefficients, token by token; every group of 32 has a class of its own.
-__device__ void decode_part(WarpReader& in, Shared& shared, const KltRunTask& run, const Part& part) {
-    const std::uint32_t groups = klt_groups(part.width), at_once = lesser(kLanes, kMostSteps / groups);
-    for (std::uint32_t first = 0; first < run.body_tokens; first += at_once) {
-        const std::uint32_t tokens = lesser(at_once, run.body_tokens - first);
-        const std::uint32_t own = first + lesser(lane_id(), tokens - 1);
-        const std::uint32_t level = part.levels[own];
-        const LaneToken token = {part.classes + level * groups, part.gains[own], run.multipliers[level],
-                                 lane_id() < tokens};
-        std::uint32_t mask = 0;
-        const std::uint32_t count = list_steps(shared, token, part.width, mask);
-        if (token.inside) part.masks[own] = mask;
-        __syncwarp();
-        std::int16_t* rows = part.coefficients + std::uint64_t{first} * part.stride;
-        clear_rows(rows, tokens, part.stride, part.width);
-        __syncwarp();  // zeros first
+// What a warp knows of the strip that it decodes, and a lane of its token.
+struct StripTask {
+    const std::int8_t* classes;  // [coefficient], at gain 0
+    std::int16_t gain;
+    std::uint32_t multiplier;
+    std::uint32_t tokens;
+    std::uint32_t token;
+};
+
+// Steps of coefficients first .. first + count - 1, into shared memory; how many. Bit g of `mask` is set
+// where any of coefficients 32 g to 32 g + 31 is among them.
+__device__ std::uint32_t list_steps(Shared& shared, const StripTask& strip, std::uint32_t first,
+                                    std::uint32_t count, std::uint32_t& mask) {
+    std::uint32_t steps = 0;
+    for (std::uint32_t at = 0; at < count; at += kLanes) {
+        const std::uint32_t i = at + lane_id();
+        const unsigned spread_class = i < count ? klt_class(strip.classes[first + i], strip.gain) : 0;
+        const unsigned coded = __ballot_sync(kFullWarp, spread_class != 0);
+        if (spread_class != 0) shared.steps[steps + rank_in(coded)] = spread_class | i << 5;
+        steps += static_cast<std::uint32_t>(__popc(coded));
+        const std::uint32_t group = (first + at) / kLanes;
+        if (coded != 0 && group < 32) mask |= 1u << group;
+    }
+    __syncwarp();
+    return steps;
+}
+
+__device__ void clear_tile(Shared& shared) {
+    auto* words = reinterpret_cast<std::uint32_t*>(shared.tile);
+    KVCAST_UNROLL(1)
+    for (std::uint32_t i = lane_id(); i < kLanes * kTileStride / 2; i += kLanes) words[i] = 0;
+    __syncwarp();
+}
+
+// The tile's first `count` coefficients to the rows of its tokens, a row at a time.
+__device__ void put_tile(const Shared& shared, const Part& part, const StripTask& strip, std::uint32_t first,
+                         std::uint32_t count) {
+    __syncwarp();
+    const bool pairs = (part.stride | count | first) % 2 == 0;  // rows begin at a multiple of 4 bytes
+    for (std::uint32_t t = 0; t < strip.tokens; ++t) {
+        const std::uint32_t token = __shfl_sync(kFullWarp, strip.token, static_cast<int>(t));
+        std::int16_t* row = part.coefficients + std::uint64_t{token} * part.stride + first;
+        const std::int16_t* from = shared.tile + t * kTileStride;
+        if (pairs && reinterpret_cast<std::uintptr_t>(row) % 4 == 0) {
+            for (std::uint32_t i = lane_id(); i < count / 2; i += kLanes) {
+                reinterpret_cast<std::uint32_t*>(row)[i] = reinterpret_cast<const std::uint32_t*>(from)[i];
+            }
+        } else {
+            for (std::uint32_t i = lane_id(); i < count; i += kLanes) row[i] = from[i];
+        }
+    }
+    __syncwarp();
+}
+
+__device__ void decode_strip(WarpReader& in, Shared& shared, const Part& part, const StripTask& strip) {
+    std::uint32_t mask = 0;
+    for (std::uint32_t first = 0; first < part.width; first += kTileCoefficients) {
+        const std::uint32_t count = lesser(kTileCoefficients, part.width - first);
+        clear_tile(shared);
+        const std::uint32_t steps = list_steps(shared, strip, first, count, mask);
         in.steps(
-            count, [&](std::uint32_t i) { return unpack_step(shared, token, shared.steps[i]); },
+            steps,
+            [&](std::uint32_t i) {
+                const std::uint32_t step = shared.steps[i];
+                return StepReader{ClassReader::load(shared.tables, step & 31u), strip.tokens, step >> 5};
+            },
             [&](const StepReader& step, std::int16_t q) {
-                rows[std::uint64_t{step.token} * part.stride + klt_group_begin(step.group) + lane_id()] =
-                    scaled_coefficient(q, step.multiplier);
+                shared.tile[lane_id() * kTileStride + step.coefficient] =
+                    scaled_coefficient(q, strip.multiplier);
             });
+        put_tile(shared, part, strip, first, count);
+    }
+    if (lane_id() < strip.tokens) part.masks[strip.token] = mask;
+}
+
+// One part's coefficients, strip by strip of its tokens, coefficient by coefficient.
+__device__ void decode_part(WarpReader& in, Shared& shared, const KltRunTask& run, const Part& part,
+                            std::uint32_t* memory) {
+    const StripOrder order = sort_tokens(
+        run.body_tokens, [&](std::uint32_t t) { return strip_key(part.gains[t], t >= run.main_tokens); },
+        shared.places, memory);
+    StripRange range = {};
+    for (std::uint32_t first = 0; first < order.count; first += range.count) {
+        range = strip_from(order, first);
+        const std::uint32_t leader = order.tokens[first];
+        const std::uint32_t own = first + lesser(lane_id(), range.count - 1);
+        const std::uint32_t level = part.levels[leader];
+        decode_strip(in, shared, part,
+                     {part.classes + level * part.width, part.gains[leader], run.multipliers[level],
+                      range.count, order.tokens[own]});
     }
 }
 
@@ -147,17 +148,18 @@ __device__ bool decode_piece(WarpReader& in, Shared& shared, const KltRunTask& r
             fits = in.vector(run.body_tokens, -kGainLimit, kGainLimit, next) && fits;
     }
     const auto* levels = reinterpret_cast<const std::uint8_t*>(memory.image + run.levels);
+    auto* order = reinterpret_cast<std::uint32_t*>(memory.workspace + run.order);
     next = gains;
     for (std::uint32_t p = 0; p < run.planes; ++p) {
         const KltPlaneTask plane = planes[p];
         auto* coefficients = reinterpret_cast<std::int16_t*>(memory.workspace + plane.coefficients);
         auto* masks = reinterpret_cast<std::uint32_t*>(memory.workspace + plane.masks);
-        const std::uint32_t groups = klt_groups(plane.part_width);
         for (std::uint32_t part = 0; part < plane.parts; ++part, next += run.body_tokens) {
             decode_part(in, shared, run,
-                        {plane.classes + part * run.level_count * groups, next, levels,
+                        {plane.classes + part * run.level_count * plane.part_width, next, levels,
                          coefficients + part * plane.part_width, masks + part * run.body_tokens,
-                         plane.part_width, plane.parts * plane.part_width});
+                         plane.part_width, plane.parts * plane.part_width},
+                        order);
         }
     }
     __syncwarp();  // the next layer's gains overwrite this one's

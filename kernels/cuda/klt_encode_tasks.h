@@ -27,7 +27,7 @@ struct KltSourceTask {
     std::uint64_t q;             // workspace: std::int16_t [token][width]
     std::uint64_t gains;         // workspace: std::int16_t [part][token]
     std::uint64_t row_models;    // workspace: std::uint16_t [head][exact token], as stored
-    const std::int8_t* classes;  // device: [part][level][group]
+    const std::int8_t* classes;  // device: [part][level][coefficient]
     std::uint32_t chunk;
     std::uint32_t heads;
     std::uint32_t channels;  // per head
@@ -43,11 +43,12 @@ struct KltUnitTask {
     std::uint64_t sums;      // workspace: std::int32_t [token][width]: predictions
     std::uint64_t residual;  // workspace: float [token][width]
     std::uint64_t scaled;    // workspace: std::int16_t [token][width], multiplied by their multiplier
+    std::uint64_t order;     // workspace: std::uint32_t [token], scratch
     const float* analysis;   // device: [channel][coefficient] of the part
     std::uint32_t plane;     // index of its KltSourceTask
     std::uint32_t part;
-    std::uint32_t active[2];  // leading coefficients that may be coded: at the level, at the tail's
-    std::uint32_t most_active;
+    std::uint32_t active[2];    // leading coefficients that may be coded: at the level, at the tail's
+    std::uint32_t most_active;  // the greater one, rounded up to kUnitStep, or the part's width
     float inverse_unit;         // 1 / what a state stands for
     std::uint32_t first_tile;   // of kUnitTokens tokens x kUnitOutputs coefficients, in the wave
     std::uint32_t first_token;  // tokens of the wave's units before this one
@@ -63,6 +64,7 @@ struct KltWriteTask {
     std::uint32_t plane;   // index of the first layer's first KltSourceTask
     std::uint32_t planes;  // of a layer
     std::uint32_t layers;
+    std::uint64_t order;        // workspace: std::uint32_t [token], scratch
     std::uint32_t first_layer;  // where the report has their sizes
 };
 

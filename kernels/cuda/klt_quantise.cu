@@ -5,6 +5,7 @@
 #include "kernels/cuda/platform.cuh"
 #include "kernels/cuda/rows.cuh"
 #include "kernels/cuda/side_vector.cuh"
+#include "kernels/cuda/token_strips.cuh"
 #include "kernels/klt_choice.h"
 
 namespace kvcast::kernels::cuda {
@@ -32,6 +33,9 @@ struct Unit {
     __device__ std::int16_t* q(Memory memory, std::uint32_t token) const {
         return reinterpret_cast<std::int16_t*>(memory.workspace + plane.q) +
                (std::uint64_t{token} * plane.parts + task.part) * plane.part_width;
+    }
+    __device__ std::int16_t* gains(Memory memory) const {
+        return reinterpret_cast<std::int16_t*>(memory.workspace + plane.gains) + task.part * chunk.tokens;
     }
     // An element of arrays [token][width of the plane], the part's first.
     __device__ std::uint64_t index(std::uint32_t token) const {
@@ -183,8 +187,7 @@ __device__ std::int16_t cheapest_gain(const CoderTables& tables, const std::int8
     std::uint64_t costs[kKltGainsTried] = {};
     for (std::uint32_t j = lane_id(); j < active; j += kLanes) {
         for (std::int32_t n = 0; n < kKltGainsTried; ++n)
-            costs[n] +=
-                coefficient_cost(tables, klt_class(classes[klt_group_of(j)], klt_gain_tried(n)), q[j]);
+            costs[n] += coefficient_cost(tables, klt_class(classes[j], klt_gain_tried(n)), q[j]);
     }
     std::int32_t best = 0;
     std::uint64_t least = ~std::uint64_t{0};
@@ -196,28 +199,71 @@ __device__ std::int16_t cheapest_gain(const CoderTables& tables, const std::int8
     return klt_gain_tried(best);
 }
 
-// One warp per token of a unit: its gain; zeros where that leaves no bits; coefficients as the transform
-// takes them.
+// Of a unit's token, and its classes.
+struct CodedToken {
+    std::uint32_t active;
+    const std::int8_t* classes;  // [coefficient], at gain 0
+    std::uint32_t level;
+    std::int16_t* gain;
+    std::int16_t* q;
+
+    __device__ CodedToken(const Unit& u, Memory memory, std::uint32_t token)
+        : active(u.active(memory, token)),
+          classes(u.plane.classes),
+          level(u.level(memory, token)),
+          gain(u.gains(memory) + token),
+          q(u.q(memory, token)) {
+        classes += (std::uint64_t{u.task.part} * u.chunk.level_count + level) * u.width();
+    }
+};
+
+// One warp per token of a unit: the gain that suits it best.
 __global__ void choose_gains(Memory memory, KltBatch batch, KltWave wave) {
     const std::uint32_t item = blockIdx.x * kWarps + threadIdx.x / kLanes;
     if (item >= wave.tokens) return;
     const Unit u(batch, wave.units[task_of<&KltUnitTask::first_token>(wave.units, wave.count, item)]);
-    const std::uint32_t token = item - u.task.first_token, groups = klt_groups(u.width());
-    const std::uint32_t level = u.level(memory, token), active = u.active(memory, token);
-    const std::int8_t* classes =
-        u.plane.classes + (std::uint64_t{u.task.part} * u.chunk.level_count + level) * groups;
-    std::int16_t* q = u.q(memory, token);
-    const std::int16_t gain = cheapest_gain(*batch.tables, classes, active, q);
-    const unsigned multiplier = u.chunk.multipliers[level];
+    const CodedToken t(u, memory, item - u.task.first_token);
+    const std::int16_t gain = cheapest_gain(*batch.tables, t.classes, t.active, t.q);
+    if (lane_id() == 0) *t.gain = gain;
+}
+
+// One warp per unit: all tokens of a strip get the gain of the one in its middle. Tokens that are exact by
+// choice are in no strip.
+__global__ void level_gains(Memory memory, KltBatch batch, KltWave wave) {
+    __shared__ std::uint32_t places[kStripKeys];
+    const Unit u(batch, wave.units[blockIdx.x]);
+    const auto* chosen = reinterpret_cast<const std::uint8_t*>(memory.image + u.chunk.chosen);
+    const auto* in_tail = reinterpret_cast<const std::uint8_t*>(memory.image + u.chunk.in_tail);
+    std::int16_t* gains = u.gains(memory);
+    const StripOrder order = sort_tokens(
+        u.chunk.tokens,
+        [&](std::uint32_t t) { return chosen[t] != 0 ? kLeftOut : strip_key(gains[t], in_tail[t] != 0); },
+        places, reinterpret_cast<std::uint32_t*>(memory.workspace + u.task.order));
+    StripRange strip = {};
+    for (std::uint32_t first = 0; first < order.count; first += strip.count) {
+        strip = strip_from(order, first);
+        const std::int16_t gain = gains[order.tokens[first + strip.count / 2]];
+        __syncwarp();  // before it is overwritten
+        if (lane_id() < strip.count) gains[order.tokens[first + lane_id()]] = gain;
+    }
+}
+
+// One warp per token of a unit: zeros where its gain leaves no bits; coefficients as the transform takes
+// them.
+__global__ void scale_coefficients(Memory memory, KltBatch batch, KltWave wave) {
+    const std::uint32_t item = blockIdx.x * kWarps + threadIdx.x / kLanes;
+    if (item >= wave.tokens) return;
+    const Unit u(batch, wave.units[task_of<&KltUnitTask::first_token>(wave.units, wave.count, item)]);
+    const std::uint32_t token = item - u.task.first_token;
+    const CodedToken t(u, memory, token);
+    const std::int16_t gain = *t.gain;
+    const unsigned multiplier = u.chunk.multipliers[t.level];
     auto* scaled = reinterpret_cast<std::int16_t*>(memory.workspace + u.task.scaled) + u.index(token);
     for (std::uint32_t j = lane_id(); j < u.task.most_active; j += kLanes) {
-        const bool coded = j < active && klt_class(classes[klt_group_of(j)], gain) != 0;
-        if (j < active && !coded) q[j] = 0;
-        scaled[j] = coded ? scaled_coefficient(q[j], multiplier) : std::int16_t{0};
+        const bool coded = j < t.active && klt_class(t.classes[j], gain) != 0;
+        if (j < t.active && !coded) t.q[j] = 0;
+        scaled[j] = coded ? scaled_coefficient(t.q[j], multiplier) : std::int16_t{0};
     }
-    if (lane_id() == 0)
-        reinterpret_cast<std::int16_t*>(memory.workspace +
-                                        u.plane.gains)[u.task.part * u.chunk.tokens + token] = gain;
 }
 
 }  // namespace
@@ -233,7 +279,11 @@ cudaError_t launch_klt_quantise(Memory memory, const KltBatch& batch, const KltW
     if (e != cudaSuccess) return e;
     e = launch(analyse_tiles, {wave.tiles, kAnalyseThreads}, stream, memory, batch, wave);
     if (e != cudaSuccess) return e;
-    return launch(choose_gains, per_token, stream, memory, batch, wave);
+    e = launch(choose_gains, per_token, stream, memory, batch, wave);
+    if (e != cudaSuccess) return e;
+    e = launch(level_gains, {wave.count, kLanes}, stream, memory, batch, wave);
+    if (e != cudaSuccess) return e;
+    return launch(scale_coefficients, per_token, stream, memory, batch, wave);
 }
 
 }  // namespace kvcast::kernels::cuda

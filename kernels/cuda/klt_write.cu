@@ -3,6 +3,7 @@
 #include "kernels/cuda/klt_encode_launch.h"
 #include "kernels/cuda/platform.cuh"
 #include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/token_strips.cuh"
 #include "kernels/cuda/warp_writer.cuh"
 
 namespace kvcast::kernels::cuda {
@@ -58,76 +59,101 @@ __global__ void model_rows(Memory memory, KltBatch batch) {
 
 // ---- layers, what is read last first
 
-// The groups of a part's coefficients from the last token's last to the first one's first.
-class GroupCursor {
+// A part's coefficients from the last strip's last to the first one's first.
+class StripCursor {
   public:
-    __device__ GroupCursor(const KltSourceTask& p, const KltChunkTask& c, Memory memory, std::uint32_t part)
-        : groups_(klt_groups(p.part_width)),
-          width_(p.part_width),
+    __device__ StripCursor(const KltSourceTask& p, const KltChunkTask& c, Memory memory, std::uint32_t part,
+                           const StripOrder& order)
+        : width_(p.part_width),
           stride_(p.parts * p.part_width),
           levels_(reinterpret_cast<const std::uint8_t*>(memory.image + c.levels)),
           body_(reinterpret_cast<const std::uint32_t*>(memory.workspace + c.body) + 1),
           gains_(reinterpret_cast<const std::int16_t*>(memory.workspace + p.gains) + part * c.tokens),
-          classes_(p.classes + std::uint64_t{part} * c.level_count * groups_),
+          all_classes_(p.classes + std::uint64_t{part} * c.level_count * p.part_width),
           q_(reinterpret_cast<const std::int16_t*>(memory.workspace + p.q) + part * p.part_width),
-          tokens_(body_[-1]) {}
+          order_(order),
+          left_tokens_(order.count) {}
 
-    struct Group {
+    struct Step {
         unsigned spread_class;
         std::uint32_t count;  // 0 where there is none
         std::int32_t own;     // this lane's coefficient
     };
 
-    // The group before the one that was taken last.
-    __device__ Group take() {
-        if (left_ == 0) {
-            if (tokens_ == 0) return {0, 0, 0};
-            next_token();
+    // The step before the one that was taken last.
+    __device__ Step take() {
+        while (left_ != 0 || left_tokens_ != 0) {
+            if (left_ == 0) next_strip();
+            while (left_ != 0) {
+                const unsigned spread_class = klt_class(classes_[--left_], gain_);
+                if (spread_class != 0) return {spread_class, count_, lane_id() < count_ ? own_q_[left_] : 0};
+            }
         }
-        --left_;
-        const std::uint32_t first = klt_group_begin(left_), end = klt_group_end(left_, width_);
-        const std::uint32_t own = first + lane_id();
-        return {klt_class(token_classes_[left_], gain_), end - first, own < end ? token_q_[own] : 0};
+        return {0, 0, 0};
     }
 
   private:
-    __device__ void next_token() {
-        const std::uint32_t t = body_[--tokens_];
-        gain_ = gains_[t];
-        token_classes_ = classes_ + levels_[t] * groups_;
-        token_q_ = q_ + std::uint64_t{t} * stride_;
-        left_ = groups_;
+    __device__ void next_strip() {
+        const StripRange strip = strip_before(order_, left_tokens_);
+        const std::uint32_t leader = body_[order_.tokens[strip.first]];
+        const std::uint32_t own = body_[order_.tokens[strip.first + lesser(lane_id(), strip.count - 1)]];
+        left_tokens_ = strip.first;
+        count_ = strip.count;
+        gain_ = gains_[leader];
+        classes_ = all_classes_ + levels_[leader] * width_;
+        own_q_ = q_ + std::uint64_t{own} * stride_;
+        left_ = width_;
     }
 
-    const std::uint32_t groups_, width_, stride_;
+    const std::uint32_t width_, stride_;
     const std::uint8_t* levels_;
     const std::uint32_t* body_;
     const std::int16_t* gains_;
-    const std::int8_t* classes_;
+    const std::int8_t* all_classes_;  // [level][coefficient]
     const std::int16_t* q_;
-    std::uint32_t tokens_;    // that are left
-    std::uint32_t left_ = 0;  // groups of the present token
+    const StripOrder order_;
+    std::uint32_t left_tokens_;  // of the order
+    std::uint32_t left_ = 0;     // coefficients of the present strip
+    std::uint32_t count_ = 0;
     std::int16_t gain_ = 0;
-    const std::int8_t* token_classes_ = nullptr;
-    const std::int16_t* token_q_ = nullptr;
+    const std::int8_t* classes_ = nullptr;
+    const std::int16_t* own_q_ = nullptr;
 };
 
-// Coefficients are loaded some groups before they are written.
+// Coefficients are loaded some steps before they are written.
 __device__ void write_coefficients(WarpWriter& out, const KltSourceTask& p, const KltChunkTask& c,
-                                   Memory memory, std::uint32_t part) {
+                                   Memory memory, std::uint32_t part, const StripOrder& order) {
     constexpr std::uint32_t kAhead = 4;
-    GroupCursor cursor(p, c, memory, part);
-    GroupCursor::Group ahead[kAhead];
-    for (GroupCursor::Group& g : ahead) g = cursor.take();
+    StripCursor cursor(p, c, memory, part, order);
+    StripCursor::Step ahead[kAhead];
+    for (StripCursor::Step& s : ahead) s = cursor.take();
     while (ahead[0].count != 0) {
         KVCAST_UNROLL(4)
-        for (GroupCursor::Group& g : ahead) {
-            const GroupCursor::Group now = g;
-            g = cursor.take();
+        for (StripCursor::Step& s : ahead) {
+            const StripCursor::Step now = s;
+            s = cursor.take();
             out.strip(now.spread_class, now.count, [&](std::uint32_t) { return now.own; });
         }
     }
 }
+
+// Room to sort a unit's tokens in.
+struct StripSorter {
+    std::uint32_t* places;  // shared memory
+    std::uint32_t* order;
+
+    __device__ StripOrder sort(const KltSourceTask& p, const KltChunkTask& c, Memory memory,
+                               std::uint32_t part) const {
+        const auto* body = reinterpret_cast<const std::uint32_t*>(memory.workspace + c.body);
+        const auto* gains =
+            reinterpret_cast<const std::int16_t*>(memory.workspace + p.gains) + part * c.tokens;
+        const auto* in_tail = reinterpret_cast<const std::uint8_t*>(memory.image + c.in_tail);
+        return sort_tokens(
+            body[0],
+            [&](std::uint32_t i) { return strip_key(gains[body[1 + i]], in_tail[body[1 + i]] != 0); }, places,
+            order);
+    }
+};
 
 __device__ void write_gains(WarpWriter& out, const KltSourceTask& p, const KltChunkTask& c, Memory memory,
                             const CoderTables& tables, std::uint32_t part) {
@@ -153,10 +179,10 @@ __device__ void write_exact_rows(WarpWriter& out, const KltSourceTask& p, const 
 
 __device__ void write_layer(WarpWriter& out, const KltSourceTask* planes, std::uint32_t count,
                             const KltChunkTask& c, Memory memory, const CoderTables& tables,
-                            const std::uint32_t* exact) {
+                            const std::uint32_t* exact, StripSorter sorter) {
     for (std::uint32_t p = count; p-- > 0;) {
         for (std::uint32_t part = planes[p].parts; part-- > 0;)
-            write_coefficients(out, planes[p], c, memory, part);
+            write_coefficients(out, planes[p], c, memory, part, sorter.sort(planes[p], c, memory, part));
     }
     for (std::uint32_t p = count; p-- > 0;) {
         for (std::uint32_t part = planes[p].parts; part-- > 0;)
@@ -168,6 +194,7 @@ __device__ void write_layer(WarpWriter& out, const KltSourceTask* planes, std::u
 __global__ void write_runs(Memory memory, KltBatch batch, const KltWriteTask* runs,
                            const EncodeBlockTask* slots, std::uint32_t count, std::uint32_t* run_bytes,
                            std::uint32_t* layer_bytes) {
+    __shared__ std::uint32_t places[kWriteWarps][kStripKeys];
     using Shared = WriterShared<kWriteWarps>;
     auto& shared = *dynamic_shared<Shared>();
     shared.load(batch.tables->steps);
@@ -179,10 +206,11 @@ __global__ void write_runs(Memory memory, KltBatch batch, const KltWriteTask* ru
     const auto* exact = reinterpret_cast<const std::uint32_t*>(batch.report + c.exact);
     const std::uint32_t end = slot.slot_bytes / 2;
     WarpWriter out(reinterpret_cast<std::uint16_t*>(memory.workspace + slot.slot), end, &shared.tables);
+    const StripSorter sorter = {places[warp], reinterpret_cast<std::uint32_t*>(memory.workspace + run.order)};
     std::uint32_t piece_end = end;
     for (std::uint32_t layer = run.layers; layer-- > 0;) {
         write_layer(out, batch.planes + run.plane + layer * run.planes, run.planes, c, memory, *batch.tables,
-                    exact);
+                    exact, sorter);
         if (layer == 0) out.finish();
         if (lane_id() == 0) layer_bytes[run.first_layer + layer] = (piece_end - out.begin()) * 2;
         piece_end = out.begin();

@@ -140,9 +140,9 @@ struct KltPlaneTask {
     std::uint64_t
         coefficients;    // workspace: std::int16_t [body token][width], multiplied by their multiplier
     std::uint64_t rows;  // workspace: [head][exact token][channel] stored bits
-    const std::int8_t* classes;  // device: [part][level][group]
-    std::uint64_t
-        masks;  // workspace: std::uint32_t [part][body token]: which of the first 32 groups are coded
+    const std::int8_t* classes;  // device: [part][level][coefficient]
+    std::uint64_t masks;  // workspace: std::uint32_t [part][body token]: where any of coefficients 32 g to
+                          // 32 g + 31 may not be zero, g below 32
     std::uint32_t heads;
     std::uint32_t channels;  // per head
     std::uint32_t parts;
@@ -159,6 +159,7 @@ struct KltPieceTask {
 // Layers that share coder states: one warp's work.
 struct KltRunTask {
     std::uint64_t gains;               // workspace: std::int16_t [unit of a layer][body token], scratch
+    std::uint64_t order;               // workspace: std::uint32_t [body token], scratch
     std::uint64_t levels;              // image: std::uint8_t [body token], counted from 0
     const std::uint16_t* multipliers;  // device: [level]
     std::uint32_t level_count;
@@ -166,6 +167,7 @@ struct KltRunTask {
     std::uint32_t pieces;
     std::uint32_t planes;  // of a layer
     std::uint32_t body_tokens;
+    std::uint32_t main_tokens;  // body tokens before the tail
     std::uint32_t exact_tokens;
     std::uint32_t first_status;  // index of the first piece's status word
     Dtype source;

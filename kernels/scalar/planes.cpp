@@ -209,6 +209,20 @@ bool round_steps(const float* values, std::size_t count, float step, float most,
     return unfit == 0;
 }
 
+void strips_to_rows(const std::int16_t* tile, std::size_t coefficients, std::int16_t* const* rows,
+                    std::size_t tokens) {
+    for (std::size_t t = 0; t < tokens; ++t) {
+        for (std::size_t c = 0; c < coefficients; ++c) rows[t][c] = tile[c * kLanes + t];
+    }
+}
+
+void rows_to_strips(const std::int16_t* const* rows, std::size_t tokens, std::size_t coefficients,
+                    std::int16_t* tile) {
+    for (std::size_t t = 0; t < tokens; ++t) {
+        for (std::size_t c = 0; c < coefficients; ++c) tile[c * kLanes + t] = rows[t][c];
+    }
+}
+
 void saturate(const std::int32_t* sums, std::size_t count, std::int16_t* states) {
     for (std::size_t i = 0; i < count; ++i) states[i] = saturate16(sums[i]);
 }

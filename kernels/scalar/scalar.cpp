@@ -21,6 +21,8 @@ const Ops& scalar_ops() {
         .reconstruct = scalar::reconstruct,
         .residual = scalar::residual,
         .round_steps = scalar::round_steps,
+        .strips_to_rows = scalar::strips_to_rows,
+        .rows_to_strips = scalar::rows_to_strips,
         .saturate = scalar::saturate,
         .project = scalar::project,
         .project_sparse = scalar::project_sparse,

@@ -34,6 +34,10 @@ void analyse(const float* residual, std::size_t inputs, const float* matrix, std
 bool residual(const float* values, const std::int32_t* sums, std::size_t count, float scale, float most,
               float* residual);
 bool round_steps(const float* values, std::size_t count, float step, float most, std::int16_t* q);
+void strips_to_rows(const std::int16_t* tile, std::size_t coefficients, std::int16_t* const* rows,
+                    std::size_t tokens);
+void rows_to_strips(const std::int16_t* const* rows, std::size_t tokens, std::size_t coefficients,
+                    std::int16_t* tile);
 void saturate(const std::int32_t* sums, std::size_t count, std::int16_t* states);
 void store_head(const HeadStore& head);
 void store_states(const StateStore& states);

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "codec/format/chain.h"
+#include "codec/klt/klt_chunk.h"
 #include "codec/klt/reconstruction.h"
 #include "tests/codec/synthetic.h"
 #include "tests/codec/synthetic_calibration.h"
@@ -36,6 +37,89 @@ double mean_error(const Cache& a, const Cache& b) {
         }
     }
     return sum / static_cast<double>(count);
+}
+
+struct Strip {
+    std::size_t level;
+    int gain;
+    std::vector<std::uint32_t> tokens;
+
+    friend bool operator==(const Strip&, const Strip&) = default;
+};
+
+std::vector<Strip> strips_of(const ChunkHeader& header, const std::vector<std::uint32_t>& body,
+                             const std::vector<std::int16_t>& gains) {
+    TokenStrips strips;
+    strips.make(header, body, gains);
+    std::vector<Strip> out;
+    for (const TokenStrip& s : strips.strips()) {
+        const auto tokens = strips.tokens(s);
+        out.push_back({s.level, s.gain, {tokens.begin(), tokens.end()}});
+    }
+    return out;
+}
+
+TEST(TokenStrips, TakeTokensByFallingGainAndThoseOfTheTailBehindAllOthers) {
+    ChunkHeader header;
+    header.tokens = 8;
+    header.level = 4;
+    header.klt.tail_tokens = 3;
+    header.klt.tail_level = 2;
+    const std::vector<Strip> expected = {{3, 1, {4, 1, 2, 3}}, {1, 15, {7, 5, 6}}};
+    EXPECT_EQ(strips_of(header, {1, 2, 3, 4, 5, 6, 7}, {0, 0, -15, 1, 2, 2, 15}), expected);
+}
+
+TEST(TokenStrips, HoldThirtyTwoTokensAndHaveTheGainOfTheirFirst) {
+    ChunkHeader header;
+    header.tokens = 70;
+    header.level = 1;
+    header.klt.tail_level = 1;
+    std::vector<std::uint32_t> body;
+    std::vector<std::int16_t> gains;
+    for (std::uint32_t t = 0; t < 70; ++t) {
+        body.push_back(t);
+        gains.push_back(static_cast<std::int16_t>(t < 40 ? -3 : 2));
+    }
+    const std::vector<Strip> strips = strips_of(header, body, gains);
+    ASSERT_EQ(strips.size(), 3u);
+    EXPECT_EQ(strips[0].gain, 2);
+    EXPECT_EQ(strips[0].tokens.size(), 32u);
+    EXPECT_EQ(strips[0].tokens.front(), 40u);
+    EXPECT_EQ(strips[0].tokens.back(), 1u);
+    EXPECT_EQ(strips[1].gain, -3);
+    EXPECT_EQ(strips[2].tokens, (std::vector<std::uint32_t>{34, 35, 36, 37, 38, 39}));
+}
+
+TEST(TokenStrips, AreNoneWithoutTokens) {
+    ChunkHeader header;
+    header.level = header.klt.tail_level = 1;
+    EXPECT_TRUE(strips_of(header, {}, {}).empty());
+}
+
+// What comes of a chunk must not depend on how its tokens are cut into slices, on one thread or several.
+TEST(Klt, PlanesOfUnequalWidthsKeepTheirPredictionsApart) {
+    Case c = find_case("klt1-t33");
+    c.layout = make_layout(3, {{3, 20}, {1, 13}}, Dtype::kBf16, RopePairing::kHalf);
+    c.tokens = c.chunk = 200;
+    c.options.sinks = 0;
+    c.options.calibration = make_calibration(c.layout, {{1, 1}, 10, 4});
+    const Cache cache = make_cache(c);
+    const auto file = encode(cache, c);
+    Status status;
+    const Cache decoded = decode(file, {.calibration = c.options.calibration}, status);
+    ASSERT_TRUE(status.ok()) << status.message();
+    // Tokens of every slice are as close to the truth as those of the first.
+    const auto error_of = [&](std::size_t first) {
+        double sum = 0;
+        for (std::size_t p = 0; p < cache.planes.size(); ++p) {
+            const std::size_t width = c.layout.planes[p % 2].width();
+            for (std::size_t i = 0; i < 50 * width; ++i)
+                sum += std::abs(cache.value(p, first + i / width, i % width) -
+                                decoded.value(p, first + i / width, i % width));
+        }
+        return sum;
+    };
+    for (const std::size_t first : {50, 100, 150}) EXPECT_LT(error_of(first), 1.2 * error_of(0)) << first;
 }
 
 TEST(Klt, FinerLevelsAreCloserAndLarger) {

@@ -62,8 +62,9 @@ CalibrationUnit make_unit(Numbers& numbers, const CalibrationData& data, std::si
         term.matrix = make_matrix(numbers, width, data.tokens.features, 1, 100, 0);
     }
     for (std::size_t level = 0; level < data.levels.size(); ++level) {
-        for (std::size_t g = 0; g < data.groups(plane); ++g)
-            unit.classes.push_back(static_cast<std::int8_t>(9 - 4 * static_cast<int>(level + g) / 2));
+        for (std::size_t i = 0; i < width; ++i)  // falling, but not everywhere
+            unit.classes.push_back(
+                static_cast<std::int8_t>(14 - static_cast<int>(16 * level + i + 5 * (i % 3)) / 8));
     }
     return unit;
 }

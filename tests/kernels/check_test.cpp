@@ -817,6 +817,38 @@ TEST_P(Backend, TakesResidualsAndStepsLikeScalar) {
     }
 }
 
+TEST_P(Backend, TurnsStripsAndRowsLikeScalar) {
+    for (const std::size_t coefficients : {0, 1, 7, 8, 9, 31, 64, 192}) {
+        for (const std::size_t tokens : {0, 1, 7, 8, 15, 16, 31, 32}) {
+            const std::size_t tile_size = coefficients * kLanes;
+            std::mt19937_64 random(coefficients * 33 + tokens);
+            std::vector<std::int16_t> drawn(std::max(tile_size, coefficients * tokens));
+            for (auto& v : drawn) v = static_cast<std::int16_t>(random());
+            // Rows lie in an order of their own, as those of tokens do.
+            const auto row = [&](std::size_t t) { return (tokens - 1 - t) * coefficients; };
+            Guarded<std::int16_t> tile(
+                {drawn.begin(), drawn.begin() + static_cast<std::ptrdiff_t>(tile_size)});
+            Guarded<std::int16_t> rows(drawn);
+            const auto to_rows = [&](const Ops& ops) {
+                return written<std::int16_t>(coefficients * tokens, 99, [&](std::int16_t* out) {
+                    std::vector<std::int16_t*> at;
+                    for (std::size_t t = 0; t < tokens; ++t) at.push_back(out + row(t));
+                    ops.strips_to_rows(tile.data(), coefficients, at.data(), tokens);
+                });
+            };
+            const auto to_strips = [&](const Ops& ops) {
+                return written<std::int16_t>(tile_size, 99, [&](std::int16_t* out) {
+                    std::vector<const std::int16_t*> at;
+                    for (std::size_t t = 0; t < tokens; ++t) at.push_back(rows.data() + row(t));
+                    ops.rows_to_strips(at.data(), tokens, coefficients, out);
+                });
+            };
+            ASSERT_EQ(to_rows(*GetParam()), to_rows(scalar_ops())) << coefficients << ", " << tokens;
+            ASSERT_EQ(to_strips(*GetParam()), to_strips(scalar_ops())) << coefficients << ", " << tokens;
+        }
+    }
+}
+
 TEST_P(Backend, SaturatesLikeScalar) {
     for (const std::size_t count : kCounts) {
         std::mt19937_64 random(count);
@@ -856,8 +888,8 @@ TEST_P(Backend, IsComplete) {
     EXPECT_TRUE(o.decode_strips && o.encode_strips && o.decode_floats && o.encode_floats &&
                 o.count_exponents && o.table_costs && o.value_costs && o.load_head && o.load_rows &&
                 o.load_bits && o.max_magnitude && o.moments && o.quantise && o.reconstruct && o.residual &&
-                o.round_steps && o.saturate && o.project && o.project_sparse && o.analyse && o.store_head &&
-                o.store_states && o.store_exact);
+                o.round_steps && o.strips_to_rows && o.rows_to_strips && o.saturate && o.project &&
+                o.project_sparse && o.analyse && o.store_head && o.store_states && o.store_exact);
 }
 
 std::vector<const Ops*> backends() {

@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 
 #include "codec/entropy/model.h"
 #include "codec/klt/klt_encoder.h"
 #include "codec/klt/reconstruction.h"
+#include "kernels/klt_choice.h"
 #include "tools/common/file.h"
 
 namespace kvcast::calibrate {
@@ -21,40 +23,59 @@ struct UnitCoefficients {
     std::vector<std::int16_t> q;      // [token][width]
     std::vector<std::int16_t> gains;  // [token]
 
-    std::size_t begin(std::size_t g) const { return kernels::klt_group_begin(static_cast<std::uint32_t>(g)); }
-    std::size_t end(std::size_t g) const {
-        return kernels::klt_group_end(static_cast<std::uint32_t>(g), static_cast<std::uint32_t>(width));
-    }
-    std::span<const std::int16_t> group(std::size_t token, std::size_t g) const {
-        return std::span(q).subspan(token * width + begin(g), end(g) - begin(g));
-    }
+    std::span<std::int16_t> row(std::size_t token) { return std::span(q).subspan(token * width, width); }
 };
 
-// The class with which a group costs least over all tokens, given their gains.
-int best_class(const UnitCoefficients& unit, std::size_t g) {
-    std::vector<double> cost(static_cast<std::size_t>(kHighest - kLowest + 1));
-    const std::size_t tokens = unit.gains.size();
-    for (std::size_t t = 0; t < tokens; ++t) {
-        // Costs of this group by class are shared by all bases that lead to the class.
-        std::uint64_t by_class[entropy::kClasses];
-        bool known[entropy::kClasses] = {};
-        for (int base = kLowest; base <= kHighest; ++base) {
-            const unsigned c = klt_class(static_cast<std::int8_t>(base), unit.gains[t]);
-            if (!known[c]) {
-                by_class[c] = klt_group_cost(unit.group(t, g), c);
-                known[c] = true;
-            }
-            cost[static_cast<std::size_t>(base - kLowest)] += static_cast<double>(by_class[c]);
+// How often a coefficient has which value beside which gain.
+class ValueCounts {
+  public:
+    ValueCounts(const UnitCoefficients& unit, std::size_t coefficient) {
+        const auto value = [&](std::size_t t) { return int{unit.q[t * unit.width + coefficient]}; };
+        for (std::size_t t = 0; t < unit.gains.size(); ++t) most_ = std::max(most_, std::abs(value(t)));
+        counts_.resize(kGains * static_cast<std::size_t>(2 * most_ + 1));
+        for (std::size_t t = 0; t < unit.gains.size(); ++t) {
+            const int gain = unit.gains[t] + kernels::kKltGainMost;
+            ++counts_[static_cast<std::size_t>(gain * (2 * most_ + 1) + value(t) + most_)];
         }
     }
-    return kLowest + static_cast<int>(std::min_element(cost.begin(), cost.end()) - cost.begin());
+
+    // What coding all of them costs with a class at gain 0.
+    std::uint64_t cost(std::int8_t base) const {
+        std::uint64_t sum = 0;
+        const std::uint32_t* count = counts_.data();
+        for (int gain = -kernels::kKltGainMost; gain <= kernels::kKltGainMost; ++gain) {
+            const unsigned c = klt_class(base, static_cast<std::int16_t>(gain));
+            for (int value = -most_; value <= most_; ++value, ++count) {
+                if (*count != 0) sum += *count * klt_cost(c, value);
+            }
+        }
+        return sum;
+    }
+
+  private:
+    static constexpr std::size_t kGains = kernels::kKltGainsTried;
+
+    int most_ = 0;                       // magnitude
+    std::vector<std::uint32_t> counts_;  // [gain][value]
+};
+
+// The class with which a coefficient costs least over all tokens, given their gains.
+std::int8_t best_class(const UnitCoefficients& unit, std::size_t coefficient) {
+    const ValueCounts counts(unit, coefficient);
+    std::int8_t best = kLowest;
+    std::uint64_t least = counts.cost(best);
+    for (std::int8_t base = kLowest + 1; base <= kHighest; ++base) {
+        const std::uint64_t cost = counts.cost(base);
+        if (cost < least) best = base;
+        least = std::min(least, cost);
+    }
+    return best;
 }
 
 void choose_gains(UnitCoefficients& unit, std::span<const std::int8_t> classes) {
-    for (std::size_t t = 0; t < unit.gains.size(); ++t) {
-        const auto q = std::span<const std::int16_t>(unit.q).subspan(t * unit.width, unit.width);
-        unit.gains[t] = static_cast<std::int16_t>(cheapest_klt_gain(kernels::best_ops(), q, classes.data()));
-    }
+    const std::vector<ClassRun> runs = class_runs(classes);
+    for (std::size_t t = 0; t < unit.gains.size(); ++t)
+        unit.gains[t] = static_cast<std::int16_t>(cheapest_klt_gain(kernels::best_ops(), unit.row(t), runs));
 }
 
 class LevelFitter {
@@ -85,17 +106,15 @@ class LevelFitter {
     double bits() const { return bits_; }
 
   private:
-    // Classes [group] of a unit; units come in order.
+    // Classes [coefficient] of a unit; units come in order.
     std::vector<std::int8_t> fit(std::size_t layer, std::size_t plane, std::size_t part) {
         const CalibrationData& data = analysis_.calibration().data();
         UnitCoefficients unit;
         unit.width = data.part_width(plane);
         quantise(layer, plane, part, unit);
-        const std::size_t groups = data.groups(plane);
-        std::vector<std::int8_t> classes(groups);
+        std::vector<std::int8_t> classes(unit.width);
         for (int round = 0; round < kRounds; ++round) {
-            for (std::size_t g = 0; g < groups; ++g)
-                classes[g] = static_cast<std::int8_t>(best_class(unit, g));
+            for (std::size_t i = 0; i < unit.width; ++i) classes[i] = best_class(unit, i);
             choose_gains(unit, classes);
         }
         reconstruct(layer, plane, part, classes, unit);
@@ -134,12 +153,11 @@ class LevelFitter {
                      std::span<const std::int8_t> classes, UnitCoefficients& unit) {
         const std::size_t tokens = unit.gains.size(), width = unit.width;
         for (std::size_t t = 0; t < tokens; ++t) {
-            for (std::size_t g = 0; g < classes.size(); ++g) {
-                const unsigned c = klt_class(classes[g], unit.gains[t]);
-                if (c != 0) bits_ += static_cast<double>(klt_group_cost(unit.group(t, g), c)) / 256;
-                std::int16_t* const q = unit.q.data() + t * width + unit.begin(g);
-                for (std::size_t j = 0; j < unit.group(t, g).size(); ++j)
-                    q[j] = c == 0 ? std::int16_t{0} : kernels::scaled_coefficient(q[j], multiplier_);
+            const auto row = unit.row(t);
+            for (std::size_t i = 0; i < width; ++i) {
+                const unsigned c = klt_class(classes[i], unit.gains[t]);
+                if (c != 0) bits_ += static_cast<double>(klt_cost(c, row[i])) / 256;
+                row[i] = c == 0 ? std::int16_t{0} : kernels::scaled_coefficient(row[i], multiplier_);
             }
         }
         states_.reconstruct(ops(), layer, plane, part, {0, tokens}, unit.q.data(), 1, sums_.data());

@@ -118,7 +118,7 @@ class Converter {
             if (std::abs(b) > Limits::kBias) return false;
             out.bias.push_back(static_cast<std::int32_t>(std::lround(b)));
         }
-        out.classes.assign(kernels::klt_groups(static_cast<std::uint32_t>(units_.width(at.plane))), 0);
+        out.classes.assign(units_.width(at.plane), 0);
         return true;
     }
 
