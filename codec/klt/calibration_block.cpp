@@ -138,19 +138,14 @@ Status CalibrationBlock::close() const {
 
 CalibrationBlockWriter::CalibrationBlockWriter() : writer_(kernels::best_ops()) {}
 
-void CalibrationBlockWriter::vector(std::size_t count, auto value) {
-    values_.resize(count);
-    for (std::size_t i = 0; i < count; ++i) values_[i] = static_cast<std::int16_t>(value(i));
-    writer_.vector(values_);
-}
-
 Status CalibrationBlockWriter::matrix(const ShiftedMatrix& m) {
     if (m.entries.size() != m.outputs * m.inputs || m.shifts.size() != m.outputs)
         return bad("a matrix is cut short");
     const bool inside =
         std::all_of(m.entries.begin(), m.entries.end(), [](int e) { return std::abs(e) <= Limits::kEntry; });
     if (!inside) return bad("a matrix entry is beyond 16383");
-    vector(m.outputs, [&](std::size_t o) { return m.shifts[o]; });
+    values_.assign(m.shifts.begin(), m.shifts.end());
+    writer_.vector(values_);
     for (std::size_t o = 0; o < m.outputs; ++o) writer_.vector(row_of(m, o));
     return {};
 }
@@ -158,23 +153,28 @@ Status CalibrationBlockWriter::matrix(const ShiftedMatrix& m) {
 Status CalibrationBlockWriter::features(const TokenTable& table) {
     if (table.shifts.size() != table.features || table.rows.size() != table.vocabulary * table.features)
         return bad("the token table is cut short");
+    values_.resize(table.vocabulary);
     for (std::size_t f = 0; f < table.features; ++f) {
-        const unsigned unit = 1u << std::min<unsigned>(table.shifts[f], Limits::kFeatureShift);
+        const int unit = 1 << std::min<unsigned>(table.shifts[f], Limits::kFeatureShift);
         bool whole = true;
-        vector(table.vocabulary, [&](std::size_t t) {
-            const int value = table.rows[t * table.features + f];
-            whole = whole && value % static_cast<int>(unit) == 0;
-            return value / static_cast<int>(unit);
-        });
+        for (std::size_t t = 0; t < table.vocabulary; ++t) {
+            const std::int8_t value = table.rows[t * table.features + f];
+            whole = whole && value % unit == 0;
+            values_[t] = static_cast<std::int16_t>(value / unit);
+        }
         if (!whole) return bad(fmt::format("feature {} has values that {} does not divide", f, unit));
+        writer_.vector(values_);
     }
     return {};
 }
 
 void CalibrationBlockWriter::classes(std::size_t levels, std::span<const std::int8_t> values) {
     const std::size_t per_level = levels == 0 ? 0 : values.size() / levels;
-    for (std::size_t l = 0; l < levels; ++l)
-        vector(per_level, [&](std::size_t i) { return values[l * per_level + i]; });
+    for (std::size_t l = 0; l < levels; ++l) {
+        const auto level = values.subspan(l * per_level, per_level);
+        values_.assign(level.begin(), level.end());
+        writer_.vector(values_);
+    }
 }
 
 void CalibrationBlockWriter::finish(ByteWriter& out) {

@@ -48,7 +48,8 @@ class CalibrationBlock {
     std::string owner_;
 };
 
-// Writes one block. kBadHeader for what a reader would refuse and the coder cannot hold.
+// Writes one block. kBadHeader where arrays do not fit their shape, or what they hold cannot be coded; what a
+// reader would refuse besides, write_calibration() finds by reading.
 class CalibrationBlockWriter {
   public:
     CalibrationBlockWriter();
@@ -59,10 +60,8 @@ class CalibrationBlockWriter {
     void finish(ByteWriter& out);
 
   private:
-    void vector(std::size_t count, auto value);
-
     entropy::BlockWriter writer_;
-    std::vector<std::int16_t> values_;
+    std::vector<std::int16_t> values_;  // of one vector
 };
 
 }  // namespace kvcast
