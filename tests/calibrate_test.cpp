@@ -15,6 +15,7 @@ namespace {
 
 constexpr std::size_t kLayers = 3, kHeads = 2, kDim = 16, kWidth = kHeads * kDim, kRows = 3000;
 constexpr std::size_t kVocabulary = 50, kFeatures = 4;
+constexpr unsigned kShifts[kFeatures] = {0, 0, 4, 4};
 
 // Rows of low rank that the layer before, K, and the token all help to predict, and a little noise.
 struct World {
@@ -35,7 +36,7 @@ struct World {
             for (Eigen::Index i = 0; i < m.size(); ++i) m.data()[i] = normal(random);
             return m;
         };
-        table = token_table(matrix(kVocabulary, kFeatures), 2);
+        table = token_table(matrix(kVocabulary, kFeatures), kShifts);
         for (std::size_t t = 0; t < kRows; ++t)
             ids.push_back(static_cast<std::int32_t>(random() % kVocabulary));
         features = token_features(table, ids);
@@ -160,16 +161,28 @@ TEST(Calibrate, SoItDoesWithSplitPlanes) {
     expect_closed_loop({2, 2});
 }
 
+// A step that is as coarse as the range leaves nothing.
+TEST(TokenTables, EveryShiftKeepsWithin8Bits) {
+    Matrix m(1, 3);
+    m << 100, -100, 100;
+    const unsigned shifts[] = {6, 6, 7};
+    EXPECT_EQ(token_table(m, shifts).rows, (std::vector<std::int8_t>{64, -64, 0}));
+}
+
 TEST(TokenTables, RoundAndUnpack) {
     Matrix m(2, 4);
     m << 0.5f, -5.0f, 1.0f, -9.0f, 0, 1, 2, 3;
-    const TokenTable table = token_table(m, 2);
+    const TokenTable table = token_table(m, kShifts);
     std::int16_t row[4];
     table.unpack(0, row);
     EXPECT_EQ(row[0], 16);
     EXPECT_EQ(row[1], -127);
     EXPECT_EQ(row[2], 32);
     EXPECT_EQ(row[3], -112);
+    table.unpack(1, row);
+    EXPECT_EQ(row[1], 32);
+    EXPECT_EQ(row[2], 64);
+    EXPECT_EQ(row[3], 96);
     table.unpack(2, row);
     EXPECT_EQ(row[0] | row[1] | row[2] | row[3], 0);
     table.unpack(-1, row);

@@ -508,15 +508,11 @@ def strips_of(tokens, gains):
 
 
 class Matrix:
-    """Section 11.1: rows with shifts."""
+    """Section 11.1: rows with shifts, of a block."""
 
-    def __init__(self, r, outputs, inputs):
-        entry_bytes = r.u8()
-        need(entry_bytes in (1, 2), "entries of a matrix")
-        self.shifts = r.array("u1", outputs).astype(np.int64)
-        self.entries = r.array("<i2" if entry_bytes == 2 else "i1", outputs * inputs).astype(np.int64)
-        self.entries = self.entries.reshape(outputs, inputs)
-        need(((self.shifts >= 4) & (self.shifts <= 23)).all(), "shift of a matrix row")
+    def __init__(self, block, outputs, inputs):
+        self.shifts = block.vector(outputs, 4, 23)
+        self.entries = np.stack([block.vector(inputs, -16383, 16383) for _ in range(outputs)])
         need((np.abs(self.entries).sum(1) <= 65024).all(), "norm of a matrix row")
 
     def __call__(self, features):
@@ -527,7 +523,8 @@ class Matrix:
 class Calibration:
     """Section 11.1: a .kvcal file."""
 
-    def __init__(self, data):
+    def __init__(self, data, tables):
+        self.tables = tables
         need(data[:4] == b"\x89KCL", "bad magic of a calibration")
         r = Reader(data, 4)
         need((r.fixed("H"), r.fixed("H")) == (1, 0), "unsupported version of a calibration")
@@ -548,35 +545,49 @@ class Calibration:
             self.set_of.append(r.u8())
         need(self.levels and all(1 <= m <= 4096 for m in self.levels), "levels")
         need(all(s < sets for s in self.set_of), "set of a level")
-        self.features, self.wide, self.vocabulary = r.varint(), r.varint(), r.varint()
-        row = self.wide + (self.features - self.wide) // 2
-        self.table = r.array("u1", row * self.vocabulary).reshape(self.vocabulary, row)
+        self.features, self.vocabulary = r.varint(), r.varint()
+        need(self.features <= 4096 and self.vocabulary <= 1 << 22, "token table beyond the limits")
+        need((self.features == 0) == (self.vocabulary == 0), "an empty token table with a shape")
+        if self.features:
+            self.read_table(r)
         self.sets = [[[[self.unit(r, p) for _ in range(self.parts[p])] for p in range(len(self.parts))]
                       for _ in range(self.layout.layers)] for _ in range(sets)]
         need(r.at == len(r.data), "bytes after the last unit")
+
+    def block(self, r, values):
+        data = r.take(r.varint())
+        need(values <= 64 * len(data), "a block of too many values")
+        return Block(data, self.tables)
+
+    def read_table(self, r):
+        shifts = [r.u8() for _ in range(self.features)]
+        need(max(shifts) <= 7, "shift of a feature")
+        block = self.block(r, self.features * self.vocabulary)
+        columns = [block.vector(self.vocabulary, -128 >> s, 127 >> s) << s for s in shifts]
+        block.close()
+        self.table = np.stack(columns, 1)
 
     def unit(self, r, plane):
         width = self.widths[plane]
         mantissa, exponent = r.u8(), r.fixed("h")
         bias = r.array("<i4", width).astype(np.int64)
-        transform = Matrix(r, width, width)
-        terms = []
+        sources = []
         for _ in range(r.u8()):
             of_unit = r.u8()
-            back, source = (r.varint(), r.u8()) if of_unit else (0, None)
-            inputs = self.widths[source] if of_unit else self.features
-            terms.append((back, source, Matrix(r, width, inputs)))
-        classes = r.array("i1", len(self.levels) * width).reshape(len(self.levels), width)
+            sources.append((r.varint(), r.u8()) if of_unit else (0, None))
+        inputs = [self.features if source is None else self.widths[source] for _, source in sources]
+        block = self.block(r, width * (width + sum(inputs)))
+        transform = Matrix(block, width, width)
+        terms = [(back, source, Matrix(block, width, n)) for (back, source), n in zip(sources, inputs)]
+        classes = np.stack([block.vector(width, -128, 127) for _ in self.levels])
+        block.close()
         return mantissa, exponent, bias, transform, terms, classes
 
     def token_features(self, ids):
         out = np.zeros((len(ids), self.features), np.int64)
         for t, i in enumerate(ids):
             if 0 <= i < self.vocabulary:
-                row = self.table[i]
-                out[t, :self.wide] = row[:self.wide].view(np.int8)
-                nibbles = np.stack([row[self.wide:] & 15, row[self.wide:] >> 4], 1).reshape(-1).astype(np.uint8)
-                out[t, self.wide:] = (nibbles << 4).view(np.int8)
+                out[t] = self.table[i]
         return out
 
 
@@ -668,13 +679,13 @@ def first_difference(got, expected):
     return f"byte {at} is {got[at]:02x}, expected {expected[at]:02x}"
 
 
-def load_calibrations(paths):
-    loaded = [Calibration(p.read_bytes()) for p in paths]
+def load_calibrations(paths, tables):
+    loaded = [Calibration(p.read_bytes(), tables) for p in paths]
     return {c.id: c for c in loaded}
 
 
 def check(folder, tables):
-    calibrations = load_calibrations(sorted(folder.glob("*.kvcal")))
+    calibrations = load_calibrations(sorted(folder.glob("*.kvcal")), tables)
     passed = failed = 0
     for path in sorted(folder.glob("*.kvc")):
         for suffix, moved_by in ((".raw", 0), (".moved.raw", 1000)):
@@ -711,7 +722,7 @@ def main():
     try:
         data = args.file.read_bytes()
         moved = 0 if args.base_position is None else args.base_position - Header(data).base
-        args.output.write_bytes(decode_file(data, tables, load_calibrations(args.calibration), moved % (1 << 64)))
+        args.output.write_bytes(decode_file(data, tables, load_calibrations(args.calibration, tables), moved % (1 << 64)))
     except (Damaged, OSError) as e:
         print(f"refdec.py: {args.file}: {e}", file=sys.stderr)
         return 1

@@ -80,7 +80,7 @@ void declare(CLI::App& app, Arguments& a) {
     app.add_option("--token-features", a.token_features, "features per token, 0 for none")
         ->check(CLI::Range(std::size_t{0}, CalibrationLimits::kFeatures))
         ->capture_default_str();
-    app.add_option("--wide-features", a.wide_features, "of them in 8 bits, the others in 4")
+    app.add_option("--wide-features", a.wide_features, "of them in steps of 1, the others in steps of 16")
         ->capture_default_str();
     app.add_option("--steps", a.steps,
                    "steps at which predictions are learnt, rising: a set of matrices for each")
@@ -377,6 +377,13 @@ void print_cost(const Calibration& calibration, std::size_t bytes) {
         c.classes, c.rest, to_hex(calibration.id()));
 }
 
+// Precisions of the token features.
+std::vector<unsigned> feature_shifts(const Arguments& a) {
+    std::vector<unsigned> shifts(a.token_features, 4);
+    std::fill_n(shifts.begin(), a.wide_features, 0u);
+    return shifts;
+}
+
 // Everything but levels and classes, learnt from the material.
 CalibrationData learn(const Material& m, Arguments a, const std::optional<model::Runner>& runner) {
     const std::vector<Matrix> metrics =
@@ -392,7 +399,7 @@ CalibrationData learn(const Material& m, Arguments a, const std::optional<model:
         const auto fits = fit_all(m, rows_at(embedding, m.token_ids), metrics, a.fit,
                                   "predictions with the whole embedding");
         const Matrix projection = project_features(rows_at(embedding, m.token_ids), fits, a.token_features);
-        table = token_table(embedding * projection, a.wide_features);
+        table = token_table(embedding * projection, feature_shifts(a));
         features = token_features(table, m.token_ids);
     }
     std::vector<std::vector<UnitFit>> sets;
@@ -428,8 +435,6 @@ void calibrate_all(Arguments a) {
         a.token_features = 0;
     }
     a.wide_features = std::min(a.wide_features, a.token_features);
-    if ((a.token_features - a.wide_features) % 2 != 0)
-        throw tools::Error("--token-features less --wide-features must be even");
     Material m;
     std::optional<model::Runner> runner;
     if (!a.model.empty()) {

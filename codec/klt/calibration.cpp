@@ -11,6 +11,7 @@
 #include "codec/format/byte_writer.h"
 #include "codec/format/chain.h"
 #include "codec/format/chunk_header.h"
+#include "codec/klt/calibration_block.h"
 
 namespace kvcast {
 namespace {
@@ -25,10 +26,6 @@ Status bad(std::string what) {
     return {ErrorCode::kBadHeader, std::move(what)};
 }
 
-std::int16_t signed_byte(std::uint8_t byte) {
-    return static_cast<std::int16_t>(byte < 128 ? byte : byte - 256);
-}
-
 template <typename T>
 void read_array(ByteReader& in, std::size_t count, std::vector<T>& out) {
     const auto raw = in.take(count * sizeof(T));
@@ -40,51 +37,6 @@ void read_array(ByteReader& in, std::size_t count, std::vector<T>& out) {
 template <typename T>
 void write_array(const std::vector<T>& values, ByteWriter& out) {
     out.bytes({reinterpret_cast<const std::uint8_t*>(values.data()), values.size() * sizeof(T)});
-}
-
-Status check_matrix(const ShiftedMatrix& m) {
-    if (m.entries.size() != m.outputs * m.inputs || m.shifts.size() != m.outputs)
-        return bad("a matrix is cut short");
-    for (std::size_t o = 0; o < m.outputs; ++o) {
-        if (m.shifts[o] < Limits::kShiftMin || m.shifts[o] > Limits::kShiftMax) {
-            return bad(fmt::format("a matrix row is shifted by {}, {} to {} allowed", m.shifts[o],
-                                   Limits::kShiftMin, Limits::kShiftMax));
-        }
-        std::uint32_t norm = 0;
-        for (std::size_t i = 0; i < m.inputs; ++i)
-            norm += static_cast<std::uint32_t>(std::abs(int{m.entries[o * m.inputs + i]}));
-        if (norm > Limits::kRowNorm)
-            return bad(
-                fmt::format("a matrix row has the norm {}, at most {} allowed", norm, Limits::kRowNorm));
-    }
-    return {};
-}
-
-Status read_matrix(ByteReader& in, std::size_t outputs, std::size_t inputs, ShiftedMatrix& m) {
-    m.outputs = outputs;
-    m.inputs = inputs;
-    m.entry_bytes = in.fixed<std::uint8_t>();
-    if (!in.ok() || m.entry_bytes < 1 || m.entry_bytes > 2)
-        return bad(fmt::format("a matrix with entries of {} bytes", m.entry_bytes));
-    read_array(in, outputs, m.shifts);
-    if (m.entry_bytes == 2) {
-        read_array(in, outputs * inputs, m.entries);
-    } else {
-        std::vector<std::int8_t> narrow;
-        read_array(in, outputs * inputs, narrow);
-        m.entries.assign(narrow.begin(), narrow.end());
-    }
-    return check_matrix(m);
-}
-
-void write_matrix(const ShiftedMatrix& m, ByteWriter& out) {
-    out.fixed(static_cast<std::uint8_t>(m.entry_bytes));
-    write_array(m.shifts, out);
-    if (m.entry_bytes == 2) {
-        write_array(m.entries, out);
-    } else {
-        for (const std::int16_t e : m.entries) out.fixed(static_cast<std::int8_t>(e));
-    }
 }
 
 // Where a unit stands.
@@ -118,12 +70,14 @@ Status read_term(ByteReader& in, const CalibrationData& data, const Place& at, P
         term.plane = in.fixed<std::uint8_t>();
     }
     if (Status s = check_term(data, at, term); !s.ok()) return s;
-    const std::size_t inputs =
+    term.matrix.outputs = data.part_width(at.plane);
+    term.matrix.inputs =
         term.source == PredictionTerm::Source::kTokens ? data.tokens.features : data.part_width(term.plane);
-    return read_matrix(in, data.part_width(at.plane), inputs, term.matrix);
+    return {};
 }
 
-Status read_unit(ByteReader& in, const CalibrationData& data, const Place& at, CalibrationUnit& unit) {
+// What a unit has outside its block, and the shapes of its matrices.
+Status read_frame(ByteReader& in, const CalibrationData& data, const Place& at, CalibrationUnit& unit) {
     unit.scale.mantissa = in.fixed<std::uint8_t>();
     unit.scale.exponent = in.fixed<std::int16_t>();
     if (!in.ok() || unit.scale.mantissa < 128 || unit.scale.exponent < kernels::kMinExponent ||
@@ -136,15 +90,55 @@ Status read_unit(ByteReader& in, const CalibrationData& data, const Place& at, C
     for (const std::int32_t b : unit.bias) {
         if (b < -Limits::kBias || b > Limits::kBias) return bad(fmt::format("a bias of {}", b));
     }
-    if (Status s = read_matrix(in, width, width, unit.transform); !s.ok()) return s;
+    unit.transform.outputs = unit.transform.inputs = width;
     const auto terms = in.fixed<std::uint8_t>();
     if (!in.ok() || terms > Limits::kTerms)
         return bad(fmt::format("a unit is cut short, or has {} terms of at most {}", terms, Limits::kTerms));
     for (std::size_t t = 0; t < terms; ++t) {
         if (Status s = read_term(in, data, at, unit.terms.emplace_back()); !s.ok()) return s;
     }
-    read_array(in, data.levels.size() * width, unit.classes);
-    return in.ok() ? Status() : bad("a unit is cut short");
+    return {};
+}
+
+// Which part of the cost a term is.
+std::size_t& cost_of(const PredictionTerm& term, CalibrationCost& cost) {
+    return term.source == PredictionTerm::Source::kTokens ? cost.tokens
+           : term.layers_back == 0                        ? cost.same_layer
+           : term.layers_back == 1                        ? cost.previous_layer
+                                                          : cost.earlier_layers;
+}
+
+// All but the rest.
+std::size_t sum_of(const CalibrationCost& c) {
+    return c.transforms + c.previous_layer + c.earlier_layers + c.same_layer + c.tokens + c.token_table +
+           c.classes;
+}
+
+// Reads one matrix and adds what it took.
+Status read_costed(CalibrationBlock& block, ShiftedMatrix& m, std::size_t& cost) {
+    const std::size_t before = block.left();
+    Status s = block.matrix(m);
+    cost += before - block.left();
+    return s;
+}
+
+Status read_unit(ByteReader& in, const CalibrationData& data, const Place& at, CalibrationUnit& unit,
+                 CalibrationCost& cost) {
+    if (Status s = read_frame(in, data, at, unit); !s.ok()) return s;
+    std::size_t entries = unit.transform.outputs * unit.transform.inputs;
+    for (const PredictionTerm& t : unit.terms) entries += t.matrix.outputs * t.matrix.inputs;
+    auto opened =
+        CalibrationBlock::open(in, entries, fmt::format("plane {} of layer {}", at.plane, at.layer));
+    if (!opened.ok()) return opened.status();
+    CalibrationBlock& block = opened.value();
+    if (Status s = read_costed(block, unit.transform, cost.transforms); !s.ok()) return s;
+    for (PredictionTerm& term : unit.terms) {
+        if (Status s = read_costed(block, term.matrix, cost_of(term, cost)); !s.ok()) return s;
+    }
+    cost.classes += block.left();
+    if (Status s = block.classes(data.levels.size(), data.part_width(at.plane), unit.classes); !s.ok())
+        return s;
+    return block.close();
 }
 
 Status read_levels(ByteReader& in, CalibrationData& data) {
@@ -184,33 +178,37 @@ Status read_parts(ByteReader& in, CalibrationData& data) {
     return {};
 }
 
-Status read_tokens(ByteReader& in, TokenTable& tokens) {
+Status read_tokens(ByteReader& in, TokenTable& tokens, CalibrationCost& cost) {
     tokens.features = in.varint();
-    tokens.wide = in.varint();
     tokens.vocabulary = in.varint();
-    if (tokens.features > Limits::kFeatures || tokens.vocabulary > Limits::kVocabulary) {
-        return {ErrorCode::kLimitExceeded, fmt::format("a token table of {} x {} exceeds the limits",
-                                                       tokens.vocabulary, tokens.features)};
+    if (Status s = check_shape(tokens); !s.ok()) return s;
+    if (tokens.features == 0) return in.ok() ? Status() : bad("the calibration ends before its units");
+    read_array(in, tokens.features, tokens.shifts);
+    for (const std::uint8_t shift : tokens.shifts) {
+        if (shift > Limits::kFeatureShift)
+            return bad(
+                fmt::format("a feature is shifted by {}, 0 to {} allowed", shift, Limits::kFeatureShift));
     }
-    if ((tokens.features == 0) != (tokens.vocabulary == 0)) return bad("an empty token table with a shape");
-    if (tokens.wide > tokens.features || (tokens.features - tokens.wide) % 2 != 0)
-        return bad(fmt::format("{} wide features of {}", tokens.wide, tokens.features));
-    read_array(in, tokens.row_bytes() * tokens.vocabulary, tokens.rows);
-    return in.ok() ? Status() : bad("the token table is cut short");
+    auto block = CalibrationBlock::open(in, tokens.features * tokens.vocabulary, "the token table");
+    if (!block.ok()) return block.status();
+    cost.token_table = tokens.shifts.size() + block.value().left();
+    if (Status s = block.value().features(tokens); !s.ok()) return s;
+    return block.value().close();
 }
 
-Status read_set(ByteReader& in, CalibrationData& data) {
+Status read_set(ByteReader& in, CalibrationData& data, CalibrationCost& cost) {
     for (std::size_t l = 0; l < data.layout.layers; ++l) {
         for (std::size_t p = 0; p < data.layout.planes.size(); ++p) {
             for (std::size_t i = 0; i < data.parts[p]; ++i) {
-                if (Status s = read_unit(in, data, {l, p}, data.units.emplace_back()); !s.ok()) return s;
+                if (Status s = read_unit(in, data, {l, p}, data.units.emplace_back(), cost); !s.ok())
+                    return s;
             }
         }
     }
     return {};
 }
 
-Status read_data(ByteReader& in, CalibrationData& data) {
+Status read_data(ByteReader& in, CalibrationData& data, CalibrationCost& cost) {
     const auto model_bytes = in.fixed<std::uint8_t>();
     const auto model = in.take(model_bytes);
     data.model.assign(model.begin(), model.end());
@@ -219,9 +217,9 @@ Status read_data(ByteReader& in, CalibrationData& data) {
     data.layout = std::move(layout.value());
     if (Status s = read_parts(in, data); !s.ok()) return s;
     if (Status s = read_levels(in, data); !s.ok()) return s;
-    if (Status s = read_tokens(in, data.tokens); !s.ok()) return s;
+    if (Status s = read_tokens(in, data.tokens, cost); !s.ok()) return s;
     for (std::size_t set = 0; set < data.sets; ++set) {
-        if (Status s = read_set(in, data); !s.ok()) return s;
+        if (Status s = read_set(in, data, cost); !s.ok()) return s;
     }
     return in.left() == 0 ? Status() : bad(fmt::format("{} bytes after the last unit", in.left()));
 }
@@ -256,21 +254,59 @@ Result<std::span<const std::uint8_t>> body_of(std::span<const std::uint8_t> byte
     return checked.subspan(kPrefixBytes);
 }
 
-void write_unit(const CalibrationUnit& unit, ByteWriter& out) {
+Status write_tokens(const TokenTable& tokens, ByteWriter& out) {
+    out.varint(tokens.features);
+    out.varint(tokens.vocabulary);
+    if (Status s = check_shape(tokens); !s.ok() || tokens.features == 0) return s;
+    write_array(tokens.shifts, out);
+    CalibrationBlockWriter block;
+    if (Status s = block.features(tokens); !s.ok()) return s;
+    block.finish(out);
+    return {};
+}
+
+Status write_unit(const CalibrationUnit& unit, std::size_t levels, ByteWriter& out) {
     out.fixed(static_cast<std::uint8_t>(unit.scale.mantissa));
     out.fixed(static_cast<std::int16_t>(unit.scale.exponent));
     write_array(unit.bias, out);
-    write_matrix(unit.transform, out);
     out.fixed(static_cast<std::uint8_t>(unit.terms.size()));
     for (const PredictionTerm& term : unit.terms) {
         out.fixed(static_cast<std::uint8_t>(term.source));
-        if (term.source == PredictionTerm::Source::kUnit) {
-            out.varint(term.layers_back);
-            out.fixed(static_cast<std::uint8_t>(term.plane));
-        }
-        write_matrix(term.matrix, out);
+        if (term.source != PredictionTerm::Source::kUnit) continue;
+        out.varint(term.layers_back);
+        out.fixed(static_cast<std::uint8_t>(term.plane));
     }
-    write_array(unit.classes, out);
+    CalibrationBlockWriter block;
+    if (Status s = block.matrix(unit.transform); !s.ok()) return s;
+    for (const PredictionTerm& term : unit.terms) {
+        if (Status s = block.matrix(term.matrix); !s.ok()) return s;
+    }
+    block.classes(levels, unit.classes);
+    block.finish(out);
+    return {};
+}
+
+// All but length and checksum.
+Status write_data(const CalibrationData& data, ByteWriter& out) {
+    if (data.model.size() > ChunkLimits::kModelBytes)
+        return {ErrorCode::kBadArgument, "the model id is too long"};
+    out.fixed(static_cast<std::uint8_t>(data.model.size()));
+    out.bytes({reinterpret_cast<const std::uint8_t*>(data.model.data()), data.model.size()});
+    write_layout(data.layout, out);
+    for (const std::size_t parts : data.parts) out.varint(parts);
+    out.fixed(static_cast<std::uint8_t>(data.sets));
+    out.fixed(static_cast<std::uint8_t>(data.levels.size()));
+    for (const CalibrationLevel& level : data.levels) {
+        out.fixed(static_cast<std::uint16_t>(level.multiplier));
+        out.fixed(level.micronats);
+        out.fixed(level.millibits);
+        out.fixed(static_cast<std::uint8_t>(level.set));
+    }
+    if (Status s = write_tokens(data.tokens, out); !s.ok()) return s;
+    for (const CalibrationUnit& unit : data.units) {
+        if (Status s = write_unit(unit, data.levels.size(), out); !s.ok()) return s;
+    }
+    return {};
 }
 
 }  // namespace
@@ -285,12 +321,7 @@ void TokenTable::unpack(std::int32_t token_id, std::int16_t* out) const {
         std::fill_n(out, features, std::int16_t{0});
         return;
     }
-    const std::uint8_t* row = rows.data() + id * row_bytes();
-    for (std::size_t i = 0; i < wide; ++i) out[i] = signed_byte(row[i]);
-    for (std::size_t i = wide; i < features; ++i) {
-        const unsigned nibble = row[wide + (i - wide) / 2] >> ((i - wide) % 2 * 4) & 15u;
-        out[i] = signed_byte(static_cast<std::uint8_t>(nibble << 4));
-    }
+    std::copy_n(rows.data() + id * features, features, out);
 }
 
 Calibration::Panels Calibration::pack(const CalibrationUnit& unit) {
@@ -312,8 +343,9 @@ Result<std::shared_ptr<const Calibration>> Calibration::read(std::span<const std
     std::shared_ptr<Calibration> made(new Calibration);
     ByteReader in(body.value());
     CalibrationData& data = made->data_;
-    if (Status s = read_data(in, data); !s.ok()) return s;
+    if (Status s = read_data(in, data, made->cost_); !s.ok()) return s;
     made->id_ = sha256(bytes);
+    made->cost_.rest = bytes.size() - sum_of(made->cost_);
     for (const std::size_t parts : data.parts) {
         made->first_unit_.push_back(made->units_per_layer_);
         made->units_per_layer_ += parts;
@@ -337,27 +369,6 @@ bool is_calibration(std::span<const std::uint8_t> bytes) {
     return bytes.size() >= kMagic.size() && std::equal(kMagic.begin(), kMagic.end(), bytes.begin());
 }
 
-CalibrationCost Calibration::cost() const {
-    CalibrationCost cost;
-    const auto bytes_of = [](const ShiftedMatrix& m) {
-        return m.entries.size() * m.entry_bytes + m.shifts.size();
-    };
-    for (const CalibrationUnit& unit : data_.units) {
-        cost.transforms += bytes_of(unit.transform);
-        for (const PredictionTerm& term : unit.terms) {
-            std::size_t& part = term.source == PredictionTerm::Source::kTokens ? cost.tokens
-                                : term.layers_back == 0                        ? cost.same_layer
-                                : term.layers_back == 1                        ? cost.previous_layer
-                                                                               : cost.earlier_layers;
-            part += bytes_of(term.matrix);
-        }
-        cost.classes += unit.classes.size();
-        cost.rest += 4 * unit.bias.size() + 4;
-    }
-    cost.token_table = data_.tokens.rows.size();
-    return cost;
-}
-
 Result<std::vector<std::uint8_t>> write_calibration(const CalibrationData& data) {
     std::vector<std::uint8_t> bytes;
     ByteWriter out(bytes);
@@ -365,25 +376,7 @@ Result<std::vector<std::uint8_t>> write_calibration(const CalibrationData& data)
     out.fixed(kCalibrationVersion);
     out.fixed(std::uint16_t{0});
     out.fixed(std::uint64_t{0});  // the length, below
-    if (data.model.size() > ChunkLimits::kModelBytes)
-        return Status(ErrorCode::kBadArgument, "the model id is too long");
-    out.fixed(static_cast<std::uint8_t>(data.model.size()));
-    out.bytes({reinterpret_cast<const std::uint8_t*>(data.model.data()), data.model.size()});
-    write_layout(data.layout, out);
-    for (const std::size_t parts : data.parts) out.varint(parts);
-    out.fixed(static_cast<std::uint8_t>(data.sets));
-    out.fixed(static_cast<std::uint8_t>(data.levels.size()));
-    for (const CalibrationLevel& level : data.levels) {
-        out.fixed(static_cast<std::uint16_t>(level.multiplier));
-        out.fixed(level.micronats);
-        out.fixed(level.millibits);
-        out.fixed(static_cast<std::uint8_t>(level.set));
-    }
-    out.varint(data.tokens.features);
-    out.varint(data.tokens.wide);
-    out.varint(data.tokens.vocabulary);
-    write_array(data.tokens.rows, out);
-    for (const CalibrationUnit& unit : data.units) write_unit(unit, out);
+    if (Status s = write_data(data, out); !s.ok()) return s;
     const std::uint64_t length = bytes.size() + kCrcBytes;
     std::memcpy(bytes.data() + 8, &length, sizeof(length));
     out.fixed(crc32(bytes));

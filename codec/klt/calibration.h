@@ -40,6 +40,9 @@ struct CalibrationLimits {
     static constexpr std::size_t kFeatures = 4096;
     static constexpr std::size_t kVocabulary = std::size_t{1} << 22;
     static constexpr std::uint32_t kRowNorm = 65024;  // sum of magnitudes of a matrix row
+    static constexpr std::int32_t kEntry = 16383;     // magnitude of a matrix entry
+    static constexpr unsigned kFeatureShift = 7;
+    static constexpr std::size_t kValuesPerByte = 64;  // of a block, at most
     static constexpr unsigned kShiftMin = 4;
     static constexpr unsigned kShiftMax = 23;
     static constexpr std::int32_t kBias = 1 << 28;
@@ -53,7 +56,6 @@ struct ShiftedMatrix {
     std::size_t inputs = 0;
     std::vector<std::int16_t> entries;
     std::vector<std::uint8_t> shifts;
-    unsigned entry_bytes = 2;  // in the file
 
     friend bool operator==(const ShiftedMatrix&, const ShiftedMatrix&) = default;
 };
@@ -95,15 +97,13 @@ struct CalibrationLevel {
     friend bool operator==(const CalibrationLevel&, const CalibrationLevel&) = default;
 };
 
-// Features of tokens, one row per token id: the first `wide` in 8 bits each, the others in 4 bits, which
-// stand for 16 times their value.
+// Features of tokens, one row per token id. Feature f counts in units of 2^shifts[f]: the precision that the
+// file has of it.
 struct TokenTable {
     std::size_t features = 0;
-    std::size_t wide = 0;  // features - wide is even
     std::size_t vocabulary = 0;
-    std::vector<std::uint8_t> rows;  // [vocabulary][row_bytes()]
-
-    std::size_t row_bytes() const { return wide + (features - wide) / 2; }
+    std::vector<std::uint8_t> shifts;  // [features]
+    std::vector<std::int8_t> rows;     // [vocabulary][features]: multiples of 2^shift
 
     // The features of a token; zeros beyond the vocabulary.
     void unpack(std::int32_t token_id, std::int16_t* out) const;
@@ -126,7 +126,7 @@ struct CalibrationData {
     friend bool operator==(const CalibrationData&, const CalibrationData&) = default;
 };
 
-// Bytes of a calibration by what they are for.
+// Bytes of a calibration's file by what they are for; together, all of them.
 struct CalibrationCost {
     std::size_t transforms = 0;
     std::size_t previous_layer = 0;  // terms one layer back
@@ -135,7 +135,7 @@ struct CalibrationCost {
     std::size_t tokens = 0;  // terms on tokens
     std::size_t token_table = 0;
     std::size_t classes = 0;
-    std::size_t rest = 0;
+    std::size_t rest = 0;  // biases, coder states, what stands in front
 };
 
 class Calibration {
@@ -193,7 +193,8 @@ class Calibration {
     // Whether any term is on token features.
     bool has_token_terms() const { return has_token_terms_; }
 
-    CalibrationCost cost() const;
+    // What lies between two points of a block is known up to a few words: BlockReader::left().
+    const CalibrationCost& cost() const { return cost_; }
 
   private:
     Calibration() = default;
@@ -201,6 +202,7 @@ class Calibration {
 
     CalibrationData data_;
     Hash id_ = {};
+    CalibrationCost cost_;
     std::vector<std::size_t> first_unit_;  // [plane], within a layer
     std::size_t units_per_layer_ = 0;
     std::size_t reach_ = 0;

@@ -1,10 +1,13 @@
 // The calibrated profile: closed loop, calibration files and the rules about them, layers in order.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
+#include "codec/entropy/block_writer.h"
+#include "codec/format/byte_writer.h"
 #include "codec/format/chain.h"
 #include "codec/klt/klt_chunk.h"
 #include "codec/klt/reconstruction.h"
@@ -317,13 +320,49 @@ TEST(CalibrationFile, RoundTrips) {
     EXPECT_EQ(back.value()->data(), data);
     EXPECT_EQ(back.value()->reach(), 2u);
     EXPECT_EQ(back.value()->id(), sha256(bytes));
-    const CalibrationCost cost = back.value()->cost();
-    EXPECT_EQ(cost.token_table, data.tokens.rows.size());
-    EXPECT_EQ(cost.transforms, 6 * (32 * 32 * 2 + 32u) + 6 * (32 * 32 + 32u));
-    EXPECT_GT(cost.previous_layer, 0u);
+    EXPECT_EQ(write_calibration(back.value()->data()).value(), bytes);
+}
+
+TEST(CalibrationFile, CostsAddUpToTheFile) {
+    const CalibrationData data = small_data();
+    const auto bytes = calibration_bytes(data);
+    const CalibrationCost cost = Calibration::read(bytes).value()->cost();
+    EXPECT_GT(cost.token_table, data.tokens.rows.size() / 2);
+    EXPECT_LT(cost.token_table, data.tokens.rows.size() * 5 / 4);
+    // Off the diagonal, transforms have eight bits in the first set and two in the second.
+    EXPECT_GT(cost.transforms, 12 * 32 * 32 * 5 / 8u);
+    EXPECT_LT(cost.transforms, 12 * 32 * 32 * 8 / 8u);
+    EXPECT_GT(cost.previous_layer, cost.earlier_layers);
     EXPECT_GT(cost.earlier_layers, 0u);
     EXPECT_GT(cost.same_layer, 0u);
     EXPECT_GT(cost.tokens, 0u);
+    EXPECT_GT(cost.classes, 0u);
+    EXPECT_EQ(cost.transforms + cost.previous_layer + cost.earlier_layers + cost.same_layer + cost.tokens +
+                  cost.token_table + cost.classes + cost.rest,
+              bytes.size());
+}
+
+TEST(CalibrationFile, ValuesAtTheirLimitsRoundTrip) {
+    CalibrationData data = small_data();
+    ShiftedMatrix& m = data.units[0].transform;
+    std::fill(m.entries.begin(), m.entries.end(), std::int16_t{0});
+    m.entries[0] = 16383;
+    m.entries[1] = -16383;
+    m.shifts[0] = 4;
+    m.shifts[1] = 23;
+    data.units[0].classes[0] = -128;
+    data.units[0].classes[1] = 127;
+    data.tokens.shifts = {0, 0, 1, 4, 6, 7};
+    for (std::size_t i = 0; i < data.tokens.rows.size(); ++i) {
+        const int unit = 1 << data.tokens.shifts[i % 6];
+        data.tokens.rows[i] = static_cast<std::int8_t>(i % 12 < 6 ? -128 : 127 / unit * unit);
+    }
+    const auto back = Calibration::read(calibration_bytes(data));
+    ASSERT_TRUE(back.ok()) << back.status().message();
+    EXPECT_EQ(back.value()->data(), data);
+    std::int16_t row[6];
+    data.tokens.unpack(1, row);
+    EXPECT_THAT(row, testing::ElementsAre(127, 127, 126, 112, 64, 0));
 }
 
 TEST(CalibrationFile, DamageIsNamed) {
@@ -373,7 +412,8 @@ TEST(CalibrationFile, RulesAreChecked) {
     EXPECT_EQ(broken([](CalibrationData& d) { d.sets = 0; }), kBad);
     EXPECT_EQ(broken([](CalibrationData& d) { d.sets = 9; }), kBad);
     EXPECT_EQ(broken([](CalibrationData& d) { d.sets = 1, d.levels[2].set = 0; }), kBad);
-    EXPECT_EQ(broken([](CalibrationData& d) { d.units[0].transform.entry_bytes = 3; }), kBad);
+    EXPECT_EQ(broken([](CalibrationData& d) { d.units[0].transform.entries[0] = 16384; }), kBad);
+    EXPECT_EQ(broken([](CalibrationData& d) { d.units[0].transform.entries.pop_back(); }), kBad);
     EXPECT_EQ(broken([](CalibrationData& d) { d.units[0].scale.mantissa = 1; }), kBad);
     EXPECT_EQ(broken([](CalibrationData& d) { d.units[0].scale.exponent = 104; }), kBad);
     EXPECT_EQ(broken([](CalibrationData& d) { d.units[0].bias[0] = (1 << 28) + 1; }), kBad);
@@ -386,11 +426,118 @@ TEST(CalibrationFile, RulesAreChecked) {
     EXPECT_EQ(broken([](CalibrationData& d) { d.units[1].terms[0].plane = 1; }), kBad);
     EXPECT_EQ(broken([](CalibrationData& d) { d.units[2].terms[0].layers_back = 2; }), kBad);
     EXPECT_EQ(broken([](CalibrationData& d) { d.units[2].terms[0].plane = 7; }), kBad);
-    EXPECT_EQ(broken([](CalibrationData& d) { d.tokens.wide = 3; }), kBad);
+    EXPECT_EQ(broken([](CalibrationData& d) { d.tokens.shifts[3] = 8; }), kBad);
+    EXPECT_EQ(broken([](CalibrationData& d) { d.tokens.shifts.pop_back(); }), kBad);
+    EXPECT_EQ(broken([](CalibrationData& d) { d.tokens.rows.pop_back(); }), kBad);
+    EXPECT_EQ(broken([](CalibrationData& d) { d.tokens.rows[3] = 8; }), kBad);
+    EXPECT_EQ(broken([](CalibrationData& d) {
+                  d.tokens.vocabulary = 10000;  // all zero: its 128 bytes of states and 12 of words
+                  d.tokens.rows.assign(60000, 0);
+              }),
+              ErrorCode::kLimitExceeded);
     EXPECT_EQ(broken([](CalibrationData& d) { d.tokens.features = 5000; }), ErrorCode::kLimitExceeded);
     EXPECT_EQ(broken([](CalibrationData& d) { d.parts[0] = 3; }), kBad);
     EXPECT_EQ(broken([](CalibrationData& d) { d.units.pop_back(); }), kBad);
     EXPECT_EQ(broken([](CalibrationData& d) { d.units[0].terms.resize(7, d.units[2].terms[0]); }), kBad);
+}
+
+// A file of one unit of two channels and two features, put together by hand.
+class HandMade {
+  public:
+    // Written where they stand, whatever they are.
+    std::size_t vocabulary = 3;
+    std::uint8_t shift = 0;
+    std::int16_t feature = 5;
+    std::int16_t row_shift = 10;
+    std::int16_t entry = 100;
+    std::int16_t spread_class = 3;
+    std::size_t table_cut = 0;  // bytes that a block lacks at its end
+    std::size_t unit_cut = 0;
+    std::size_t table_more = 0;  // zero bytes that it has too many
+    std::size_t unit_more = 0;
+
+    ErrorCode code() const { return Calibration::read(bytes()).status().code(); }
+
+  private:
+    using Vector = std::vector<std::int16_t>;
+
+    std::vector<std::uint8_t> bytes() const {
+        std::vector<std::uint8_t> out = {0x89, 0x4b, 0x43, 0x4c, 1, 0, 0, 0};
+        ByteWriter w(out);
+        w.fixed(std::uint64_t{0});
+        w.fixed(std::uint8_t{0});  // model
+        write_layout(make_layout(1, {{1, 2}}, Dtype::kBf16, RopePairing::kNone), w);
+        w.bytes(std::vector<std::uint8_t>{1, 1, 1, 1, 0});  // parts, sets, one level of multiplier 1
+        for (std::size_t i = 0; i < 9; ++i) w.fixed(std::uint8_t{0});
+        w.varint(2);
+        w.varint(vocabulary);
+        w.fixed(shift);
+        w.fixed(shift);
+        block({Vector(vocabulary, feature), Vector(vocabulary, 0)}, table_cut, table_more, w);
+        w.fixed(std::uint8_t{128});
+        w.fixed(std::int16_t{0});
+        w.fixed(std::uint64_t{0});  // bias
+        w.fixed(std::uint8_t{0});   // terms
+        block({{row_shift, 10}, {entry, 0}, {0, 1}, {spread_class}}, unit_cut, unit_more, w);
+        const std::uint64_t length = out.size() + 4;
+        std::memcpy(out.data() + 8, &length, sizeof(length));
+        w.fixed(crc32(out));
+        return out;
+    }
+
+    static void block(const std::vector<Vector>& vectors, std::size_t cut, std::size_t more,
+                      ByteWriter& out) {
+        entropy::BlockWriter writer(kernels::scalar_ops());
+        for (const Vector& v : vectors) writer.vector(v);
+        std::vector<std::uint8_t> bytes;
+        writer.finish(bytes);
+        bytes.resize(bytes.size() - cut + more);
+        out.varint(bytes.size());
+        out.bytes(bytes);
+    }
+};
+
+ErrorCode changed(const auto& change) {
+    HandMade made;
+    change(made);
+    return made.code();
+}
+
+TEST(CalibrationFile, BlocksAreChecked) {
+    constexpr auto kBad = ErrorCode::kBadHeader;
+    EXPECT_EQ(changed([](HandMade&) {}), ErrorCode::kOk);
+    EXPECT_EQ(changed([](HandMade& f) { f.feature = 127; }), ErrorCode::kOk);
+    EXPECT_EQ(changed([](HandMade& f) { f.feature = 128; }), kBad);
+    EXPECT_EQ(changed([](HandMade& f) { f.feature = -129; }), kBad);
+    EXPECT_EQ(changed([](HandMade& f) { f.shift = 4, f.feature = 7; }), ErrorCode::kOk);
+    EXPECT_EQ(changed([](HandMade& f) { f.shift = 4, f.feature = 8; }), kBad);
+    EXPECT_EQ(changed([](HandMade& f) { f.shift = 4, f.feature = -9; }), kBad);
+    EXPECT_EQ(changed([](HandMade& f) { f.shift = 8, f.feature = 0; }), kBad);
+    EXPECT_EQ(changed([](HandMade& f) { f.row_shift = 3; }), kBad);
+    EXPECT_EQ(changed([](HandMade& f) { f.row_shift = 24; }), kBad);
+    EXPECT_EQ(changed([](HandMade& f) { f.entry = -16384; }), kBad);
+    EXPECT_EQ(changed([](HandMade& f) { f.spread_class = 128; }), kBad);
+    for (const std::size_t n : {1u, 2u, 4u}) {
+        EXPECT_EQ(changed([&](HandMade& f) { f.table_cut = n; }), kBad) << n;
+        EXPECT_EQ(changed([&](HandMade& f) { f.unit_cut = n; }), kBad) << n;
+        EXPECT_EQ(changed([&](HandMade& f) { f.table_more = n; }), kBad) << n;
+        EXPECT_EQ(changed([&](HandMade& f) { f.unit_more = n; }), kBad) << n;
+    }
+    EXPECT_EQ(changed([](HandMade& f) { f.table_cut = 100; }), kBad);  // not even states
+}
+
+// Equal values cost nothing: 132 bytes would stand for any number of them.
+TEST(CalibrationFile, ABlockHasAtMost64ValuesPerByte) {
+    EXPECT_EQ(changed([](HandMade& f) { f.vocabulary = 132 * 32; }), ErrorCode::kOk);
+    EXPECT_EQ(changed([](HandMade& f) { f.vocabulary = 132 * 32 + 1; }), ErrorCode::kLimitExceeded);
+    EXPECT_EQ(changed([](HandMade& f) { f.vocabulary = (1 << 22) + 1; }), ErrorCode::kLimitExceeded);
+    // A row's own word stands for 128 entries.
+    const Layout wide = make_layout(1, {{1, 512}, {1, 512}}, Dtype::kBf16, RopePairing::kNone);
+    CalibrationData data = make_calibration_data(wide, {{1, 1}});
+    EXPECT_EQ(written(data), ErrorCode::kOk);
+    std::fill(data.units[0].transform.entries.begin(), data.units[0].transform.entries.end(),
+              std::int16_t{0});
+    EXPECT_EQ(written(data), ErrorCode::kLimitExceeded);
 }
 
 // ---- arithmetic ----

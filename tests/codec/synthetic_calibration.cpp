@@ -22,9 +22,9 @@ class Numbers {
     std::uint64_t state_;
 };
 
-ShiftedMatrix make_matrix(Numbers& numbers, std::size_t outputs, std::size_t inputs, unsigned entry_bytes,
-                          std::int32_t most, std::int32_t diagonal, std::size_t shift = 8) {
-    ShiftedMatrix m = {outputs, inputs, {}, {}, entry_bytes};
+ShiftedMatrix make_matrix(Numbers& numbers, std::size_t outputs, std::size_t inputs, std::int32_t most,
+                          std::int32_t diagonal, std::size_t shift = 8) {
+    ShiftedMatrix m = {outputs, inputs, {}, {}};
     for (std::size_t o = 0; o < outputs; ++o) {
         for (std::size_t i = 0; i < inputs; ++i)
             m.entries.push_back(static_cast<std::int16_t>(numbers.within(most) + (o == i ? diagonal : 0)));
@@ -38,8 +38,7 @@ PredictionTerm make_term(Numbers& numbers, std::size_t outputs, std::size_t inpu
     PredictionTerm term;
     term.layers_back = back;
     term.plane = plane;
-    const unsigned entry_bytes = back == 1 ? 2 : 1;
-    term.matrix = make_matrix(numbers, outputs, inputs, entry_bytes, 12, 40);
+    term.matrix = make_matrix(numbers, outputs, inputs, 12, 40);
     return term;
 }
 
@@ -49,8 +48,8 @@ CalibrationUnit make_unit(Numbers& numbers, const CalibrationData& data, std::si
     CalibrationUnit unit;
     unit.scale = {200, -17};
     for (std::size_t i = 0; i < width; ++i) unit.bias.push_back(numbers.within(300));
-    unit.transform = set == 0 ? make_matrix(numbers, width, width, 2, 150, 16000)
-                              : make_matrix(numbers, width, width, 1, 2, 120, 4);
+    unit.transform = set == 0 ? make_matrix(numbers, width, width, 150, 16000)
+                              : make_matrix(numbers, width, width, 2, 120, 4);
     for (std::size_t back = 2; back >= 1; --back) {
         if (layer >= back) unit.terms.push_back(make_term(numbers, width, width, back, plane));
     }
@@ -59,7 +58,7 @@ CalibrationUnit make_unit(Numbers& numbers, const CalibrationData& data, std::si
     if (data.tokens.features != 0) {
         PredictionTerm& term = unit.terms.emplace_back();
         term.source = PredictionTerm::Source::kTokens;
-        term.matrix = make_matrix(numbers, width, data.tokens.features, 1, 100, 0);
+        term.matrix = make_matrix(numbers, width, data.tokens.features, 100, 0);
     }
     for (std::size_t level = 0; level < data.levels.size(); ++level) {
         for (std::size_t i = 0; i < width; ++i)  // falling, but not everywhere
@@ -67,6 +66,19 @@ CalibrationUnit make_unit(Numbers& numbers, const CalibrationData& data, std::si
                 static_cast<std::int8_t>(14 - static_cast<int>(16 * level + i + 5 * (i % 3)) / 8));
     }
     return unit;
+}
+
+TokenTable make_tokens(const CalibrationShape& shape) {
+    TokenTable out;
+    out.features = shape.features;
+    out.vocabulary = shape.features == 0 ? 0 : 500;  // many ids lie beyond it
+    for (std::size_t f = 0; f < shape.features; ++f) out.shifts.push_back(f < shape.wide ? 0 : 4);
+    for (std::size_t i = 0; i < out.vocabulary * out.features; ++i) {
+        const int value = static_cast<int>(i * i * 31 >> 8 & 255) - 128,
+                  unit = 1 << out.shifts[i % out.features];
+        out.rows.push_back(static_cast<std::int8_t>(value / unit * unit));
+    }
+    return out;
 }
 
 }  // namespace
@@ -79,11 +91,7 @@ CalibrationData make_calibration_data(const Layout& layout, const CalibrationSha
     data.parts = shape.parts;
     data.sets = 2;
     data.levels = {{4, 1000, 3000, 0}, {10, 5000, 2000, 0}, {330, 20000, 1000, 1}};
-    data.tokens.features = shape.features;
-    data.tokens.wide = shape.wide;
-    data.tokens.vocabulary = shape.features == 0 ? 0 : 500;  // many ids lie beyond it
-    for (std::size_t i = 0; i < data.tokens.vocabulary * data.tokens.row_bytes(); ++i)
-        data.tokens.rows.push_back(static_cast<std::uint8_t>(i * i * 31 >> 8));
+    data.tokens = make_tokens(shape);
     for (std::size_t set = 0; set < data.sets; ++set) {
         for (std::size_t l = 0; l < layout.layers; ++l) {
             for (std::size_t p = 0; p < layout.planes.size(); ++p) {

@@ -12,7 +12,7 @@ namespace kvcast::test {
 struct CalibrationShape {
     std::vector<std::size_t> parts;  // [plane]
     std::size_t features = 0;
-    std::size_t wide = 0;
+    std::size_t wide = 0;  // features of shift 0; the others have 4
     std::uint64_t seed = 1;
 };
 

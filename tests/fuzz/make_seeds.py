@@ -49,4 +49,7 @@ for path in sorted(glob.glob(f"{vectors}/*.kvcal")):
     name = os.path.basename(path)[: -len(".kvcal")]
     calibration = open(path, "rb").read()
     chunk = open(f"{vectors}/{name}.kvc", "rb").read()
-    open(f"{out}/fuzz_klt/{name}", "wb").write(struct.pack("<I", len(calibration)) + calibration + chunk)
+    changes = b"".join(struct.pack("<Ih", rng.getrandbits(32), rng.randrange(-3, 20)) for _ in range(8))
+    for count in (0, 1, 8):
+        changed = bytes([count]) + changes[: 6 * count]
+        open(f"{out}/fuzz_klt/{name}-{count}", "wb").write(struct.pack("<I", len(calibration)) + calibration + changed + chunk)

@@ -23,7 +23,7 @@ kernels::Scale scale_for(double largest) {
 }
 
 // The largest shift with which a row keeps inside its bounds; 0 where none does.
-unsigned shift_for(const double* row, std::size_t inputs, unsigned entry_bytes) {
+unsigned shift_for(const double* row, std::size_t inputs, unsigned bits) {
     double norm = 0, largest = 0;
     for (std::size_t i = 0; i < inputs; ++i) {
         norm += std::abs(row[i]);
@@ -31,7 +31,7 @@ unsigned shift_for(const double* row, std::size_t inputs, unsigned entry_bytes) 
     }
     // Rounding adds at most half a unit per entry.
     const double room = static_cast<double>(Limits::kRowNorm) - 0.5 * static_cast<double>(inputs);
-    const double most = entry_bytes == 2 ? 32767 : 127;
+    const double most = std::ldexp(1.0, static_cast<int>(bits) - 1) - 1;
     for (unsigned shift = Limits::kShiftMax; shift >= Limits::kShiftMin; --shift) {
         if (std::ldexp(norm, static_cast<int>(shift)) <= room &&
             std::ldexp(largest, static_cast<int>(shift)) <= most)
@@ -41,11 +41,11 @@ unsigned shift_for(const double* row, std::size_t inputs, unsigned entry_bytes) 
 }
 
 // False where a row does not fit.
-bool to_shifted(const MatrixD& m, unsigned entry_bytes, ShiftedMatrix& out) {
-    out = {static_cast<std::size_t>(m.rows()), static_cast<std::size_t>(m.cols()), {}, {}, entry_bytes};
+bool to_shifted(const MatrixD& m, unsigned bits, ShiftedMatrix& out) {
+    out = {static_cast<std::size_t>(m.rows()), static_cast<std::size_t>(m.cols()), {}, {}};
     for (std::size_t o = 0; o < out.outputs; ++o) {
         const double* row = m.data() + o * out.inputs;
-        const unsigned shift = shift_for(row, out.inputs, entry_bytes);
+        const unsigned shift = shift_for(row, out.inputs, bits);
         if (shift == 0) return false;
         out.shifts.push_back(static_cast<std::uint8_t>(shift));
         for (std::size_t i = 0; i < out.inputs; ++i)
@@ -85,7 +85,7 @@ class Converter {
               CalibrationUnit& out) const {
         const double unit = unit_of(out.scale);
         const MatrixD back = fit.inverse_metric.cast<double>() / unit;
-        if (!to_shifted(back * fit.transform.cast<double>() * options_.unit_step, options_.transform_bytes,
+        if (!to_shifted(back * fit.transform.cast<double>() * options_.unit_step, options_.transform_bits,
                         out.transform))
             return false;
         Eigen::VectorXd bias = fit.mean.cast<double>() / unit;
@@ -110,7 +110,7 @@ class Converter {
             }
             const MatrixD a = fit.prediction.middleRows(row, forward.rows()).cast<double>();
             row += forward.rows();
-            if (!to_shifted(back * a.transpose() * forward, options_.term_bytes, term.matrix)) return false;
+            if (!to_shifted(back * a.transpose() * forward, options_.term_bits, term.matrix)) return false;
             bias -= to_real(term.matrix) * mean;
         }
         out.bias.clear();
@@ -129,22 +129,18 @@ class Converter {
 
 }  // namespace
 
-TokenTable token_table(const Matrix& features, std::size_t wide) {
+TokenTable token_table(const Matrix& features, std::span<const unsigned> shifts) {
     TokenTable out;
     out.features = static_cast<std::size_t>(features.cols());
-    out.wide = wide;
     out.vocabulary = out.features == 0 ? 0 : static_cast<std::size_t>(features.rows());
-    const auto rounded = [&](std::size_t row, std::size_t column, float scale, float most) {
-        const float x = features(static_cast<Eigen::Index>(row), static_cast<Eigen::Index>(column)) * scale;
-        return static_cast<int>(std::lround(std::clamp(x, -most, most)));
-    };
+    out.shifts.assign(shifts.begin(), shifts.end());
     for (std::size_t t = 0; t < out.vocabulary; ++t) {
-        for (std::size_t i = 0; i < wide; ++i)
-            out.rows.push_back(static_cast<std::uint8_t>(rounded(t, i, kFeatureScale, 127)));
-        for (std::size_t i = wide; i < out.features; i += 2) {
-            const int low = rounded(t, i, kFeatureScale / 16, 7);
-            const int high = rounded(t, i + 1, kFeatureScale / 16, 7);
-            out.rows.push_back(static_cast<std::uint8_t>((low & 15) | (high & 15) << 4));
+        for (std::size_t f = 0; f < out.features; ++f) {
+            const int unit = 1 << shifts[f], most = 127 / unit;
+            const float x = features(static_cast<Eigen::Index>(t), static_cast<Eigen::Index>(f));
+            const float entry = x * (kFeatureScale / static_cast<float>(unit));
+            const auto limited = std::clamp(entry, static_cast<float>(-most), static_cast<float>(most));
+            out.rows.push_back(static_cast<std::int8_t>(std::lround(limited) * unit));
         }
     }
     return out;

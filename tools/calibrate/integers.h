@@ -12,15 +12,16 @@
 namespace kvcast::calibrate {
 
 struct IntegerOptions {
-    double unit_step = 1.0 / 32;   // step of multiplier 1, in the metric
-    double headroom = 1.5;         // how far states reach beyond the largest value seen
-    unsigned transform_bytes = 1;  // entries of transforms: int8 or int16
-    unsigned term_bytes = 1;       // of prediction matrices
+    double unit_step = 1.0 / 32;  // step of multiplier 1, in the metric
+    double headroom = 1.5;        // how far states reach beyond the largest value seen
+    // Entries are within +-(2^(bits - 1) - 1); 2 to 15 bits.
+    unsigned transform_bits = 8;
+    unsigned term_bits = 8;  // of prediction matrices
 };
 
-// Token features as integers: rows of `features` have variance 1 per column; the first `wide` columns become
-// 8 bits (four standard deviations at +-127), the others 4 bits.
-TokenTable token_table(const Matrix& features, std::size_t wide);
+// Token features as integers: rows of `features` have variance 1 per column; four standard deviations are at
+// +-127. Column f is rounded to multiples of 2^shifts[f]; a shift is 0 to 7.
+TokenTable token_table(const Matrix& features, std::span<const unsigned> shifts);
 Matrix token_features(const TokenTable& table, std::span<const std::int32_t> token_ids);
 
 // Everything but levels and classes: those are zero for one level of multiplier 1. `sets`: fits of all units.
