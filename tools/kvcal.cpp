@@ -33,12 +33,13 @@ struct Arguments {
     std::string judged;
     std::vector<std::string> dumps;
     std::string matrices;
+    std::string metric;
     std::size_t context_tokens = 2048;
     std::size_t continuation_tokens = 256;
     std::size_t draws = 10;
     std::size_t sinks = 1;
     std::size_t token_features = 320;
-    std::size_t wide_features = 64;
+    double feature_rounding = 0.1;
     std::size_t part_width = 1024;
     std::size_t sample_tokens = 4096;
     double finest = 0.27;
@@ -65,6 +66,9 @@ void declare(CLI::App& app, Arguments& a) {
     app.add_option("--matrices", a.matrices,
                    "calibration whose matrices are kept: only levels and classes are made anew")
         ->check(CLI::ExistingFile);
+    app.add_option("--metric", a.metric,
+                   "calibration whose metric is kept: what errors cost is not measured anew")
+        ->check(CLI::ExistingFile);
     app.add_option("--context-tokens", a.context_tokens, "tokens of a context")
         ->check(CLI::Range(64, 1 << 20))
         ->capture_default_str();
@@ -80,7 +84,13 @@ void declare(CLI::App& app, Arguments& a) {
     app.add_option("--token-features", a.token_features, "features per token, 0 for none")
         ->check(CLI::Range(std::size_t{0}, CalibrationLimits::kFeatures))
         ->capture_default_str();
-    app.add_option("--wide-features", a.wide_features, "of them in steps of 1, the others in steps of 16")
+    app.add_option("--feature-rounding", a.feature_rounding,
+                   "what rounding one of them may add to the coefficients of a token, in squared steps")
+        ->check(CLI::Range(1e-6, 1e3))
+        ->capture_default_str();
+    app.add_option("--rounding", a.integers.rounding,
+                   "what rounding a prediction may add to the variance of a coefficient, in squared steps")
+        ->check(CLI::Range(1e-9, 1.0))
         ->capture_default_str();
     app.add_option("--steps", a.steps,
                    "steps at which predictions are learnt, rising: a set of matrices for each")
@@ -200,7 +210,7 @@ void learn_from_model(Material& m, const Arguments& a, const model::Runner& runn
     if (a.sinks >= a.context_tokens) throw tools::Error("--sinks leaves nothing of the contexts");
     start(m, model::layout_of(runner.config(), Dtype::kBf16), runner.config().name,
           sets.size() * (a.context_tokens - a.sinks), a);
-    const std::size_t draws = a.matrices.empty() ? a.draws : 0;
+    const std::size_t draws = a.matrices.empty() && a.metric.empty() ? a.draws : 0;
     const Stage stage(fmt::format("{} contexts: prefill and {} backward passes", sets.size(), draws));
     tools::Progress progress("kvcal", sets.size(), "contexts");
     std::mt19937_64 random(1);
@@ -377,17 +387,28 @@ void print_cost(const Calibration& calibration, std::size_t bytes) {
         c.classes, c.rest, to_hex(calibration.id()));
 }
 
-// Precisions of the token features.
-std::vector<unsigned> feature_shifts(const Arguments& a) {
-    std::vector<unsigned> shifts(a.token_features, 4);
-    std::fill_n(shifts.begin(), a.wide_features, 0u);
-    return shifts;
+std::shared_ptr<const Calibration> opened_file(const std::string& path) {
+    const tools::MappedFile file(path);
+    const auto read =
+        Calibration::read({reinterpret_cast<const std::uint8_t*>(file.bytes().data()), file.bytes().size()});
+    if (!read.ok()) throw tools::Error(fmt::format("{}: {}", path, read.status().message()));
+    return read.value();
+}
+
+std::vector<Matrix> metrics_of(const Material& m, const Arguments& a) {
+    if (!a.metric.empty()) {
+        const auto calibration = opened_file(a.metric);
+        const CalibrationData& data = calibration->data();
+        if (!fits(data, m.units.layout) || data.parts != m.units.parts)
+            throw tools::Error(a.metric + ": of another layout, or in other parts");
+        return calibrated_metrics(data, a.integers.unit_step);
+    }
+    return a.model.empty() ? identity_metrics(m.units, *m.rows) : fisher_metrics(m.fisher);
 }
 
 // Everything but levels and classes, learnt from the material.
 CalibrationData learn(const Material& m, Arguments a, const std::optional<model::Runner>& runner) {
-    const std::vector<Matrix> metrics =
-        runner ? fisher_metrics(m.fisher) : identity_metrics(m.units, *m.rows);
+    const std::vector<Matrix> metrics = metrics_of(m, a);
     Matrix features;
     TokenTable table;
     if (runner && a.token_features != 0) {
@@ -398,8 +419,11 @@ CalibrationData learn(const Material& m, Arguments a, const std::optional<model:
         a.fit.step = middle_step(a.steps);
         const auto fits = fit_all(m, rows_at(embedding, m.token_ids), metrics, a.fit,
                                   "predictions with the whole embedding");
-        const Matrix projection = project_features(rows_at(embedding, m.token_ids), fits, a.token_features);
-        table = token_table(embedding * projection, feature_shifts(a));
+        const FeatureProjection projection =
+            project_features(rows_at(embedding, m.token_ids), fits, a.token_features);
+        table =
+            token_table(embedding * projection.matrix,
+                        feature_shifts(projection.importance, a.feature_rounding * a.fit.step * a.fit.step));
         features = token_features(table, m.token_ids);
     }
     std::vector<std::vector<UnitFit>> sets;
@@ -414,11 +438,8 @@ CalibrationData learn(const Material& m, Arguments a, const std::optional<model:
 
 // The same, of a calibration that there is.
 CalibrationData kept(const Material& m, const Arguments& a) {
-    const tools::MappedFile file(a.matrices);
-    const auto read =
-        Calibration::read({reinterpret_cast<const std::uint8_t*>(file.bytes().data()), file.bytes().size()});
-    if (!read.ok()) throw tools::Error(fmt::format("{}: {}", a.matrices, read.status().message()));
-    const CalibrationData& data = read.value()->data();
+    const auto calibration = opened_file(a.matrices);
+    const CalibrationData& data = calibration->data();
     if (!fits(data, m.units.layout)) throw tools::Error(a.matrices + ": of another layout");
     if (data.parts != m.units.parts || data.sets != a.steps.size())
         throw tools::Error(fmt::format("{}: {} sets of matrices in other parts; {} steps were given",
@@ -434,7 +455,6 @@ void calibrate_all(Arguments a) {
         a.fit.layers_back = 1;
         a.token_features = 0;
     }
-    a.wide_features = std::min(a.wide_features, a.token_features);
     Material m;
     std::optional<model::Runner> runner;
     if (!a.model.empty()) {

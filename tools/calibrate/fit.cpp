@@ -62,6 +62,7 @@ class Fitter {
     UnitFit fit(const UnitPlace& at, const Matrix& metric) {
         UnitFit out;
         out.metric = metric;
+        out.step = options_.step;
         out.inverse_metric = metric.cast<double>().inverse().cast<float>();
         out.sources = sources_of(at, units_, options_, features_.cols() != 0);
         measure(at, out);
@@ -123,6 +124,7 @@ class Fitter {
             auto y = target_.middleRows(index_of(first), index_of(count));
             const Matrix centred = rows_of(units_, rows_, at, first, count).rowwise() - out.mean.transpose();
             y.noalias() = centred * out.metric.transpose();
+            out.energy += centred.squaredNorm() / static_cast<double>(rows_.rows());
             const Matrix f = features_of(at, out, first, count);
             const Matrix ff = f.transpose() * f, fy = f.transpose() * y, yy = y.transpose() * y;
             moments_ += ff.cast<double>();
@@ -263,7 +265,8 @@ std::vector<UnitFit> fit_units(const Units& units, const RowStore& rows, const M
     return out;
 }
 
-Matrix project_features(const Matrix& features, std::span<const UnitFit> fits, std::size_t wanted) {
+FeatureProjection project_features(const Matrix& features, std::span<const UnitFit> fits,
+                                   std::size_t wanted) {
     const Eigen::Index n = features.cols();
     const MatrixD moments =
         (features.transpose() * features).cast<double>() / static_cast<double>(features.rows());
@@ -280,7 +283,12 @@ Matrix project_features(const Matrix& features, std::span<const UnitFit> fits, s
         gain += a * a.transpose();
     }
     const Eigen::SelfAdjointEigenSolver<MatrixD> best(root * gain * root);
-    return (inverse_root * best.eigenvectors().rowwise().reverse().leftCols(index_of(wanted))).cast<float>();
+    FeatureProjection out;
+    out.matrix =
+        (inverse_root * best.eigenvectors().rowwise().reverse().leftCols(index_of(wanted))).cast<float>();
+    for (std::size_t i = 0; i < wanted; ++i)
+        out.importance.push_back(std::max(0.0, best.eigenvalues()[n - 1 - index_of(i)]));
+    return out;
 }
 
 }  // namespace kvcast::calibrate

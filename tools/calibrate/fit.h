@@ -53,6 +53,8 @@ struct UnitFit {
     Matrix transform;   // U, columns by falling variance
     Eigen::VectorXf variance;
     float largest = 0;         // magnitude in the rows
+    double energy = 0;         // mean squared norm of a row less the mean
+    double step = 0;           // of the closed loop that it was made in
     std::vector<double> bits;  // estimated bits per row with none, one, ... all sources that were tried
 };
 
@@ -80,8 +82,12 @@ std::vector<UnitFit> fit_units(const Units& units, const RowStore& rows, const M
                                std::span<const Matrix> metrics, const FitOptions& options,
                                const std::function<void()>& tick);
 
-// A projection of features [features][wanted] that keeps what predicts best in `fits`, scaled so that columns
-// of features * projection have variance 1.
-Matrix project_features(const Matrix& features, std::span<const UnitFit> fits, std::size_t wanted);
+struct FeatureProjection {
+    Matrix matrix;                   // [features][wanted]; columns of features * matrix have variance 1
+    std::vector<double> importance;  // [wanted], falling: what a column's variance explains in the metric
+};
+
+// The projection that keeps what predicts best in `fits`.
+FeatureProjection project_features(const Matrix& features, std::span<const UnitFit> fits, std::size_t wanted);
 
 }  // namespace kvcast::calibrate

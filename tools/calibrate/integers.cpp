@@ -1,5 +1,6 @@
 #include "tools/calibrate/integers.h"
 
+#include <Eigen/Eigenvalues>
 #include <algorithm>
 #include <cmath>
 #include <iterator>
@@ -40,13 +41,30 @@ unsigned shift_for(const double* row, std::size_t inputs, unsigned bits) {
     return 0;
 }
 
+// The least shift with which rounding a row's entries adds no more than `most` to the variance of its output,
+// for inputs whose variances sum to `energy`.
+unsigned shift_for_noise(double most, double energy) {
+    const double shift = 0.5 * std::log2(std::max(energy / (12 * most), 1e-30));
+    return static_cast<unsigned>(
+        std::clamp(std::ceil(shift), double{Limits::kShiftMin}, double{Limits::kShiftMax}));
+}
+
+// How finely a matrix is rounded.
+struct Rounding {
+    unsigned bits;
+    std::vector<double> noise = {};  // [output]: variance that it may add; empty: as fine as bits allow
+    double energy = 0;               // of the inputs
+};
+
 // False where a row does not fit.
-bool to_shifted(const MatrixD& m, unsigned bits, ShiftedMatrix& out) {
+bool to_shifted(const MatrixD& m, const Rounding& rounding, ShiftedMatrix& out) {
     out = {static_cast<std::size_t>(m.rows()), static_cast<std::size_t>(m.cols()), {}, {}};
     for (std::size_t o = 0; o < out.outputs; ++o) {
         const double* row = m.data() + o * out.inputs;
-        const unsigned shift = shift_for(row, out.inputs, bits);
+        unsigned shift = shift_for(row, out.inputs, rounding.bits);
         if (shift == 0) return false;
+        if (!rounding.noise.empty())
+            shift = std::min(shift, shift_for_noise(rounding.noise[o], rounding.energy));
         out.shifts.push_back(static_cast<std::uint8_t>(shift));
         for (std::size_t i = 0; i < out.inputs; ++i)
             out.entries.push_back(
@@ -85,9 +103,10 @@ class Converter {
               CalibrationUnit& out) const {
         const double unit = unit_of(out.scale);
         const MatrixD back = fit.inverse_metric.cast<double>() / unit;
-        if (!to_shifted(back * fit.transform.cast<double>() * options_.unit_step, options_.transform_bits,
+        if (!to_shifted(back * fit.transform.cast<double>() * options_.unit_step, {options_.transform_bits},
                         out.transform))
             return false;
+        Rounding rounding = {options_.term_bits, noise_of(fit, unit)};
         Eigen::VectorXd bias = fit.mean.cast<double>() / unit;
         out.terms.clear();
         Eigen::Index row = 0;
@@ -102,15 +121,17 @@ class Converter {
                 const Eigen::Index n = fit.prediction.rows() - row;
                 forward = MatrixD::Identity(n, n) / kFeatureScale;
                 mean = Eigen::VectorXd::Zero(n);
+                rounding.energy = static_cast<double>(n) * kFeatureScale * kFeatureScale;
             } else {
                 const std::size_t from = units_.index({at.layer - s.layers_back, s.plane, at.part});
                 const double source_unit = unit_of(before[from].scale);
                 forward = fits_[from].metric.cast<double>() * source_unit;
                 mean = fits_[from].mean.cast<double>() / source_unit;
+                rounding.energy = fits_[from].energy / (source_unit * source_unit);
             }
             const MatrixD a = fit.prediction.middleRows(row, forward.rows()).cast<double>();
             row += forward.rows();
-            if (!to_shifted(back * a.transpose() * forward, options_.term_bits, term.matrix)) return false;
+            if (!to_shifted(back * a.transpose() * forward, rounding, term.matrix)) return false;
             bias -= to_real(term.matrix) * mean;
         }
         out.bias.clear();
@@ -122,12 +143,35 @@ class Converter {
         return true;
     }
 
+    // [channel]: what rounding may add to a state's variance, so that all channels add the same in the
+    // metric.
+    std::vector<double> noise_of(const UnitFit& fit, double unit) const {
+        const double most = options_.rounding * fit.step * fit.step;
+        std::vector<double> out;
+        for (Eigen::Index c = 0; c < fit.metric.cols(); ++c) {
+            const double weight = unit * unit * fit.metric.col(c).cast<double>().squaredNorm();
+            out.push_back(most / weight);
+        }
+        return out;
+    }
+
     const Units& units_;
     std::span<const UnitFit> fits_;
     const IntegerOptions& options_;
 };
 
 }  // namespace
+
+std::vector<unsigned> feature_shifts(std::span<const double> importance, double noise) {
+    std::vector<unsigned> out;
+    for (const double i : importance) {
+        // A step of 2^shift / kFeatureScale standard deviations adds a twelfth of its square.
+        const double step = std::sqrt(12 * noise / std::max(i, 1e-30));
+        out.push_back(
+            static_cast<unsigned>(std::clamp(std::round(std::log2(step * kFeatureScale)), 0.0, 7.0)));
+    }
+    return out;
+}
 
 TokenTable token_table(const Matrix& features, std::span<const unsigned> shifts) {
     TokenTable out;
@@ -174,6 +218,21 @@ CalibrationData to_integers(const Units& units, std::span<const std::vector<Unit
         std::vector<CalibrationUnit> set;
         for (const UnitPlace& at : units.all()) set.push_back(converter.convert(at, set));
         std::move(set.begin(), set.end(), std::back_inserter(out.units));
+    }
+    return out;
+}
+
+std::vector<Matrix> calibrated_metrics(const CalibrationData& data, double unit_step) {
+    std::vector<Matrix> out;
+    const std::size_t units = data.units.size() / data.sets;
+    for (const CalibrationUnit& unit : std::span(data.units).first(units)) {
+        const MatrixD t = to_real(unit.transform) * (unit_of(unit.scale) / unit_step);
+        const Eigen::SelfAdjointEigenSolver<MatrixD> solver(t * t.transpose());
+        const MatrixD& u = solver.eigenvectors();
+        const double least = 1e-12 * solver.eigenvalues().maxCoeff();
+        out.push_back(
+            (u * solver.eigenvalues().cwiseMax(least).cwiseSqrt().cwiseInverse().asDiagonal() * u.transpose())
+                .cast<float>());
     }
     return out;
 }

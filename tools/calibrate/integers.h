@@ -17,7 +17,14 @@ struct IntegerOptions {
     // Entries are within +-(2^(bits - 1) - 1); 2 to 15 bits.
     unsigned transform_bits = 8;
     unsigned term_bits = 8;  // of prediction matrices
+    // What rounding a prediction matrix may add to the variance of each coefficient, in squared steps: finer
+    // entries would cost bytes of the calibration and save none of the chunks'.
+    double rounding = 2e-4;
 };
+
+// Shifts for token_table(): the more a feature explains, the finer it is, so that one bit more of any feature
+// would gain as much. Rounding one adds at most about `noise` to all coefficients of a token together.
+std::vector<unsigned> feature_shifts(std::span<const double> importance, double noise);
 
 // Token features as integers: rows of `features` have variance 1 per column; four standard deviations are at
 // +-127. Column f is rounded to multiples of 2^shifts[f]; a shift is 0 to 7.
@@ -28,5 +35,9 @@ Matrix token_features(const TokenTable& table, std::span<const std::int32_t> tok
 CalibrationData to_integers(const Units& units, std::span<const std::vector<UnitFit>> sets,
                             const TokenTable& tokens, const std::string& model,
                             const IntegerOptions& options);
+
+// The metrics [unit] that a calibration was made with: its transforms T are made of orthogonal ones U and a
+// metric R, R T being a multiple of U, so that R'R is one of the inverse of T T'.
+std::vector<Matrix> calibrated_metrics(const CalibrationData& data, double unit_step);
 
 }  // namespace kvcast::calibrate
