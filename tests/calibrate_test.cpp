@@ -161,6 +161,100 @@ TEST(Calibrate, SoItDoesWithSplitPlanes) {
     expect_closed_loop({2, 2});
 }
 
+TEST(Rounding, CoarserPredictionsMakeASmallerFile) {
+    const World w({1, 1});
+    FitOptions options;
+    options.step = 0.3;
+    const std::vector<std::vector<UnitFit>> sets = {fit(w, options)};
+    std::size_t before = ~std::size_t{0};
+    for (const double rounding : {1e-8, 1e-4, 1e-2}) {
+        IntegerOptions integers;
+        integers.rounding = rounding;
+        const auto bytes = write_calibration(to_integers(w.units, sets, w.table, "m", integers));
+        ASSERT_TRUE(bytes.ok());
+        EXPECT_LT(bytes.value().size(), before) << rounding;
+        before = bytes.value().size();
+    }
+}
+
+// What rounding adds to a state's variance, by the entries that it was rounded to.
+TEST(Rounding, AddsNoMoreThanItsShare) {
+    const World w({1, 1});
+    FitOptions options;
+    options.step = 0.3;
+    const std::vector<UnitFit> fits = fit(w, options);
+    IntegerOptions fine, coarse;
+    fine.rounding = 1e-12;
+    fine.term_bits = 14;
+    coarse.rounding = 1e-3;
+    const std::vector<std::vector<UnitFit>> sets = {fits};
+    const CalibrationData a = to_integers(w.units, sets, w.table, "m", fine);
+    const CalibrationData b = to_integers(w.units, sets, w.table, "m", coarse);
+    for (std::size_t u = 0; u < a.units.size(); ++u) {
+        const double unit = std::ldexp(b.units[u].scale.mantissa, b.units[u].scale.exponent);
+        for (std::size_t i = 0; i < b.units[u].terms.size(); ++i) {
+            const PredictionTerm& exact = a.units[u].terms[i];
+            const PredictionTerm& term = b.units[u].terms[i];
+            if (term.source == PredictionTerm::Source::kTokens) continue;
+            const std::size_t from = w.units.index({u / 2 - term.layers_back, term.plane, 0});
+            const double source_unit = std::ldexp(b.units[from].scale.mantissa, b.units[from].scale.exponent);
+            double noise = 0;  // in the metric, of all channels together
+            for (std::size_t o = 0; o < kWidth; ++o) {
+                double sum = 0;
+                for (std::size_t c = 0; c < kWidth; ++c) {
+                    const double e =
+                        std::ldexp(term.matrix.entries[o * kWidth + c], -int{term.matrix.shifts[o]}) -
+                        std::ldexp(exact.matrix.entries[o * kWidth + c], -int{exact.matrix.shifts[o]});
+                    sum += e * e;
+                }
+                const double weight = fits[u].metric.col(static_cast<Eigen::Index>(o)).squaredNorm();
+                noise += sum * unit * unit * weight * fits[from].energy / kWidth / source_unit / source_unit;
+            }
+            // Each of the channels has its share; the test's own rounding has a little.
+            EXPECT_LT(noise / kWidth, 1.5 * coarse.rounding * options.step * options.step) << u << ", " << i;
+        }
+    }
+}
+
+TEST(Metric, IsFoundAgainInACalibration) {
+    const World w({1, 1});
+    std::vector<MatrixD> fisher;
+    std::mt19937 random(3);
+    std::normal_distribution<double> normal;
+    for (std::size_t u = 0; u < 2 * kLayers; ++u) {
+        MatrixD m(kWidth, kWidth);
+        for (Eigen::Index i = 0; i < m.size(); ++i) m.data()[i] = normal(random);
+        fisher.push_back(m * m.transpose());
+    }
+    const std::vector<Matrix> metrics = fisher_metrics(fisher);
+    FitOptions options;
+    options.step = 0.3;
+    const std::vector<std::vector<UnitFit>> sets = {
+        fit_units(w.units, w.rows, w.features, metrics, options, [] {})};
+    IntegerOptions integers;
+    integers.transform_bits = 14;
+    const auto found =
+        calibrated_metrics(to_integers(w.units, sets, w.table, "m", integers), integers.unit_step);
+    ASSERT_EQ(found.size(), metrics.size());
+    for (std::size_t u = 0; u < found.size(); ++u) {
+        const Matrix cost = metrics[u].transpose() * metrics[u], again = found[u].transpose() * found[u];
+        EXPECT_LT((cost - again).norm(), 0.02 * cost.norm()) << u;
+    }
+}
+
+TEST(FeatureShifts, RoundLessWhatExplainsMore) {
+    const double importance[] = {1e4, 100, 100, 1, 1e-9};
+    const auto shifts = feature_shifts(importance, 0.1);
+    EXPECT_EQ(shifts[1], shifts[2]);
+    EXPECT_EQ(shifts[4], 7u);
+    for (std::size_t i = 1; i < std::size(importance); ++i) EXPECT_GE(shifts[i], shifts[i - 1]);
+    // A step is rounded to a power of two, its square by a factor of two at most.
+    const double step = std::ldexp(4.0 / 127, static_cast<int>(shifts[1]));
+    const double noise = importance[1] * step * step / 12;
+    EXPECT_GT(noise, 0.05);
+    EXPECT_LT(noise, 0.2);
+}
+
 // A step that is as coarse as the range leaves nothing.
 TEST(TokenTables, EveryShiftKeepsWithin8Bits) {
     Matrix m(1, 3);
