@@ -18,7 +18,7 @@ std::shared_ptr<const Calibration> made(const CalibrationData& data) {
 // Row norms stay below CalibrationLimits::kRowNorm up to a width of 1024.
 ShiftedMatrix hadamard(std::size_t width) {
     constexpr std::int16_t entry = 63;
-    ShiftedMatrix m = {width, width, {}, std::vector<std::uint8_t>(width, 10), 1};
+    ShiftedMatrix m = {width, width, {}, std::vector<std::uint8_t>(width, 10)};
     for (std::size_t o = 0; o < width; ++o) {
         for (std::size_t i = 0; i < width; ++i)
             m.entries.push_back(std::popcount(o & i) % 2 == 0 ? entry : -entry);
@@ -31,7 +31,7 @@ PredictionTerm dense_term(std::size_t width, std::size_t layers_back, std::size_
     PredictionTerm term;
     term.layers_back = layers_back;
     term.plane = plane;
-    term.matrix = {width, width, {}, std::vector<std::uint8_t>(width, 12), 1};
+    term.matrix = {width, width, {}, std::vector<std::uint8_t>(width, 12)};
     for (std::size_t i = 0; i < width * width; ++i)
         term.matrix.entries.push_back(static_cast<std::int16_t>(random() % 61) - 30);
     return term;

@@ -131,14 +131,14 @@ void KltEncoder::reconstruct_unit(const Job& job, std::size_t layer, std::size_t
     const std::size_t width = job.data.part_width(plane);
     const CalibrationUnit& unit = job.set.unit(layer, plane, part);
     const std::size_t level = level_index(job.header, slice.first);
-    const std::size_t active = coded_coefficients(unit, level);
-    const auto classes = unit.classes_of(level);
+    const std::vector<ClassRun> runs =
+        class_runs(unit.classes_of(level).first(coded_coefficients(unit, level)));
     Unit& out = units_[job.unit(layer, plane, part)];
     std::int16_t* const q = out.q.data() + slice.first * width;
     for (std::size_t t = 0; t < slice.count; ++t) {
-        const std::int16_t gain = out.gains[slice.first + t];
-        for (std::size_t i = 0; i < active; ++i) {
-            if (klt_class(classes[i], gain) == 0) q[t * width + i] = 0;
+        for (const ClassRun& run : runs) {
+            if (klt_class(run.base, out.gains[slice.first + t]) == 0)
+                std::fill(q + t * width + run.begin, q + t * width + run.end, std::int16_t{0});
         }
     }
     states_.reconstruct(ops_, layer, plane, part, slice, q, job.data.levels[level].multiplier,
