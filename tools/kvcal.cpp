@@ -38,14 +38,14 @@ struct Arguments {
     std::size_t continuation_tokens = 256;
     std::size_t draws = 10;
     std::size_t sinks = 1;
-    std::size_t token_features = 320;
-    double feature_rounding = 0.1;
+    std::size_t token_features = 384;
+    double feature_rounding = 0.08;
     std::size_t part_width = 1024;
     std::size_t sample_tokens = 4096;
     double finest = 0.27;
     double ratio = 1.34;
     unsigned levels = 11;
-    std::vector<double> steps = {0.7};
+    std::vector<double> steps = {0.7, 1.8};
     FitOptions fit;
     IntegerOptions integers;
     model::LoadOptions load;
@@ -81,7 +81,8 @@ void declare(CLI::App& app, Arguments& a) {
     app.add_option("--sinks", a.sinks, "first tokens of a context that are left out")->capture_default_str();
     app.add_flag("--first-stage", a.first_stage,
                  "predict from the previous layer, and V from K, only: smaller");
-    app.add_option("--token-features", a.token_features, "features per token, 0 for none")
+    app.add_option("--token-features", a.token_features,
+                   "features per token, at most those of the embedding; 0 for none")
         ->check(CLI::Range(std::size_t{0}, CalibrationLimits::kFeatures))
         ->capture_default_str();
     app.add_option("--feature-rounding", a.feature_rounding,
@@ -413,9 +414,7 @@ CalibrationData learn(const Material& m, Arguments a, const std::optional<model:
     TokenTable table;
     if (runner && a.token_features != 0) {
         const Matrix embedding = embedding_of(*runner);
-        if (a.token_features > static_cast<std::size_t>(embedding.cols()))
-            throw tools::Error(
-                fmt::format("--token-features {}, the embedding has {}", a.token_features, embedding.cols()));
+        a.token_features = std::min(a.token_features, static_cast<std::size_t>(embedding.cols()));
         a.fit.step = middle_step(a.steps);
         const auto fits = fit_all(m, rows_at(embedding, m.token_ids), metrics, a.fit,
                                   "predictions with the whole embedding");

@@ -19,7 +19,7 @@ struct IntegerOptions {
     unsigned term_bits = 8;  // of prediction matrices
     // What rounding a prediction matrix may add to the variance of each coefficient, in squared steps: finer
     // entries would cost bytes of the calibration and save none of the chunks'.
-    double rounding = 2e-4;
+    double rounding = 0.01;
 };
 
 // Shifts for token_table(): the more a feature explains, the finer it is, so that one bit more of any feature
