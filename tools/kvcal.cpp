@@ -38,7 +38,7 @@ struct Arguments {
     std::size_t continuation_tokens = 256;
     std::size_t draws = 10;
     std::size_t sinks = 1;
-    std::size_t token_features = 384;
+    std::size_t token_features = 320;
     double feature_rounding = 0.08;
     std::size_t part_width = 1024;
     std::size_t sample_tokens = 4096;
