@@ -32,10 +32,11 @@ class ValueCounts {
     ValueCounts(const UnitCoefficients& unit, std::size_t coefficient) {
         const auto value = [&](std::size_t t) { return int{unit.q[t * unit.width + coefficient]}; };
         for (std::size_t t = 0; t < unit.gains.size(); ++t) most_ = std::max(most_, std::abs(value(t)));
-        counts_.resize(kGains * static_cast<std::size_t>(2 * most_ + 1));
+        counts_.resize(kGains * values());
         for (std::size_t t = 0; t < unit.gains.size(); ++t) {
-            const int gain = unit.gains[t] + kernels::kKltGainMost;
-            ++counts_[static_cast<std::size_t>(gain * (2 * most_ + 1) + value(t) + most_)];
+            const auto gain = static_cast<std::size_t>(unit.gains[t] + kernels::kKltGainMost);
+            const auto column = static_cast<std::size_t>(value(t) + most_);
+            ++counts_[gain * values() + column];
         }
     }
 
@@ -54,6 +55,8 @@ class ValueCounts {
 
   private:
     static constexpr std::size_t kGains = kernels::kKltGainsTried;
+
+    std::size_t values() const { return 2 * static_cast<std::size_t>(most_) + 1; }
 
     int most_ = 0;                       // magnitude
     std::vector<std::uint32_t> counts_;  // [gain][value]
