@@ -34,9 +34,8 @@ class ValueCounts {
         for (std::size_t t = 0; t < unit.gains.size(); ++t) most_ = std::max(most_, std::abs(value(t)));
         counts_.resize(kGains * values());
         for (std::size_t t = 0; t < unit.gains.size(); ++t) {
-            const auto gain = static_cast<std::size_t>(unit.gains[t] + kernels::kKltGainMost);
-            const auto column = static_cast<std::size_t>(value(t) + most_);
-            ++counts_[gain * values() + column];
+            const int gain = unit.gains[t] + kernels::kKltGainMost, column = value(t) + most_;
+            ++counts_[static_cast<std::size_t>(gain) * values() + static_cast<std::size_t>(column)];
         }
     }
 
