@@ -461,10 +461,8 @@ void calibrate_all(Arguments a) {
         learn_from_model(m, a, *runner);
     } else {
         learn_from_dumps(m, a);
-        fmt::print(
-            "no model: every error counts alike, there are no token features, and what the levels cost is "
-            "not "
-            "measured\n");
+        fmt::print("no model: {}there are no token features, and what the levels cost is not measured\n",
+                   a.metric.empty() ? "every error counts alike, " : "");
     }
     CalibrationData data = a.matrices.empty() ? learn(m, a, runner) : kept(m, a);
     {
