@@ -115,8 +115,7 @@ void KltEncoder::quantise_unit(const Job& job, std::size_t layer, std::size_t pl
 // Gives all tokens of a strip the gain of the one in its middle: the strip's classes are then those of each
 // of its tokens, neither too wide for most nor too narrow.
 void KltEncoder::level_gains(const Job& job, Unit& unit, std::span<const std::uint32_t> body) {
-    unit.coded_gains.clear();
-    for (const std::uint32_t t : body) unit.coded_gains.push_back(unit.gains[t]);
+    unit.list_gains(body);
     token_strips_.make(job.header, body, unit.coded_gains);
     for (const TokenStrip& strip : token_strips_.strips()) {
         const auto tokens = token_strips_.tokens(strip);
@@ -224,8 +223,7 @@ void KltEncoder::write_layer(const Job& job, std::size_t layer, const std::vecto
     write_exact_rows(job, layer, writer);
     Unit* const units = units_.data() + layer * job.units_per_layer;
     for (std::size_t u = 0; u < job.units_per_layer; ++u) {
-        units[u].coded_gains.clear();
-        for (const std::uint32_t t : body) units[u].coded_gains.push_back(units[u].gains[t]);
+        units[u].list_gains(body);
         writer.vector(units[u].coded_gains);
     }
     for (std::size_t p = 0; p < job.data.layout.planes.size(); ++p) {

@@ -59,6 +59,11 @@ class KltEncoder {
         std::vector<std::int16_t> gains;        // [token]
         std::vector<std::int16_t> coded_gains;  // [body token]
         AlignedVector<std::int16_t> tiles;      // [strip][coefficient][lane]
+
+        void list_gains(std::span<const std::uint32_t> body) {
+            coded_gains.clear();
+            for (const std::uint32_t t : body) coded_gains.push_back(gains[t]);
+        }
     };
     struct Job;
 
