@@ -92,7 +92,7 @@ class StripBlock {
         return {&entropy::encode_table(coding_.table), coding_.shift, strip_, values_.data() + i * strip_};
     }
     Strip target(std::size_t i) {
-        return {&entropy::alias_table(coding_.table), coding_.shift, strip_, out_.data() + i * strip_};
+        return {&entropy::decode_table(coding_.table), coding_.shift, strip_, out_.data() + i * strip_};
     }
     bool decoded() const { return out_ == values_; }
     bool encoded(const RansEncoder& e) const {
@@ -198,7 +198,7 @@ struct FloatBlock {
         if constexpr (std::is_same_v<T, EncodeTable>)
             return &entropy::encode_table(entropy::kFirstExponentTable + model.table);
         else
-            return &entropy::alias_table(entropy::kFirstExponentTable + model.table);
+            return &entropy::decode_table(entropy::kFirstExponentTable + model.table);
     }
 
   private:
@@ -216,7 +216,7 @@ void decode_floats(const Ops& ops, std::vector<FloatBlock>& blocks) {
     std::vector<FloatStrip> strips(blocks.size());
     for (std::size_t at = 0; at < kBlockValues; at += kTokens) {
         for (std::size_t i = 0; i < blocks.size(); ++i)
-            strips[i] = {blocks[i].table<AliasTable>(), blocks[i].model.center, blocks[i].out.data() + at};
+            strips[i] = {blocks[i].table<DecodeTable>(), blocks[i].model.center, blocks[i].out.data() + at};
         ops.decode_floats(pointers, strips, Dtype::kBf16, kTokens);
     }
 }

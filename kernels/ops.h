@@ -29,17 +29,44 @@ struct alignas(64) AliasTable {
     std::uint32_t entry[2 * kSymbols];  // pack_entry()
 };
 
-// Encoding table: the slot of rank r of symbol s is slot[start[s] + r]. Slots follow their indices in
-// stretches: stretch i begins at index stretch_start[i], where slot = index + stretch_offset[i].
-struct alignas(64) EncodeTable {
-    static constexpr std::size_t kStretches = 2 * kSymbols;
+// The same table for states that are kept as two vectors of 16-bit halves, high and low.
+struct alignas(64) HalfTable {
+    std::uint16_t carry[2 * kSymbols];      // [low / 1024 mod 32]: added to low, leaves the entry at bits 10 to 14
+    std::uint16_t frequency[2 * kSymbols];  // of an entry, times four
+    std::uint16_t rank[2 * kSymbols];       // rank - slot, modulo 2^16
+    std::int16_t value[2 * kSymbols];       // symbol - kSymbolZero
+};
 
+struct DecodeTable {
+    AliasTable alias;
+    HalfTable halves;
+};
+
+// What puts symbols into states that are kept as halves. A state x is divided by four frequencies: a number of
+// 16 bits (Moeller and Granlund, "Improved division by invariant integers", 2011, algorithm 4, needs its divisor
+// shifted up to 2^15 or more). The ranks of a symbol lie in cells of 1024, which no other symbol shares: rank r
+// has index first[s] + r and is in cell index / 1024, where slot = index + offset[n], n being the number of
+// bounds of the cell that are not above the index.
+struct alignas(64) EncodeHalves {
+    static constexpr std::size_t kCells = 2 * kSymbols;
+    static constexpr unsigned kCellBits = 10;
+    static constexpr std::size_t kBounds = 3;  // no table of the model has more in a cell
+
+    std::uint16_t frequency[kSymbols];   // times four
+    std::uint16_t shift[kSymbols];       // what makes that 2^15 or more
+    std::uint16_t reciprocal[kSymbols];  // floor((2^32 - 1) / (frequency << shift)) - 2^16
+    std::uint16_t first[kSymbols];
+    std::uint16_t bound[kBounds][kCells];       // ascending; 0xffff where there are fewer
+    std::uint16_t offset[kBounds + 1][kCells];  // modulo 2^16
+};
+
+// Encoding table: the slot of rank r of symbol s is slot[start[s] + r].
+struct alignas(64) EncodeTable {
     std::uint32_t frequency[kSymbols];
-    std::uint32_t reciprocal[kSymbols];        // floor(2^32 / frequency), at most 2^32 - 1
-    std::uint16_t stretch_start[kStretches];   // ascending; 2^14 behind the last one
-    std::uint16_t stretch_offset[kStretches];  // modulo 2^16
+    std::uint32_t reciprocal[kSymbols];  // floor(2^32 / frequency), at most 2^32 - 1
     std::uint16_t start[kSymbols];
     std::uint16_t slot[kProbabilityTotal];
+    EncodeHalves halves;
 };
 
 // 32 lanes reading one forward stream of little-endian 16-bit words, at any byte alignment. Past the end,
@@ -54,7 +81,7 @@ struct alignas(64) RansDecoder {
 // `count` values of one table and shift, in groups of 32: value = (symbol - 7) * 2^shift + raw - 2^(shift -
 // 1), in wrapping 16-bit arithmetic; shift <= 11. Without a table all values are zero and nothing is coded.
 struct Strip {
-    const AliasTable* table;
+    const DecodeTable* table;
     unsigned shift;
     std::size_t count;
     std::int16_t* values;
@@ -63,7 +90,7 @@ struct Strip {
 // Floating-point elements of one exponent table: exponent = center - (symbol - 7), modulo the exponent's
 // range, sign and mantissa raw. Bits are left in the low bits of each uint32.
 struct FloatStrip {
-    const AliasTable* table;
+    const DecodeTable* table;
     std::uint32_t center;
     std::uint32_t* bits;
 };

@@ -364,7 +364,7 @@ Result<DecodePlan> PlanBuilder::finish() {
     std::vector<std::byte>& image = plan.image_;
     image = std::move(front_);
     std::vector<kernels::AliasTable> tables;
-    for (std::size_t t = 0; t < entropy::kTables; ++t) tables.push_back(entropy::alias_table(t));
+    for (std::size_t t = 0; t < entropy::kTables; ++t) tables.push_back(entropy::decode_table(t).alias);
     DecodePlan::Launches& l = plan.launches_;
     l.tables = append_array(image, tables);
     l.rotations = append_array(image, rotations_);

@@ -69,7 +69,7 @@ void BlockReader::floats(std::span<BlockReader* const> readers, std::span<const 
     std::array<kernels::FloatStrip, BlockReader::kMostAbreast> strips = {};
     for (std::size_t i = 0; i < readers.size(); ++i) {
         decoders[i] = &readers[i]->decoder_;
-        strips[i] = {&alias_table(kFirstExponentTable + models[i].table), models[i].center, bits[i]};
+        strips[i] = {&decode_table(kFirstExponentTable + models[i].table), models[i].center, bits[i]};
     }
     readers[0]->ops_.decode_floats({decoders.data(), readers.size()}, {strips.data(), readers.size()}, dtype,
                                    count);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <limits>
 
 namespace kvcast::entropy {
@@ -12,7 +13,10 @@ namespace {
 static_assert(std::size(kFrequencies) == kTables);
 
 using kernels::AliasTable;
+using kernels::DecodeTable;
+using kernels::EncodeHalves;
 using kernels::EncodeTable;
+using kernels::HalfTable;
 using kernels::kBucketSlots;
 using kernels::kSymbols;
 
@@ -75,28 +79,67 @@ void build(const std::uint16_t (&frequency)[kSymbols], AliasTable& alias, Encode
     }
 }
 
-// The table of slots as stretches.
-void find_stretches(EncodeTable& encode) {
-    std::size_t n = 0;
-    for (std::uint32_t i = 0; i < kernels::kProbabilityTotal; ++i) {
-        if (i != 0 && encode.slot[i] == encode.slot[i - 1] + 1) continue;
-        encode.stretch_start[n] = static_cast<std::uint16_t>(i);
-        encode.stretch_offset[n++] = static_cast<std::uint16_t>(encode.slot[i] - i);
+// An alias table in halves. The carry of a slot's bucket doubles the bucket, lets what is within it run over into
+// the bit below from the divider on, and takes off bit 14, which a sixth bit of low / 1024 would show.
+HalfTable half_table(const AliasTable& alias) {
+    HalfTable out = {};
+    for (std::uint32_t i = 0; i < 2 * kSymbols; ++i) {
+        const std::uint32_t bucket = i % kSymbols, above = i / kSymbols;
+        out.carry[i] = static_cast<std::uint16_t>((bucket + 1) * kBucketSlots - alias.divider[bucket] -
+                                                  above * kernels::kProbabilityTotal);
+        const std::uint32_t entry = alias.entry[i];
+        const std::uint32_t slot = i / 2 * kBucketSlots + (i % 2 == 0 ? 0 : alias.divider[i / 2]);
+        const std::uint32_t rank = (slot + (entry >> 18)) & kernels::kProbabilityMask;
+        out.frequency[i] = static_cast<std::uint16_t>((entry >> 4 & kernels::kProbabilityMask) * 4);
+        out.rank[i] = static_cast<std::uint16_t>(rank - slot);
+        out.value[i] = static_cast<std::int16_t>(static_cast<int>(entry & 15) - kernels::kSymbolZero);
     }
-    for (; n < EncodeTable::kStretches; ++n) {
-        encode.stretch_start[n] = kernels::kProbabilityTotal;
-        encode.stretch_offset[n] = 0;
+    return out;
+}
+
+// The slots of a symbol's ranks, cell by cell.
+void fill_cells(const std::uint16_t* slot, std::uint32_t frequency, std::uint32_t first, EncodeHalves& out) {
+    constexpr std::uint32_t kCellRanks = 1u << EncodeHalves::kCellBits;
+    for (std::uint32_t rank = 0; rank < frequency; rank += kCellRanks) {
+        const std::uint32_t cell = (first + rank) / kCellRanks;
+        const std::uint32_t end = std::min(frequency, rank + kCellRanks);
+        std::size_t bounds = 0;
+        for (std::uint32_t r = rank; r < end; ++r) {
+            const auto offset = static_cast<std::uint16_t>(slot[r] - (first + r));
+            if (r != rank && offset != out.offset[bounds][cell])
+                out.bound[bounds++][cell] = static_cast<std::uint16_t>(first + r);
+            for (std::size_t n = bounds; n <= EncodeHalves::kBounds; ++n) out.offset[n][cell] = offset;
+        }
     }
 }
 
+EncodeHalves encode_halves(const EncodeTable& encode) {
+    EncodeHalves out = {};
+    for (auto& bound : out.bound) std::fill(std::begin(bound), std::end(bound), std::uint16_t{0xffff});
+    std::uint32_t first = 0;
+    for (std::size_t s = 0; s < kSymbols; ++s) {
+        const std::uint32_t divisor = encode.frequency[s] * 4;
+        const auto shift = static_cast<unsigned>(std::countl_zero(static_cast<std::uint16_t>(divisor)));
+        out.frequency[s] = static_cast<std::uint16_t>(divisor);
+        out.shift[s] = static_cast<std::uint16_t>(shift);
+        out.reciprocal[s] = static_cast<std::uint16_t>(0xffffffffu / (divisor << shift) - 0x10000u);
+        out.first[s] = static_cast<std::uint16_t>(first);
+        fill_cells(encode.slot + encode.start[s], encode.frequency[s], first, out);
+        first += (encode.frequency[s] + (1u << EncodeHalves::kCellBits) - 1) >> EncodeHalves::kCellBits
+                                                                              << EncodeHalves::kCellBits;
+    }
+    return out;
+}
+
 struct AllTables {
-    std::array<AliasTable, kTables> alias;
+    std::array<DecodeTable, kTables> decode;
     std::array<EncodeTable, kTables> encode;
 
     AllTables() {
         for (std::size_t t = 0; t < kTables; ++t) {
-            build(kFrequencies[t], alias[t], encode[t]);
-            find_stretches(encode[t]);
+            build(kFrequencies[t], decode[t].alias, encode[t]);
+            decode[t].halves = half_table(decode[t].alias);
+            encode[t].halves = encode_halves(encode[t]);
         }
     }
 };
@@ -171,14 +214,15 @@ std::array<std::uint32_t, kSymbols> symbols_around(std::span<const std::uint32_t
 
 }  // namespace
 
-const AliasTable& alias_table(std::size_t table) {
-    return all_tables().alias[table];
+const DecodeTable& decode_table(std::size_t table) {
+    return all_tables().decode[table];
 }
+
 const ClassDecoding* class_decodings() {
     static const std::array<ClassDecoding, kClasses> decodings = [] {
         std::array<ClassDecoding, kClasses> out = {};
         for (unsigned c = 1; c < kClasses; ++c)
-            out[c] = {&alias_table(class_coding(c).table), class_coding(c).shift};
+            out[c] = {&decode_table(class_coding(c).table), class_coding(c).shift};
         return out;
     }();
     return decodings.data();

@@ -21,11 +21,11 @@ using kernels::ClassCoding;
 using kernels::kClasses;
 using kernels::kFirstExponentTable;
 
-const kernels::AliasTable& alias_table(std::size_t table);
+const kernels::DecodeTable& decode_table(std::size_t table);
 
 // How the values of a class are decoded; class 0 has no table.
 struct ClassDecoding {
-    const kernels::AliasTable* table;
+    const kernels::DecodeTable* table;
     unsigned shift;
 };
 

@@ -60,7 +60,8 @@ struct Table {
     Sixteen second;
 };
 
-KVCAST_AVX2_INLINE Table load_table(const AliasTable& t) {
+KVCAST_AVX2_INLINE Table load_table(const DecodeTable& table) {
+    const AliasTable& t = table.alias;
     alignas(32) std::uint32_t last[kSymbols], first[kSymbols], second[kSymbols];
     for (std::size_t b = 0; b < kSymbols; ++b) {
         last[b] = t.divider[b] - 1;
@@ -243,7 +244,8 @@ KVCAST_AVX2 void decode_in_order(RansDecoder& decoder, const Strip* strips, std:
                                  std::size_t stride) {
     States s = load_states(decoder.state);
     Words words;
-    words.begin(decoder);
+    Words::Tail tail;
+    words.begin(decoder, tail);
     for (std::size_t step = 0; step < steps; ++step, strips += stride) {
         const Strip& strip = *strips;
         if (strip.table == nullptr) {
@@ -257,7 +259,7 @@ KVCAST_AVX2 void decode_in_order(RansDecoder& decoder, const Strip* strips, std:
         if (at != strip.count)
             decode_group<false>(s, t, strip.shift, first_lanes(strip.count - at), words, strip.values + at);
     }
-    words.finish();
+    words.finish(decoder);
     store_states(decoder.state, s);
 }
 
@@ -311,14 +313,15 @@ template <Dtype D>
 KVCAST_AVX2 void decode_float_strip(RansDecoder& decoder, const FloatStrip& strip, std::size_t count) {
     States s = load_states(decoder.state);
     Words words;
-    words.begin(decoder);
+    Words::Tail tail;
+    words.begin(decoder, tail);
     const Table t = load_table(*strip.table);
     std::size_t at = 0;
     for (; at + kLanes <= count; at += kLanes)
         decode_float_group<D, true>(s, t, strip.center, ~0u, words, strip.bits + at);
     if (at != count)
         decode_float_group<D, false>(s, t, strip.center, first_lanes(count - at), words, strip.bits + at);
-    words.finish();
+    words.finish(decoder);
     store_states(decoder.state, s);
 }
 

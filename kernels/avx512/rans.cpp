@@ -1,5 +1,7 @@
-// 32 lanes are two vectors of states. A table is three vectors, so that every look-up is a permutation of
-// registers; refill expands the next words into the lanes that are low, in ascending order.
+// 32 states of 32 bits are two vectors of 16-bit halves, so that a step works on all lanes at once: a product of a
+// frequency and a state's upper bits is two products of halves, a state below 2^16 is a high half of zero, and
+// refill moves low halves up and expands the next words, in ascending order, into the places. A table is four
+// vectors: every look-up is a permutation of registers.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -17,118 +19,124 @@ using x86::first_lanes;
 using x86::Words;
 
 struct States {
-    __m512i low;   // lanes 0..15
-    __m512i high;  // lanes 16..31
+    __m512i high;  // the halves of lanes 0..31
+    __m512i low;
 };
 
-KVCAST_AVX512_INLINE States load_states(const std::uint32_t* state) {
-    return {_mm512_load_si512(state), _mm512_load_si512(state + 16)};
-}
-
-KVCAST_AVX512_INLINE void store_states(std::uint32_t* state, const States& s) {
-    _mm512_store_si512(state, s.low);
-    _mm512_store_si512(state + 16, s.high);
-}
-
-struct Table {
-    __m512i last;   // of a bucket's first entry: divider - 1
-    __m512i first;  // a bucket's entries
-    __m512i second;
-};
-
-KVCAST_AVX512_INLINE Table load_table(const AliasTable& t) {
-    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    const __m512i low = _mm512_load_si512(t.entry), high = _mm512_load_si512(t.entry + kSymbols);
-    return {_mm512_sub_epi32(_mm512_load_si512(t.divider), _mm512_set1_epi32(1)),
-            _mm512_permutex2var_epi32(low, even, high),
-            _mm512_permutex2var_epi32(low, _mm512_or_si512(even, _mm512_set1_epi32(1)), high)};
-}
-
-// The entry that each state's slot falls into. Sign bits rather than mask registers select: they are there
-// sooner, and states wait for them.
-KVCAST_AVX512_INLINE __m512i entries_of(__m512i state, const Table& t) {
-    const __m512i bucket = _mm512_srli_epi32(state, kBucketBits);  // permutations use its low four bits
-    const __m512i within = _mm512_and_si512(state, _mm512_set1_epi32(kBucketSlots - 1));
-    const __m512i beyond =
-        _mm512_srai_epi32(_mm512_sub_epi32(_mm512_permutexvar_epi32(bucket, t.last), within), 31);
-    return _mm512_ternarylogic_epi32(beyond, _mm512_permutexvar_epi32(bucket, t.second),
-                                     _mm512_permutexvar_epi32(bucket, t.first), 0xca);
-}
-
-KVCAST_AVX512_INLINE __m512i advanced(__m512i state, __m512i entry) {
-    const __m512i mask = _mm512_set1_epi32(kProbabilityMask);
-    const __m512i frequency = _mm512_and_si512(_mm512_srli_epi32(entry, 4), mask);
-    const __m512i rank = _mm512_and_si512(_mm512_add_epi32(state, _mm512_srli_epi32(entry, 18)), mask);
-    return _mm512_add_epi32(_mm512_mullo_epi32(frequency, _mm512_srli_epi32(state, kProbabilityBits)), rank);
-}
-
-KVCAST_AVX512_INLINE __m512i refilled(__m512i state, __mmask16 low, Words& words) {
-    const __m512i next =
-        _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(words.next)));
-    words.next += 2 * std::popcount(static_cast<unsigned>(low));
-    return _mm512_mask_or_epi32(state, low, _mm512_slli_epi32(state, 16),
-                                _mm512_maskz_expand_epi32(low, next));
-}
-
-// Low halves of 32-bit lanes side by side.
-KVCAST_AVX512_INLINE __m512i narrowed(__m512i low, __m512i high) {
+// Every other half of 32 lanes of 32 bits, from the first or second one on.
+KVCAST_AVX512_INLINE __m512i halves(__m512i a, __m512i b, std::int16_t from) {
     const __m512i even = _mm512_set_epi32(
         0x003e003c, 0x003a0038, 0x00360034, 0x00320030, 0x002e002c, 0x002a0028, 0x00260024, 0x00220020,
         0x001e001c, 0x001a0018, 0x00160014, 0x00120010, 0x000e000c, 0x000a0008, 0x00060004, 0x00020000);
-    return _mm512_permutex2var_epi16(low, even, high);
+    return _mm512_permutex2var_epi16(a, _mm512_add_epi16(even, _mm512_set1_epi16(from)), b);
 }
 
-// Takes a symbol out of each lane that is set in `lanes` (all of them where Whole) and refills: the 32
-// symbols, 16 bits each.
+// 32 lanes of 32 bits from halves.
+struct Wide {
+    __m512i first;  // lanes 0..15
+    __m512i last;
+};
+
+KVCAST_AVX512_INLINE Wide joined(__m512i low, __m512i high) {
+    const __m512i lanes = _mm512_set_epi32(
+        0x002f000f, 0x002e000e, 0x002d000d, 0x002c000c, 0x002b000b, 0x002a000a, 0x00290009, 0x00280008,
+        0x00270007, 0x00260006, 0x00250005, 0x00240004, 0x00230003, 0x00220002, 0x00210001, 0x00200000);
+    return {_mm512_permutex2var_epi16(low, lanes, high),
+            _mm512_permutex2var_epi16(low, _mm512_add_epi16(lanes, _mm512_set1_epi16(16)), high)};
+}
+
+KVCAST_AVX512_INLINE States load_states(const std::uint32_t* state) {
+    const __m512i a = _mm512_load_si512(state), b = _mm512_load_si512(state + 16);
+    return {halves(a, b, 1), halves(a, b, 0)};
+}
+
+KVCAST_AVX512_INLINE void store_states(std::uint32_t* state, const States& s) {
+    const Wide wide = joined(s.low, s.high);
+    _mm512_store_si512(state, wide.first);
+    _mm512_store_si512(state + 16, wide.last);
+}
+
+KVCAST_AVX512_INLINE __m512i looked_up(const void* numbers, __m512i index) {
+    return _mm512_permutexvar_epi16(index, _mm512_load_si512(numbers));
+}
+
+// Takes a symbol out of each lane that is set in `lanes` (all of them where Whole) and refills: what the 32
+// symbols stand for, 16 bits each.
 template <bool Whole>
-KVCAST_AVX512_INLINE __m512i take_symbols(States& s, const Table& t, std::uint32_t lanes, Words& words) {
-    const __m512i low = entries_of(s.low, t), high = entries_of(s.high, t);
-    __m512i a = advanced(s.low, low), b = advanced(s.high, high);
-    const __m512i least = _mm512_set1_epi32(kStateLow);
-    __mmask16 a_low = _mm512_cmplt_epu32_mask(a, least), b_low = _mm512_cmplt_epu32_mask(b, least);
+KVCAST_AVX512_INLINE __m512i take_symbols(States& s, const HalfTable& t, std::uint32_t lanes, Words& words) {
+    const __m512i carry = looked_up(t.carry, _mm512_srli_epi16(s.low, kBucketBits));
+    const __m512i entry = _mm512_srli_epi16(_mm512_add_epi16(s.low, carry), kBucketBits);
+    const __m512i frequency = looked_up(t.frequency, entry);
+    const __m512i slot = _mm512_and_si512(s.low, _mm512_set1_epi16(kProbabilityMask));
+    const __m512i above = _mm512_andnot_si512(_mm512_set1_epi16(kProbabilityMask), s.low);
+    // frequency * (state >> 14) + rank: the product with the two lowest bits and the rank fit 16 bits together.
+    const __m512i rest =
+        _mm512_add_epi16(_mm512_mulhi_epu16(frequency, above),
+                         _mm512_add_epi16(slot, looked_up(t.rank, entry)));
+    __m512i low = _mm512_add_epi16(_mm512_mullo_epi16(frequency, s.high), rest);
+    __m512i high = _mm512_mulhi_epu16(frequency, s.high);
+    high = _mm512_mask_add_epi16(high, _mm512_cmplt_epu16_mask(low, rest), high, _mm512_set1_epi16(1));
+    __mmask32 refill = _mm512_testn_epi16_mask(high, high);
     if constexpr (!Whole) {
-        const auto a_lanes = static_cast<__mmask16>(lanes), b_lanes = static_cast<__mmask16>(lanes >> 16);
-        a = _mm512_mask_mov_epi32(s.low, a_lanes, a);
-        b = _mm512_mask_mov_epi32(s.high, b_lanes, b);
-        a_low &= a_lanes;
-        b_low &= b_lanes;
+        low = _mm512_mask_mov_epi16(s.low, lanes, low);
+        high = _mm512_mask_mov_epi16(s.high, lanes, high);
+        refill &= lanes;
     }
-    s.low = refilled(a, a_low, words);
-    s.high = refilled(b, b_low, words);
-    return _mm512_and_si512(narrowed(low, high), _mm512_set1_epi16(15));
+    s.high = _mm512_mask_mov_epi16(high, refill, low);
+    s.low = _mm512_mask_expand_epi16(low, refill, _mm512_loadu_si512(words.next));
+    words.next += 2 * std::popcount(static_cast<std::uint32_t>(refill));
+    return looked_up(t.value, entry);
 }
 
-KVCAST_AVX512_INLINE std::uint32_t load_u32(const std::uint8_t* p) {
-    std::uint32_t w;
-    std::memcpy(&w, p, sizeof w);
-    return w;
+constexpr std::int16_t kEscapeValue = static_cast<int>(kEscape) - kSymbolZero;
+
+// Row r of eight bits to column 7 - r, in each quadword.
+KVCAST_AVX512_INLINE __m512i transposed(__m512i bits) {
+    return _mm512_gf2p8affine_epi64_epi8(_mm512_set1_epi64(static_cast<long long>(0x8040201008040201)), bits,
+                                         0);
 }
 
-// Raw bits of 32 lanes, plane by plane: the lowest `planes` bits of 16.
-KVCAST_AVX512_INLINE __m512i take_raw(unsigned planes, Words& words) {
-    __m512i raw = _mm512_setzero_si512();
-    __m512i bit = _mm512_set1_epi16(1);
-    for (unsigned p = 0; p < planes; ++p, words.next += 4) {
-        raw = _mm512_mask_add_epi16(raw, load_u32(words.next), raw, bit);
-        bit = _mm512_add_epi16(bit, bit);
+// Where byte g of plane p, 0..3 and 0..15, comes to lie as a row: in quadword g of the upper or lower four.
+alignas(64) constexpr auto kPlaneRows = [] {
+    struct {
+        std::uint8_t of_two[64];  // planes of 32 lanes
+        std::uint8_t of_one[64];  // of 16
+    } rows = {};
+    for (unsigned i = 0; i < 64; ++i) {
+        const unsigned plane = i / 32 * 8 + 7 - i % 8, g = i / 8 % 4;
+        rows.of_two[i] = static_cast<std::uint8_t>(4 * plane + g);
+        rows.of_one[i] = static_cast<std::uint8_t>(g < 2 ? 2 * plane + g : 0);
     }
-    return raw;
-}
+    return rows;
+}();
 
-// The same where planes have one word only.
-KVCAST_AVX512_INLINE __m512i take_short_raw(unsigned planes, Words& words) {
-    __m512i raw = _mm512_setzero_si512();
-    __m512i bit = _mm512_set1_epi16(1);
-    for (unsigned p = 0; p < planes; ++p, words.next += 2) {
-        raw = _mm512_mask_add_epi16(raw, load_u32(words.next) & 0xffffu, raw, bit);
-        bit = _mm512_add_epi16(bit, bit);
+// The same for bytes 0 and 1 of 32 lanes, and where planes come from what is transposed.
+alignas(64) constexpr auto kLaneRows = [] {
+    struct {
+        std::uint8_t lanes[64];
+        std::uint8_t of_two[64];
+        std::uint8_t of_one[64];
+        std::uint8_t words[64];  // lanes from what is transposed
+    } rows = {};
+    for (unsigned i = 0; i < 64; ++i) {
+        rows.lanes[i] = static_cast<std::uint8_t>(2 * (i / 8 % 4 * 8 + 7 - i % 8) + i / 32);
+        rows.of_two[i] = static_cast<std::uint8_t>(i / 32 * 32 + i % 4 * 8 + i / 4 % 8);
+        rows.of_one[i] = static_cast<std::uint8_t>(i / 16 % 2 * 32 + i % 2 * 8 + i / 2 % 8);
+        rows.words[i] = static_cast<std::uint8_t>(i % 2 * 32 + i / 2);
     }
-    return raw;
-}
+    return rows;
+}();
 
+// Raw bits of 32 lanes, plane by plane: the lowest `planes` bits of 16. Planes have one word only where there
+// are 16 lanes or fewer.
 template <bool Whole>
 KVCAST_AVX512_INLINE __m512i take_planes(unsigned planes, std::uint32_t lanes, Words& words) {
-    return Whole || lanes > 0xffff ? take_raw(planes, words) : take_short_raw(planes, words);
+    const bool two = Whole || lanes > 0xffff;
+    const __m512i rows = _mm512_permutexvar_epi8(
+        _mm512_load_si512(two ? kPlaneRows.of_two : kPlaneRows.of_one), _mm512_loadu_si512(words.next));
+    words.next += (two ? 4 : 2) * planes;
+    const __m512i bits = _mm512_permutexvar_epi8(_mm512_load_si512(kLaneRows.words), transposed(rows));
+    return _mm512_and_si512(bits, _mm512_set1_epi16(static_cast<std::int16_t>((1u << planes) - 1)));
 }
 
 // Puts the words of escaped lanes in place of their symbols' values.
@@ -142,13 +150,12 @@ KVCAST_AVX512_INLINE __m512i take_escapes(__m512i high, std::uint32_t escapes, W
 
 // One group of `lanes`: values of a strip.
 template <bool Whole>
-KVCAST_AVX512_INLINE void decode_group(States& s, const Table& t, unsigned shift, std::uint32_t lanes,
+KVCAST_AVX512_INLINE void decode_group(States& s, const HalfTable& t, unsigned shift, std::uint32_t lanes,
                                        Words& words, std::int16_t* values) {
     words.prepare();
-    const __m512i symbols = take_symbols<Whole>(s, t, lanes, words);
-    std::uint32_t escapes = _mm512_cmpeq_epi16_mask(symbols, _mm512_set1_epi16(kEscape));
+    __m512i value = take_symbols<Whole>(s, t, lanes, words);
+    std::uint32_t escapes = _mm512_cmpeq_epi16_mask(value, _mm512_set1_epi16(kEscapeValue));
     if constexpr (!Whole) escapes &= lanes;
-    __m512i value = _mm512_sub_epi16(symbols, _mm512_set1_epi16(kSymbolZero));
     if (shift != 0) {
         const __m512i raw = take_planes<Whole>(shift, lanes, words);
         if (escapes != 0) [[unlikely]]
@@ -171,7 +178,7 @@ KVCAST_AVX512_INLINE void decode_alone(States& s, Words& words, const Strip& str
         std::fill_n(strip.values, strip.count, std::int16_t{0});
         return;
     }
-    const Table t = load_table(*strip.table);
+    const HalfTable& t = strip.table->halves;
     std::size_t at = 0;
     for (; at + kLanes <= strip.count; at += kLanes)
         decode_group<true>(s, t, strip.shift, ~0u, words, strip.values + at);
@@ -194,10 +201,11 @@ KVCAST_AVX512 void decode_abreast(RansDecoder* const* decoders, const Strip* str
                                   std::size_t stride) {
     States states[N];
     Words words[N];
+    Words::Tail tails[N];
     KVCAST_UNROLL
     for (std::size_t d = 0; d < N; ++d) {
         states[d] = load_states(decoders[d]->state);
-        words[d].begin(*decoders[d]);
+        words[d].begin(*decoders[d], tails[d]);
     }
     for (std::size_t step = 0; step < steps; ++step, strips += stride) {
         if (N == 1 || !alike<N>(strips)) {
@@ -205,82 +213,83 @@ KVCAST_AVX512 void decode_abreast(RansDecoder* const* decoders, const Strip* str
             for (std::size_t d = 0; d < N; ++d) decode_alone(states[d], words[d], strips[d]);
             continue;
         }
-        Table tables[N];
-        KVCAST_UNROLL
-        for (std::size_t d = 0; d < N; ++d) tables[d] = load_table(*strips[d].table);
         const std::size_t count = strips[0].count;
         std::size_t at = 0;
         for (; at + kLanes <= count; at += kLanes) {
             KVCAST_UNROLL
             for (std::size_t d = 0; d < N; ++d)
-                decode_group<true>(states[d], tables[d], strips[d].shift, ~0u, words[d],
+                decode_group<true>(states[d], strips[d].table->halves, strips[d].shift, ~0u, words[d],
                                    strips[d].values + at);
         }
         if (at == count) continue;
         KVCAST_UNROLL
         for (std::size_t d = 0; d < N; ++d)
-            decode_group<false>(states[d], tables[d], strips[d].shift, first_lanes(count - at), words[d],
+            decode_group<false>(states[d], strips[d].table->halves, strips[d].shift, first_lanes(count - at), words[d],
                                 strips[d].values + at);
     }
     KVCAST_UNROLL
     for (std::size_t d = 0; d < N; ++d) {
-        words[d].finish();
+        words[d].finish(*decoders[d]);
         store_states(decoders[d]->state, states[d]);
     }
 }
-
-// 32 lanes of 32 bits.
-struct Wide {
-    __m512i low;
-    __m512i high;
-};
 
 KVCAST_AVX512_INLINE Wide widened(__m512i v) {
     return {_mm512_cvtepu16_epi32(_mm512_castsi512_si256(v)),
             _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(v, 1))};
 }
 
-// Raw bits to sign and mantissa, exponents put between them.
-KVCAST_AVX512_INLINE __m512i assembled(__m512i raw, __m512i high, __m512i center, Dtype dtype) {
-    const auto mantissa = static_cast<int>(mantissa_bits(dtype));
-    const __m512i mask = _mm512_set1_epi32((1 << mantissa) - 1);
-    const __m512i exponent = _mm512_and_si512(_mm512_sub_epi32(center, high),
-                                              _mm512_set1_epi32(static_cast<int>(exponent_mask(dtype))));
-    const __m128i to_sign = _mm_cvtsi32_si128(dtype == Dtype::kF32 ? 31 : 15);
-    const __m512i sign = _mm512_sll_epi32(_mm512_srl_epi32(raw, _mm_cvtsi32_si128(mantissa)), to_sign);
-    const __m512i magnitude =
-        _mm512_or_si512(_mm512_and_si512(raw, mask), _mm512_sll_epi32(exponent, _mm_cvtsi32_si128(mantissa)));
-    return _mm512_or_si512(sign, magnitude);
+KVCAST_AVX512_INLINE Wide widened_signed(__m512i v) {
+    return {_mm512_cvtepi16_epi32(_mm512_castsi512_si256(v)),
+            _mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(v, 1))};
 }
 
-template <bool Whole>
-KVCAST_AVX512_INLINE void decode_float_group(States& s, const Table& t, std::uint32_t center, Dtype dtype,
+// Raw bits to sign and mantissa, exponents put between them: elements of 16 bits and of 32.
+template <Dtype D>
+KVCAST_AVX512_INLINE __m512i assembled16(__m512i raw, __m512i high, std::uint32_t center) {
+    constexpr int mantissa = static_cast<int>(mantissa_bits(D));
+    const __m512i exponent = _mm512_sub_epi16(_mm512_set1_epi16(static_cast<std::int16_t>(center)), high);
+    const __m512i magnitude = _mm512_ternarylogic_epi32(
+        _mm512_set1_epi16((1 << mantissa) - 1), raw, _mm512_slli_epi16(exponent, mantissa), 0xca);
+    return _mm512_ternarylogic_epi32(_mm512_set1_epi16(0x7fff), magnitude, _mm512_slli_epi16(raw, 15 - mantissa),
+                                     0xca);
+}
+
+KVCAST_AVX512_INLINE __m512i assembled32(__m512i raw, __m512i high, std::uint32_t center) {
+    constexpr int mantissa = static_cast<int>(mantissa_bits(Dtype::kF32));
+    const __m512i exponent = _mm512_sub_epi32(_mm512_set1_epi32(static_cast<int>(center)), high);
+    const __m512i magnitude = _mm512_ternarylogic_epi32(
+        _mm512_set1_epi32((1 << mantissa) - 1), raw, _mm512_slli_epi32(exponent, mantissa), 0xca);
+    return _mm512_ternarylogic_epi32(_mm512_set1_epi32(0x7fffffff), magnitude,
+                                     _mm512_slli_epi32(raw, 31 - mantissa), 0xca);
+}
+
+template <Dtype D, bool Whole>
+KVCAST_AVX512_INLINE void decode_float_group(States& s, const HalfTable& t, std::uint32_t center,
                                              std::uint32_t lanes, Words& words, std::uint32_t* bits) {
+    constexpr unsigned planes = mantissa_bits(D) + 1;
     words.prepare();
-    const __m512i symbols = take_symbols<Whole>(s, t, lanes, words);
-    std::uint32_t escapes = _mm512_cmpeq_epi16_mask(symbols, _mm512_set1_epi16(kEscape));
+    __m512i high = take_symbols<Whole>(s, t, lanes, words);
+    std::uint32_t escapes = _mm512_cmpeq_epi16_mask(high, _mm512_set1_epi16(kEscapeValue));
     if constexpr (!Whole) escapes &= lanes;
-    const unsigned planes = mantissa_bits(dtype) + 1;
-    Wide raw = widened(take_planes<Whole>(std::min(planes, 16u), lanes, words));
-    if (planes > 16) {
-        const Wide upper = widened(take_planes<Whole>(planes - 16, lanes, words));
-        raw.low = _mm512_or_si512(raw.low, _mm512_slli_epi32(upper.low, 16));
-        raw.high = _mm512_or_si512(raw.high, _mm512_slli_epi32(upper.high, 16));
-    }
-    __m512i high = _mm512_sub_epi16(symbols, _mm512_set1_epi16(kSymbolZero));
+    const __m512i raw = take_planes<Whole>(std::min(planes, 16u), lanes, words);
+    __m512i upper = _mm512_setzero_si512();
+    if constexpr (planes > 16) upper = take_planes<Whole>(planes - 16, lanes, words);
     if (escapes != 0) [[unlikely]]
         high = take_escapes(high, escapes, words);
-    const __m512i middle = _mm512_set1_epi32(static_cast<std::int32_t>(center));
-    const Wide h = {_mm512_cvtepi16_epi32(_mm512_castsi512_si256(high)),
-                    _mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(high, 1))};
-    const __m512i a = assembled(raw.low, h.low, middle, dtype);
-    const __m512i b = assembled(raw.high, h.high, middle, dtype);
-    if constexpr (Whole) {
-        _mm512_storeu_si512(bits, a);
-        _mm512_storeu_si512(bits + 16, b);
+    Wide out;
+    if constexpr (planes > 16) {
+        const Wide r = joined(raw, upper), h = widened_signed(high);
+        out = {assembled32(r.first, h.first, center), assembled32(r.last, h.last, center)};
     } else {
-        _mm512_mask_storeu_epi32(bits, static_cast<__mmask16>(lanes), a);
-        _mm512_mask_storeu_epi32(bits + 16, static_cast<__mmask16>(lanes >> 16), b);
+        out = widened(assembled16<D>(raw, high, center));
+    }
+    if constexpr (Whole) {
+        _mm512_storeu_si512(bits, out.first);
+        _mm512_storeu_si512(bits + 16, out.last);
+    } else {
+        _mm512_mask_storeu_epi32(bits, static_cast<__mmask16>(lanes), out.first);
+        _mm512_mask_storeu_epi32(bits + 16, static_cast<__mmask16>(lanes >> 16), out.last);
     }
 }
 
@@ -289,26 +298,25 @@ KVCAST_AVX512 void decode_floats_abreast(RansDecoder* const* decoders, const Flo
                                          std::size_t count) {
     States states[N];
     Words words[N];
-    Table tables[N];
+    Words::Tail tails[N];
     KVCAST_UNROLL
     for (std::size_t d = 0; d < N; ++d) {
         states[d] = load_states(decoders[d]->state);
-        words[d].begin(*decoders[d]);
-        tables[d] = load_table(*strips[d].table);
+        words[d].begin(*decoders[d], tails[d]);
     }
     std::size_t at = 0;
     for (; at + kLanes <= count; at += kLanes) {
         KVCAST_UNROLL
         for (std::size_t d = 0; d < N; ++d)
-            decode_float_group<true>(states[d], tables[d], strips[d].center, D, ~0u, words[d],
+            decode_float_group<D, true>(states[d], strips[d].table->halves, strips[d].center, ~0u, words[d],
                                      strips[d].bits + at);
     }
     KVCAST_UNROLL
     for (std::size_t d = 0; d < N; ++d) {
         if (at != count)
-            decode_float_group<false>(states[d], tables[d], strips[d].center, D, first_lanes(count - at),
+            decode_float_group<D, false>(states[d], strips[d].table->halves, strips[d].center, first_lanes(count - at),
                                       words[d], strips[d].bits + at);
-        words[d].finish();
+        words[d].finish(*decoders[d]);
         store_states(decoders[d]->state, states[d]);
     }
 }
@@ -326,84 +334,58 @@ void decode_floats_as(std::span<RansDecoder* const> decoders, std::span<const Fl
 
 // ---- encoding ----
 
-// What putting symbols in takes of an EncodeTable. Slots follow ranks in at most 32 stretches, so that a
-// search in registers finds them: a gather from the table of slots takes longer.
 struct Coding {
-    __m512i frequency;
+    __m512i frequency;  // see EncodeHalves
+    __m512i shift;
     __m512i reciprocal;
-    __m512i start;       // 16 bits each, as everything below
-    __m512i first;       // first index of each stretch
-    __m512i offset;      // slot - index of each stretch
-    __m512i quarter[3];  // first index of stretches 8, 16 and 24 everywhere
+    __m512i first;
+    const EncodeHalves* cells;
 };
+
+KVCAST_AVX512_INLINE __m512i sixteen(const std::uint16_t* numbers) {
+    return _mm512_castsi256_si512(_mm256_load_si256(reinterpret_cast<const __m256i*>(numbers)));
+}
 
 KVCAST_AVX512_INLINE Coding load_coding(const EncodeTable& t) {
-    Coding c;
-    c.frequency = _mm512_load_si512(t.frequency);
-    c.reciprocal = _mm512_load_si512(t.reciprocal);
-    c.start = _mm512_castsi256_si512(_mm256_load_si256(reinterpret_cast<const __m256i*>(t.start)));
-    c.first = _mm512_load_si512(t.stretch_start);
-    c.offset = _mm512_load_si512(t.stretch_offset);
-    KVCAST_UNROLL
-    for (int i = 0; i < 3; ++i)
-        c.quarter[i] = _mm512_set1_epi16(static_cast<std::int16_t>(t.stretch_start[8 * (i + 1)]));
-    return c;
+    const EncodeHalves& h = t.halves;
+    return {sixteen(h.frequency), sixteen(h.shift), sixteen(h.reciprocal), sixteen(h.first), &h};
 }
 
-// Adds `step` to the stretches of the lanes whose index is not below `first`.
-KVCAST_AVX512_INLINE __m512i stepped(__m512i stretch, __m512i index, __m512i first, std::int16_t step) {
-    return _mm512_mask_add_epi16(stretch, _mm512_cmpge_epi16_mask(index, first), stretch,
-                                 _mm512_set1_epi16(step));
-}
-
-// The slots of 32 indices (start of the symbol + rank), by a search through the stretches in steps of 8,
-// 2, 1.
-KVCAST_AVX512_INLINE __m512i slots_of(__m512i index, const Coding& c) {
-    __m512i stretch = _mm512_setzero_si512();
+// The slots of 32 indices.
+KVCAST_AVX512_INLINE __m512i slots_of(__m512i index, const EncodeHalves& cells) {
+    const __m512i cell = _mm512_srli_epi16(index, EncodeHalves::kCellBits);
+    __m512i offset = _mm512_permutexvar_epi16(cell, _mm512_load_si512(cells.offset[0]));
     KVCAST_UNROLL
-    for (int i = 0; i < 3; ++i) stretch = stepped(stretch, index, c.quarter[i], 8);
-    const __m512i eights = stretch;
-    KVCAST_UNROLL
-    for (std::int16_t i = 2; i < 8; i = static_cast<std::int16_t>(i + 2)) {
-        const __m512i at = _mm512_add_epi16(eights, _mm512_set1_epi16(i));
-        stretch = stepped(stretch, index, _mm512_permutexvar_epi16(at, c.first), 2);
+    for (std::size_t n = 0; n < EncodeHalves::kBounds; ++n) {
+        const __m512i bound = _mm512_permutexvar_epi16(cell, _mm512_load_si512(cells.bound[n]));
+        offset = _mm512_mask_permutexvar_epi16(offset, _mm512_cmpge_epu16_mask(index, bound), cell,
+                                               _mm512_load_si512(cells.offset[n + 1]));
     }
-    const __m512i odd = _mm512_add_epi16(stretch, _mm512_set1_epi16(1));
-    stretch = stepped(stretch, index, _mm512_permutexvar_epi16(odd, c.first), 1);
-    return _mm512_add_epi16(index, _mm512_permutexvar_epi16(stretch, c.offset));
+    return _mm512_add_epi16(index, offset);
 }
 
-// The high halves of 32-bit products.
-KVCAST_AVX512_INLINE __m512i high_product(__m512i a, __m512i b) {
-    const __m512i even = _mm512_srli_epi64(_mm512_mul_epu32(a, b), 32);
-    const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), _mm512_srli_epi64(b, 32));
-    return _mm512_mask_mov_epi32(even, 0xaaaa, odd);
-}
-
-// 16 states divided by their symbols' frequencies, after those that are full gave a word away: words go below
-// `next`, ascending with the lanes, and what is below them is overwritten.
 struct Divided {
     __m512i quotient;
-    __m512i rank;
+    __m512i remainder;
 };
 
-KVCAST_AVX512_INLINE Divided divided(__m512i state, __m512i symbols, const Coding& c, __mmask16 lanes,
-                                     std::uint8_t*& next) {
-    const __m512i frequency = _mm512_permutexvar_epi32(symbols, c.frequency);
-    const __mmask16 full = _mm512_mask_cmpge_epu32_mask(
-        lanes, _mm512_srli_epi32(state, 32 - kProbabilityBits), frequency);  // from state_limit() on
-    const auto given = static_cast<unsigned>(std::popcount(static_cast<unsigned>(full)));
-    const auto top = static_cast<__mmask16>(0xffff0000u >> given);
-    _mm256_storeu_si256(
-        reinterpret_cast<__m256i*>(next - 32),
-        _mm512_cvtepi32_epi16(_mm512_maskz_expand_epi32(top, _mm512_maskz_compress_epi32(full, state))));
-    next -= 2 * given;
-    const __m512i x = _mm512_mask_srli_epi32(state, full, state, 16);
-    const __m512i quotient = high_product(x, _mm512_permutexvar_epi32(symbols, c.reciprocal));
-    const __m512i rank = _mm512_sub_epi32(x, _mm512_mullo_epi32(quotient, frequency));
-    const __mmask16 short_by_one = _mm512_cmpge_epu32_mask(rank, frequency);
-    return {_mm512_mask_add_epi32(quotient, short_by_one, quotient, _mm512_set1_epi32(1)),
-            _mm512_mask_sub_epi32(rank, short_by_one, rank, frequency)};
+// (high * 2^16 + low) / divisor for high < divisor, divisor * 2^shift having its highest bit set.
+KVCAST_AVX512_INLINE Divided divided(__m512i high, __m512i low, __m512i divisor, __m512i shift,
+                                     __m512i reciprocal) {
+    const __m512i one = _mm512_set1_epi16(1);
+    const __m512i d = _mm512_sllv_epi16(divisor, shift);
+    const __m512i u1 = _mm512_shldv_epi16(high, low, shift), u0 = _mm512_sllv_epi16(low, shift);
+    const __m512i q0 = _mm512_add_epi16(_mm512_mullo_epi16(reciprocal, u1), u0);
+    __m512i q = _mm512_add_epi16(_mm512_mulhi_epu16(reciprocal, u1), _mm512_add_epi16(u1, one));
+    q = _mm512_mask_add_epi16(q, _mm512_cmplt_epu16_mask(q0, u0), q, one);
+    __m512i r = _mm512_sub_epi16(u0, _mm512_mullo_epi16(q, d));
+    const __mmask32 over = _mm512_cmpgt_epu16_mask(r, q0);
+    q = _mm512_mask_sub_epi16(q, over, q, one);
+    r = _mm512_mask_add_epi16(r, over, r, d);
+    const __mmask32 under = _mm512_cmpge_epu16_mask(r, d);
+    q = _mm512_mask_add_epi16(q, under, q, one);
+    r = _mm512_mask_sub_epi16(r, under, r, d);
+    return {q, _mm512_srlv_epi16(r, shift)};
 }
 
 // The symbols of 32 signed high parts, and which of them escape.
@@ -427,35 +409,43 @@ KVCAST_AVX512_INLINE void put_escapes(__m512i high, std::uint32_t escapes, std::
     }
 }
 
-// The lowest planes of 16-bit raw parts, highest first.
+// The lowest planes of 16-bit raw parts.
 KVCAST_AVX512_INLINE void put_raw(__m512i raw, unsigned planes, std::uint32_t lanes, std::uint8_t*& next) {
-    for (unsigned p = planes; p-- > 0;) {
-        const __m512i bit = _mm512_set1_epi16(static_cast<std::int16_t>(1u << p));
-        const std::uint32_t plane = _mm512_mask_test_epi16_mask(lanes, raw, bit);
-        if (lanes > 0xffff) {
-            next -= 4;
-            std::memcpy(next, &plane, 4);
-        } else {
-            next -= 2;
-            std::memcpy(next, &plane, 2);
-        }
-    }
+    const bool two = lanes > 0xffff;
+    const __m512i rows =
+        transposed(_mm512_permutexvar_epi8(_mm512_load_si512(kLaneRows.lanes), _mm512_maskz_mov_epi16(lanes, raw)));
+    const __m512i bytes =
+        _mm512_permutexvar_epi8(_mm512_load_si512(two ? kLaneRows.of_two : kLaneRows.of_one), rows);
+    const unsigned count = (two ? 4 : 2) * planes;
+    next -= count;
+    _mm512_mask_storeu_epi8(next, _bzhi_u64(~std::uint64_t{0}, count), bytes);
 }
 
-// Puts a symbol into each lane that is set in `lanes`.
-KVCAST_AVX512_INLINE void put_group(States& s, const Symbols& symbols, const Coding& c, std::uint32_t lanes,
+// Puts a symbol into each lane that is set in `lanes`. States that are full give a word away first: words go below
+// `next`, ascending with the lanes.
+KVCAST_AVX512_INLINE void put_group(States& s, __m512i symbols, const Coding& c, std::uint32_t lanes,
                                     std::uint8_t*& next) {
-    const Wide wide = widened(symbols.symbols);
-    const auto low_lanes = static_cast<__mmask16>(lanes), high_lanes = static_cast<__mmask16>(lanes >> 16);
-    const Divided high = divided(s.high, wide.high, c, high_lanes, next);
-    const Divided low = divided(s.low, wide.low, c, low_lanes, next);
-    const __m512i index =
-        _mm512_add_epi16(narrowed(low.rank, high.rank), _mm512_permutexvar_epi16(symbols.symbols, c.start));
-    const Wide slots = widened(slots_of(index, c));
-    s.low =
-        _mm512_mask_or_epi32(s.low, low_lanes, _mm512_slli_epi32(low.quotient, kProbabilityBits), slots.low);
-    s.high = _mm512_mask_or_epi32(s.high, high_lanes, _mm512_slli_epi32(high.quotient, kProbabilityBits),
-                                  slots.high);
+    const __m512i frequency = _mm512_permutexvar_epi16(symbols, c.frequency);
+    const __mmask32 full = _mm512_mask_cmpge_epu16_mask(lanes, s.high, frequency);
+    const auto given = static_cast<unsigned>(std::popcount(static_cast<std::uint32_t>(full)));
+    next -= 2 * given;
+    _mm512_mask_storeu_epi16(next, first_lanes(given), _mm512_maskz_compress_epi16(full, s.low));
+    const __m512i low = _mm512_mask_mov_epi16(s.low, full, s.high);
+    const __m512i high = _mm512_mask_mov_epi16(s.high, full, _mm512_setzero_si512());
+    const Divided by_four = divided(high, low, frequency, _mm512_permutexvar_epi16(symbols, c.shift),
+                                    _mm512_permutexvar_epi16(symbols, c.reciprocal));
+    // Four frequencies leave the two lowest bits of the quotient, and the rank.
+    const __m512i twice = _mm512_srli_epi16(frequency, 1), once = _mm512_srli_epi16(frequency, 2);
+    __m512i rank = by_four.remainder;
+    const __mmask32 two = _mm512_cmpge_epu16_mask(rank, twice);
+    rank = _mm512_mask_sub_epi16(rank, two, rank, twice);
+    const __mmask32 one = _mm512_cmpge_epu16_mask(rank, once);
+    rank = _mm512_mask_sub_epi16(rank, one, rank, once);
+    __m512i slot = slots_of(_mm512_add_epi16(rank, _mm512_permutexvar_epi16(symbols, c.first)), *c.cells);
+    slot = _mm512_mask_add_epi16(slot, two, slot, _mm512_set1_epi16(static_cast<std::int16_t>(0x8000)));
+    slot = _mm512_mask_add_epi16(slot, one, slot, _mm512_set1_epi16(0x4000));
+    s.high = _mm512_mask_mov_epi16(s.high, lanes, by_four.quotient);
+    s.low = _mm512_mask_mov_epi16(s.low, lanes, slot);
 }
 
 // An encoder on its way through strips; what changes with each group stays in registers.
@@ -473,8 +463,8 @@ KVCAST_AVX512_INLINE void encode_group(Putter& p, const Coding& c, const EncodeS
     const Symbols symbols = symbols_of(high);
     if ((symbols.escapes & lanes) != 0) [[unlikely]]
         put_escapes(high, symbols.escapes & lanes, p.next);
-    put_raw(value, shift, lanes, p.next);
-    put_group(p.states, symbols, c, lanes, p.next);
+    if (shift != 0) put_raw(value, shift, lanes, p.next);
+    put_group(p.states, symbols.symbols, c, lanes, p.next);
 }
 
 template <std::size_t N>
@@ -520,28 +510,23 @@ template <Dtype D>
 KVCAST_AVX512_INLINE void encode_float_group(Putter& p, const Coding& c, const EncodeFloatStrip& strip,
                                              std::size_t at, std::uint32_t lanes) {
     constexpr unsigned mantissa = mantissa_bits(D);
-    constexpr unsigned sign_shift = D == Dtype::kF32 ? 31 : 15;
-    const __m512i range = _mm512_set1_epi32(static_cast<int>(exponent_mask(D)));
-    const __m512i middle = _mm512_set1_epi32(static_cast<std::int32_t>(strip.center));
-    const __m512i fraction = _mm512_set1_epi32((1 << mantissa) - 1);
-    __m512i high[2], raw[2];
-    KVCAST_UNROLL
-    for (std::size_t i = 0; i < 2; ++i) {
-        const auto there = static_cast<__mmask16>(lanes >> (16 * i));
-        const __m512i b = _mm512_maskz_loadu_epi32(there, strip.bits + at + 16 * i);
-        high[i] = _mm512_sub_epi32(middle, _mm512_and_si512(_mm512_srli_epi32(b, mantissa), range));
-        const __m512i sign = _mm512_and_si512(_mm512_srli_epi32(b, sign_shift), _mm512_set1_epi32(1));
-        raw[i] = _mm512_or_si512(_mm512_slli_epi32(sign, mantissa), _mm512_and_si512(b, fraction));
-    }
-    const __m512i high16 = narrowed(high[0], high[1]);
-    const Symbols symbols = symbols_of(high16);
+    const __m512i middle = _mm512_set1_epi16(static_cast<std::int16_t>(strip.center));
+    const __m512i range = _mm512_set1_epi16(static_cast<std::int16_t>(exponent_mask(D)));
+    const Wide b = {_mm512_maskz_loadu_epi32(static_cast<__mmask16>(lanes), strip.bits + at),
+                    _mm512_maskz_loadu_epi32(static_cast<__mmask16>(lanes >> 16), strip.bits + at + 16)};
+    // The exponents stand in the upper halves of 32 bits as they do in 16, of bf16.
+    const __m512i upper = halves(b.first, b.last, D == Dtype::kF32 ? 1 : 0);
+    constexpr unsigned exponent_at = D == Dtype::kF32 ? mantissa - 16 : mantissa;
+    const __m512i high =
+        _mm512_sub_epi16(middle, _mm512_and_si512(_mm512_srli_epi16(upper, exponent_at), range));
+    const Symbols symbols = symbols_of(high);
     if ((symbols.escapes & lanes) != 0) [[unlikely]]
-        put_escapes(high16, symbols.escapes & lanes, p.next);
-    if constexpr (mantissa + 1 > 16)
-        put_raw(narrowed(_mm512_srli_epi32(raw[0], 16), _mm512_srli_epi32(raw[1], 16)), mantissa + 1 - 16,
-                lanes, p.next);
-    put_raw(narrowed(raw[0], raw[1]), std::min(mantissa + 1, 16u), lanes, p.next);
-    put_group(p.states, symbols, c, lanes, p.next);
+        put_escapes(high, symbols.escapes & lanes, p.next);
+    const __m512i raw = _mm512_ternarylogic_epi32(_mm512_set1_epi16((1 << exponent_at) - 1), upper,
+                                                  _mm512_srli_epi16(upper, 15 - exponent_at), 0xca);
+    put_raw(raw, exponent_at + 1, lanes, p.next);
+    if constexpr (D == Dtype::kF32) put_raw(halves(b.first, b.last, 0), 16, lanes, p.next);
+    put_group(p.states, symbols.symbols, c, lanes, p.next);
 }
 
 template <std::size_t N, Dtype D>
@@ -572,6 +557,8 @@ template <Dtype D>
 void encode_floats_as(std::span<RansEncoder* const> encoders, std::span<const EncodeFloatStrip> strips,
                       std::size_t count) {
     std::size_t e = 0;
+    for (; e + 4 <= encoders.size(); e += 4)
+        encode_floats_abreast<4, D>(encoders.data() + e, strips.data() + e, count);
     for (; e + 2 <= encoders.size(); e += 2)
         encode_floats_abreast<2, D>(encoders.data() + e, strips.data() + e, count);
     if (e < encoders.size()) encode_floats_abreast<1, D>(encoders.data() + e, strips.data() + e, count);
@@ -604,6 +591,7 @@ void encode_strips(std::span<RansEncoder* const> encoders, std::span<const Encod
     const std::size_t stride = encoders.size();
     const std::size_t steps = stride == 0 ? 0 : strips.size() / stride;
     std::size_t e = 0;
+    for (; e + 4 <= stride; e += 4) encode_abreast<4>(encoders.data() + e, strips.data() + e, steps, stride);
     for (; e + 2 <= stride; e += 2) encode_abreast<2>(encoders.data() + e, strips.data() + e, steps, stride);
     if (e < stride) encode_abreast<1>(encoders.data() + e, strips.data() + e, steps, stride);
 }

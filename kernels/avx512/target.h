@@ -3,5 +3,5 @@
 // machine.
 #pragma once
 
-#define KVCAST_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,bmi,bmi2,popcnt")))
+#define KVCAST_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,bmi,bmi2,popcnt")))
 #define KVCAST_AVX512_INLINE KVCAST_AVX512 __attribute__((always_inline)) inline

@@ -141,7 +141,7 @@ void decode_strip(RansDecoder& decoder, const Strip& strip) {
     const std::int32_t half = shift == 0 ? 0 : 1 << (shift - 1);
     for (std::size_t at = 0; at < strip.count; at += kLanes) {
         const auto lanes = static_cast<unsigned>(std::min<std::size_t>(kLanes, strip.count - at));
-        decode_group(decoder, *strip.table, shift, lanes, high, raw);
+        decode_group(decoder, strip.table->alias, shift, lanes, high, raw);
         for (unsigned i = 0; i < lanes; ++i) {
             const std::int32_t value = high[i] * (1 << shift) + static_cast<std::int32_t>(raw[i]) - half;
             strip.values[at + i] = static_cast<std::int16_t>(value);
@@ -158,7 +158,7 @@ void decode_float_strip(RansDecoder& decoder, const FloatStrip& strip, Dtype dty
     std::uint32_t raw[kLanes];
     for (std::size_t at = 0; at < count; at += kLanes) {
         const auto lanes = static_cast<unsigned>(std::min<std::size_t>(kLanes, count - at));
-        decode_group(decoder, *strip.table, mantissa + 1, lanes, high, raw);
+        decode_group(decoder, strip.table->alias, mantissa + 1, lanes, high, raw);
         for (unsigned i = 0; i < lanes; ++i) {
             const std::uint32_t exponent = (strip.center - static_cast<std::uint32_t>(high[i])) & range;
             strip.bits[at + i] =

@@ -15,10 +15,13 @@ class Words {
     // No group takes more: 32 words of refill, 24 raw planes, 32 escapes.
     static constexpr std::ptrdiff_t kMostOfGroup = 64 + 24 * 4 + 64;
 
-    void begin(RansDecoder& decoder) {
-        decoder_ = &decoder;
+    // Where the last bytes are copied to. Apart from Words, whose members stay in registers.
+    using Tail = std::uint8_t[2 * kMostOfGroup];
+
+    void begin(const RansDecoder& decoder, Tail& tail) {
         next = decoder.next;
         end_ = real_end_ = next + (decoder.end - next) / 2 * 2;
+        tail_ = tail;
     }
 
     // Makes kMostOfGroup bytes readable at `next`.
@@ -28,9 +31,10 @@ class Words {
     }
 
     // Leaves the decoder where the last group ended.
-    void finish() {
+    void finish(RansDecoder& decoder) {
         check();
-        decoder_->next = real_end_ - (end_ - next);
+        decoder.next = real_end_ - (end_ - next);
+        decoder.overrun |= static_cast<std::uint32_t>(overrun_);
     }
 
     const std::uint8_t* next = nullptr;
@@ -39,7 +43,7 @@ class Words {
     // What was read beyond the end was zero, and stays unread.
     void check() {
         if (next <= end_) return;
-        decoder_->overrun = 1;
+        overrun_ = true;
         next = end_;
     }
 
@@ -47,16 +51,16 @@ class Words {
         check();
         if (end_ != real_end_) return;
         const std::ptrdiff_t left = end_ - next;
-        std::memcpy(copy_, next, static_cast<std::size_t>(left));
-        std::memset(copy_ + left, 0, kMostOfGroup);
-        next = copy_;
-        end_ = copy_ + left;
+        std::memcpy(tail_, next, static_cast<std::size_t>(left));
+        std::memset(tail_ + left, 0, kMostOfGroup);
+        next = tail_;
+        end_ = tail_ + left;
     }
 
-    RansDecoder* decoder_ = nullptr;
     const std::uint8_t* end_ = nullptr;
     const std::uint8_t* real_end_ = nullptr;
-    std::uint8_t copy_[2 * kMostOfGroup];
+    std::uint8_t* tail_ = nullptr;
+    bool overrun_ = false;
 };
 
 }  // namespace kvcast::kernels::x86

@@ -266,7 +266,7 @@ struct StripProblem {
             for (const StripCase& c : cases) {
                 out.push_back(std::make_unique<Guarded<std::int16_t>>(c.count));
                 const auto coding = entropy::class_coding(std::max(c.spread_class, 1u));
-                strips.push_back({c.spread_class == 0 ? nullptr : &entropy::alias_table(coding.table),
+                strips.push_back({c.spread_class == 0 ? nullptr : &entropy::decode_table(coding.table),
                                   coding.shift, c.count, out.back()->data()});
             }
             ops.decode_strips(decoders, strips);
@@ -392,7 +392,7 @@ struct FloatProblem {
             std::vector<FloatStrip> strips;
             for (const auto& m : models) {
                 out.push_back(std::make_unique<Guarded<std::uint32_t>>(count));
-                strips.push_back({&entropy::alias_table(entropy::kFirstExponentTable + m.table), m.center,
+                strips.push_back({&entropy::decode_table(entropy::kFirstExponentTable + m.table), m.center,
                                   out.back()->data()});
             }
             ops.decode_floats(decoders, strips, dtype, count);
