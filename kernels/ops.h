@@ -50,12 +50,13 @@ struct DecodeTable {
 struct alignas(64) EncodeHalves {
     static constexpr std::size_t kCells = 2 * kSymbols;
     static constexpr unsigned kCellBits = 10;
-    static constexpr std::size_t kBounds = 3;  // no table of the model has more in a cell
+    static constexpr std::size_t kBounds = 2;
 
-    std::uint16_t frequency[kSymbols];   // times four
-    std::uint16_t shift[kSymbols];       // what makes that 2^15 or more
-    std::uint16_t reciprocal[kSymbols];  // floor((2^32 - 1) / (frequency << shift)) - 2^16
-    std::uint16_t first[kSymbols];
+    // [symbol]; what is behind the last one is read with them and not used.
+    std::uint16_t frequency[2 * kSymbols];   // times four
+    std::uint16_t shift[2 * kSymbols];       // what makes that 2^15 or more
+    std::uint16_t reciprocal[2 * kSymbols];  // floor((2^32 - 1) / (frequency << shift)) - 2^16
+    std::uint16_t first[2 * kSymbols];
     std::uint16_t bound[kBounds][kCells];       // ascending; 0xffff where there are fewer
     std::uint16_t offset[kBounds + 1][kCells];  // modulo 2^16
 };
@@ -78,8 +79,10 @@ struct alignas(64) RansDecoder {
     std::uint32_t overrun;
 };
 
+inline constexpr unsigned kMostShift = 11;
+
 // `count` values of one table and shift, in groups of 32: value = (symbol - 7) * 2^shift + raw - 2^(shift -
-// 1), in wrapping 16-bit arithmetic; shift <= 11. Without a table all values are zero and nothing is coded.
+// 1), in wrapping 16-bit arithmetic; shift <= kMostShift. Without a table all values are zero and nothing is coded.
 struct Strip {
     const DecodeTable* table;
     unsigned shift;

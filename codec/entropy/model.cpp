@@ -4,6 +4,7 @@
 #include <array>
 #include <bit>
 #include <limits>
+#include <vector>
 
 namespace kvcast::entropy {
 namespace {
@@ -97,36 +98,67 @@ HalfTable half_table(const AliasTable& alias) {
     return out;
 }
 
-// The slots of a symbol's ranks, cell by cell.
-void fill_cells(const std::uint16_t* slot, std::uint32_t frequency, std::uint32_t first, EncodeHalves& out) {
-    constexpr std::uint32_t kCellRanks = 1u << EncodeHalves::kCellBits;
-    for (std::uint32_t rank = 0; rank < frequency; rank += kCellRanks) {
-        const std::uint32_t cell = (first + rank) / kCellRanks;
-        const std::uint32_t end = std::min(frequency, rank + kCellRanks);
-        std::size_t bounds = 0;
-        for (std::uint32_t r = rank; r < end; ++r) {
-            const auto offset = static_cast<std::uint16_t>(slot[r] - (first + r));
-            if (r != rank && offset != out.offset[bounds][cell])
-                out.bound[bounds++][cell] = static_cast<std::uint16_t>(first + r);
-            for (std::size_t n = bounds; n <= EncodeHalves::kBounds; ++n) out.offset[n][cell] = offset;
+constexpr std::uint32_t kCellRanks = 1u << EncodeHalves::kCellBits;
+
+// The ranks of a symbol whose slot does not follow the slot before.
+std::vector<std::uint32_t> jumps_of(std::span<const std::uint16_t> slot) {
+    std::vector<std::uint32_t> jumps;
+    for (std::uint32_t r = 1; r < slot.size(); ++r) {
+        if (slot[r] != slot[r - 1] + 1) jumps.push_back(r);
+    }
+    return jumps;
+}
+
+// How far into its first cell a symbol's ranks begin, so that no cell has more jumps inside than bounds: not at
+// all, or so that a jump meets the edge of a cell.
+std::uint32_t phase_for(std::span<const std::uint32_t> jumps) {
+    const auto fits = [&](std::uint32_t phase) {
+        std::size_t inside = 0;
+        std::uint32_t cell = 0;
+        for (const std::uint32_t jump : jumps) {
+            const std::uint32_t at = jump + phase;
+            if (at % kCellRanks == 0) continue;
+            inside = at / kCellRanks == cell ? inside + 1 : 1;
+            cell = at / kCellRanks;
+            if (inside > EncodeHalves::kBounds) return false;
         }
+        return true;
+    };
+    std::uint32_t phase = 0;
+    for (std::size_t i = 0; !fits(phase); ++i) phase = (kCellRanks - jumps[i] % kCellRanks) % kCellRanks;
+    return phase;
+}
+
+// The slots of a symbol's ranks, cell by cell.
+void fill_cells(std::span<const std::uint16_t> slot, std::uint32_t first, EncodeHalves& out) {
+    std::size_t bounds = 0;
+    for (std::uint32_t r = 0; r < slot.size(); ++r) {
+        const std::uint32_t index = first + r, cell = index / kCellRanks;
+        const auto offset = static_cast<std::uint16_t>(slot[r] - index);
+        if (r == 0 || index % kCellRanks == 0) {
+            bounds = 0;
+        } else if (offset != out.offset[bounds][cell]) {
+            out.bound[bounds++][cell] = static_cast<std::uint16_t>(index);
+        }
+        for (std::size_t n = bounds; n <= EncodeHalves::kBounds; ++n) out.offset[n][cell] = offset;
     }
 }
 
 EncodeHalves encode_halves(const EncodeTable& encode) {
     EncodeHalves out = {};
     for (auto& bound : out.bound) std::fill(std::begin(bound), std::end(bound), std::uint16_t{0xffff});
-    std::uint32_t first = 0;
+    std::uint32_t cell = 0;
     for (std::size_t s = 0; s < kSymbols; ++s) {
         const std::uint32_t divisor = encode.frequency[s] * 4;
         const auto shift = static_cast<unsigned>(std::countl_zero(static_cast<std::uint16_t>(divisor)));
         out.frequency[s] = static_cast<std::uint16_t>(divisor);
         out.shift[s] = static_cast<std::uint16_t>(shift);
         out.reciprocal[s] = static_cast<std::uint16_t>(0xffffffffu / (divisor << shift) - 0x10000u);
-        out.first[s] = static_cast<std::uint16_t>(first);
-        fill_cells(encode.slot + encode.start[s], encode.frequency[s], first, out);
-        first += (encode.frequency[s] + (1u << EncodeHalves::kCellBits) - 1) >> EncodeHalves::kCellBits
-                                                                              << EncodeHalves::kCellBits;
+        const std::span slot(encode.slot + encode.start[s], encode.frequency[s]);
+        const std::uint32_t begin = cell * kCellRanks + phase_for(jumps_of(slot));
+        out.first[s] = static_cast<std::uint16_t>(begin);
+        fill_cells(slot, begin, out);
+        cell = (begin + encode.frequency[s] + kCellRanks - 1) / kCellRanks;
     }
     return out;
 }

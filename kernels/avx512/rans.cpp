@@ -334,60 +334,6 @@ void decode_floats_as(std::span<RansDecoder* const> decoders, std::span<const Fl
 
 // ---- encoding ----
 
-struct Coding {
-    __m512i frequency;  // see EncodeHalves
-    __m512i shift;
-    __m512i reciprocal;
-    __m512i first;
-    const EncodeHalves* cells;
-};
-
-KVCAST_AVX512_INLINE __m512i sixteen(const std::uint16_t* numbers) {
-    return _mm512_castsi256_si512(_mm256_load_si256(reinterpret_cast<const __m256i*>(numbers)));
-}
-
-KVCAST_AVX512_INLINE Coding load_coding(const EncodeTable& t) {
-    const EncodeHalves& h = t.halves;
-    return {sixteen(h.frequency), sixteen(h.shift), sixteen(h.reciprocal), sixteen(h.first), &h};
-}
-
-// The slots of 32 indices.
-KVCAST_AVX512_INLINE __m512i slots_of(__m512i index, const EncodeHalves& cells) {
-    const __m512i cell = _mm512_srli_epi16(index, EncodeHalves::kCellBits);
-    __m512i offset = _mm512_permutexvar_epi16(cell, _mm512_load_si512(cells.offset[0]));
-    KVCAST_UNROLL
-    for (std::size_t n = 0; n < EncodeHalves::kBounds; ++n) {
-        const __m512i bound = _mm512_permutexvar_epi16(cell, _mm512_load_si512(cells.bound[n]));
-        offset = _mm512_mask_permutexvar_epi16(offset, _mm512_cmpge_epu16_mask(index, bound), cell,
-                                               _mm512_load_si512(cells.offset[n + 1]));
-    }
-    return _mm512_add_epi16(index, offset);
-}
-
-struct Divided {
-    __m512i quotient;
-    __m512i remainder;
-};
-
-// (high * 2^16 + low) / divisor for high < divisor, divisor * 2^shift having its highest bit set.
-KVCAST_AVX512_INLINE Divided divided(__m512i high, __m512i low, __m512i divisor, __m512i shift,
-                                     __m512i reciprocal) {
-    const __m512i one = _mm512_set1_epi16(1);
-    const __m512i d = _mm512_sllv_epi16(divisor, shift);
-    const __m512i u1 = _mm512_shldv_epi16(high, low, shift), u0 = _mm512_sllv_epi16(low, shift);
-    const __m512i q0 = _mm512_add_epi16(_mm512_mullo_epi16(reciprocal, u1), u0);
-    __m512i q = _mm512_add_epi16(_mm512_mulhi_epu16(reciprocal, u1), _mm512_add_epi16(u1, one));
-    q = _mm512_mask_add_epi16(q, _mm512_cmplt_epu16_mask(q0, u0), q, one);
-    __m512i r = _mm512_sub_epi16(u0, _mm512_mullo_epi16(q, d));
-    const __mmask32 over = _mm512_cmpgt_epu16_mask(r, q0);
-    q = _mm512_mask_sub_epi16(q, over, q, one);
-    r = _mm512_mask_add_epi16(r, over, r, d);
-    const __mmask32 under = _mm512_cmpge_epu16_mask(r, d);
-    q = _mm512_mask_add_epi16(q, under, q, one);
-    r = _mm512_mask_sub_epi16(r, under, r, d);
-    return {q, _mm512_srlv_epi16(r, shift)};
-}
-
 // The symbols of 32 signed high parts, and which of them escape.
 struct Symbols {
     __m512i symbols;  // 16 bits each
@@ -410,10 +356,11 @@ KVCAST_AVX512_INLINE void put_escapes(__m512i high, std::uint32_t escapes, std::
 }
 
 // The lowest planes of 16-bit raw parts.
+template <bool Whole>
 KVCAST_AVX512_INLINE void put_raw(__m512i raw, unsigned planes, std::uint32_t lanes, std::uint8_t*& next) {
-    const bool two = lanes > 0xffff;
-    const __m512i rows =
-        transposed(_mm512_permutexvar_epi8(_mm512_load_si512(kLaneRows.lanes), _mm512_maskz_mov_epi16(lanes, raw)));
+    const bool two = Whole || lanes > 0xffff;
+    const __m512i there = Whole ? raw : _mm512_maskz_mov_epi16(lanes, raw);
+    const __m512i rows = transposed(_mm512_permutexvar_epi8(_mm512_load_si512(kLaneRows.lanes), there));
     const __m512i bytes =
         _mm512_permutexvar_epi8(_mm512_load_si512(two ? kLaneRows.of_two : kLaneRows.of_one), rows);
     const unsigned count = (two ? 4 : 2) * planes;
@@ -421,31 +368,58 @@ KVCAST_AVX512_INLINE void put_raw(__m512i raw, unsigned planes, std::uint32_t la
     _mm512_mask_storeu_epi8(next, _bzhi_u64(~std::uint64_t{0}, count), bytes);
 }
 
-// Puts a symbol into each lane that is set in `lanes`. States that are full give a word away first: words go below
-// `next`, ascending with the lanes.
-KVCAST_AVX512_INLINE void put_group(States& s, __m512i symbols, const Coding& c, std::uint32_t lanes,
-                                    std::uint8_t*& next) {
-    const __m512i frequency = _mm512_permutexvar_epi16(symbols, c.frequency);
-    const __mmask32 full = _mm512_mask_cmpge_epu16_mask(lanes, s.high, frequency);
-    const auto given = static_cast<unsigned>(std::popcount(static_cast<std::uint32_t>(full)));
-    next -= 2 * given;
-    _mm512_mask_storeu_epi16(next, first_lanes(given), _mm512_maskz_compress_epi16(full, s.low));
-    const __m512i low = _mm512_mask_mov_epi16(s.low, full, s.high);
-    const __m512i high = _mm512_mask_mov_epi16(s.high, full, _mm512_setzero_si512());
-    const Divided by_four = divided(high, low, frequency, _mm512_permutexvar_epi16(symbols, c.shift),
-                                    _mm512_permutexvar_epi16(symbols, c.reciprocal));
-    // Four frequencies leave the two lowest bits of the quotient, and the rank.
-    const __m512i twice = _mm512_srli_epi16(frequency, 1), once = _mm512_srli_epi16(frequency, 2);
-    __m512i rank = by_four.remainder;
-    const __mmask32 two = _mm512_cmpge_epu16_mask(rank, twice);
-    rank = _mm512_mask_sub_epi16(rank, two, rank, twice);
-    const __mmask32 one = _mm512_cmpge_epu16_mask(rank, once);
-    rank = _mm512_mask_sub_epi16(rank, one, rank, once);
-    __m512i slot = slots_of(_mm512_add_epi16(rank, _mm512_permutexvar_epi16(symbols, c.first)), *c.cells);
-    slot = _mm512_mask_add_epi16(slot, two, slot, _mm512_set1_epi16(static_cast<std::int16_t>(0x8000)));
-    slot = _mm512_mask_add_epi16(slot, one, slot, _mm512_set1_epi16(0x4000));
-    s.high = _mm512_mask_mov_epi16(s.high, lanes, by_four.quotient);
-    s.low = _mm512_mask_mov_epi16(s.low, lanes, slot);
+// Every step of the loops below is one of several encoders', side by side: what waits for the step before it has
+// the other encoders' work in between.
+template <std::size_t N>
+using Each = __m512i[N];
+
+#define KVCAST_EACH   \
+    KVCAST_UNROLL     \
+    for (std::size_t e = 0; e < N; ++e)
+
+// (high * 2^16 + low) / divisor for high < divisor, divisor * 2^shift having its highest bit set. Leaves the
+// quotient in `high`, the remainder in `low`.
+template <std::size_t N>
+KVCAST_AVX512_INLINE void divide(Each<N>& high, Each<N>& low, const Each<N>& divisor, const Each<N>& shift,
+                                 const Each<N>& reciprocal) {
+    const __m512i one = _mm512_set1_epi16(1);
+    Each<N> d, q, q0;
+    KVCAST_EACH high[e] = _mm512_shldv_epi16(high[e], low[e], shift[e]);
+    KVCAST_EACH low[e] = _mm512_sllv_epi16(low[e], shift[e]);
+    KVCAST_EACH q0[e] = _mm512_add_epi16(_mm512_mullo_epi16(reciprocal[e], high[e]), low[e]);
+    KVCAST_EACH q[e] = _mm512_mulhi_epu16(reciprocal[e], high[e]);
+    KVCAST_EACH q[e] = _mm512_add_epi16(q[e], _mm512_add_epi16(high[e], one));
+    KVCAST_EACH q[e] = _mm512_mask_add_epi16(q[e], _mm512_cmplt_epu16_mask(q0[e], low[e]), q[e], one);
+    KVCAST_EACH d[e] = _mm512_sllv_epi16(divisor[e], shift[e]);
+    KVCAST_EACH low[e] = _mm512_sub_epi16(low[e], _mm512_mullo_epi16(q[e], d[e]));
+    KVCAST_EACH {
+        const __mmask32 over = _mm512_cmpgt_epu16_mask(low[e], q0[e]);
+        q[e] = _mm512_mask_sub_epi16(q[e], over, q[e], one);
+        low[e] = _mm512_mask_add_epi16(low[e], over, low[e], d[e]);
+    }
+    KVCAST_EACH {
+        const __mmask32 under = _mm512_cmpge_epu16_mask(low[e], d[e]);
+        high[e] = _mm512_mask_add_epi16(q[e], under, q[e], one);
+        low[e] = _mm512_mask_sub_epi16(low[e], under, low[e], d[e]);
+    }
+    KVCAST_EACH low[e] = _mm512_srlv_epi16(low[e], shift[e]);
+}
+
+// From indices to slots.
+template <std::size_t N>
+KVCAST_AVX512_INLINE void find_slots(Each<N>& index, const EncodeHalves* const (&tables)[N]) {
+    Each<N> cell, offset;
+    KVCAST_EACH cell[e] = _mm512_srli_epi16(index[e], EncodeHalves::kCellBits);
+    KVCAST_EACH offset[e] = looked_up(tables[e]->offset[0], cell[e]);
+    KVCAST_UNROLL
+    for (std::size_t n = 0; n < EncodeHalves::kBounds; ++n) {
+        KVCAST_EACH {
+            const __mmask32 beyond = _mm512_cmpge_epu16_mask(index[e], looked_up(tables[e]->bound[n], cell[e]));
+            offset[e] = _mm512_mask_permutexvar_epi16(offset[e], beyond, cell[e],
+                                                      _mm512_load_si512(tables[e]->offset[n + 1]));
+        }
+    }
+    KVCAST_EACH index[e] = _mm512_add_epi16(index[e], offset[e]);
 }
 
 // An encoder on its way through strips; what changes with each group stays in registers.
@@ -454,100 +428,179 @@ struct Putter {
     std::uint8_t* next;
 };
 
-KVCAST_AVX512_INLINE void encode_group(Putter& p, const Coding& c, const EncodeStrip& strip, std::size_t at,
-                                       std::uint32_t lanes) {
-    const unsigned shift = strip.shift;
-    const __m512i half = _mm512_set1_epi16(static_cast<std::int16_t>(shift == 0 ? 0 : 1 << (shift - 1)));
-    const __m512i value = _mm512_add_epi16(_mm512_maskz_loadu_epi16(lanes, strip.values + at), half);
-    const __m512i high = _mm512_sra_epi16(value, _mm_cvtsi32_si128(static_cast<int>(shift)));
-    const Symbols symbols = symbols_of(high);
-    if ((symbols.escapes & lanes) != 0) [[unlikely]]
-        put_escapes(high, symbols.escapes & lanes, p.next);
-    if (shift != 0) put_raw(value, shift, lanes, p.next);
-    put_group(p.states, symbols.symbols, c, lanes, p.next);
+// Puts a symbol into each lane that is set in `lanes`. States that are full give a word away first: words go below
+// `next`, ascending with the lanes.
+template <std::size_t N, bool Whole>
+KVCAST_AVX512_INLINE void put_groups(Putter (&p)[N], const Each<N>& symbols, const EncodeHalves* const (&t)[N],
+                                     std::uint32_t lanes) {
+    Each<N> frequency, shift, reciprocal, low, high;
+    __mmask32 full[N], two[N], one[N];
+    KVCAST_EACH frequency[e] = looked_up(t[e]->frequency, symbols[e]);
+    KVCAST_EACH {
+        full[e] = _mm512_cmpge_epu16_mask(p[e].states.high, frequency[e]);
+        if constexpr (!Whole) full[e] &= lanes;
+    }
+    KVCAST_EACH low[e] = _mm512_mask_mov_epi16(p[e].states.low, full[e], p[e].states.high);
+    KVCAST_EACH high[e] = _mm512_mask_mov_epi16(p[e].states.high, full[e], _mm512_setzero_si512());
+    KVCAST_EACH {
+        const auto given = static_cast<unsigned>(std::popcount(static_cast<std::uint32_t>(full[e])));
+        p[e].next -= 2 * given;
+        _mm512_mask_storeu_epi16(p[e].next, _bzhi_u32(~0u, given),
+                                 _mm512_maskz_compress_epi16(full[e], p[e].states.low));
+    }
+    KVCAST_EACH shift[e] = looked_up(t[e]->shift, symbols[e]);
+    KVCAST_EACH reciprocal[e] = looked_up(t[e]->reciprocal, symbols[e]);
+    divide<N>(high, low, frequency, shift, reciprocal);
+    // Four frequencies leave the two lowest bits of the quotient, and the rank.
+    KVCAST_EACH {
+        const __m512i twice = _mm512_srli_epi16(frequency[e], 1);
+        two[e] = _mm512_cmpge_epu16_mask(low[e], twice);
+        low[e] = _mm512_mask_sub_epi16(low[e], two[e], low[e], twice);
+    }
+    KVCAST_EACH {
+        const __m512i once = _mm512_srli_epi16(frequency[e], 2);
+        one[e] = _mm512_cmpge_epu16_mask(low[e], once);
+        low[e] = _mm512_mask_sub_epi16(low[e], one[e], low[e], once);
+    }
+    KVCAST_EACH low[e] = _mm512_add_epi16(low[e], looked_up(t[e]->first, symbols[e]));
+    find_slots<N>(low, t);
+    KVCAST_EACH {
+        const __m512i bit15 = _mm512_set1_epi16(static_cast<std::int16_t>(0x8000));
+        low[e] = _mm512_mask_add_epi16(low[e], two[e], low[e], bit15);
+        low[e] = _mm512_mask_add_epi16(low[e], one[e], low[e], _mm512_set1_epi16(0x4000));
+        if constexpr (Whole) {
+            p[e].states = {high[e], low[e]};
+        } else {
+            p[e].states.high = _mm512_mask_mov_epi16(p[e].states.high, lanes, high[e]);
+            p[e].states.low = _mm512_mask_mov_epi16(p[e].states.low, lanes, low[e]);
+        }
+    }
+}
+
+// A number in both halves of 32 bits, so that it is broadcast while it is loaded.
+struct Twice {
+    std::uint32_t halves;
+
+    static constexpr Twice of(unsigned n) { return {n << 16 | n}; }
+    KVCAST_AVX512_INLINE __m512i lanes() const { return _mm512_set1_epi32(static_cast<int>(halves)); }
+};
+
+// What is added to values before they are shifted, and the shift.
+constexpr auto kRoundings = [] {
+    struct {
+        Twice half[kMostShift + 1];
+        Twice shift[kMostShift + 1];
+    } out = {};
+    for (unsigned shift = 0; shift <= kMostShift; ++shift) {
+        out.half[shift] = Twice::of(shift == 0 ? 0 : 1u << (shift - 1));
+        out.shift[shift] = Twice::of(shift);
+    }
+    return out;
+}();
+
+// `lanes` values of strips from `at` on; all 32 where Whole.
+template <std::size_t N, bool Whole>
+KVCAST_AVX512_INLINE void encode_groups(Putter (&p)[N], const EncodeStrip* strips, std::size_t at,
+                                        std::uint32_t lanes) {
+    Each<N> symbols;
+    const EncodeHalves* tables[N];
+    KVCAST_EACH {
+        const EncodeStrip& strip = strips[e];
+        const __m512i loaded = Whole ? _mm512_loadu_si512(strip.values + at)
+                                     : _mm512_maskz_loadu_epi16(lanes, strip.values + at);
+        const __m512i value = _mm512_add_epi16(loaded, kRoundings.half[strip.shift].lanes());
+        const __m512i high = _mm512_srav_epi16(value, kRoundings.shift[strip.shift].lanes());
+        Symbols s = symbols_of(high);
+        if constexpr (!Whole) s.escapes &= lanes;
+        if (s.escapes != 0) [[unlikely]]
+            put_escapes(high, s.escapes, p[e].next);
+        if (strip.shift != 0) put_raw<Whole>(value, strip.shift, lanes, p[e].next);
+        symbols[e] = s.symbols;
+        tables[e] = &strip.table->halves;
+    }
+    put_groups<N, Whole>(p, symbols, tables, lanes);
+}
+
+// The last values of strips of one length first.
+template <std::size_t N>
+KVCAST_AVX512_INLINE void encode_all(Putter (&p)[N], const EncodeStrip* strips) {
+    std::size_t at = strips[0].count / kLanes * kLanes;
+    if (at != strips[0].count) encode_groups<N, false>(p, strips, at, first_lanes(strips[0].count - at));
+    while (at != 0) {
+        at -= kLanes;
+        encode_groups<N, true>(p, strips, at, ~0u);
+    }
+}
+
+KVCAST_AVX512_INLINE void encode_alone(Putter& putter, const EncodeStrip& strip) {
+    Putter one[1] = {putter};
+    encode_all<1>(one, &strip);
+    putter = one[0];
 }
 
 template <std::size_t N>
 KVCAST_AVX512 void encode_abreast(RansEncoder* const* encoders, const EncodeStrip* strips, std::size_t steps,
                                   std::size_t stride) {
     Putter putters[N];
-    KVCAST_UNROLL
-    for (std::size_t e = 0; e < N; ++e) putters[e] = {load_states(encoders[e]->state), encoders[e]->next};
+    KVCAST_EACH putters[e] = {load_states(encoders[e]->state), encoders[e]->next};
     for (std::size_t step = 0; step < steps; ++step, strips += stride) {
-        Coding codings[N];
-        std::size_t together = strips[0].count;
-        KVCAST_UNROLL
-        for (std::size_t e = 0; e < N; ++e) {
-            codings[e] = load_coding(*strips[e].table);
-            if (strips[e].count != together) together = 0;
-        }
-        if (together == 0) {
-            KVCAST_UNROLL
-            for (std::size_t e = 0; e < N; ++e) {
-                for (std::size_t end = strips[e].count; end > 0;) {
-                    const std::size_t at = (end - 1) / kLanes * kLanes;
-                    encode_group(putters[e], codings[e], strips[e], at, first_lanes(end - at));
-                    end = at;
-                }
-            }
-        }
-        for (std::size_t end = together; end > 0;) {
-            const std::size_t at = (end - 1) / kLanes * kLanes;
-            KVCAST_UNROLL
-            for (std::size_t e = 0; e < N; ++e)
-                encode_group(putters[e], codings[e], strips[e], at, first_lanes(end - at));
-            end = at;
+        bool together = true;
+        KVCAST_EACH together = together && strips[e].count == strips[0].count;
+        if (together) {
+            encode_all<N>(putters, strips);
+        } else {
+            KVCAST_EACH encode_alone(putters[e], strips[e]);
         }
     }
-    KVCAST_UNROLL
-    for (std::size_t e = 0; e < N; ++e) {
+    KVCAST_EACH {
         store_states(encoders[e]->state, putters[e].states);
         encoders[e]->next = putters[e].next;
     }
 }
 
-template <Dtype D>
-KVCAST_AVX512_INLINE void encode_float_group(Putter& p, const Coding& c, const EncodeFloatStrip& strip,
-                                             std::size_t at, std::uint32_t lanes) {
+template <std::size_t N, Dtype D, bool Whole>
+KVCAST_AVX512_INLINE void encode_float_groups(Putter (&p)[N], const EncodeFloatStrip* strips, std::size_t at,
+                                              std::uint32_t lanes) {
     constexpr unsigned mantissa = mantissa_bits(D);
-    const __m512i middle = _mm512_set1_epi16(static_cast<std::int16_t>(strip.center));
-    const __m512i range = _mm512_set1_epi16(static_cast<std::int16_t>(exponent_mask(D)));
-    const Wide b = {_mm512_maskz_loadu_epi32(static_cast<__mmask16>(lanes), strip.bits + at),
-                    _mm512_maskz_loadu_epi32(static_cast<__mmask16>(lanes >> 16), strip.bits + at + 16)};
     // The exponents stand in the upper halves of 32 bits as they do in 16, of bf16.
-    const __m512i upper = halves(b.first, b.last, D == Dtype::kF32 ? 1 : 0);
     constexpr unsigned exponent_at = D == Dtype::kF32 ? mantissa - 16 : mantissa;
-    const __m512i high =
-        _mm512_sub_epi16(middle, _mm512_and_si512(_mm512_srli_epi16(upper, exponent_at), range));
-    const Symbols symbols = symbols_of(high);
-    if ((symbols.escapes & lanes) != 0) [[unlikely]]
-        put_escapes(high, symbols.escapes & lanes, p.next);
-    const __m512i raw = _mm512_ternarylogic_epi32(_mm512_set1_epi16((1 << exponent_at) - 1), upper,
-                                                  _mm512_srli_epi16(upper, 15 - exponent_at), 0xca);
-    put_raw(raw, exponent_at + 1, lanes, p.next);
-    if constexpr (D == Dtype::kF32) put_raw(halves(b.first, b.last, 0), 16, lanes, p.next);
-    put_group(p.states, symbols.symbols, c, lanes, p.next);
+    const __m512i range = _mm512_set1_epi16(static_cast<std::int16_t>(exponent_mask(D)));
+    Each<N> symbols;
+    const EncodeHalves* tables[N];
+    KVCAST_EACH {
+        const EncodeFloatStrip& strip = strips[e];
+        const __m512i middle = _mm512_set1_epi16(static_cast<std::int16_t>(strip.center));
+        const Wide b = {_mm512_maskz_loadu_epi32(static_cast<__mmask16>(lanes), strip.bits + at),
+                        _mm512_maskz_loadu_epi32(static_cast<__mmask16>(lanes >> 16), strip.bits + at + 16)};
+        const __m512i upper = halves(b.first, b.last, D == Dtype::kF32 ? 1 : 0);
+        const __m512i exponent = _mm512_and_si512(_mm512_srli_epi16(upper, exponent_at), range);
+        const __m512i high = _mm512_sub_epi16(middle, exponent);
+        Symbols s = symbols_of(high);
+        if constexpr (!Whole) s.escapes &= lanes;
+        if (s.escapes != 0) [[unlikely]]
+            put_escapes(high, s.escapes, p[e].next);
+        const __m512i raw = _mm512_ternarylogic_epi32(_mm512_set1_epi16((1 << exponent_at) - 1), upper,
+                                                      _mm512_srli_epi16(upper, 15 - exponent_at), 0xca);
+        put_raw<Whole>(raw, exponent_at + 1, lanes, p[e].next);
+        if constexpr (D == Dtype::kF32) put_raw<Whole>(halves(b.first, b.last, 0), 16, lanes, p[e].next);
+        symbols[e] = s.symbols;
+        tables[e] = &strip.table->halves;
+    }
+    put_groups<N, Whole>(p, symbols, tables, lanes);
 }
 
 template <std::size_t N, Dtype D>
 KVCAST_AVX512 void encode_floats_abreast(RansEncoder* const* encoders, const EncodeFloatStrip* strips,
                                          std::size_t count) {
     Putter putters[N];
-    Coding codings[N];
-    KVCAST_UNROLL
-    for (std::size_t e = 0; e < N; ++e) {
-        putters[e] = {load_states(encoders[e]->state), encoders[e]->next};
-        codings[e] = load_coding(*strips[e].table);
+    KVCAST_EACH putters[e] = {load_states(encoders[e]->state), encoders[e]->next};
+    std::size_t at = count / kLanes * kLanes;
+    if (at != count) encode_float_groups<N, D, false>(putters, strips, at, first_lanes(count - at));
+    while (at != 0) {
+        at -= kLanes;
+        encode_float_groups<N, D, true>(putters, strips, at, ~0u);
     }
-    for (std::size_t end = count; end > 0;) {
-        const std::size_t at = (end - 1) / kLanes * kLanes;
-        KVCAST_UNROLL
-        for (std::size_t e = 0; e < N; ++e)
-            encode_float_group<D>(putters[e], codings[e], strips[e], at, first_lanes(end - at));
-        end = at;
-    }
-    KVCAST_UNROLL
-    for (std::size_t e = 0; e < N; ++e) {
+    KVCAST_EACH {
         store_states(encoders[e]->state, putters[e].states);
         encoders[e]->next = putters[e].next;
     }
