@@ -15,8 +15,10 @@
 namespace kvcast {
 namespace {
 
+constexpr std::size_t kAbreast = entropy::BlockWriter::kMostAbreast;
+
 // Buffers of one worker; they grow to the largest layer seen and stay. What a writer refers to stays apart
-// for each of the two blocks that are coded side by side.
+// for each of the blocks that are coded side by side.
 struct Workspace {
     struct Part {
         explicit Part(const kernels::Ops& ops) : writer(ops) {}
@@ -27,10 +29,10 @@ struct Workspace {
         std::vector<std::uint32_t> rows;    // exact rows of the layer
     };
 
-    explicit Workspace(const kernels::Ops& ops) : parts{Part(ops), Part(ops)} {}
+    explicit Workspace(const kernels::Ops& ops) : parts{Part(ops), Part(ops), Part(ops), Part(ops)} {}
 
     std::vector<float> tile;  // [channel of the layer][body token]
-    std::array<Part, 2> parts;
+    std::array<Part, kAbreast> parts;
     QuantisedScratch quantised;
     ExactModels models;
 };
@@ -200,46 +202,41 @@ class LayerEncoder {
     std::vector<HeadPlace> places_;
 };
 
-// Blocks are coded in pairs, which takes little longer than one of them: those of one layer, or of two layers
-// that have one each.
-void encode_pair_of_layers(const Job& job, std::size_t first, Workspace& w) {
-    const std::size_t count = std::min<std::size_t>(2, job.header.layout.layers - first);
+using entropy::BlockWriter;
+
+// Blocks are coded side by side, which takes little longer than one of them: those of one layer, or of some
+// layers that have one each.
+void encode_layers(const Job& job, std::size_t first, Workspace& w) {
+    const std::size_t count = std::min(kAbreast, job.header.layout.layers - first);
     std::vector<LayerEncoder> layers;
+    std::array<BlockWriter::Block, kAbreast> blocks;
+    layers.reserve(count);
     for (std::size_t i = 0; i < count; ++i) {
-        layers.emplace_back(job, first + i, w, i).begin();
-        layers[i].take_down(0, w.parts[i].writer);
+        LayerEncoder& l = layers.emplace_back(job, first + i, w, i);
+        l.begin();
+        l.take_down(0, w.parts[i].writer);
+        blocks[i] = {&w.parts[i].writer, &l.out(), l.cost()};
     }
-    LayerEncoder &a = layers.front(), &b = layers.back();
-    if (count == 2) {
-        entropy::BlockWriter::finish_both(w.parts[0].writer, a.out(), w.parts[1].writer, b.out(), a.cost(),
-                                          b.cost());
-    } else {
-        w.parts[0].writer.finish(a.out(), a.cost());
-    }
-    for (LayerEncoder& l : layers) {
-        l.note_size(0, l.out().size());
-        l.end();
+    BlockWriter::finish_all(std::span(blocks).first(count));
+    for (std::size_t i = 0; i < count; ++i) {
+        layers[i].note_size(0, blocks[i].bytes);
+        layers[i].end();
     }
 }
 
 void encode_layer(const Job& job, std::size_t layer, Workspace& w) {
-    const std::size_t blocks = job.header.blocks_per_layer();
     LayerEncoder l(job, layer, w, 0);
     l.begin();
-    entropy::BlockWriter &a = w.parts[0].writer, &b = w.parts[1].writer;
-    for (std::size_t block = 0; block < blocks; block += 2) {
-        const std::size_t before = l.out().size();
-        l.take_down(block, a);
-        if (block + 1 == blocks) {
-            a.finish(l.out(), l.cost());
-            l.note_size(block, l.out().size() - before);
-            break;
+    const std::size_t all = job.header.blocks_per_layer();
+    for (std::size_t first = 0; first < all; first += kAbreast) {
+        const std::size_t count = std::min(kAbreast, all - first);
+        std::array<BlockWriter::Block, kAbreast> blocks;
+        for (std::size_t i = 0; i < count; ++i) {
+            l.take_down(first + i, w.parts[i].writer);
+            blocks[i] = {&w.parts[i].writer, &l.out(), l.cost()};
         }
-        l.take_down(block + 1, b);
-        const std::size_t first =
-            entropy::BlockWriter::finish_both(a, l.out(), b, l.out(), l.cost(), l.cost());
-        l.note_size(block, first);
-        l.note_size(block + 1, l.out().size() - before - first);
+        BlockWriter::finish_all(std::span(blocks).first(count));
+        for (std::size_t i = 0; i < count; ++i) l.note_size(first + i, blocks[i].bytes);
     }
     l.end();
 }
@@ -284,8 +281,8 @@ Status ChunkEncoder::encode(const ChunkInput& input, Executor& executor, std::ve
         const Job job = {
             input, s.options, *s.ops, header, rope, s.blocks, report != nullptr ? &costs : nullptr};
         if (header.blocks_per_layer() == 1) {
-            executor.run((layers + 1) / 2, [&](std::size_t i, std::size_t worker) {
-                encode_pair_of_layers(job, 2 * i, s.workspaces[worker]);
+            executor.run((layers + kAbreast - 1) / kAbreast, [&](std::size_t i, std::size_t worker) {
+                encode_layers(job, kAbreast * i, s.workspaces[worker]);
             });
         } else {
             executor.run(layers, [&](std::size_t layer, std::size_t worker) {

@@ -258,8 +258,8 @@ struct Ops {
     // most, four of them at once.
     void (*decode_strips)(std::span<RansDecoder* const> decoders, std::span<const Strip> strips);
 
-    // The inverse: each encoder gets its strips in the reverse of the decoder's order. Two encoders at once
-    // are nearly twice as fast as one.
+    // The inverse: each encoder gets its strips in the reverse of the decoder's order. Four encoders at once
+    // are twice as fast as one.
     void (*encode_strips)(std::span<RansEncoder* const> encoders, std::span<const EncodeStrip> strips);
 
     // One strip of `count` elements of type `dtype` from each decoder.

@@ -157,45 +157,102 @@ void BlockWriter::finish(std::vector<std::uint8_t>& out, BlockCost* ideal) {
 }
 
 bool BlockWriter::alike(const Item& a, const Item& b) {
-    const bool strips =
-        a.kind != Kind::kWord && a.kind != Kind::kFloats && b.kind != Kind::kWord && b.kind != Kind::kFloats;
     const bool floats = a.kind == Kind::kFloats && b.kind == Kind::kFloats && a.dtype == b.dtype;
-    return (strips || floats) && a.count == b.count;
+    return ((is_strip(a) && is_strip(b)) || floats) && a.count == b.count;
 }
 
-std::size_t BlockWriter::finish_both(BlockWriter& a, std::vector<std::uint8_t>& out_a, BlockWriter& b,
-                                     std::vector<std::uint8_t>& out_b, BlockCost* ideal_a,
-                                     BlockCost* ideal_b) {
-    for (const auto& [writer, ideal] : {std::pair(&a, ideal_a), std::pair(&b, ideal_b)}) {
-        if (ideal == nullptr) continue;
-        for (const Item& item : writer->items_) writer->add_cost(item, *ideal);
-    }
-    kernels::RansEncoder encoder_a, encoder_b;
-    a.begin(encoder_a);
-    b.begin(encoder_b);
-    const std::array<kernels::RansEncoder*, 2> both = {&encoder_a, &encoder_b};
-    std::size_t i = a.items_.size(), j = b.items_.size();
-    while (i != 0 || j != 0) {
-        if (i != 0 && j != 0 && alike(a.items_[i - 1], b.items_[j - 1])) {
-            const Item &x = a.items_[--i], &y = b.items_[--j];
-            if (x.kind == Kind::kFloats) {
-                const std::array strips = {floats_of(x), floats_of(y)};
-                a.ops_.encode_floats(both, strips, x.dtype, x.count);
-            } else {
-                const std::array strips = {a.strip_of(x), b.strip_of(y)};
-                a.ops_.encode_strips(both, strips);
-            }
-        } else if (i >= j) {  // the one that is behind goes on alone until they are alike again
-            a.encode(a.items_[--i], encoder_a);
-        } else {
-            b.encode(b.items_[--j], encoder_b);
+class BlockWriter::Abreast {
+  public:
+    explicit Abreast(std::span<Block> blocks) : blocks_(blocks), ops_(blocks[0].writer->ops_) {
+        for (std::size_t i = 0; i < blocks.size(); ++i) {
+            blocks[i].writer->begin(encoders_[i]);
+            left_[i] = blocks[i].writer->items_.size();
         }
     }
-    const std::size_t before = out_a.size();
-    a.end(encoder_a, out_a);
-    const std::size_t bytes = out_a.size() - before;
-    b.end(encoder_b, out_b);
-    return bytes;
+
+    void run() {
+        for (;;) {
+            const std::size_t most = *std::max_element(left_.begin(), left_.end());
+            if (most == 0) break;
+            // Those that are as far as the one with most items left, or can go with it.
+            const auto leader =
+                static_cast<std::size_t>(std::find(left_.begin(), left_.end(), most) - left_.begin());
+            gather(leader);
+            if (next(leader).kind == Kind::kFloats) {
+                encode_floats();
+            } else if (is_strip(next(leader))) {
+                encode_strips();
+            } else {
+                blocks_[leader].writer->encode(next(leader), encoders_[leader]);
+                --left_[leader];
+            }
+        }
+        for (std::size_t i = 0; i < blocks_.size(); ++i) {
+            const std::size_t before = blocks_[i].out->size();
+            blocks_[i].writer->end(encoders_[i], *blocks_[i].out);
+            blocks_[i].bytes = blocks_[i].out->size() - before;
+        }
+    }
+
+  private:
+    const Item& next(std::size_t i) const { return blocks_[i].writer->items_[left_[i] - 1]; }
+
+    void gather(std::size_t leader) {
+        together_ = 0;
+        for (std::size_t i = 0; i < blocks_.size(); ++i) {
+            if (i != leader && (left_[i] == 0 || !alike(next(i), next(leader)))) continue;
+            targets_[together_] = &encoders_[i];
+            owners_[together_++] = i;
+        }
+    }
+
+    void encode_floats() {
+        std::array<kernels::EncodeFloatStrip, kMostAbreast> strips = {};
+        const Item& first = next(owners_[0]);
+        const kernels::Dtype dtype = first.dtype;
+        const std::size_t count = first.count;
+        for (std::size_t k = 0; k < together_; ++k) {
+            strips[k] = floats_of(next(owners_[k]));
+            --left_[owners_[k]];
+        }
+        ops_.encode_floats({targets_.data(), together_}, {strips.data(), together_}, dtype, count);
+    }
+
+    // As many strips as have a like one in each block.
+    void encode_strips() {
+        strips_.clear();
+        const auto all_alike = [&] {
+            for (std::size_t k = 0; k < together_; ++k) {
+                const std::size_t i = owners_[k];
+                if (left_[i] == 0 || !is_strip(next(i)) || !alike(next(i), next(owners_[0]))) return false;
+            }
+            return true;
+        };
+        do {
+            for (std::size_t k = 0; k < together_; ++k) {
+                strips_.push_back(blocks_[owners_[k]].writer->strip_of(next(owners_[k])));
+                --left_[owners_[k]];
+            }
+        } while (all_alike());
+        ops_.encode_strips({targets_.data(), together_}, strips_);
+    }
+
+    std::span<Block> blocks_;
+    const kernels::Ops& ops_;
+    std::array<kernels::RansEncoder, kMostAbreast> encoders_;
+    std::array<std::size_t, kMostAbreast> left_ = {};  // items, of each block
+    std::array<kernels::RansEncoder*, kMostAbreast> targets_ = {};
+    std::array<std::size_t, kMostAbreast> owners_ = {};  // which blocks are coded together now
+    std::size_t together_ = 0;
+    std::vector<kernels::EncodeStrip> strips_;
+};
+
+void BlockWriter::finish_all(std::span<Block> blocks) {
+    for (const Block& b : blocks) {
+        if (b.ideal == nullptr) continue;
+        for (const Item& item : b.writer->items_) b.writer->add_cost(item, *b.ideal);
+    }
+    Abreast(blocks).run();
 }
 
 }  // namespace kvcast::entropy

@@ -46,12 +46,16 @@ class BlockWriter {
     // cost is added to it, which takes longer than the encoding.
     void finish(std::vector<std::uint8_t>& out, BlockCost* ideal = nullptr);
 
-    // finish() for two writers at once, which takes little longer than one of them where their blocks are of
-    // like shape: the bytes of the first. Both were made with the same backend; both may append to the same
-    // vector, which then gets the first block first.
-    static std::size_t finish_both(BlockWriter& a, std::vector<std::uint8_t>& out_a, BlockWriter& b,
-                                   std::vector<std::uint8_t>& out_b, BlockCost* ideal_a = nullptr,
-                                   BlockCost* ideal_b = nullptr);
+    // finish() for up to kMostAbreast writers at once, which takes little longer than one of them where their
+    // blocks are of like shape. All were made with the same backend.
+    static constexpr std::size_t kMostAbreast = 4;
+    struct Block {
+        BlockWriter* writer = nullptr;
+        std::vector<std::uint8_t>* out = nullptr;  // several may append to one: the first block is the first there
+        BlockCost* ideal = nullptr;
+        std::size_t bytes = 0;  // of the block
+    };
+    static void finish_all(std::span<Block> blocks);
 
   private:
     enum class Kind : std::uint8_t { kWord, kVector, kStrip, kFloats, kBoundary };
@@ -71,9 +75,15 @@ class BlockWriter {
     void begin(kernels::RansEncoder& encoder);
     void end(const kernels::RansEncoder& encoder, std::vector<std::uint8_t>& out);
     static bool alike(const Item& a, const Item& b);
+    static bool is_strip(const Item& item) {
+        return item.kind == Kind::kStrip || item.kind == Kind::kVector;
+    }
     kernels::EncodeStrip strip_of(const Item& item) const;
     static kernels::EncodeFloatStrip floats_of(const Item& item);
     void encode(const Item& item, kernels::RansEncoder& encoder) const;
+
+    // Writers on their way through their items, from the last one on.
+    class Abreast;
 
     const kernels::Ops& ops_;
     std::vector<Item> items_;

@@ -22,11 +22,12 @@ KVCAST_AVX512_INLINE __m512 values_of(__m512i states, __m512 scale) {
     return _mm512_mul_ps(_mm512_cvtepi32_ps(states), scale);
 }
 
-// Rounded to bfloat16 in the high half of each lane.
+// Rounded to bfloat16 in the high half of each lane: 0x7fff is added, and one more where the half is odd.
 KVCAST_AVX512_INLINE __m512i rounded_bf16(__m512 value) {
     const __m512i bits = _mm512_castps_si512(value);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    return _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __m512i parts =
+        _mm512_ternarylogic_epi32(bits, _mm512_set1_epi32(0x10000), _mm512_set1_epi32(0x7fff), 0xea);
+    return _mm512_dpwssd_epi32(bits, parts, _mm512_set1_epi16(1));
 }
 
 KVCAST_AVX512_INLINE __m512i rounded_f16(__m512 value) {
@@ -47,24 +48,30 @@ KVCAST_AVX512_INLINE Floats floats_of(__m512i low, __m512i high, __m512 scale) {
     return {_mm512_permutex2var_ps(a, first, b), _mm512_permutex2var_ps(a, second, b)};
 }
 
+// Elements of 16 bits in pairs, one of `low` and one of `high`: in each 128-bit lane, elements 0, 4, 1, 5, 2, 6, 3, 7.
 template <Dtype D>
-KVCAST_AVX512_INLINE __m512i elements16(__m512i low, __m512i high, __m512 scale) {
+KVCAST_AVX512_INLINE __m512i paired16(__m512i low, __m512i high, __m512 scale) {
     const __m512 a = values_of(low, scale), b = values_of(high, scale);
     if constexpr (D == Dtype::kF16) {
-        return _mm512_packus_epi32(rounded_f16(a), rounded_f16(b));
+        return _mm512_or_si512(rounded_f16(a), _mm512_slli_epi32(rounded_f16(b), 16));
     } else {
-        // The odd words of both, four of the one and four of the other in turn.
-        const __m512i high_words = _mm512_set_epi32(
-            0x003f003d, 0x003b0039, 0x001f001d, 0x001b0019, 0x00370035, 0x00330031, 0x00170015, 0x00130011,
-            0x002f002d, 0x002b0029, 0x000f000d, 0x000b0009, 0x00270025, 0x00230021, 0x00070005, 0x00030001);
-        return _mm512_permutex2var_epi16(rounded_bf16(a), high_words, rounded_bf16(b));
+        return _mm512_ternarylogic_epi32(_mm512_set1_epi32(0xffff), _mm512_srli_epi32(rounded_bf16(a), 16),
+                                         rounded_bf16(b), 0xca);
     }
+}
+
+// The same in order.
+template <Dtype D>
+KVCAST_AVX512_INLINE __m512i elements16(__m512i low, __m512i high, __m512 scale) {
+    const __m512i ordered = _mm512_broadcast_i32x4(
+        _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
+    return _mm512_shuffle_epi8(paired16<D>(low, high, scale), ordered);
 }
 
 // x * f + y * g in units of 2^kTrigBits, of 16-bit integers that were unpacked to pairs.
 KVCAST_AVX512_INLINE __m512i turned(__m512i pair, __m512i factors) {
     const __m512i half = _mm512_set1_epi32(1 << (kTrigBits - 1));
-    return _mm512_srai_epi32(_mm512_add_epi32(_mm512_madd_epi16(pair, factors), half), kTrigBits);
+    return _mm512_srai_epi32(_mm512_dpwssd_epi32(half, pair, factors), kTrigBits);
 }
 
 }  // namespace kvcast::kernels::avx512

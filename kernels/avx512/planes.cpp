@@ -6,6 +6,7 @@
 #include <bit>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "kernels/avx512/elements.h"
 #include "kernels/avx512/slots.h"
@@ -60,14 +61,18 @@ KVCAST_AVX512_INLINE void store_at(std::uint8_t* to, __m256i v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), v);
 }
 
-// Stores 16 channels of 32 tokens, transposed: lane L of a[j] and b[j] is token 8 L + j.
+// Of 8 tokens, the one at each place of a scratch row of 16-bit elements, and the place of each: see paired16().
+constexpr std::size_t kTokenAt[8] = {0, 4, 1, 5, 2, 6, 3, 7};
+constexpr std::size_t kPlaceOf[8] = {0, 2, 4, 6, 1, 3, 5, 7};
+
+// Stores 16 channels of 32 tokens, transposed: lane L of a[j] and b[j] is token 8 L + kTokenAt[j].
 KVCAST_AVX512_INLINE void store_whole16(const __m512i (&a)[8], const __m512i (&b)[8], std::uint8_t* rows,
                                         std::size_t row_bytes) {
     const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
     const __m512i second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
     KVCAST_UNROLL
     for (int j = 0; j < 8; ++j) {
-        std::uint8_t* row = rows + static_cast<std::size_t>(j) * row_bytes;
+        std::uint8_t* row = rows + kTokenAt[j] * row_bytes;
         const __m512i low = _mm512_permutex2var_epi64(a[j], first, b[j]);
         const __m512i high = _mm512_permutex2var_epi64(a[j], second, b[j]);
         store_at(row, _mm512_castsi512_si256(low));
@@ -77,13 +82,13 @@ KVCAST_AVX512_INLINE void store_whole16(const __m512i (&a)[8], const __m512i (&b
     }
 }
 
-// Stores 8 channels of up to 32 tokens, transposed: lane L of r[j] is token 8 L + j.
+// The same of 8 channels of up to 32 tokens.
 KVCAST_AVX512_INLINE void store_lanes16(const __m512i (&r)[8], std::size_t tokens, std::uint8_t* rows,
                                         std::size_t row_bytes) {
     KVCAST_UNROLL
     for (int j = 0; j < 8; ++j) {
-        std::uint8_t* row = rows + static_cast<std::size_t>(j) * row_bytes;
-        const auto t = static_cast<std::size_t>(j);
+        const std::size_t t = kTokenAt[j];
+        std::uint8_t* row = rows + t * row_bytes;
         if (t < tokens) store_at(row, _mm512_castsi512_si128(r[j]));
         if (t + 8 < tokens) store_at(row + 8 * row_bytes, _mm512_extracti32x4_epi32(r[j], 1));
         if (t + 16 < tokens) store_at(row + 16 * row_bytes, _mm512_extracti32x4_epi32(r[j], 2));
@@ -91,7 +96,21 @@ KVCAST_AVX512_INLINE void store_lanes16(const __m512i (&r)[8], std::size_t token
     }
 }
 
-// The same for 4 channels of 32 bits and up to 16 tokens: lane L of r[j] is token 4 L + j.
+// The same where words 2 k and 2 k + 1 of a row before transposition were of tokens k and k + 16.
+KVCAST_AVX512_INLINE void store_halves16(const __m512i (&r)[8], std::size_t tokens, std::uint8_t* rows,
+                                         std::size_t row_bytes) {
+    KVCAST_UNROLL
+    for (int j = 0; j < 8; ++j) {
+        const auto t = static_cast<std::size_t>(j / 2 + j % 2 * 16);
+        std::uint8_t* row = rows + t * row_bytes;
+        if (t < tokens) store_at(row, _mm512_castsi512_si128(r[j]));
+        if (t + 4 < tokens) store_at(row + 4 * row_bytes, _mm512_extracti32x4_epi32(r[j], 1));
+        if (t + 8 < tokens) store_at(row + 8 * row_bytes, _mm512_extracti32x4_epi32(r[j], 2));
+        if (t + 12 < tokens) store_at(row + 12 * row_bytes, _mm512_extracti32x4_epi32(r[j], 3));
+    }
+}
+
+// Stores 4 channels of 32 bits and up to 16 tokens, transposed: lane L of r[j] is token 4 L + j.
 KVCAST_AVX512_INLINE void store_lanes32(const __m512i (&r)[4], std::size_t tokens, std::uint8_t* rows,
                                         std::size_t row_bytes) {
     KVCAST_UNROLL
@@ -120,16 +139,9 @@ KVCAST_AVX512_INLINE __m512i load_lanes(const std::uint8_t* rows, std::size_t ro
     return _mm512_inserti32x4(r, row_at(rows, row_bytes, first + 3 * step, tokens), 3);
 }
 
-KVCAST_AVX512_INLINE __m512i low_half(__m512i v) {
-    return _mm512_cvtepu16_epi32(_mm512_castsi512_si256(v));
-}
-KVCAST_AVX512_INLINE __m512i high_half(__m512i v) {
-    return _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(v, 1));
-}
-
 // ---- states to elements ----
 
-// Scratch memory of one tile: [channel][kTile] elements.
+// Scratch memory of one tile: [channel][kTile] elements, those of 16 bits placed as paired16() leaves them.
 template <Dtype D>
 struct Scratch {
     using Element = std::conditional_t<D == Dtype::kF32, std::uint32_t, std::uint16_t>;
@@ -146,7 +158,7 @@ KVCAST_AVX512_INLINE void put_row(Scratch<D>& scratch, std::size_t channel, __m5
         _mm512_store_ps(row, v.first);
         _mm512_store_ps(row + 16, v.second);
     } else {
-        _mm512_store_si512(row, elements16<D>(low, high, scale));
+        _mm512_store_si512(row, paired16<D>(low, high, scale));
     }
 }
 
@@ -212,7 +224,8 @@ KVCAST_AVX512_INLINE void store_rows(const Scratch<D>& scratch, std::size_t chan
     }
     for (; c < channels; ++c) {
         for (std::size_t t = 0; t < tokens; ++t) {
-            const auto element = scratch.at[c][t];
+            const std::size_t place = D == Dtype::kF32 ? t : t / 8 * 8 + kPlaceOf[t % 8];
+            const auto element = scratch.at[c][place];
             std::memcpy(rows + t * row_bytes + c * sizeof element, &element, sizeof element);
         }
     }
@@ -253,11 +266,10 @@ KVCAST_AVX512 void store_bits16(const ExactStore& h) {
                     h.tile + (c + static_cast<std::size_t>(i)) * h.tile_stride + token;
                 const __m512i low = _mm512_maskz_loadu_epi32(static_cast<__mmask16>(lanes), from);
                 const __m512i high = _mm512_maskz_loadu_epi32(static_cast<__mmask16>(lanes >> 16), from + 16);
-                r[i] = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(low)),
-                                          _mm512_cvtepi32_epi16(high), 1);
+                r[i] = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
             }
             transpose16(r);
-            store_lanes16(r, tokens, rows + token * h.row_bytes + 2 * c, h.row_bytes);
+            store_halves16(r, tokens, rows + token * h.row_bytes + 2 * c, h.row_bytes);
         }
     }
     ExactStore rest = h;
@@ -292,17 +304,32 @@ KVCAST_AVX512 void store_bits32(const ExactStore& h) {
 
 // ---- rows to tiles ----
 
+// The elements of the lower and of the upper words of 32 bits, converted.
 struct Bits {
-    KVCAST_AVX512_INLINE static __m512i of16(__m512i element) { return element; }
+    KVCAST_AVX512_INLINE static __m512i lower(__m512i v) { return _mm512_and_si512(v, _mm512_set1_epi32(0xffff)); }
+    KVCAST_AVX512_INLINE static __m512i upper(__m512i v) { return _mm512_srli_epi32(v, 16); }
 };
 struct FromBf16 {
-    KVCAST_AVX512_INLINE static __m512i of16(__m512i element) { return _mm512_slli_epi32(element, 16); }
-};
-struct FromF16 {
-    KVCAST_AVX512_INLINE static __m512i of16(__m512i element) {
-        return _mm512_castps_si512(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(element)));
+    KVCAST_AVX512_INLINE static __m512i lower(__m512i v) { return _mm512_slli_epi32(v, 16); }
+    KVCAST_AVX512_INLINE static __m512i upper(__m512i v) {
+        return _mm512_andnot_si512(_mm512_set1_epi32(0xffff), v);
     }
 };
+struct FromF16 {
+    KVCAST_AVX512_INLINE static __m512i lower(__m512i v) {
+        return _mm512_castps_si512(_mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)));
+    }
+    KVCAST_AVX512_INLINE static __m512i upper(__m512i v) { return lower(_mm512_srli_epi32(v, 16)); }
+};
+
+// 8 channels of up to 32 tokens, transposed: tokens k and k + 16 in the words of lane k.
+KVCAST_AVX512_INLINE void load_channels16(const std::uint8_t* rows, std::size_t row_bytes, std::size_t tokens,
+                                          __m512i (&channels)[8]) {
+    KVCAST_UNROLL
+    for (int j = 0; j < 8; ++j)
+        channels[j] = load_lanes(rows, row_bytes, static_cast<std::size_t>(j / 2 + j % 2 * 16), 4, tokens);
+    transpose16(channels);
+}
 
 // Rows of 16-bit elements to a channel-major tile of 32 bits, each converted on its way; the channels that
 // are done, a multiple of 8.
@@ -316,16 +343,12 @@ KVCAST_AVX512_INLINE std::size_t load_tile16(const void* from, std::size_t row_b
         const std::uint32_t lanes = first_lanes(tokens);
         for (std::size_t c = 0; c < whole; c += 8) {
             __m512i r[8];
-            KVCAST_UNROLL
-            for (int j = 0; j < 8; ++j)
-                r[j] = load_lanes(rows + 2 * c, row_bytes, static_cast<std::size_t>(j), 8, tokens);
-            transpose16(r);
+            load_channels16(rows + 2 * c, row_bytes, tokens, r);
             KVCAST_UNROLL
             for (int i = 0; i < 8; ++i) {
                 std::uint32_t* to = tile + (c + static_cast<std::size_t>(i)) * stride + token;
-                _mm512_mask_storeu_epi32(to, static_cast<__mmask16>(lanes), Convert::of16(low_half(r[i])));
-                _mm512_mask_storeu_epi32(to + 16, static_cast<__mmask16>(lanes >> 16),
-                                         Convert::of16(high_half(r[i])));
+                _mm512_mask_storeu_epi32(to, static_cast<__mmask16>(lanes), Convert::lower(r[i]));
+                _mm512_mask_storeu_epi32(to + 16, static_cast<__mmask16>(lanes >> 16), Convert::upper(r[i]));
             }
         }
     }
@@ -370,27 +393,92 @@ KVCAST_AVX512 std::size_t copy_bits(const void* rows, std::size_t row_bytes, Dty
                                 : load_tile16<Bits>(rows, row_bytes, tokens, channels, tile, stride);
 }
 
-KVCAST_AVX512_INLINE __m512 as_floats(__mmask16 lanes, const std::int16_t* v) {
+// Calls step(i, lanes) for every Step elements, all of them there, and for what is left; `lanes` is a constant in
+// the first case.
+template <std::size_t Step, typename F>
+KVCAST_AVX512_INLINE void for_lanes(std::size_t begin, std::size_t end, F&& step) {
+    std::size_t i = begin;
+    for (; i + Step <= end; i += Step) step(i, std::true_type{}, first_lanes(Step));
+    if (i < end) step(i, std::false_type{}, first_lanes(end - i));
+}
+
+template <typename Whole>
+KVCAST_AVX512_INLINE __m512 load_some(Whole, std::uint32_t lanes, const float* from) {
+    if constexpr (Whole::value) return _mm512_loadu_ps(from);
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>(lanes), from);
+}
+
+KVCAST_AVX512_INLINE __m512 trig_at(const std::int16_t* v, __mmask16 lanes) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(lanes, v)));
+}
+
+struct Turned {
+    __m512 first;
+    __m512 second;
+};
+
+// A pair turned backwards.
+KVCAST_AVX512_INLINE Turned unrotated(__m512 x, __m512 y, __m512 cos, __m512 sin) {
+    const __m512 unit = _mm512_set1_ps(1.0f / (1 << kTrigBits));
+    const __m512 first = _mm512_add_ps(_mm512_mul_ps(x, cos), _mm512_mul_ps(y, sin));
+    const __m512 second = _mm512_sub_ps(_mm512_mul_ps(y, cos), _mm512_mul_ps(x, sin));
+    return {_mm512_mul_ps(first, unit), _mm512_mul_ps(second, unit)};
 }
 
 KVCAST_AVX512 void unrotate(float* a, float* b, const std::int16_t* cos, const std::int16_t* sin,
                             std::size_t tokens) {
-    const __m512 unit = _mm512_set1_ps(1.0f / (1 << kTrigBits));
-    for (std::size_t t = 0; t < tokens; t += 16) {
-        const auto lanes = static_cast<__mmask16>(first_lanes(std::min<std::size_t>(16, tokens - t)));
-        const __m512 c = as_floats(lanes, cos + t), s = as_floats(lanes, sin + t);
-        const __m512 x = _mm512_maskz_loadu_ps(lanes, a + t), y = _mm512_maskz_loadu_ps(lanes, b + t);
-        const __m512 first = _mm512_add_ps(_mm512_mul_ps(x, c), _mm512_mul_ps(y, s));
-        const __m512 second = _mm512_sub_ps(_mm512_mul_ps(y, c), _mm512_mul_ps(x, s));
-        _mm512_mask_storeu_ps(a + t, lanes, _mm512_mul_ps(first, unit));
-        _mm512_mask_storeu_ps(b + t, lanes, _mm512_mul_ps(second, unit));
+    for_lanes<16>(0, tokens, [&](std::size_t t, auto whole, std::uint32_t some) KVCAST_AVX512_LAMBDA {
+        const auto lanes = static_cast<__mmask16>(some);
+        const Turned r = unrotated(load_some(whole, lanes, a + t), load_some(whole, lanes, b + t),
+                                   trig_at(cos + t, lanes), trig_at(sin + t, lanes));
+        _mm512_mask_storeu_ps(a + t, lanes, r.first);
+        _mm512_mask_storeu_ps(b + t, lanes, r.second);
+    });
+}
+
+// Whether eight pairs at a time have eight neighbours first and eight second.
+bool by_eights(const Rotation& r) {
+    return r.pairs != 0 && r.pair_step == 1 && r.first % 8 == 0 && r.pairs % 8 == 0 && r.partner % 8 == 0;
+}
+
+// Turns channels while they are in registers.
+template <typename Convert>
+KVCAST_AVX512 void load_pairs16(const HeadLoad& h) {
+    const Rotation& r = h.rotation;
+    for (std::size_t token = 0; token < h.tokens; token += kTile) {
+        const auto* rows = static_cast<const std::uint8_t*>(h.rows) + token * h.row_bytes;
+        const std::size_t tokens = std::min(kTile, h.tokens - token);
+        const std::uint32_t lanes = first_lanes(tokens);
+        const auto low = static_cast<__mmask16>(lanes), high = static_cast<__mmask16>(lanes >> 16);
+        for (std::size_t p = 0; p < r.pairs; p += 8) {
+            const std::size_t first = r.first + p, second = first + r.partner;
+            __m512i x[8], y[8];
+            load_channels16(rows + 2 * first, h.row_bytes, tokens, x);
+            load_channels16(rows + 2 * second, h.row_bytes, tokens, y);
+            KVCAST_UNROLL
+            for (std::size_t i = 0; i < 8; ++i) {
+                const std::int16_t* cos = r.cos + (p + i) * r.table_stride + token;
+                const std::int16_t* sin = r.sin + (p + i) * r.table_stride + token;
+                float* a = h.tile + (first + i) * h.tile_stride + token;
+                float* b = h.tile + (second + i) * h.tile_stride + token;
+                const Turned lower = unrotated(_mm512_castsi512_ps(Convert::lower(x[i])),
+                                               _mm512_castsi512_ps(Convert::lower(y[i])), trig_at(cos, low),
+                                               trig_at(sin, low));
+                const Turned upper = unrotated(_mm512_castsi512_ps(Convert::upper(x[i])),
+                                               _mm512_castsi512_ps(Convert::upper(y[i])),
+                                               trig_at(cos + 16, high), trig_at(sin + 16, high));
+                _mm512_mask_storeu_ps(a, low, lower.first);
+                _mm512_mask_storeu_ps(a + 16, high, upper.first);
+                _mm512_mask_storeu_ps(b, low, lower.second);
+                _mm512_mask_storeu_ps(b + 16, high, upper.second);
+            }
+        }
     }
 }
 
-KVCAST_AVX512_INLINE __m512 rounded(__m512 x) {
-    const __m512 shifter = _mm512_set1_ps(12582912.0f);  // as round_even()
-    return _mm512_sub_ps(_mm512_add_ps(x, shifter), shifter);
+// As round_even(), whatever the mode of the processor is.
+KVCAST_AVX512_INLINE __m512i rounded(__m512 x) {
+    return _mm512_cvt_roundps_epi32(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
 }  // namespace
@@ -420,17 +508,35 @@ void load_bits(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t
                           dtype, tokens, channels - done, tile + done * tile_stride, tile_stride);
 }
 
+namespace {
+
+// Channels from `begin` to `end`, not turned.
+void load_plain(const HeadLoad& head, std::size_t begin, std::size_t end) {
+    if (begin >= end) return;
+    const auto from = [&](std::size_t channel) {
+        HeadLoad some = head;
+        some.rows = static_cast<const std::uint8_t*>(head.rows) + channel * dtype_bytes(head.dtype);
+        some.channels = end - channel;
+        some.tile += channel * head.tile_stride;
+        some.rotation = {};
+        return some;
+    };
+    const HeadLoad all = from(begin);
+    const std::size_t done = begin + load_floats(all, reinterpret_cast<std::uint32_t*>(all.tile));
+    if (done != end) scalar::load_head(from(done));
+}
+
+}  // namespace
+
 void load_head(const HeadLoad& head) {
-    const std::size_t done = load_floats(head, reinterpret_cast<std::uint32_t*>(head.tile));
-    if (done != head.channels) {
-        HeadLoad rest = head;
-        rest.rows = static_cast<const std::uint8_t*>(head.rows) + done * dtype_bytes(head.dtype);
-        rest.channels -= done;
-        rest.tile += done * head.tile_stride;
-        rest.rotation = {};
-        scalar::load_head(rest);
-    }
     const Rotation& r = head.rotation;
+    if (by_eights(r) && head.dtype != Dtype::kF32) {
+        load_plain(head, 0, r.first);
+        head.dtype == Dtype::kBf16 ? load_pairs16<FromBf16>(head) : load_pairs16<FromF16>(head);
+        load_plain(head, r.first + 2 * r.pairs, head.channels);
+        return;
+    }
+    load_plain(head, 0, head.channels);
     for (std::size_t p = 0; p < r.pairs; ++p) {
         float* a = head.tile + (r.first + p * r.pair_step) * head.tile_stride;
         unrotate(a, a + r.partner * head.tile_stride, r.cos + p * r.table_stride, r.sin + p * r.table_stride,
@@ -441,11 +547,10 @@ void load_head(const HeadLoad& head) {
 KVCAST_AVX512 float max_magnitude(const float* values, std::size_t count) {
     const __m512i mask = _mm512_set1_epi32(0x7fffffff);
     __m512i largest = _mm512_setzero_si512();
-    for (std::size_t i = 0; i < count; i += 16) {
-        const auto lanes = static_cast<__mmask16>(first_lanes(std::min<std::size_t>(16, count - i)));
-        const __m512i bits = _mm512_maskz_loadu_epi32(lanes, values + i);
+    for_lanes<16>(0, count, [&](std::size_t i, auto whole, std::uint32_t lanes) KVCAST_AVX512_LAMBDA {
+        const __m512i bits = _mm512_castps_si512(load_some(whole, lanes, values + i));
         largest = _mm512_max_epi32(largest, _mm512_and_si512(bits, mask));
-    }
+    });
     const auto bits = static_cast<std::uint32_t>(_mm512_reduce_max_epi32(largest));
     return bits >= 0x7f800000u ? std::numeric_limits<float>::infinity() : std::bit_cast<float>(bits);
 }
@@ -458,15 +563,13 @@ KVCAST_AVX512 Moments moments(const float* values, std::size_t count, float scal
     for (std::size_t begin = 0; begin < count; begin += kMostAtOnce) {
         const std::size_t end = std::min(count, begin + kMostAtOnce);
         __m512i sum = _mm512_setzero_si512();
-        for (std::size_t i = begin; i < end; i += 16) {
-            const auto lanes = static_cast<__mmask16>(first_lanes(end - i));
-            const __m512 x = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, values + i), factor);
-            const __m512i v = _mm512_cvttps_epi32(rounded(x));
+        for_lanes<16>(begin, end, [&](std::size_t i, auto whole, std::uint32_t lanes) KVCAST_AVX512_LAMBDA {
+            const __m512i v = rounded(_mm512_mul_ps(load_some(whole, lanes, values + i), factor));
             const __m512i odd = _mm512_srli_epi64(v, 32);
             squares = _mm512_add_epi64(squares, _mm512_mul_epi32(v, v));
             more_squares = _mm512_add_epi64(more_squares, _mm512_mul_epi32(odd, odd));
             sum = _mm512_add_epi32(sum, v);
-        }
+        });
         m.sum += _mm512_reduce_add_epi64(
             _mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(sum)),
                              _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(sum, 1))));
@@ -483,9 +586,10 @@ struct QuantiseStep {
     __m512 least;
 };
 
-KVCAST_AVX512_INLINE __m512i quantised(const QuantiseStep& s, __m512 value, __m512 prediction) {
-    const __m512 residual = _mm512_mul_ps(_mm512_sub_ps(_mm512_mul_ps(value, s.factor), prediction), s.step);
-    return _mm512_cvttps_epi32(rounded(_mm512_min_ps(s.most, _mm512_max_ps(s.least, residual))));
+KVCAST_AVX512_INLINE __m512i quantised(const QuantiseStep& s, __m512 value, __m512i prediction) {
+    const __m512 state = _mm512_mul_ps(value, s.factor);
+    const __m512 residual = _mm512_mul_ps(_mm512_sub_ps(state, _mm512_cvtepi32_ps(prediction)), s.step);
+    return rounded(_mm512_min_ps(s.most, _mm512_max_ps(s.least, residual)));
 }
 
 KVCAST_AVX512 std::uint64_t quantise(const float* values, const std::int16_t* prediction, std::size_t count,
@@ -495,28 +599,29 @@ KVCAST_AVX512 std::uint64_t quantise(const float* values, const std::int16_t* pr
     const QuantiseStep s = {_mm512_set1_ps(inverse_unit),
                             _mm512_set1_ps(power_of_two(-static_cast<int>(shift))), most,
                             _mm512_sub_ps(_mm512_setzero_ps(), most)};
-    const __m512i low_half = _mm512_set1_epi32(0xffff);
+    const __m512i ordered = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), ones = _mm512_set1_epi16(1);
     std::uint64_t total = 0;
     constexpr std::size_t kMostAtOnce =
         32 * 32768;  // values whose magnitudes' sum stays within 32 bits a lane
     for (std::size_t begin = 0; begin < count; begin += kMostAtOnce) {
         const std::size_t end = std::min(count, begin + kMostAtOnce);
         __m512i sum = _mm512_setzero_si512();
-        for (std::size_t i = begin; i < end; i += 32) {
-            const std::uint32_t lanes = first_lanes(end - i);
-            const auto low = static_cast<__mmask16>(lanes), high = static_cast<__mmask16>(lanes >> 16);
-            const __m512i a =
-                quantised(s, _mm512_maskz_loadu_ps(low, values + i), as_floats(low, prediction + i));
-            const __m512i b = quantised(s, _mm512_maskz_loadu_ps(high, values + i + 16),
-                                        as_floats(high, prediction + i + 16));
-            const __m512i v = _mm512_maskz_mov_epi16(
-                lanes, _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(a)),
-                                          _mm512_cvtepi32_epi16(b), 1));
-            _mm512_mask_storeu_epi16(q + i, lanes, v);
-            const __m512i magnitude = _mm512_abs_epi16(v);
-            sum = _mm512_add_epi32(sum, _mm512_add_epi32(_mm512_and_si512(magnitude, low_half),
-                                                         _mm512_srli_epi32(magnitude, 16)));
-        }
+        for_lanes<32>(begin, end, [&](std::size_t i, auto whole, std::uint32_t lanes) KVCAST_AVX512_LAMBDA {
+            const __m512i p = whole.value ? _mm512_loadu_si512(prediction + i)
+                                          : _mm512_maskz_loadu_epi16(lanes, prediction + i);
+            const __m512i a = quantised(s, load_some(whole, lanes, values + i),
+                                        _mm512_cvtepi16_epi32(_mm512_castsi512_si256(p)));
+            const __m512i b = quantised(s, load_some(whole, lanes >> 16, values + i + 16),
+                                        _mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(p, 1)));
+            __m512i v = _mm512_permutexvar_epi64(ordered, _mm512_packs_epi32(a, b));
+            if constexpr (whole.value) {
+                _mm512_storeu_si512(q + i, v);
+            } else {
+                v = _mm512_maskz_mov_epi16(lanes, v);
+                _mm512_mask_storeu_epi16(q + i, lanes, v);
+            }
+            sum = _mm512_dpwssd_epi32(sum, _mm512_abs_epi16(v), ones);
+        });
         total += static_cast<std::uint64_t>(_mm512_reduce_add_epi64(
             _mm512_add_epi64(_mm512_cvtepu32_epi64(_mm512_castsi512_si256(sum)),
                              _mm512_cvtepu32_epi64(_mm512_extracti64x4_epi64(sum, 1)))));
