@@ -37,9 +37,18 @@ struct alignas(64) HalfTable {
     std::int16_t value[2 * kSymbols];       // symbol - kSymbolZero
 };
 
+// The same in bytes, where look-ups are of bytes: low and high bytes apart.
+struct alignas(16) ByteTable {
+    std::uint8_t last[2][kSymbols];        // [bucket]: divider - 1, modulo 2^16
+    std::uint8_t second[kSymbols];         // [bucket]: symbol of its second entry; the first one's is the bucket
+    std::uint8_t frequency[2][kSymbols];   // [symbol]: times four
+    std::uint8_t rank[2][2][kSymbols];     // [entry of the bucket][byte][bucket]: rank - slot, modulo 2^16
+};
+
 struct DecodeTable {
     AliasTable alias;
     HalfTable halves;
+    ByteTable bytes;
 };
 
 // What puts symbols into states that are kept as halves. A state x is divided by four frequencies: a number of

@@ -14,6 +14,7 @@ namespace {
 static_assert(std::size(kFrequencies) == kTables);
 
 using kernels::AliasTable;
+using kernels::ByteTable;
 using kernels::DecodeTable;
 using kernels::EncodeHalves;
 using kernels::EncodeTable;
@@ -98,6 +99,23 @@ HalfTable half_table(const AliasTable& alias) {
     return out;
 }
 
+ByteTable byte_table(const DecodeTable& t) {
+    ByteTable out = {};
+    const auto put = [](std::uint8_t (&bytes)[2][kSymbols], std::size_t at, std::uint32_t number) {
+        bytes[0][at] = static_cast<std::uint8_t>(number);
+        bytes[1][at] = static_cast<std::uint8_t>(number >> 8);
+    };
+    for (std::size_t b = 0; b < kSymbols; ++b) {
+        put(out.last, b, t.alias.divider[b] - 1);
+        out.second[b] = static_cast<std::uint8_t>(kernels::entry_symbol(t.alias.entry[2 * b + 1]));
+        for (std::size_t e = 0; e < 2; ++e) {
+            put(out.rank[e], b, t.halves.rank[2 * b + e]);
+            put(out.frequency, kernels::entry_symbol(t.alias.entry[2 * b + e]), t.halves.frequency[2 * b + e]);
+        }
+    }
+    return out;
+}
+
 constexpr std::uint32_t kCellRanks = 1u << EncodeHalves::kCellBits;
 
 // The ranks of a symbol whose slot does not follow the slot before.
@@ -171,6 +189,7 @@ struct AllTables {
         for (std::size_t t = 0; t < kTables; ++t) {
             build(kFrequencies[t], decode[t].alias, encode[t]);
             decode[t].halves = half_table(decode[t].alias);
+            decode[t].bytes = byte_table(decode[t]);
             encode[t].halves = encode_halves(encode[t]);
         }
     }

@@ -1,5 +1,6 @@
-// 32 lanes are four vectors of states. A table is three pairs of vectors; look-ups permute both of a pair and
-// blend. Refill spreads the next words over the lanes that are low by a table of permutations.
+// Decoding, 32 states of 32 bits are two vectors of 16-bit halves twice, high and low: see the AVX-512 backend. What
+// is looked up are bytes, of all 32 lanes at once. Refill spreads the next words over the lanes that are low by a table
+// of shuffles. Encoding, the states are four vectors.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -54,41 +55,10 @@ KVCAST_AVX2_INLINE __m256i looked_up(const Sixteen& numbers, __m256i index) {
                    _mm256_permutevar8x32_epi32(numbers.high, index), _mm256_slli_epi32(index, 28));
 }
 
-struct Table {
-    Sixteen last;   // of a bucket's first entry: divider - 1
-    Sixteen first;  // a bucket's entries
-    Sixteen second;
-};
-
-KVCAST_AVX2_INLINE Table load_table(const DecodeTable& table) {
-    const AliasTable& t = table.alias;
-    alignas(32) std::uint32_t last[kSymbols], first[kSymbols], second[kSymbols];
-    for (std::size_t b = 0; b < kSymbols; ++b) {
-        last[b] = t.divider[b] - 1;
-        first[b] = t.entry[2 * b];
-        second[b] = t.entry[2 * b + 1];
-    }
-    return {sixteen(last), sixteen(first), sixteen(second)};
-}
-
-KVCAST_AVX2_INLINE __m256i entries_of(__m256i state, const Table& t) {
-    const __m256i bucket = _mm256_srli_epi32(state, kBucketBits);
-    const __m256i within = _mm256_and_si256(state, _mm256_set1_epi32(kBucketSlots - 1));
-    const __m256i beyond = _mm256_sub_epi32(looked_up(t.last, bucket), within);  // negative: the second entry
-    return blended(looked_up(t.first, bucket), looked_up(t.second, bucket), beyond);
-}
-
-KVCAST_AVX2_INLINE __m256i advanced(__m256i state, __m256i entry) {
-    const __m256i mask = _mm256_set1_epi32(kProbabilityMask);
-    const __m256i frequency = _mm256_and_si256(_mm256_srli_epi32(entry, 4), mask);
-    const __m256i rank = _mm256_and_si256(_mm256_add_epi32(state, _mm256_srli_epi32(entry, 18)), mask);
-    return _mm256_add_epi32(_mm256_mullo_epi32(frequency, _mm256_srli_epi32(state, kProbabilityBits)), rank);
-}
-
-// For each set of lanes, a permutation of 8: spread[m] gives lane i of m the number of lanes of m below it;
-// gathered[m] puts the lanes of m, in order, at the upper end.
+// For each set of 8 lanes: spread[m] shuffles the next words to the lanes of m, in order, and zeros elsewhere;
+// gathered[m] permutes the lanes of m, in order, to the upper end.
 struct Permutations {
-    std::uint8_t spread[256][8];
+    std::uint8_t spread[256][16];
     std::uint8_t gathered[256][8];
 };
 
@@ -97,8 +67,10 @@ constexpr Permutations permutations() {
     for (unsigned m = 0; m < 256; ++m) {
         unsigned below = 0, at = 8 - static_cast<unsigned>(std::popcount(m));
         for (unsigned i = 0; i < 8; ++i) {
-            p.spread[m][i] = static_cast<std::uint8_t>(below);
-            if ((m >> i & 1u) == 0) continue;
+            const bool there = (m >> i & 1u) != 0;
+            for (unsigned byte = 0; byte < 2; ++byte)
+                p.spread[m][2 * i + byte] = static_cast<std::uint8_t>(there ? 2 * below + byte : 0x80);
+            if (!there) continue;
             ++below;
             p.gathered[m][at++] = static_cast<std::uint8_t>(i);
         }
@@ -122,14 +94,6 @@ KVCAST_AVX2_INLINE __m256i lanes_of(std::uint32_t bits) {
     return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), each), each);
 }
 
-KVCAST_AVX2_INLINE __m256i refilled(__m256i state, __m256i low, Words& words) {
-    const unsigned mask = sign_mask(low);
-    const __m256i next = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(words.next)));
-    words.next += 2 * std::popcount(mask);
-    const __m256i word = _mm256_permutevar8x32_epi32(next, permutation(kPermutations.spread[mask]));
-    return _mm256_blendv_epi8(state, _mm256_or_si256(_mm256_slli_epi32(state, 16), word), low);
-}
-
 // 32 lanes of 16 bits.
 struct Half {
     __m256i low;
@@ -141,23 +105,125 @@ KVCAST_AVX2_INLINE __m256i packed(__m256i a, __m256i b) {
     return _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), 0xd8);
 }
 
-template <bool Whole>
-KVCAST_AVX2_INLINE Half take_symbols(States& s, const Table& t, std::uint32_t lanes, Words& words) {
-    __m256i symbol[kVectors];
+// The halves of 32 states. Vector 0 has lanes 0..7 and 16..23, vector 1 lanes 8..15 and 24..31: packed to bytes
+// they are in order.
+struct HalfStates {
+    __m256i high[2];
+    __m256i low[2];
+};
+
+KVCAST_AVX2_INLINE HalfStates load_halves(const std::uint32_t* state) {
+    const __m256i low = _mm256_set1_epi32(0xffff);
+    HalfStates s;
     KVCAST_UNROLL
-    for (std::size_t i = 0; i < kVectors; ++i) {
-        const __m256i entry = entries_of(s.at[i], t);
-        symbol[i] = _mm256_and_si256(entry, _mm256_set1_epi32(15));
-        __m256i x = advanced(s.at[i], entry);
-        __m256i low = _mm256_cmpeq_epi32(_mm256_srli_epi32(x, 16), _mm256_setzero_si256());
-        if constexpr (!Whole) {
-            const __m256i there = lanes_of(lanes >> (8 * i));
-            x = _mm256_blendv_epi8(s.at[i], x, there);
-            low = _mm256_and_si256(low, there);
-        }
-        s.at[i] = refilled(x, low, words);
+    for (std::size_t v = 0; v < 2; ++v) {
+        const __m256i a = load256(state + 8 * v), b = load256(state + 16 + 8 * v);
+        s.low[v] = packed(_mm256_and_si256(a, low), _mm256_and_si256(b, low));
+        s.high[v] = packed(_mm256_srli_epi32(a, 16), _mm256_srli_epi32(b, 16));
     }
-    return {packed(symbol[0], symbol[1]), packed(symbol[2], symbol[3])};
+    return s;
+}
+
+KVCAST_AVX2_INLINE void store_halves(std::uint32_t* state, const HalfStates& s) {
+    KVCAST_UNROLL
+    for (std::size_t v = 0; v < 2; ++v) {
+        const __m256i low = _mm256_permute4x64_epi64(s.low[v], 0xd8);
+        const __m256i high = _mm256_permute4x64_epi64(s.high[v], 0xd8);
+        store256(state + 8 * v, _mm256_unpacklo_epi16(low, high));
+        store256(state + 16 + 8 * v, _mm256_unpackhi_epi16(low, high));
+    }
+}
+
+KVCAST_AVX2_INLINE __m256i looked_up_bytes(const std::uint8_t* table, __m256i index) {
+    const __m128i t = _mm_load_si128(reinterpret_cast<const __m128i*>(table));
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(t), index);
+}
+
+// The next words at the lanes of a set, zeros elsewhere.
+KVCAST_AVX2_INLINE __m256i spread_words(const std::uint8_t* lower, std::uint32_t lower_lanes,
+                                        const std::uint8_t* upper, std::uint32_t upper_lanes) {
+    const auto* spread = kPermutations.spread;
+    const __m256i words =
+        _mm256_loadu2_m128i(reinterpret_cast<const __m128i*>(upper), reinterpret_cast<const __m128i*>(lower));
+    const __m256i places = _mm256_loadu2_m128i(reinterpret_cast<const __m128i*>(spread[upper_lanes & 255u]),
+                                               reinterpret_cast<const __m128i*>(spread[lower_lanes & 255u]));
+    return _mm256_shuffle_epi8(words, places);
+}
+
+// Full lanes of a set, in the order of HalfStates.
+KVCAST_AVX2_INLINE __m256i half_lanes(std::uint32_t lower, std::uint32_t upper) {
+    const __m256i each = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i bits = _mm256_set_m128i(_mm_set1_epi16(static_cast<short>(upper & 255u)),
+                                          _mm_set1_epi16(static_cast<short>(lower & 255u)));
+    return _mm256_cmpeq_epi16(_mm256_and_si256(bits, each), each);
+}
+
+// Symbols of 32 lanes, in order.
+struct Taken {
+    Half values;            // symbol - kSymbolZero
+    std::uint32_t escapes;  // lanes
+};
+
+// Takes a symbol out of each lane that is set in `lanes` (all of them where Whole) and refills.
+template <bool Whole>
+KVCAST_AVX2_INLINE Taken take_symbols(HalfStates& s, const ByteTable& t, std::uint32_t lanes, Words& words) {
+    const __m256i bucket =
+        _mm256_packus_epi16(_mm256_srli_epi16(s.low[0], kBucketBits), _mm256_srli_epi16(s.low[1], kBucketBits));
+    const __m256i last[2] = {looked_up_bytes(t.last[0], bucket), looked_up_bytes(t.last[1], bucket)};
+    const __m256i within = _mm256_set1_epi16(kBucketSlots - 1);
+    const __m256i beyond = _mm256_packs_epi16(
+        _mm256_cmpgt_epi16(_mm256_and_si256(s.low[0], within), _mm256_unpacklo_epi8(last[0], last[1])),
+        _mm256_cmpgt_epi16(_mm256_and_si256(s.low[1], within), _mm256_unpackhi_epi8(last[0], last[1])));
+    // A shuffle gives zero where the index is negative.
+    const __m256i first = _mm256_or_si256(bucket, beyond);
+    const __m256i second = _mm256_or_si256(bucket, _mm256_xor_si256(beyond, _mm256_set1_epi8(-1)));
+    const __m256i own = _mm256_andnot_si256(beyond, _mm256_and_si256(bucket, _mm256_set1_epi8(15)));
+    const __m256i symbol = _mm256_or_si256(own, looked_up_bytes(t.second, second));
+    const __m256i frequency[2] = {looked_up_bytes(t.frequency[0], symbol),
+                                  looked_up_bytes(t.frequency[1], symbol)};
+    __m256i rank[2];
+    KVCAST_UNROLL
+    for (std::size_t byte = 0; byte < 2; ++byte)
+        rank[byte] = _mm256_or_si256(looked_up_bytes(t.rank[0][byte], first),
+                                     looked_up_bytes(t.rank[1][byte], second));
+    const __m256i mask = _mm256_set1_epi16(kProbabilityMask);
+    __m256i low[2], high[2], refill[2];
+    KVCAST_UNROLL
+    for (std::size_t v = 0; v < 2; ++v) {
+        const __m256i f = v == 0 ? _mm256_unpacklo_epi8(frequency[0], frequency[1])
+                                 : _mm256_unpackhi_epi8(frequency[0], frequency[1]);
+        const __m256i r =
+            v == 0 ? _mm256_unpacklo_epi8(rank[0], rank[1]) : _mm256_unpackhi_epi8(rank[0], rank[1]);
+        const __m256i rest = _mm256_add_epi16(_mm256_mulhi_epu16(f, _mm256_andnot_si256(mask, s.low[v])),
+                                              _mm256_add_epi16(_mm256_and_si256(s.low[v], mask), r));
+        low[v] = _mm256_add_epi16(_mm256_mullo_epi16(f, s.high[v]), rest);
+        const __m256i no_carry = _mm256_cmpeq_epi16(_mm256_max_epu16(low[v], rest), low[v]);
+        high[v] = _mm256_add_epi16(_mm256_mulhi_epu16(f, s.high[v]),
+                                   _mm256_add_epi16(no_carry, _mm256_set1_epi16(1)));
+        refill[v] = _mm256_cmpeq_epi16(high[v], _mm256_setzero_si256());
+        if constexpr (!Whole) {
+            const __m256i there = half_lanes(lanes >> (8 * v), lanes >> (8 * v + 16));
+            low[v] = _mm256_blendv_epi8(s.low[v], low[v], there);
+            high[v] = _mm256_blendv_epi8(s.high[v], high[v], there);
+            refill[v] = _mm256_and_si256(refill[v], there);
+        }
+    }
+    const auto few = static_cast<std::uint32_t>(_mm256_movemask_epi8(_mm256_packs_epi16(refill[0], refill[1])));
+    const auto behind = [&](std::uint32_t some) { return words.next + 2 * std::popcount(some); };
+    const __m256i next[2] = {spread_words(words.next, few, behind(few & 0xffffu), few >> 16),
+                             spread_words(behind(few & 0xffu), few >> 8, behind(few & 0xffffffu), few >> 24)};
+    words.next = behind(few);
+    KVCAST_UNROLL
+    for (std::size_t v = 0; v < 2; ++v) {
+        // Where a word comes, the high half is zero.
+        s.high[v] = _mm256_or_si256(high[v], _mm256_and_si256(low[v], refill[v]));
+        s.low[v] = _mm256_or_si256(_mm256_andnot_si256(refill[v], low[v]), next[v]);
+    }
+    const __m256i value = _mm256_sub_epi8(symbol, _mm256_set1_epi8(kSymbolZero));
+    const __m256i escaped = _mm256_cmpeq_epi8(symbol, _mm256_set1_epi8(kEscape));
+    return {{_mm256_cvtepi8_epi16(_mm256_castsi256_si128(value)),
+             _mm256_cvtepi8_epi16(_mm256_extracti128_si256(value, 1))},
+            static_cast<std::uint32_t>(_mm256_movemask_epi8(escaped))};
 }
 
 // One bit per lane of 16 bits that is all ones.
@@ -216,14 +282,12 @@ KVCAST_AVX2_INLINE __m256i value_of(__m256i high, __m256i raw, unsigned shift) {
 }
 
 template <bool Whole>
-KVCAST_AVX2_INLINE void decode_group(States& s, const Table& t, unsigned shift, std::uint32_t lanes,
+KVCAST_AVX2_INLINE void decode_group(HalfStates& s, const ByteTable& t, unsigned shift, std::uint32_t lanes,
                                      Words& words, std::int16_t* values) {
     words.prepare();
-    const Half symbols = take_symbols<Whole>(s, t, lanes, words);
-    std::uint32_t escapes = escapes_of(symbols);
-    if constexpr (!Whole) escapes &= lanes;
-    const __m256i zero = _mm256_set1_epi16(kSymbolZero);
-    Half high = {_mm256_sub_epi16(symbols.low, zero), _mm256_sub_epi16(symbols.high, zero)};
+    const Taken taken = take_symbols<Whole>(s, t, lanes, words);
+    const std::uint32_t escapes = Whole ? taken.escapes : taken.escapes & lanes;
+    Half high = taken.values;
     Half raw = {_mm256_setzero_si256(), _mm256_setzero_si256()};
     if (shift != 0) raw = take_raw(shift, Whole || lanes > 0xffff, words);
     if (escapes != 0) [[unlikely]]
@@ -240,27 +304,56 @@ KVCAST_AVX2_INLINE void decode_group(States& s, const Table& t, unsigned shift, 
     }
 }
 
-KVCAST_AVX2 void decode_in_order(RansDecoder& decoder, const Strip* strips, std::size_t steps,
-                                 std::size_t stride) {
-    States s = load_states(decoder.state);
-    Words words;
-    Words::Tail tail;
-    words.begin(decoder, tail);
-    for (std::size_t step = 0; step < steps; ++step, strips += stride) {
-        const Strip& strip = *strips;
-        if (strip.table == nullptr) {
-            std::fill_n(strip.values, strip.count, std::int16_t{0});
-            continue;
-        }
-        const Table t = load_table(*strip.table);
-        std::size_t at = 0;
-        for (; at + kLanes <= strip.count; at += kLanes)
-            decode_group<true>(s, t, strip.shift, ~0u, words, strip.values + at);
-        if (at != strip.count)
-            decode_group<false>(s, t, strip.shift, first_lanes(strip.count - at), words, strip.values + at);
+KVCAST_AVX2_INLINE void decode_alone(HalfStates& s, Words& words, const Strip& strip) {
+    if (strip.table == nullptr) {
+        std::fill_n(strip.values, strip.count, std::int16_t{0});
+        return;
     }
-    words.finish(decoder);
-    store_states(decoder.state, s);
+    const ByteTable& t = strip.table->bytes;
+    std::size_t at = 0;
+    for (; at + kLanes <= strip.count; at += kLanes)
+        decode_group<true>(s, t, strip.shift, ~0u, words, strip.values + at);
+    if (at != strip.count)
+        decode_group<false>(s, t, strip.shift, first_lanes(strip.count - at), words, strip.values + at);
+}
+
+// N decoders step by step: while one waits for its states, the others go on.
+template <std::size_t N>
+KVCAST_AVX2 void decode_abreast(RansDecoder* const* decoders, const Strip* strips, std::size_t steps,
+                                std::size_t stride) {
+    HalfStates states[N];
+    Words words[N];
+    Words::Tail tails[N];
+    KVCAST_UNROLL
+    for (std::size_t d = 0; d < N; ++d) {
+        states[d] = load_halves(decoders[d]->state);
+        words[d].begin(*decoders[d], tails[d]);
+    }
+    for (std::size_t step = 0; step < steps; ++step, strips += stride) {
+        std::size_t at = 0;
+        if constexpr (N > 1) {
+            bool alike = true;
+            KVCAST_UNROLL
+            for (std::size_t d = 0; d < N; ++d)
+                alike = alike && strips[d].table != nullptr && strips[d].count == strips[0].count;
+            for (; alike && at + kLanes <= strips[0].count; at += kLanes) {
+                KVCAST_UNROLL
+                for (std::size_t d = 0; d < N; ++d)
+                    decode_group<true>(states[d], strips[d].table->bytes, strips[d].shift, ~0u, words[d],
+                                       strips[d].values + at);
+            }
+        }
+        KVCAST_UNROLL
+        for (std::size_t d = 0; d < N; ++d) {
+            const Strip& s = strips[d];
+            if (at != s.count) decode_alone(states[d], words[d], {s.table, s.shift, s.count - at, s.values + at});
+        }
+    }
+    KVCAST_UNROLL
+    for (std::size_t d = 0; d < N; ++d) {
+        words[d].finish(*decoders[d]);
+        store_halves(decoders[d]->state, states[d]);
+    }
 }
 
 // ---- floats ----
@@ -274,20 +367,18 @@ KVCAST_AVX2_INLINE __m256i eighth(const Half& v, std::size_t i) {
 }
 
 template <Dtype D, bool Whole>
-KVCAST_AVX2_INLINE void decode_float_group(States& s, const Table& t, std::uint32_t center,
+KVCAST_AVX2_INLINE void decode_float_group(HalfStates& s, const ByteTable& t, std::uint32_t center,
                                            std::uint32_t lanes, Words& words, std::uint32_t* bits) {
     constexpr unsigned mantissa = mantissa_bits(D);
     constexpr unsigned sign_shift = D == Dtype::kF32 ? 31 : 15;
     words.prepare();
-    const Half symbols = take_symbols<Whole>(s, t, lanes, words);
-    std::uint32_t escapes = escapes_of(symbols);
-    if constexpr (!Whole) escapes &= lanes;
+    const Taken taken = take_symbols<Whole>(s, t, lanes, words);
+    const std::uint32_t escapes = Whole ? taken.escapes : taken.escapes & lanes;
+    Half high = taken.values;
     const bool both = Whole || lanes > 0xffff;
     const Half raw = take_raw(std::min(mantissa + 1, 16u), both, words);
     Half upper = {_mm256_setzero_si256(), _mm256_setzero_si256()};
     if constexpr (mantissa + 1 > 16) upper = take_raw(mantissa + 1 - 16, both, words);
-    const __m256i zero = _mm256_set1_epi16(kSymbolZero);
-    Half high = {_mm256_sub_epi16(symbols.low, zero), _mm256_sub_epi16(symbols.high, zero)};
     if (escapes != 0) [[unlikely]]
         high = take_escapes(high, escapes, words);
     const __m256i middle = _mm256_set1_epi32(static_cast<int>(center));
@@ -309,20 +400,41 @@ KVCAST_AVX2_INLINE void decode_float_group(States& s, const Table& t, std::uint3
         std::memcpy(bits, out, sizeof(std::uint32_t) * static_cast<unsigned>(std::popcount(lanes)));
 }
 
-template <Dtype D>
-KVCAST_AVX2 void decode_float_strip(RansDecoder& decoder, const FloatStrip& strip, std::size_t count) {
-    States s = load_states(decoder.state);
-    Words words;
-    Words::Tail tail;
-    words.begin(decoder, tail);
-    const Table t = load_table(*strip.table);
+template <std::size_t N, Dtype D>
+KVCAST_AVX2 void decode_floats_abreast(RansDecoder* const* decoders, const FloatStrip* strips,
+                                       std::size_t count) {
+    HalfStates states[N];
+    Words words[N];
+    Words::Tail tails[N];
+    KVCAST_UNROLL
+    for (std::size_t d = 0; d < N; ++d) {
+        states[d] = load_halves(decoders[d]->state);
+        words[d].begin(*decoders[d], tails[d]);
+    }
     std::size_t at = 0;
-    for (; at + kLanes <= count; at += kLanes)
-        decode_float_group<D, true>(s, t, strip.center, ~0u, words, strip.bits + at);
-    if (at != count)
-        decode_float_group<D, false>(s, t, strip.center, first_lanes(count - at), words, strip.bits + at);
-    words.finish(decoder);
-    store_states(decoder.state, s);
+    for (; at + kLanes <= count; at += kLanes) {
+        KVCAST_UNROLL
+        for (std::size_t d = 0; d < N; ++d)
+            decode_float_group<D, true>(states[d], strips[d].table->bytes, strips[d].center, ~0u, words[d],
+                                        strips[d].bits + at);
+    }
+    KVCAST_UNROLL
+    for (std::size_t d = 0; d < N; ++d) {
+        if (at != count)
+            decode_float_group<D, false>(states[d], strips[d].table->bytes, strips[d].center,
+                                         first_lanes(count - at), words[d], strips[d].bits + at);
+        words[d].finish(*decoders[d]);
+        store_halves(decoders[d]->state, states[d]);
+    }
+}
+
+template <Dtype D>
+void decode_floats_as(std::span<RansDecoder* const> decoders, std::span<const FloatStrip> strips,
+                      std::size_t count) {
+    std::size_t d = 0;
+    for (; d + 2 <= decoders.size(); d += 2)
+        decode_floats_abreast<2, D>(decoders.data() + d, strips.data() + d, count);
+    if (d < decoders.size()) decode_floats_abreast<1, D>(decoders.data() + d, strips.data() + d, count);
 }
 
 // ---- encoding ----
@@ -504,8 +616,11 @@ KVCAST_AVX2 void encode_float_strip(RansEncoder& encoder, const EncodeFloatStrip
 }  // namespace
 
 void decode_strips(std::span<RansDecoder* const> decoders, std::span<const Strip> strips) {
-    for (std::size_t d = 0; d < decoders.size(); ++d)
-        decode_in_order(*decoders[d], strips.data() + d, strips.size() / decoders.size(), decoders.size());
+    const std::size_t stride = decoders.size();
+    const std::size_t steps = stride == 0 ? 0 : strips.size() / stride;
+    std::size_t d = 0;
+    for (; d + 2 <= stride; d += 2) decode_abreast<2>(decoders.data() + d, strips.data() + d, steps, stride);
+    if (d < stride) decode_abreast<1>(decoders.data() + d, strips.data() + d, steps, stride);
 }
 
 void encode_strips(std::span<RansEncoder* const> encoders, std::span<const EncodeStrip> strips) {
@@ -514,10 +629,14 @@ void encode_strips(std::span<RansEncoder* const> encoders, std::span<const Encod
 
 void decode_floats(std::span<RansDecoder* const> decoders, std::span<const FloatStrip> strips, Dtype dtype,
                    std::size_t count) {
-    const auto decode = dtype == Dtype::kBf16  ? decode_float_strip<Dtype::kBf16>
-                        : dtype == Dtype::kF16 ? decode_float_strip<Dtype::kF16>
-                                               : decode_float_strip<Dtype::kF32>;
-    for (std::size_t d = 0; d < decoders.size(); ++d) decode(*decoders[d], strips[d], count);
+    switch (dtype) {
+        case Dtype::kBf16:
+            return decode_floats_as<Dtype::kBf16>(decoders, strips, count);
+        case Dtype::kF16:
+            return decode_floats_as<Dtype::kF16>(decoders, strips, count);
+        default:
+            return decode_floats_as<Dtype::kF32>(decoders, strips, count);
+    }
 }
 
 void encode_floats(std::span<RansEncoder* const> encoders, std::span<const EncodeFloatStrip> strips,
