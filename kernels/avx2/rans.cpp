@@ -237,33 +237,59 @@ KVCAST_AVX2_INLINE std::uint32_t escapes_of(const Half& symbols) {
     return lane_mask({_mm256_cmpeq_epi16(symbols.low, escape), _mm256_cmpeq_epi16(symbols.high, escape)});
 }
 
-KVCAST_AVX2_INLINE __m256i plane_of(std::uint16_t word, __m256i bit) {
-    const __m256i each = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192,
-                                           16384, static_cast<short>(-32768));
-    const __m256i set = _mm256_and_si256(_mm256_set1_epi16(static_cast<short>(word)), each);
-    return _mm256_and_si256(_mm256_cmpeq_epi16(set, each), bit);
+// The bits of `Where` change places with those `By` above them.
+template <int By, long long Where>
+KVCAST_AVX2_INLINE __m256i swapped(__m256i x) {
+    const __m256i t =
+        _mm256_and_si256(_mm256_xor_si256(x, _mm256_srli_epi64(x, By)), _mm256_set1_epi64x(Where));
+    return _mm256_xor_si256(x, _mm256_xor_si256(t, _mm256_slli_epi64(t, By)));
 }
 
-KVCAST_AVX2_INLINE std::uint16_t word_at(const std::uint8_t* p) {
-    std::uint16_t w;
-    std::memcpy(&w, p, sizeof w);
-    return w;
+// In each quadword, bit c of byte r changes places with bit r of byte c.
+KVCAST_AVX2_INLINE __m256i transposed_bits(__m256i x) {
+    x = swapped<7, 0x00aa00aa00aa00aa>(x);
+    x = swapped<14, 0x0000cccc0000cccc>(x);
+    return swapped<28, 0x00000000f0f0f0f0>(x);
 }
 
-// Raw bits, up to 16 planes; planes of 16 lanes or fewer have one word.
+// Eight planes of 32 bits as bytes of 32 lanes, one bit of each plane, and back.
+KVCAST_AVX2_INLINE __m256i lanes_of_planes(__m256i planes) {
+    const __m256i by_byte = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15,  //
+                                             0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m256i interleaved = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    return transposed_bits(
+        _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(planes, by_byte), interleaved));
+}
+
+KVCAST_AVX2_INLINE __m256i planes_of_lanes(__m256i lanes) {
+    const __m256i apart = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
+    const __m256i by_plane = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15,  //
+                                              0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return _mm256_shuffle_epi8(_mm256_permutevar8x32_epi32(transposed_bits(lanes), apart), by_plane);
+}
+
+// Eight planes from `from` on; planes of 16 lanes or fewer have one word each.
+KVCAST_AVX2_INLINE __m256i load_planes(const std::uint8_t* from, bool both) {
+    return both ? load256(from)
+                : _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+
+// Raw bits, up to 16 planes.
 KVCAST_AVX2_INLINE Half take_raw(unsigned planes, bool both, Words& words) {
-    Half raw = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-    __m256i bit = _mm256_set1_epi16(1);
-    for (unsigned p = 0; p < planes; ++p) {
-        raw.low = _mm256_or_si256(raw.low, plane_of(word_at(words.next), bit));
-        words.next += 2;
-        if (both) {
-            raw.high = _mm256_or_si256(raw.high, plane_of(word_at(words.next), bit));
-            words.next += 2;
-        }
-        bit = _mm256_add_epi16(bit, bit);
+    const unsigned bytes = both ? 4 : 2;
+    const __m256i low = lanes_of_planes(load_planes(words.next, both));
+    Half raw = {_mm256_cvtepu8_epi16(_mm256_castsi256_si128(low)),
+                _mm256_cvtepu8_epi16(_mm256_extracti128_si256(low, 1))};
+    if (planes > 8) {
+        const __m256i high = lanes_of_planes(load_planes(words.next + 8 * bytes, both));
+        raw.low = _mm256_or_si256(
+            raw.low, _mm256_slli_epi16(_mm256_cvtepu8_epi16(_mm256_castsi256_si128(high)), 8));
+        raw.high = _mm256_or_si256(
+            raw.high, _mm256_slli_epi16(_mm256_cvtepu8_epi16(_mm256_extracti128_si256(high, 1)), 8));
     }
-    return raw;
+    words.next += planes * bytes;
+    const __m256i mask = _mm256_set1_epi16(static_cast<short>((1u << planes) - 1));
+    return {_mm256_and_si256(raw.low, mask), _mm256_and_si256(raw.high, mask)};
 }
 
 KVCAST_AVX2_INLINE Half take_escapes(const Half& high, std::uint32_t escapes, Words& words) {
@@ -366,35 +392,54 @@ KVCAST_AVX2_INLINE __m256i eighth(const Half& v, std::size_t i) {
     return Signed ? _mm256_cvtepi16_epi32(quarter) : _mm256_cvtepu16_epi32(quarter);
 }
 
+// Raw bits to sign and mantissa, exponents put between them: 16 elements of 16 bits, and 8 of 32.
+template <Dtype D>
+KVCAST_AVX2_INLINE __m256i assembled16(__m256i raw, __m256i high, std::uint32_t center) {
+    constexpr int mantissa = static_cast<int>(mantissa_bits(D));
+    const __m256i exponent = _mm256_and_si256(_mm256_sub_epi16(_mm256_set1_epi16(static_cast<short>(center)), high),
+                                              _mm256_set1_epi16(static_cast<short>(exponent_mask(D))));
+    const __m256i sign = _mm256_slli_epi16(_mm256_srli_epi16(raw, mantissa), 15);
+    const __m256i fraction = _mm256_and_si256(raw, _mm256_set1_epi16((1 << mantissa) - 1));
+    return _mm256_or_si256(sign, _mm256_or_si256(fraction, _mm256_slli_epi16(exponent, mantissa)));
+}
+
+KVCAST_AVX2_INLINE __m256i assembled32(__m256i raw, __m256i high, std::uint32_t center) {
+    constexpr int mantissa = static_cast<int>(mantissa_bits(Dtype::kF32));
+    const __m256i exponent = _mm256_and_si256(_mm256_sub_epi32(_mm256_set1_epi32(static_cast<int>(center)), high),
+                                              _mm256_set1_epi32(static_cast<int>(exponent_mask(Dtype::kF32))));
+    const __m256i sign = _mm256_slli_epi32(_mm256_srli_epi32(raw, mantissa), 31);
+    const __m256i fraction = _mm256_and_si256(raw, _mm256_set1_epi32((1 << mantissa) - 1));
+    return _mm256_or_si256(sign, _mm256_or_si256(fraction, _mm256_slli_epi32(exponent, mantissa)));
+}
+
 template <Dtype D, bool Whole>
 KVCAST_AVX2_INLINE void decode_float_group(HalfStates& s, const ByteTable& t, std::uint32_t center,
                                            std::uint32_t lanes, Words& words, std::uint32_t* bits) {
-    constexpr unsigned mantissa = mantissa_bits(D);
-    constexpr unsigned sign_shift = D == Dtype::kF32 ? 31 : 15;
+    constexpr unsigned planes = mantissa_bits(D) + 1;
     words.prepare();
     const Taken taken = take_symbols<Whole>(s, t, lanes, words);
     const std::uint32_t escapes = Whole ? taken.escapes : taken.escapes & lanes;
     Half high = taken.values;
     const bool both = Whole || lanes > 0xffff;
-    const Half raw = take_raw(std::min(mantissa + 1, 16u), both, words);
+    const Half raw = take_raw(std::min(planes, 16u), both, words);
     Half upper = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-    if constexpr (mantissa + 1 > 16) upper = take_raw(mantissa + 1 - 16, both, words);
+    if constexpr (planes > 16) upper = take_raw(planes - 16, both, words);
     if (escapes != 0) [[unlikely]]
         high = take_escapes(high, escapes, words);
-    const __m256i middle = _mm256_set1_epi32(static_cast<int>(center));
-    const __m256i range = _mm256_set1_epi32(static_cast<int>(exponent_mask(D)));
     alignas(32) std::uint32_t out[kLanes];
     std::uint32_t* to = Whole ? bits : out;
-    KVCAST_UNROLL
-    for (std::size_t i = 0; i < kVectors; ++i) {
-        __m256i r = eighth<false>(raw, i);
-        if constexpr (mantissa + 1 > 16)
-            r = _mm256_or_si256(r, _mm256_slli_epi32(eighth<false>(upper, i), 16));
-        const __m256i exponent = _mm256_and_si256(_mm256_sub_epi32(middle, eighth<true>(high, i)), range);
-        const __m256i sign = _mm256_slli_epi32(_mm256_srli_epi32(r, mantissa), sign_shift);
-        const __m256i fraction = _mm256_and_si256(r, _mm256_set1_epi32((1 << mantissa) - 1));
-        store256(to + 8 * i,
-                 _mm256_or_si256(sign, _mm256_or_si256(fraction, _mm256_slli_epi32(exponent, mantissa))));
+    if constexpr (planes > 16) {
+        KVCAST_UNROLL
+        for (std::size_t i = 0; i < kVectors; ++i) {
+            const __m256i r =
+                _mm256_or_si256(eighth<false>(raw, i), _mm256_slli_epi32(eighth<false>(upper, i), 16));
+            store256(to + 8 * i, assembled32(r, eighth<true>(high, i), center));
+        }
+    } else {
+        const Half elements = {assembled16<D>(raw.low, high.low, center),
+                               assembled16<D>(raw.high, high.high, center)};
+        KVCAST_UNROLL
+        for (std::size_t i = 0; i < kVectors; ++i) store256(to + 8 * i, eighth<false>(elements, i));
     }
     if constexpr (!Whole)
         std::memcpy(bits, out, sizeof(std::uint32_t) * static_cast<unsigned>(std::popcount(lanes)));
@@ -518,14 +563,21 @@ KVCAST_AVX2_INLINE void put_escapes(const Half& high, std::uint32_t escapes, std
         put_word(next, lanes[31 - std::countl_zero(escapes)]);
 }
 
+// The lowest planes of 16-bit raw parts.
 KVCAST_AVX2_INLINE void put_raw(const Half& raw, unsigned planes, std::uint32_t lanes, std::uint8_t*& next) {
+    if (planes == 0) return;
+    const __m256i low_bytes = _mm256_set1_epi16(0xff);
+    alignas(32) std::uint32_t plane[16];
+    const auto put = [&](std::size_t at, __m256i a, __m256i b) KVCAST_AVX2_LAMBDA {
+        const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packus_epi16(a, b), 0xd8);
+        store256(plane + at, planes_of_lanes(bytes));
+    };
+    put(0, _mm256_and_si256(raw.low, low_bytes), _mm256_and_si256(raw.high, low_bytes));
+    if (planes > 8) put(8, _mm256_srli_epi16(raw.low, 8), _mm256_srli_epi16(raw.high, 8));
     for (unsigned p = planes; p-- > 0;) {
-        const __m128i up = _mm_cvtsi32_si128(static_cast<int>(15 - p));
-        const Half signs = {_mm256_srai_epi16(_mm256_sll_epi16(raw.low, up), 15),
-                            _mm256_srai_epi16(_mm256_sll_epi16(raw.high, up), 15)};
-        const std::uint32_t plane = lane_mask(signs) & lanes;
-        if (lanes > 0xffff) put_word(next, plane >> 16);
-        put_word(next, plane);
+        const std::uint32_t bits = plane[p] & lanes;
+        if (lanes > 0xffff) put_word(next, bits >> 16);
+        put_word(next, bits);
     }
 }
 

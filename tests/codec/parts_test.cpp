@@ -31,6 +31,61 @@ TEST(Tables, GiveEverySlotToOneSymbolAndRank) {
     }
 }
 
+// What the backends with vectors look up says the same as the tables that FORMAT.md describes.
+TEST(Tables, AreTheSameInHalvesAndBytes) {
+    for (std::size_t t = 0; t < entropy::kTables; ++t) {
+        const kernels::DecodeTable& table = entropy::decode_table(t);
+        const kernels::AliasTable& alias = table.alias;
+        for (std::uint32_t low = 0; low < 0x10000; ++low) {
+            const std::uint32_t slot = low & kernels::kProbabilityMask, bucket = slot / kernels::kBucketSlots;
+            const bool beyond = slot % kernels::kBucketSlots >= alias.divider[bucket];
+            const std::uint32_t entry = 2 * bucket + beyond, packed = alias.entry[entry];
+            const std::uint32_t symbol = kernels::entry_symbol(packed);
+            const std::uint32_t rank = (slot + kernels::entry_adjust(packed)) & kernels::kProbabilityMask;
+
+            const std::uint32_t sum = low + table.halves.carry[(low >> kernels::kBucketBits) % 32];
+            ASSERT_EQ((sum >> kernels::kBucketBits) % 32, entry) << "table " << t << ", low half " << low;
+            ASSERT_EQ(table.halves.frequency[entry], 4 * kernels::entry_frequency(packed));
+            ASSERT_EQ(static_cast<std::uint16_t>(slot + table.halves.rank[entry]), rank);
+            ASSERT_EQ(table.halves.value[entry], static_cast<int>(symbol) - kernels::kSymbolZero);
+
+            const kernels::ByteTable& b = table.bytes;
+            const auto word = [](const std::uint8_t (&bytes)[2][kernels::kSymbols], std::size_t at) {
+                return static_cast<std::uint32_t>(bytes[0][at] | bytes[1][at] << 8);
+            };
+            ASSERT_EQ(static_cast<std::int16_t>(word(b.last, bucket)),
+                      static_cast<std::int32_t>(alias.divider[bucket]) - 1);
+            ASSERT_EQ(beyond ? b.second[bucket] : bucket, symbol);
+            ASSERT_EQ(word(b.frequency, symbol), 4 * kernels::entry_frequency(packed));
+            ASSERT_EQ(static_cast<std::uint16_t>(slot + word(b.rank[beyond], bucket)), rank);
+        }
+    }
+}
+
+TEST(Tables, DivideAndFindSlotsInHalves) {
+    using kernels::EncodeHalves;
+    for (std::size_t t = 0; t < entropy::kTables; ++t) {
+        const kernels::EncodeTable& encode = entropy::encode_table(t);
+        const EncodeHalves& h = encode.halves;
+        for (std::size_t s = 0; s < kernels::kSymbols; ++s) {
+            ASSERT_EQ(h.frequency[s], 4 * encode.frequency[s]);
+            const std::uint32_t divisor = std::uint32_t{h.frequency[s]} << h.shift[s];
+            ASSERT_GE(divisor, 0x8000u);
+            ASSERT_LT(divisor, 0x10000u);
+            ASSERT_EQ(h.reciprocal[s] + 0x10000u, 0xffffffffu / divisor);
+            for (std::uint32_t rank = 0; rank < encode.frequency[s]; ++rank) {
+                const std::uint32_t index = h.first[s] + rank, cell = index >> EncodeHalves::kCellBits;
+                ASSERT_LT(cell, EncodeHalves::kCells);
+                std::size_t n = 0;
+                while (n < EncodeHalves::kBounds && index >= h.bound[n][cell]) ++n;
+                ASSERT_EQ(static_cast<std::uint16_t>(index + h.offset[n][cell]),
+                          encode.slot[encode.start[s] + rank])
+                    << "table " << t << ", symbol " << s << ", rank " << rank;
+            }
+        }
+    }
+}
+
 TEST(Blocks, ReturnStripsOfEveryClassAndLength) {
     for (unsigned spread_class = 1; spread_class < entropy::kClasses; ++spread_class) {
         for (const std::size_t count : {1, 16, 17, 32, 33, 100}) {
