@@ -245,6 +245,7 @@ struct Head {
     std::vector<float> tile;
     std::vector<std::uint32_t> bits;
     std::vector<std::int16_t> prediction;
+    std::vector<std::int32_t> means;
 
     Head()
         : rope(Rope{.pairing = RopePairing::kHalf,
@@ -256,7 +257,8 @@ struct Head {
           rows(kChannels * kTokens),
           tile(kChannels * kTokens),
           bits(kChannels * kTokens),
-          prediction(kChannels * kTokens) {
+          prediction(kChannels * kTokens),
+          means(kChannels, 1234) {
         const auto drawn = normal(states.size(), 3000, 1);
         for (std::size_t i = 0; i < drawn.size(); ++i) {
             states[i] = static_cast<std::int16_t>(std::clamp(drawn[i], -32000.0f, 32000.0f));
@@ -298,7 +300,9 @@ void tiles(const Ops& ops) {
                           {200, -14},
                           Dtype::kBf16,
                           rows.data(),
-                          row_bytes});
+                          row_bytes,
+                          head->means.data(),
+                          1});
         });
         slot<Floats>(ops, "load_head" + suffix, n, 2 * n, Floats(n), [=](const Ops& o, Floats& tile) {
             o.load_head(

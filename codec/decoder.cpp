@@ -104,7 +104,8 @@ void decode_quantised_bodies(std::span<entropy::BlockReader* const> readers, std
     std::array<QuantisedHead, kAbreast> heads;
     for (std::size_t i = 0; i < jobs.size(); ++i) {
         grow(w.states[i], first.dim * tokens);
-        heads[i] = {jobs[i].params, w.states[i].data()};
+        heads[i].plane = jobs[i].params;
+        heads[i].tile = w.states[i].data();
     }
     read_quantised_heads(readers, first.ops, first.header.delta, {heads.data(), jobs.size()},
                          {first.dim, tokens, tokens}, w.quantised);
@@ -112,7 +113,7 @@ void decode_quantised_bodies(std::span<entropy::BlockReader* const> readers, std
         HeadJob& job = jobs[i];
         job.fits = job.fits && heads[i].fits;
         job.ops.store_head({w.states[i].data(), tokens, tokens, job.dim, job.state_rotation, job.params.scale,
-                            job.dtype, job.body(), job.row_bytes});
+                            job.dtype, job.body(), job.row_bytes, heads[i].means, job.params.guard_bits});
     }
 }
 

@@ -165,7 +165,8 @@ struct RowLoad {
     std::size_t value_stride;
 };
 
-// One head of one plane on its way from int16 states to rows.
+// One head of one plane on its way from int16 states to rows. Where there are means, the tile holds symbols, whose
+// states are saturate16(means[channel] + symbol * 2^shift), shift <= 14.
 struct HeadStore {
     const std::int16_t* tile;
     std::size_t tile_stride;
@@ -176,6 +177,8 @@ struct HeadStore {
     Dtype dtype;
     void* rows;
     std::size_t row_bytes;
+    const std::int32_t* means = nullptr;  // [channel], 16 bits
+    unsigned shift = 0;
 };
 
 // The same from states that lie as rows do. The tables of `rotation` are [token][table_stride] here, one

@@ -101,6 +101,7 @@ struct HeadWriter {
 
 void resize(QuantisedScratch& s, TileShape shape) {
     for (auto* v : {&s.classes, &s.delta_classes, &s.means}) v->resize(shape.channels);
+    s.mean_states.resize(shape.channels);
     s.prediction.resize(shape.tokens);
     s.states.resize(shape.tokens);
     s.joined.resize(shape.tokens);
@@ -156,12 +157,6 @@ bool read_side(entropy::BlockReader& in, const DeltaParams& delta, QuantisedScra
 }
 
 // Symbols of one channel, in place, to states.
-void reconstruct_by_mean(const kernels::Ops& ops, const PlaneParams& plane, std::size_t c, std::int16_t* row,
-                         TileShape shape, QuantisedScratch& s) {
-    std::fill_n(s.prediction.data(), shape.tokens, mean_state(s.means[c], plane));
-    ops.reconstruct(row, s.prediction.data(), shape.tokens, plane.guard_bits, row);
-}
-
 void reconstruct_by_anchor(const kernels::Ops& ops, const DeltaParams& delta, const PlaneParams& plane,
                            std::size_t c, std::int16_t* row, TileShape shape, QuantisedScratch& s) {
     const Anchors anchors(delta, shape.tokens);
@@ -197,13 +192,15 @@ void read_quantised_heads(std::span<entropy::BlockReader* const> readers, const 
     }
     entropy::BlockReader::strips(readers, strips);
     for (std::size_t i = 0; i < readers.size(); ++i) {
-        for (std::size_t c = 0; c < shape.channels; ++c) {
-            std::int16_t* row = heads[i].tile + c * shape.stride;
-            if (anchored) {
-                reconstruct_by_anchor(ops, delta, heads[i].plane, c, row, shape, scratch[i]);
-            } else {
-                reconstruct_by_mean(ops, heads[i].plane, c, row, shape, scratch[i]);
-            }
+        QuantisedHead& head = heads[i];
+        QuantisedScratch& s = scratch[i];
+        if (anchored) {
+            for (std::size_t c = 0; c < shape.channels; ++c)
+                reconstruct_by_anchor(ops, delta, head.plane, c, head.tile + c * shape.stride, shape, s);
+        } else {
+            for (std::size_t c = 0; c < shape.channels; ++c)
+                s.mean_states[c] = mean_state(s.means[c], head.plane);
+            head.means = s.mean_states.data();
         }
     }
 }

@@ -14,11 +14,14 @@ const Ops& avx2_ops() {
         ops.table_costs = avx2::table_costs;
         ops.value_costs = avx2::value_costs;
         ops.load_head = avx2::load_head;
+        ops.load_rows = avx2::load_rows;
         ops.load_bits = avx2::load_bits;
         ops.max_magnitude = avx2::max_magnitude;
         ops.moments = avx2::moments;
         ops.quantise = avx2::quantise;
         ops.reconstruct = avx2::reconstruct;
+        ops.residual = avx2::residual;
+        ops.round_steps = avx2::round_steps;
         ops.strips_to_rows = avx2::strips_to_rows;
         ops.rows_to_strips = avx2::rows_to_strips;
         ops.saturate = avx2::saturate;

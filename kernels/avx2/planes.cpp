@@ -72,13 +72,23 @@ KVCAST_AVX2_INLINE void put_row(Scratch& scratch, std::size_t channel, __m256i l
     store256(scratch.at[channel], elements16<D>(low, high, scale));
 }
 
+// 16 states of a channel.
+KVCAST_AVX2_INLINE __m256i states_at(const HeadStore& h, std::size_t channel, std::size_t token) {
+    const __m256i tile = load256(h.tile + channel * h.tile_stride + token);
+    if (h.means == nullptr) return tile;
+    const __m256i mean = _mm256_set1_epi32(h.means[channel]), factor = _mm256_set1_epi32(1 << h.shift);
+    const __m256i zero = _mm256_setzero_si256();
+    const __m256i low = _mm256_madd_epi16(_mm256_unpacklo_epi16(tile, zero), factor);
+    const __m256i high = _mm256_madd_epi16(_mm256_unpackhi_epi16(tile, zero), factor);
+    return _mm256_packs_epi32(_mm256_add_epi32(mean, low), _mm256_add_epi32(mean, high));
+}
+
 template <Dtype D>
 KVCAST_AVX2_INLINE void put_pair(Scratch& scratch, const HeadStore& h, std::size_t pair, std::size_t token,
                                  __m256 scale) {
     const Rotation& r = h.rotation;
     const std::size_t first = r.first + pair * r.pair_step, second = first + r.partner;
-    const __m256i a = load256(h.tile + first * h.tile_stride + token);
-    const __m256i b = load256(h.tile + second * h.tile_stride + token);
+    const __m256i a = states_at(h, first, token), b = states_at(h, second, token);
     const __m256i cos = load256(r.cos + pair * r.table_stride + token);
     const __m256i sin = load256(r.sin + pair * r.table_stride + token);
     const __m256i minus = _mm256_sub_epi16(_mm256_setzero_si256(), sin);
@@ -100,7 +110,7 @@ KVCAST_AVX2 void store_whole(const HeadStore& h, std::size_t tokens) {
         for (std::size_t c = 0; c < h.channels; ++c) {
             if (r.pairs != 0 && c == r.first) c = turned_end;
             if (c >= h.channels) break;
-            const __m256i s = load256(h.tile + c * h.tile_stride + token);
+            const __m256i s = states_at(h, c, token);
             put_row<D>(scratch, c, low_states(s), high_states(s), scale);
         }
         std::uint8_t* rows = static_cast<std::uint8_t*>(h.rows) + token * h.row_bytes;

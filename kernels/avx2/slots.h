@@ -13,6 +13,7 @@ void encode_floats(std::span<RansEncoder* const> encoders, std::span<const Encod
                    Dtype dtype, std::size_t count);
 void table_costs(const std::int16_t* counts, const std::int16_t (*costs)[kSymbols][2], std::int32_t* sums);
 void load_head(const HeadLoad& head);
+void load_rows(const RowLoad& rows);
 void value_costs(const std::int16_t* values, std::size_t count, const std::uint32_t (*costs)[kValueCosts],
                  std::uint32_t* sums);
 void load_bits(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens, std::size_t channels,
@@ -25,6 +26,9 @@ void reconstruct(const std::int16_t* q, const std::int16_t* prediction, std::siz
                  std::int16_t* states);
 void analyse(const float* residual, std::size_t inputs, const float* matrix, std::size_t row_stride,
              std::size_t outputs, std::size_t tokens, float* coefficients);
+bool residual(const float* values, const std::int32_t* sums, std::size_t count, float scale, float most,
+              float* residual);
+bool round_steps(const float* values, std::size_t count, float step, float most, std::int16_t* q);
 void strips_to_rows(const std::int16_t* tile, std::size_t coefficients, std::int16_t* const* rows,
                     std::size_t tokens);
 void rows_to_strips(const std::int16_t* const* rows, std::size_t tokens, std::size_t coefficients,

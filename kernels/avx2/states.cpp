@@ -1,10 +1,11 @@
-// States that lie as rows do, to rows of 16-bit elements; see kernels/avx512/states.cpp. Shapes that do not
-// come in 16s, and elements of 32 bits, the scalar backend does.
+// States that lie as rows do, to rows of 16-bit elements, and rows to floats; see kernels/avx512/states.cpp. Shapes
+// that do not come in 16s (8s, to floats), and elements of 32 bits, the scalar backend does.
 #include <immintrin.h>
 
 #include "kernels/avx2/elements.h"
 #include "kernels/avx2/slots.h"
 #include "kernels/avx2/target.h"
+#include "kernels/x86/lanes.h"
 
 namespace kvcast::kernels::avx2 {
 namespace {
@@ -68,6 +69,59 @@ KVCAST_AVX2 void store_states_as(const StateStore& s) {
         }
         put_channels<D>(states, row, r.first + 2 * r.pairs, s.channels, scale);
     }
+}
+
+// ---- rows to floats ----
+
+template <Dtype D>
+KVCAST_AVX2_INLINE __m256 load_floats(const std::uint8_t* row, std::size_t channel) {
+    const __m128i elements = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + 2 * channel));
+    if constexpr (D == Dtype::kF16) return _mm256_cvtph_ps(elements);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(elements), 16));
+}
+
+KVCAST_AVX2_INLINE __m256 load_trig(const std::int16_t* v) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(v))));
+}
+
+template <Dtype D>
+KVCAST_AVX2_INLINE void take_channels(const std::uint8_t* row, float* values, std::size_t begin,
+                                      std::size_t end) {
+    for (std::size_t c = begin; c < end; c += 8) _mm256_storeu_ps(values + c, load_floats<D>(row, c));
+}
+
+// Products first, not fused, as load_head has it.
+template <Dtype D>
+KVCAST_AVX2_INLINE void take_half_pairs(const Rotation& r, const std::int16_t* cosines,
+                                        const std::int16_t* sines, const std::uint8_t* row, float* values) {
+    const __m256 unit = _mm256_set1_ps(1.0f / (1 << kTrigBits));
+    for (std::size_t p = 0; p < r.pairs; p += 8) {
+        const std::size_t first = r.first + p, second = first + r.partner;
+        const __m256 x = load_floats<D>(row, first), y = load_floats<D>(row, second);
+        const __m256 cos = load_trig(cosines + p), sin = load_trig(sines + p);
+        const __m256 a = _mm256_add_ps(_mm256_mul_ps(x, cos), _mm256_mul_ps(y, sin));
+        const __m256 b = _mm256_sub_ps(_mm256_mul_ps(y, cos), _mm256_mul_ps(x, sin));
+        _mm256_storeu_ps(values + first, _mm256_mul_ps(a, unit));
+        _mm256_storeu_ps(values + second, _mm256_mul_ps(b, unit));
+    }
+}
+
+template <Dtype D>
+KVCAST_AVX2 void load_rows_as(const RowLoad& l) {
+    const Rotation& r = l.rotation;
+    for (std::size_t t = 0; t < l.tokens; ++t) {
+        const auto* row = static_cast<const std::uint8_t*>(l.rows) + t * l.row_bytes;
+        float* values = l.values + t * l.value_stride;
+        take_channels<D>(row, values, 0, r.pairs == 0 ? l.channels : r.first);
+        if (r.pairs == 0) continue;
+        take_half_pairs<D>(r, r.cos + t * r.table_stride, r.sin + t * r.table_stride, row, values);
+        take_channels<D>(row, values, r.first + 2 * r.pairs, l.channels);
+    }
+}
+
+// Lanes whose magnitude is at most `most`, all ones: NaN has none.
+KVCAST_AVX2_INLINE __m256 within(__m256 x, __m256 most) {
+    return _mm256_cmp_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), x), most, _CMP_LE_OQ);
 }
 
 // Rows to columns of 8 x 8 numbers.
@@ -135,6 +189,54 @@ KVCAST_AVX2 void saturate(const std::int32_t* sums, std::size_t count, std::int1
         store256(states + i, _mm256_permute4x64_epi64(packed, _MM_SHUFFLE(3, 1, 2, 0)));
     }
     scalar::saturate(sums + whole, count - whole, states + whole);
+}
+
+void load_rows(const RowLoad& l) {
+    const Rotation& r = l.rotation;
+    const std::size_t sizes = l.channels | r.pairs | (r.pairs != 0 ? r.first : 0);
+    if (l.dtype == Dtype::kF32 || sizes % 8 != 0 || (r.pairs != 0 && r.pair_step != 1))
+        return scalar::load_rows(l);
+    return l.dtype == Dtype::kF16 ? load_rows_as<Dtype::kF16>(l) : load_rows_as<Dtype::kBf16>(l);
+}
+
+KVCAST_AVX2 bool residual(const float* values, const std::int32_t* sums, std::size_t count, float scale,
+                          float most, float* residual) {
+    const __m256 factor = _mm256_set1_ps(scale), limit = _mm256_set1_ps(most);
+    const std::size_t whole = count / 8 * 8;
+    int all = 0xff;
+    for (std::size_t i = 0; i < whole; i += 8) {
+        const __m256 state = _mm256_mul_ps(_mm256_loadu_ps(values + i), factor);
+        const __m256 fit = within(state, limit);
+        all &= _mm256_movemask_ps(fit);
+        const __m256 sum = _mm256_cvtepi32_ps(load256(sums + i));
+        _mm256_storeu_ps(residual + i, _mm256_and_ps(fit, _mm256_sub_ps(state, sum)));
+    }
+    const bool rest =
+        scalar::residual(values + whole, sums + whole, count - whole, scale, most, residual + whole);
+    return all == 0xff && rest;
+}
+
+KVCAST_AVX2 bool round_steps(const float* values, std::size_t count, float step, float most,
+                             std::int16_t* q) {
+    const __m256 inverse = _mm256_set1_ps(1 / step), back = _mm256_set1_ps(step);
+    const __m256 limit = _mm256_set1_ps(most), shifter = _mm256_set1_ps(12582912.0f);  // as round_even()
+    const std::size_t whole = count / 16 * 16;
+    int all = 0xff;
+    for (std::size_t i = 0; i < whole; i += 16) {
+        __m256i rounded[2];
+        KVCAST_UNROLL
+        for (std::size_t half = 0; half < 2; ++half) {
+            const __m256 x = _mm256_mul_ps(_mm256_loadu_ps(values + i + 8 * half), inverse);
+            const __m256 fit = within(_mm256_mul_ps(x, back), limit);
+            all &= _mm256_movemask_ps(fit);
+            const __m256 r = _mm256_sub_ps(_mm256_add_ps(_mm256_and_ps(fit, x), shifter), shifter);
+            rounded[half] = _mm256_and_si256(_mm256_cvttps_epi32(r), _mm256_set1_epi32(0xffff));
+        }
+        const __m256i packed = _mm256_packus_epi32(rounded[0], rounded[1]);
+        store256(q + i, _mm256_permute4x64_epi64(packed, _MM_SHUFFLE(3, 1, 2, 0)));
+    }
+    const bool rest = scalar::round_steps(values + whole, count - whole, step, most, q + whole);
+    return all == 0xff && rest;
 }
 
 void store_states(const StateStore& s) {

@@ -82,9 +82,21 @@ KVCAST_AVX512_INLINE void store_whole16(const __m512i (&a)[8], const __m512i (&b
     }
 }
 
+KVCAST_AVX512_INLINE void store_whole_lanes16(const __m512i (&r)[8], std::uint8_t* rows, std::size_t row_bytes) {
+    KVCAST_UNROLL
+    for (int j = 0; j < 8; ++j) {
+        std::uint8_t* row = rows + kTokenAt[j] * row_bytes;
+        store_at(row, _mm512_castsi512_si128(r[j]));
+        store_at(row + 8 * row_bytes, _mm512_extracti32x4_epi32(r[j], 1));
+        store_at(row + 16 * row_bytes, _mm512_extracti32x4_epi32(r[j], 2));
+        store_at(row + 24 * row_bytes, _mm512_extracti32x4_epi32(r[j], 3));
+    }
+}
+
 // The same of 8 channels of up to 32 tokens.
 KVCAST_AVX512_INLINE void store_lanes16(const __m512i (&r)[8], std::size_t tokens, std::uint8_t* rows,
                                         std::size_t row_bytes) {
+    if (tokens >= kTile) return store_whole_lanes16(r, rows, row_bytes);
     KVCAST_UNROLL
     for (int j = 0; j < 8; ++j) {
         const std::size_t t = kTokenAt[j];
@@ -162,28 +174,36 @@ KVCAST_AVX512_INLINE void put_row(Scratch<D>& scratch, std::size_t channel, __m5
     }
 }
 
-template <Dtype D>
-KVCAST_AVX512_INLINE void put_channel(Scratch<D>& scratch, std::size_t channel, const std::int16_t* states,
-                                      std::uint32_t lanes, __m512 scale) {
-    const __m512i s = _mm512_maskz_loadu_epi16(lanes, states);
-    put_row<D>(scratch, channel, low_states(s), high_states(s), scale);
+// Up to 32 states of a channel.
+KVCAST_AVX512_INLINE __m512i states_at(const HeadStore& h, std::size_t channel, std::size_t token,
+                                       std::uint32_t lanes) {
+    const __m512i tile = _mm512_maskz_loadu_epi16(lanes, h.tile + channel * h.tile_stride + token);
+    if (h.means == nullptr) return tile;
+    const __m512i mean = _mm512_set1_epi32(h.means[channel]), factor = _mm512_set1_epi32(1 << h.shift);
+    const __m512i zero = _mm512_setzero_si512();
+    return _mm512_packs_epi32(_mm512_dpwssd_epi32(mean, _mm512_unpacklo_epi16(tile, zero), factor),
+                              _mm512_dpwssd_epi32(mean, _mm512_unpackhi_epi16(tile, zero), factor));
 }
 
-template <Dtype D>
-KVCAST_AVX512_INLINE void put_pair(Scratch<D>& scratch, const HeadStore& h, std::size_t pair,
-                                   std::size_t token, std::uint32_t lanes, __m512 scale) {
+// 32 states in the order that unpacking leaves.
+struct Unpacked {
+    __m512i low;
+    __m512i high;
+};
+
+// Up to 32 tokens of a pair of channels, turned.
+KVCAST_AVX512_INLINE void turn_pair(const HeadStore& h, std::size_t pair, std::size_t token, std::uint32_t lanes,
+                                    Unpacked& first, Unpacked& second) {
     const Rotation& r = h.rotation;
-    const std::size_t first = r.first + pair * r.pair_step, second = first + r.partner;
-    const __m512i a = _mm512_maskz_loadu_epi16(lanes, h.tile + first * h.tile_stride + token);
-    const __m512i b = _mm512_maskz_loadu_epi16(lanes, h.tile + second * h.tile_stride + token);
+    const std::size_t channel = r.first + pair * r.pair_step;
+    const __m512i a = states_at(h, channel, token, lanes);
+    const __m512i b = states_at(h, channel + r.partner, token, lanes);
     const __m512i cos = _mm512_maskz_loadu_epi16(lanes, r.cos + pair * r.table_stride + token);
     const __m512i sin = _mm512_maskz_loadu_epi16(lanes, r.sin + pair * r.table_stride + token);
     const __m512i minus = _mm512_sub_epi16(_mm512_setzero_si512(), sin);
     const __m512i low = _mm512_unpacklo_epi16(a, b), high = _mm512_unpackhi_epi16(a, b);
-    put_row<D>(scratch, first, turned(low, _mm512_unpacklo_epi16(cos, minus)),
-               turned(high, _mm512_unpackhi_epi16(cos, minus)), scale);
-    put_row<D>(scratch, second, turned(low, _mm512_unpacklo_epi16(sin, cos)),
-               turned(high, _mm512_unpackhi_epi16(sin, cos)), scale);
+    first = {turned(low, _mm512_unpacklo_epi16(cos, minus)), turned(high, _mm512_unpackhi_epi16(cos, minus))};
+    second = {turned(low, _mm512_unpacklo_epi16(sin, cos)), turned(high, _mm512_unpackhi_epi16(sin, cos))};
 }
 
 // Scratch memory to rows.
@@ -240,13 +260,65 @@ KVCAST_AVX512 void store_head_as(const HeadStore& h) {
     for (std::size_t token = 0; token < h.tokens; token += kTile) {
         const std::size_t tokens = std::min(kTile, h.tokens - token);
         const std::uint32_t lanes = first_lanes(tokens);
-        for (std::size_t p = 0; p < r.pairs; ++p) put_pair<D>(scratch, h, p, token, lanes, scale);
+        for (std::size_t p = 0; p < r.pairs; ++p) {
+            const std::size_t first = r.first + p * r.pair_step;
+            Unpacked a, b;
+            turn_pair(h, p, token, lanes, a, b);
+            put_row<D>(scratch, first, a.low, a.high, scale);
+            put_row<D>(scratch, first + r.partner, b.low, b.high, scale);
+        }
         for (std::size_t c = 0; c < h.channels; ++c) {
             if (r.pairs != 0 && c == r.first) c = turned_end;
-            if (c < h.channels) put_channel<D>(scratch, c, h.tile + c * h.tile_stride + token, lanes, scale);
+            if (c >= h.channels) break;
+            const __m512i s = states_at(h, c, token, lanes);
+            put_row<D>(scratch, c, low_states(s), high_states(s), scale);
         }
         store_rows<D>(scratch, h.channels, tokens, static_cast<std::uint8_t*>(h.rows) + token * h.row_bytes,
                       h.row_bytes);
+    }
+}
+
+// Whether eight pairs at a time have eight neighbours first and eight second, and other channels come in eights too.
+bool by_eights(const Rotation& r, std::size_t channels) {
+    if (channels % 8 != 0 || r.pairs == 0) return channels % 8 == 0;
+    return r.pair_step == 1 && r.first % 8 == 0 && r.pairs % 8 == 0 && r.partner % 8 == 0;
+}
+
+// Elements of 16 bits and channels that come in eights: nothing leaves the registers on its way to the rows.
+template <Dtype D>
+KVCAST_AVX512 void store_eights(const HeadStore& h) {
+    const Rotation& r = h.rotation;
+    const __m512 scale = _mm512_set1_ps(value_of(1, h.scale));
+    for (std::size_t token = 0; token < h.tokens; token += kTile) {
+        const std::size_t tokens = std::min(kTile, h.tokens - token);
+        const std::uint32_t lanes = first_lanes(tokens);
+        auto* rows = static_cast<std::uint8_t*>(h.rows) + token * h.row_bytes;
+        for (std::size_t p = 0; p < r.pairs; p += 8) {
+            __m512i first[8], second[8];
+            KVCAST_UNROLL
+            for (std::size_t i = 0; i < 8; ++i) {
+                Unpacked a, b;
+                turn_pair(h, p + i, token, lanes, a, b);
+                first[i] = paired16<D>(a.low, a.high, scale);
+                second[i] = paired16<D>(b.low, b.high, scale);
+            }
+            transpose16(first);
+            transpose16(second);
+            store_lanes16(first, tokens, rows + 2 * (r.first + p), h.row_bytes);
+            store_lanes16(second, tokens, rows + 2 * (r.first + p + r.partner), h.row_bytes);
+        }
+        for (std::size_t c = 0; c < h.channels; c += 8) {
+            if (r.pairs != 0 && c == r.first) c = r.first + 2 * r.pairs;
+            if (c >= h.channels) break;
+            __m512i channels[8];
+            KVCAST_UNROLL
+            for (std::size_t i = 0; i < 8; ++i) {
+                const __m512i s = states_at(h, c + i, token, lanes);
+                channels[i] = paired16<D>(low_states(s), high_states(s), scale);
+            }
+            transpose16(channels);
+            store_lanes16(channels, tokens, rows + 2 * c, h.row_bytes);
+        }
     }
 }
 
@@ -436,11 +508,6 @@ KVCAST_AVX512 void unrotate(float* a, float* b, const std::int16_t* cos, const s
     });
 }
 
-// Whether eight pairs at a time have eight neighbours first and eight second.
-bool by_eights(const Rotation& r) {
-    return r.pairs != 0 && r.pair_step == 1 && r.first % 8 == 0 && r.pairs % 8 == 0 && r.partner % 8 == 0;
-}
-
 // Turns channels while they are in registers.
 template <typename Convert>
 KVCAST_AVX512 void load_pairs16(const HeadLoad& h) {
@@ -484,6 +551,8 @@ KVCAST_AVX512_INLINE __m512i rounded(__m512 x) {
 }  // namespace
 
 void store_head(const HeadStore& head) {
+    if (head.dtype != Dtype::kF32 && by_eights(head.rotation, head.channels))
+        return head.dtype == Dtype::kF16 ? store_eights<Dtype::kF16>(head) : store_eights<Dtype::kBf16>(head);
     if (head.channels > kMostChannels) return scalar::store_head(head);
     switch (head.dtype) {
         case Dtype::kBf16:
@@ -530,7 +599,7 @@ void load_plain(const HeadLoad& head, std::size_t begin, std::size_t end) {
 
 void load_head(const HeadLoad& head) {
     const Rotation& r = head.rotation;
-    if (by_eights(r) && head.dtype != Dtype::kF32) {
+    if (r.pairs != 0 && by_eights(r, head.channels) && head.dtype != Dtype::kF32) {
         load_plain(head, 0, r.first);
         head.dtype == Dtype::kBf16 ? load_pairs16<FromBf16>(head) : load_pairs16<FromF16>(head);
         load_plain(head, r.first + 2 * r.pairs, head.channels);

@@ -1,4 +1,4 @@
-// What AVX-512 (BW, VL, VNNI) does faster than the backends below it.
+// What AVX-512 (BW, VL, VNNI, VBMI, VBMI2, with GFNI) does faster than the backends below it.
 #pragma once
 
 #include "kernels/scalar/slots.h"

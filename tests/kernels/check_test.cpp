@@ -664,6 +664,46 @@ TEST_P(Backend, StoresHeadsLikeScalar) {
     }
 }
 
+// Symbols and means give what their states give.
+TEST_P(Backend, StoresSymbolsLikeStates) {
+    std::uint64_t seed = 0;
+    for (const HeadCase& c : head_cases()) {
+        for (const Dtype dtype : kDtypes) {
+            const Turn turn(c, ++seed);
+            std::mt19937_64 random(seed);
+            const std::size_t width = c.channels + seed % 3, stride = c.tokens + seed % 2;
+            const auto shift = static_cast<unsigned>(random() % 15);
+            std::vector<std::int16_t> symbols(c.channels * stride), states(c.channels * stride);
+            for (auto& q : symbols) q = static_cast<std::int16_t>(random() >> random() % 16);
+            std::vector<std::int32_t> mean_states(c.channels);
+            for (std::size_t i = 0; i < c.channels; ++i) {
+                const auto mean = static_cast<std::int16_t>(random() >> random() % 16);
+                mean_states[i] = mean;
+                const std::vector<std::int16_t> prediction(stride, mean);
+                scalar_ops().reconstruct(symbols.data() + i * stride, prediction.data(), stride, shift,
+                                         states.data() + i * stride);
+            }
+            Guarded<std::int16_t> tile(symbols);
+            Guarded<std::int32_t> means(mean_states);
+            const Scale scale = {static_cast<std::int32_t>(128 + random() % 128), -12};
+            const std::size_t bytes =
+                c.tokens == 0 ? 0 : ((c.tokens - 1) * width + c.channels) * dtype_bytes(dtype);
+            const auto expected = written<std::uint8_t>(bytes, 0xee, [&](std::uint8_t* rows) {
+                scalar_ops().store_head({states.data(), stride, c.tokens, c.channels, turn.rotation, scale,
+                                         dtype, rows, width * dtype_bytes(dtype)});
+            });
+            for (const Ops* ops : {&scalar_ops(), GetParam()}) {
+                const auto got = written<std::uint8_t>(bytes, 0xee, [&](std::uint8_t* rows) {
+                    ops->store_head({tile.data(), stride, c.tokens, c.channels, turn.rotation, scale, dtype,
+                                     rows, width * dtype_bytes(dtype), means.data(), shift});
+                });
+                ASSERT_EQ(got, expected) << ops->name << ", " << c.tokens << " x " << c.channels << ", "
+                                         << c.turned << " turned, shift " << shift;
+            }
+        }
+    }
+}
+
 TEST_P(Backend, StoresStatesLikeTiles) {
     std::uint64_t seed = 0;
     for (const HeadCase& c : head_cases()) {
