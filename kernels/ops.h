@@ -257,6 +257,21 @@ struct Projection {
 inline constexpr std::size_t kValueCosts = 16;
 inline constexpr int kValueCostMost = 15;
 
+// Which table suits some exponents, and around which center: the one below the most frequent exponent, that one, or
+// the one above it, numbered 0 to 2.
+struct ExponentChoice {
+    static constexpr std::size_t kCenters = 3;
+    static constexpr std::size_t kWindow = kEscape + kCenters - 1;
+
+    // How often exponents occur: symbol s of center i stands for number kEscape - 1 + i - s. What is outside
+    // escapes.
+    const std::uint32_t* counts;
+    std::uint32_t total;  // of all exponents, at most 32767
+    std::uint32_t first;  // centers from first to last come into question
+    std::uint32_t last;
+    const std::int16_t (*costs)[kSymbols][2];  // [symbol / 2][table][symbol % 2], below 2^12
+};
+
 struct Moments {
     std::int64_t sum;
     std::uint64_t sum_of_squares;
@@ -286,10 +301,8 @@ struct Ops {
     std::uint32_t (*count_exponents)(const std::uint32_t* bits, std::size_t count, Dtype dtype,
                                      std::uint32_t* counts);
 
-    // sums[t] = sum over s of counts[s] * costs[s / 2][t][s % 2] for 16 tables of 16 symbols; counts are not
-    // negative and sum up to at most 32767.
-    void (*table_costs)(const std::int16_t* counts, const std::int16_t (*costs)[kSymbols][2],
-                        std::int32_t* sums);
+    // See ExponentChoice: 16 times the center plus the table that cost least, the lowest of several.
+    std::uint32_t (*choose_exponents)(const ExponentChoice& choice);
 
     // sums[i] = sum of costs[|v|][i] over `count` values v, whose magnitudes are at most kValueCostMost; the
     // sums fit 32 bits.

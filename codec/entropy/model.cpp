@@ -200,14 +200,7 @@ const AllTables& all_tables() {
     return tables;
 }
 
-// Cost of a histogram of symbols under a table.
-std::uint64_t histogram_cost(std::size_t table, const std::array<std::uint32_t, kSymbols>& counts) {
-    std::uint64_t cost = 0;
-    for (unsigned s = 0; s < kSymbols; ++s) cost += std::uint64_t{counts[s]} * kCosts[table][s];
-    return cost;
-}
-
-// Costs of the exponent tables as Ops::table_costs takes them.
+// Costs of the exponent tables as Ops::choose_exponents takes them.
 struct ExponentCosts {
     alignas(64) std::int16_t of[kSymbols / 2][kSymbols][2];
 
@@ -224,43 +217,25 @@ const ExponentCosts& exponent_costs() {
     return costs;
 }
 
-// What the symbols cost under each exponent table.
-std::array<std::uint64_t, kExponentTables> costs_of(const kernels::Ops& ops, std::uint32_t total,
-                                                    const std::array<std::uint32_t, kSymbols>& symbols) {
-    std::array<std::uint64_t, kExponentTables> out = {};
-    if (total > 0x7fff) {
-        for (std::size_t t = 0; t < kExponentTables; ++t)
-            out[t] = histogram_cost(kFirstExponentTable + t, symbols);
-        return out;
-    }
-    std::array<std::int16_t, kSymbols> counts;
-    std::array<std::int32_t, kExponentTables> sums;
-    for (std::size_t s = 0; s < kSymbols; ++s) counts[s] = static_cast<std::int16_t>(symbols[s]);
-    ops.table_costs(counts.data(), exponent_costs().of, sums.data());
-    for (std::size_t t = 0; t < kExponentTables; ++t) out[t] = static_cast<std::uint64_t>(sums[t]);
-    return out;
-}
-
-// How often each symbol occurs where `counts` are of exponents, `total` together.
-std::array<std::uint32_t, kSymbols> symbols_around(std::span<const std::uint32_t> counts, std::uint32_t total,
-                                                   std::int32_t center) {
-    constexpr auto kInside = static_cast<std::int32_t>(kernels::kEscape);
-    const std::int32_t highest = center + kernels::kSymbolZero, lowest = highest - kInside + 1;
-    std::array<std::uint32_t, kSymbols> out = {};
-    std::uint32_t inside = 0;
-    const auto take = [&](std::int32_t s) {
-        out[static_cast<std::size_t>(s)] = counts[static_cast<std::size_t>(highest - s)];
-        inside += out[static_cast<std::size_t>(s)];
-    };
-    if (lowest >= 0 && highest < static_cast<std::int32_t>(counts.size())) {
-        for (std::int32_t s = 0; s < kInside; ++s) take(s);
-    } else {
-        for (std::int32_t s = 0; s < kInside; ++s) {
-            if (highest - s >= 0 && highest - s < static_cast<std::int32_t>(counts.size())) take(s);
+// The same choice for more exponents than that takes.
+std::uint32_t choose_of_many(const std::uint32_t* window, std::uint64_t total, std::uint32_t first,
+                             std::uint32_t last) {
+    std::uint32_t best = 0;
+    std::uint64_t least = std::numeric_limits<std::uint64_t>::max();
+    for (std::uint32_t i = first; i <= last; ++i) {
+        for (std::uint32_t t = 0; t < kExponentTables; ++t) {
+            const std::uint16_t* costs = kCosts[kFirstExponentTable + t];
+            std::uint64_t cost = total * costs[kernels::kEscape];
+            for (std::uint32_t s = 0; s < kernels::kEscape; ++s) {
+                const std::uint64_t n = window[kernels::kEscape - 1 + i - s];
+                cost = cost + n * costs[s] - n * costs[kernels::kEscape];
+            }
+            if (cost >= least) continue;
+            least = cost;
+            best = i * kSymbols + t;
         }
     }
-    out[kernels::kEscape] = total - inside;
-    return out;
+    return best;
 }
 
 }  // namespace
@@ -361,24 +336,19 @@ unsigned cheapest_class(std::span<const std::int16_t> values, std::int32_t refer
 
 ExponentModel cheapest_exponent_model(const kernels::Ops& ops, kernels::Dtype dtype,
                                       std::span<const std::uint32_t> bits) {
-    std::array<std::uint32_t, 256> room = {};
-    const auto counts = std::span(room).first(kernels::exponent_mask(dtype) + 1);
-    const auto mode =
-        static_cast<std::int32_t>(ops.count_exponents(bits.data(), bits.size(), dtype, counts.data()));
-    const auto total = static_cast<std::uint32_t>(bits.size());
-    // Costs with the model's number behind: the least, the first of several, without a branch that none
-    // foresees.
-    std::uint64_t least = std::numeric_limits<std::uint64_t>::max();
-    for (std::uint32_t i = 0; i < 3; ++i) {
-        const std::int32_t center = mode - 1 + static_cast<std::int32_t>(i);
-        if (center < 0 || center >= static_cast<std::int32_t>(counts.size())) continue;
-        const auto costs = costs_of(ops, total, symbols_around(counts, total, center));
-        for (std::uint32_t t = 0; t < kExponentTables; ++t)
-            least = std::min(least, (costs[t] * 3 + i) * kExponentTables + t);
-    }
-    const auto number = static_cast<std::uint32_t>(least % (3 * kExponentTables));
-    const std::int32_t center = mode - 1 + static_cast<std::int32_t>(number / kExponentTables);
-    return {static_cast<std::uint32_t>(center), number % static_cast<std::uint32_t>(kExponentTables)};
+    // Zeros on both sides, so that a window around any exponent is inside.
+    constexpr std::uint32_t kSide = 8;
+    std::array<std::uint32_t, kSide + 256 + kSide> counts = {};
+    const std::uint32_t mode =
+        ops.count_exponents(bits.data(), bits.size(), dtype, counts.data() + kSide);
+    const std::uint32_t* window = counts.data() + kSide + mode - kernels::kSymbolZero - 1;
+    const std::uint32_t first = mode == 0 ? 1 : 0, last = mode == kernels::exponent_mask(dtype) ? 1 : 2;
+    const std::uint32_t chosen =
+        bits.size() > 0x7fff
+            ? choose_of_many(window, bits.size(), first, last)
+            : ops.choose_exponents(
+                  {window, static_cast<std::uint32_t>(bits.size()), first, last, exponent_costs().of});
+    return {mode - 1 + chosen / kSymbols, chosen % kSymbols};
 }
 
 }  // namespace kvcast::entropy

@@ -11,7 +11,7 @@ const Ops& avx2_ops() {
         ops.encode_strips = avx2::encode_strips;
         ops.decode_floats = avx2::decode_floats;
         ops.encode_floats = avx2::encode_floats;
-        ops.table_costs = avx2::table_costs;
+        ops.choose_exponents = avx2::choose_exponents;
         ops.value_costs = avx2::value_costs;
         ops.load_head = avx2::load_head;
         ops.load_rows = avx2::load_rows;

@@ -711,19 +711,39 @@ KVCAST_AVX2 void value_costs(const std::int16_t* values, std::size_t count,
     store256(sums + 8, high);
 }
 
-KVCAST_AVX2 void table_costs(const std::int16_t* counts, const std::int16_t (*costs)[kSymbols][2],
-                             std::int32_t* sums) {
-    __m256i low = _mm256_setzero_si256(), high = low;
-    KVCAST_UNROLL
-    for (std::size_t pair = 0; pair < kSymbols / 2; ++pair) {
-        std::int32_t n;
-        std::memcpy(&n, counts + 2 * pair, sizeof n);
-        const __m256i both = _mm256_set1_epi32(n);
-        low = _mm256_add_epi32(low, _mm256_madd_epi16(load256(costs[pair]), both));
-        high = _mm256_add_epi32(high, _mm256_madd_epi16(load256(costs[pair] + 8), both));
+KVCAST_AVX2 std::uint32_t choose_exponents(const ExponentChoice& c) {
+    std::uint32_t best = 0, least = ~0u;
+    for (std::uint32_t i = c.first; i <= c.last; ++i) {
+        alignas(32) std::int16_t counts[kSymbols];
+        std::uint32_t inside = 0;
+        for (std::uint32_t s = 0; s < kEscape; ++s) {
+            const std::uint32_t n = c.counts[kEscape - 1 + i - s];
+            counts[s] = static_cast<std::int16_t>(n);
+            inside += n;
+        }
+        counts[kEscape] = static_cast<std::int16_t>(c.total - inside);
+        const __m256i all = load256(counts);
+        __m256i low = _mm256_setzero_si256(), high = low;
+        KVCAST_UNROLL
+        for (int pair = 0; pair < static_cast<int>(kSymbols / 2); ++pair) {
+            const __m256i both = _mm256_permutevar8x32_epi32(all, _mm256_set1_epi32(pair));
+            low = _mm256_add_epi32(low, _mm256_madd_epi16(load256(c.costs[pair]), both));
+            high = _mm256_add_epi32(high, _mm256_madd_epi16(load256(c.costs[pair] + 8), both));
+        }
+        // The least sum with its table behind: sums are below 2^27.
+        const __m256i tables = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        low = _mm256_or_si256(_mm256_slli_epi32(low, 4), tables);
+        high = _mm256_or_si256(_mm256_slli_epi32(high, 4), _mm256_add_epi32(tables, _mm256_set1_epi32(8)));
+        const __m256i eight = _mm256_min_epu32(low, high);
+        __m128i four = _mm_min_epu32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+        four = _mm_min_epu32(four, _mm_shuffle_epi32(four, _MM_SHUFFLE(1, 0, 3, 2)));
+        four = _mm_min_epu32(four, _mm_shuffle_epi32(four, _MM_SHUFFLE(2, 3, 0, 1)));
+        const auto key = static_cast<std::uint32_t>(_mm_cvtsi128_si32(four));
+        if (i != c.first && key / kSymbols >= least / kSymbols) continue;
+        least = key;
+        best = i * kSymbols + key % kSymbols;
     }
-    store256(sums, low);
-    store256(sums + 8, high);
+    return best;
 }
 
 }  // namespace kvcast::kernels::avx2

@@ -11,7 +11,7 @@ void decode_floats(std::span<RansDecoder* const> decoders, std::span<const Float
                    std::size_t count);
 void encode_floats(std::span<RansEncoder* const> encoders, std::span<const EncodeFloatStrip> strips,
                    Dtype dtype, std::size_t count);
-void table_costs(const std::int16_t* counts, const std::int16_t (*costs)[kSymbols][2], std::int32_t* sums);
+std::uint32_t choose_exponents(const ExponentChoice& choice);
 void load_head(const HeadLoad& head);
 void load_rows(const RowLoad& rows);
 void value_costs(const std::int16_t* values, std::size_t count, const std::uint32_t (*costs)[kValueCosts],

@@ -12,7 +12,7 @@ const Ops& avx512_ops() {
         ops.decode_floats = avx512::decode_floats;
         ops.encode_floats = avx512::encode_floats;
         ops.count_exponents = avx512::count_exponents;
-        ops.table_costs = avx512::table_costs;
+        ops.choose_exponents = avx512::choose_exponents;
         ops.value_costs = avx512::value_costs;
         ops.load_head = avx512::load_head;
         ops.load_rows = avx512::load_rows;

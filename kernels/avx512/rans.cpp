@@ -737,17 +737,40 @@ KVCAST_AVX512 void value_costs(const std::int16_t* values, std::size_t count,
     _mm512_storeu_si512(sums, sum);
 }
 
-KVCAST_AVX512 void table_costs(const std::int16_t* counts, const std::int16_t (*costs)[kSymbols][2],
-                               std::int32_t* sums) {
-    // One load for all counts: they may just have been stored one by one.
-    const __m512i all = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(counts)));
-    __m512i sum = _mm512_setzero_si512();
+KVCAST_AVX512 std::uint32_t choose_exponents(const ExponentChoice& c) {
+    constexpr auto kWindow = static_cast<std::uint32_t>(ExponentChoice::kWindow);
+    const __m512i some = _mm512_loadu_si512(c.counts);
+    const __m512i more = _mm512_maskz_loadu_epi32(first_lanes(kWindow - 16), c.counts + 16);
+    const __m512i window = halves(some, more, 0);
+    std::uint32_t inside = static_cast<std::uint32_t>(_mm512_reduce_add_epi32(some)) - c.counts[kEscape];
+    __m512i sums[ExponentChoice::kCenters];
     KVCAST_UNROLL
-    for (int pair = 0; pair < static_cast<int>(kSymbols / 2); ++pair) {
-        const __m512i n = _mm512_permutexvar_epi32(_mm512_set1_epi32(pair), all);
-        sum = _mm512_dpwssd_epi32(sum, _mm512_loadu_si512(costs[pair]), n);
+    for (std::uint32_t i = 0; i < ExponentChoice::kCenters; ++i) {
+        const __m512i falling = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0x0000, 0x00010002, 0x00030004, 0x00050006,
+                                                 0x00070008, 0x0009000a, 0x000b000c, 0x000d000e);
+        const __m512i inner =
+            _mm512_permutexvar_epi16(_mm512_add_epi16(falling, _mm512_set1_epi16(static_cast<short>(i))), window);
+        const __m512i symbols = _mm512_mask_mov_epi16(
+            inner, 1u << kEscape, _mm512_set1_epi16(static_cast<std::int16_t>(c.total - inside)));
+        if (i + 1 < ExponentChoice::kCenters) inside += c.counts[i + kEscape] - c.counts[i];
+        __m512i sum = _mm512_setzero_si512();
+        KVCAST_UNROLL
+        for (int pair = 0; pair < static_cast<int>(kSymbols / 2); ++pair)
+            sum = _mm512_dpwssd_epi32(sum, _mm512_loadu_si512(c.costs[pair]),
+                                      _mm512_permutexvar_epi32(_mm512_set1_epi32(pair), symbols));
+        sums[i] = sum;
     }
-    _mm512_storeu_si512(sums, sum);
+    // The least sum with its table behind: sums are below 2^27.
+    const __m512i tables = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    std::uint32_t best = 0, least = ~0u;
+    for (std::uint32_t i = c.first; i <= c.last; ++i) {
+        const __m512i keys = _mm512_or_si512(_mm512_slli_epi32(sums[i], 4), tables);
+        const std::uint32_t key = _mm512_reduce_min_epu32(keys);
+        if (i != c.first && key / kSymbols >= least / kSymbols) continue;
+        least = key;
+        best = i * kSymbols + key % kSymbols;
+    }
+    return best;
 }
 
 }  // namespace kvcast::kernels::avx512

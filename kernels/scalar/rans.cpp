@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <limits>
 #include <cstring>
 
 #include "kernels/scalar/slots.h"
@@ -250,12 +251,28 @@ void value_costs(const std::int16_t* values, std::size_t count, const std::uint3
     }
 }
 
-void table_costs(const std::int16_t* counts, const std::int16_t (*costs)[kSymbols][2], std::int32_t* sums) {
-    std::fill_n(sums, kSymbols, 0);
-    for (std::size_t pair = 0; pair < kSymbols / 2; ++pair) {
-        for (std::size_t t = 0; t < kSymbols; ++t)
-            sums[t] += counts[2 * pair] * costs[pair][t][0] + counts[2 * pair + 1] * costs[pair][t][1];
+std::uint32_t choose_exponents(const ExponentChoice& c) {
+    std::uint32_t best = 0;
+    std::int32_t least = std::numeric_limits<std::int32_t>::max();
+    for (std::uint32_t i = c.first; i <= c.last; ++i) {
+        std::int32_t counts[kSymbols] = {};
+        counts[kEscape] = static_cast<std::int32_t>(c.total);
+        for (std::uint32_t s = 0; s < kEscape; ++s) {
+            counts[s] = static_cast<std::int32_t>(c.counts[kEscape - 1 + i - s]);
+            counts[kEscape] -= counts[s];
+        }
+        std::int32_t sums[kSymbols] = {};
+        for (std::size_t pair = 0; pair < kSymbols / 2; ++pair) {
+            for (std::size_t t = 0; t < kSymbols; ++t)
+                sums[t] += counts[2 * pair] * c.costs[pair][t][0] + counts[2 * pair + 1] * c.costs[pair][t][1];
+        }
+        for (std::uint32_t t = 0; t < kSymbols; ++t) {
+            if (sums[t] >= least) continue;
+            least = sums[t];
+            best = i * kSymbols + t;
+        }
     }
+    return best;
 }
 
 }  // namespace kvcast::kernels::scalar

@@ -10,7 +10,7 @@ const Ops& scalar_ops() {
         .decode_floats = scalar::decode_floats,
         .encode_floats = scalar::encode_floats,
         .count_exponents = scalar::count_exponents,
-        .table_costs = scalar::table_costs,
+        .choose_exponents = scalar::choose_exponents,
         .value_costs = scalar::value_costs,
         .load_head = scalar::load_head,
         .load_rows = scalar::load_rows,
