@@ -1,8 +1,19 @@
 #include "codec/executor.h"
 
-#include <algorithm>
+#include <chrono>
 
 namespace kvcast {
+namespace {
+
+// Until `done` or for 100 microseconds.
+template <typename Done>
+void look_out(Done&& done) {
+    using Clock = std::chrono::steady_clock;
+    for (const auto end = Clock::now() + std::chrono::microseconds(100); !done() && Clock::now() < end;)
+        std::this_thread::yield();
+}
+
+}  // namespace
 
 ThreadPool::ThreadPool(std::size_t workers) {
     for (std::size_t w = 1; w < workers; ++w) threads_.emplace_back([this, w] { serve(w); });
@@ -12,6 +23,7 @@ ThreadPool::~ThreadPool() {
     {
         const std::lock_guard lock(mutex_);
         stop_ = true;
+        ++round_;
     }
     wake_.notify_all();
     for (std::thread& t : threads_) t.join();
@@ -22,16 +34,22 @@ void ThreadPool::run(std::size_t count, const std::function<void(std::size_t, st
     task_ = &task;
     next_ = 0;
     count_ = count;
+    ++round_;
     wake_.notify_all();
     work(0, lock);
+    lock.unlock();
+    look_out([this] { return running_ == 0; });
+    lock.lock();
     done_.wait(lock, [this] { return running_ == 0; });
     task_ = nullptr;
 }
 
 void ThreadPool::serve(std::size_t worker) {
-    std::unique_lock lock(mutex_);
-    for (;;) {
-        wake_.wait(lock, [this] { return stop_ || (task_ != nullptr && next_ < count_); });
+    for (std::size_t served = 0;;) {
+        look_out([&] { return round_ != served; });
+        std::unique_lock lock(mutex_);
+        wake_.wait(lock, [&] { return round_ != served; });
+        served = round_;
         if (stop_) return;
         work(worker, lock);
     }

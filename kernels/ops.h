@@ -31,7 +31,8 @@ struct alignas(64) AliasTable {
 
 // The same table for states that are kept as two vectors of 16-bit halves, high and low.
 struct alignas(64) HalfTable {
-    std::uint16_t carry[2 * kSymbols];      // [low / 1024 mod 32]: added to low, leaves the entry at bits 10 to 14
+    std::uint16_t
+        carry[2 * kSymbols];  // [low / 1024 mod 32]: added to low, leaves the entry at bits 10 to 14
     std::uint16_t frequency[2 * kSymbols];  // of an entry, times four
     std::uint16_t rank[2 * kSymbols];       // rank - slot, modulo 2^16
     std::int16_t value[2 * kSymbols];       // symbol - kSymbolZero
@@ -39,10 +40,10 @@ struct alignas(64) HalfTable {
 
 // The same in bytes, where look-ups are of bytes: low and high bytes apart.
 struct alignas(16) ByteTable {
-    std::uint8_t last[2][kSymbols];        // [bucket]: divider - 1, modulo 2^16
-    std::uint8_t second[kSymbols];         // [bucket]: symbol of its second entry; the first one's is the bucket
-    std::uint8_t frequency[2][kSymbols];   // [symbol]: times four
-    std::uint8_t rank[2][2][kSymbols];     // [entry of the bucket][byte][bucket]: rank - slot, modulo 2^16
+    std::uint8_t last[2][kSymbols];  // [bucket]: divider - 1, modulo 2^16
+    std::uint8_t second[kSymbols];   // [bucket]: symbol of its second entry; the first one's is the bucket
+    std::uint8_t frequency[2][kSymbols];  // [symbol]: times four
+    std::uint8_t rank[2][2][kSymbols];    // [entry of the bucket][byte][bucket]: rank - slot, modulo 2^16
 };
 
 struct DecodeTable {
@@ -51,11 +52,11 @@ struct DecodeTable {
     ByteTable bytes;
 };
 
-// What puts symbols into states that are kept as halves. A state x is divided by four frequencies: a number of
-// 16 bits (Moeller and Granlund, "Improved division by invariant integers", 2011, algorithm 4, needs its divisor
-// shifted up to 2^15 or more). The ranks of a symbol lie in cells of 1024, which no other symbol shares: rank r
-// has index first[s] + r and is in cell index / 1024, where slot = index + offset[n], n being the number of
-// bounds of the cell that are not above the index.
+// What puts symbols into states that are kept as halves. A state x is divided by four frequencies: a number
+// of 16 bits (Moeller and Granlund, "Improved division by invariant integers", 2011, algorithm 4, needs its
+// divisor shifted up to 2^15 or more). The ranks of a symbol lie in cells of 1024, which no other symbol
+// shares: rank r has index first[s] + r and is in cell index / 1024, where slot = index + offset[n], n being
+// the number of bounds of the cell that are not above the index.
 struct alignas(64) EncodeHalves {
     static constexpr std::size_t kCells = 2 * kSymbols;
     static constexpr unsigned kCellBits = 10;
@@ -91,7 +92,8 @@ struct alignas(64) RansDecoder {
 inline constexpr unsigned kMostShift = 11;
 
 // `count` values of one table and shift, in groups of 32: value = (symbol - 7) * 2^shift + raw - 2^(shift -
-// 1), in wrapping 16-bit arithmetic; shift <= kMostShift. Without a table all values are zero and nothing is coded.
+// 1), in wrapping 16-bit arithmetic; shift <= kMostShift. Without a table all values are zero and nothing is
+// coded.
 struct Strip {
     const DecodeTable* table;
     unsigned shift;
@@ -165,8 +167,8 @@ struct RowLoad {
     std::size_t value_stride;
 };
 
-// One head of one plane on its way from int16 states to rows. Where there are means, the tile holds symbols, whose
-// states are saturate16(means[channel] + symbol * 2^shift), shift <= 14.
+// One head of one plane on its way from int16 states to rows. Where there are means, the tile holds symbols,
+// whose states are saturate16(means[channel] + symbol * 2^shift), shift <= 14.
 struct HeadStore {
     const std::int16_t* tile;
     std::size_t tile_stride;
@@ -257,8 +259,8 @@ struct Projection {
 inline constexpr std::size_t kValueCosts = 16;
 inline constexpr int kValueCostMost = 15;
 
-// Which table suits some exponents, and around which center: the one below the most frequent exponent, that one, or
-// the one above it, numbered 0 to 2.
+// Which table suits some exponents, and around which center: the one below the most frequent exponent, that
+// one, or the one above it, numbered 0 to 2.
 struct ExponentChoice {
     static constexpr std::size_t kCenters = 3;
     static constexpr std::size_t kWindow = kEscape + kCenters - 1;

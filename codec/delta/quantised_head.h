@@ -48,9 +48,9 @@ void write_quantised_head(entropy::BlockWriter& out, const kernels::Ops& ops, co
                           const PlaneParams& plane, const float* tile, TileShape shape, std::int16_t* symbols,
                           QuantisedScratch& scratch);
 
-// One head that is read: its plane's parameters, where its states go, or its symbols with the means that they are
-// relative to (see kernels::HeadStore), which stay valid until `scratch` is used again; and whether its side
-// information was in range (the tile is filled all the same).
+// One head that is read: its plane's parameters, where its states go, or its symbols with the means that they
+// are relative to (see kernels::HeadStore), which stay valid until `scratch` is used again; and whether its
+// side information was in range (the tile is filled all the same).
 struct QuantisedHead {
     PlaneParams plane;
     std::int16_t* tile = nullptr;

@@ -51,7 +51,8 @@ class BlockWriter {
     static constexpr std::size_t kMostAbreast = 4;
     struct Block {
         BlockWriter* writer = nullptr;
-        std::vector<std::uint8_t>* out = nullptr;  // several may append to one: the first block is the first there
+        std::vector<std::uint8_t>* out =
+            nullptr;  // several may append to one: the first block is the first there
         BlockCost* ideal = nullptr;
         std::size_t bytes = 0;  // of the block
     };
@@ -75,9 +76,7 @@ class BlockWriter {
     void begin(kernels::RansEncoder& encoder);
     void end(const kernels::RansEncoder& encoder, std::vector<std::uint8_t>& out);
     static bool alike(const Item& a, const Item& b);
-    static bool is_strip(const Item& item) {
-        return item.kind == Kind::kStrip || item.kind == Kind::kVector;
-    }
+    static bool is_strip(const Item& item) { return item.kind == Kind::kStrip || item.kind == Kind::kVector; }
     kernels::EncodeStrip strip_of(const Item& item) const;
     static kernels::EncodeFloatStrip floats_of(const Item& item);
     void encode(const Item& item, kernels::RansEncoder& encoder) const;

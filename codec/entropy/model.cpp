@@ -81,8 +81,8 @@ void build(const std::uint16_t (&frequency)[kSymbols], AliasTable& alias, Encode
     }
 }
 
-// An alias table in halves. The carry of a slot's bucket doubles the bucket, lets what is within it run over into
-// the bit below from the divider on, and takes off bit 14, which a sixth bit of low / 1024 would show.
+// An alias table in halves. The carry of a slot's bucket doubles the bucket, lets what is within it run over
+// into the bit below from the divider on, and takes off bit 14, which a sixth bit of low / 1024 would show.
 HalfTable half_table(const AliasTable& alias) {
     HalfTable out = {};
     for (std::uint32_t i = 0; i < 2 * kSymbols; ++i) {
@@ -101,7 +101,7 @@ HalfTable half_table(const AliasTable& alias) {
 
 ByteTable byte_table(const DecodeTable& t) {
     ByteTable out = {};
-    const auto put = [](std::uint8_t (&bytes)[2][kSymbols], std::size_t at, std::uint32_t number) {
+    const auto put = [](std::uint8_t(&bytes)[2][kSymbols], std::size_t at, std::uint32_t number) {
         bytes[0][at] = static_cast<std::uint8_t>(number);
         bytes[1][at] = static_cast<std::uint8_t>(number >> 8);
     };
@@ -110,7 +110,8 @@ ByteTable byte_table(const DecodeTable& t) {
         out.second[b] = static_cast<std::uint8_t>(kernels::entry_symbol(t.alias.entry[2 * b + 1]));
         for (std::size_t e = 0; e < 2; ++e) {
             put(out.rank[e], b, t.halves.rank[2 * b + e]);
-            put(out.frequency, kernels::entry_symbol(t.alias.entry[2 * b + e]), t.halves.frequency[2 * b + e]);
+            put(out.frequency, kernels::entry_symbol(t.alias.entry[2 * b + e]),
+                t.halves.frequency[2 * b + e]);
         }
     }
     return out;
@@ -127,8 +128,8 @@ std::vector<std::uint32_t> jumps_of(std::span<const std::uint16_t> slot) {
     return jumps;
 }
 
-// How far into its first cell a symbol's ranks begin, so that no cell has more jumps inside than bounds: not at
-// all, or so that a jump meets the edge of a cell.
+// How far into its first cell a symbol's ranks begin, so that no cell has more jumps inside than bounds: not
+// at all, or so that a jump meets the edge of a cell.
 std::uint32_t phase_for(std::span<const std::uint32_t> jumps) {
     const auto fits = [&](std::uint32_t phase) {
         std::size_t inside = 0;
@@ -339,15 +340,13 @@ ExponentModel cheapest_exponent_model(const kernels::Ops& ops, kernels::Dtype dt
     // Zeros on both sides, so that a window around any exponent is inside.
     constexpr std::uint32_t kSide = 8;
     std::array<std::uint32_t, kSide + 256 + kSide> counts = {};
-    const std::uint32_t mode =
-        ops.count_exponents(bits.data(), bits.size(), dtype, counts.data() + kSide);
+    const std::uint32_t mode = ops.count_exponents(bits.data(), bits.size(), dtype, counts.data() + kSide);
     const std::uint32_t* window = counts.data() + kSide + mode - kernels::kSymbolZero - 1;
     const std::uint32_t first = mode == 0 ? 1 : 0, last = mode == kernels::exponent_mask(dtype) ? 1 : 2;
-    const std::uint32_t chosen =
-        bits.size() > 0x7fff
-            ? choose_of_many(window, bits.size(), first, last)
-            : ops.choose_exponents(
-                  {window, static_cast<std::uint32_t>(bits.size()), first, last, exponent_costs().of});
+    const std::uint32_t chosen = bits.size() > 0x7fff
+                                     ? choose_of_many(window, bits.size(), first, last)
+                                     : ops.choose_exponents({window, static_cast<std::uint32_t>(bits.size()),
+                                                             first, last, exponent_costs().of});
     return {mode - 1 + chosen / kSymbols, chosen % kSymbols};
 }
 

@@ -1,6 +1,6 @@
-// Decoding, 32 states of 32 bits are two vectors of 16-bit halves twice, high and low: see the AVX-512 backend. What
-// is looked up are bytes, of all 32 lanes at once. Refill spreads the next words over the lanes that are low by a table
-// of shuffles. Encoding, the states are four vectors.
+// Decoding, 32 states of 32 bits are two vectors of 16-bit halves twice, high and low: see the AVX-512
+// backend. What is looked up are bytes, of all 32 lanes at once. Refill spreads the next words over the lanes
+// that are low by a table of shuffles. Encoding, the states are four vectors.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -55,8 +55,8 @@ KVCAST_AVX2_INLINE __m256i looked_up(const Sixteen& numbers, __m256i index) {
                    _mm256_permutevar8x32_epi32(numbers.high, index), _mm256_slli_epi32(index, 28));
 }
 
-// For each set of 8 lanes: spread[m] shuffles the next words to the lanes of m, in order, and zeros elsewhere;
-// gathered[m] permutes the lanes of m, in order, to the upper end.
+// For each set of 8 lanes: spread[m] shuffles the next words to the lanes of m, in order, and zeros
+// elsewhere; gathered[m] permutes the lanes of m, in order, to the upper end.
 struct Permutations {
     std::uint8_t spread[256][16];
     std::uint8_t gathered[256][8];
@@ -105,8 +105,8 @@ KVCAST_AVX2_INLINE __m256i packed(__m256i a, __m256i b) {
     return _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), 0xd8);
 }
 
-// The halves of 32 states. Vector 0 has lanes 0..7 and 16..23, vector 1 lanes 8..15 and 24..31: packed to bytes
-// they are in order.
+// The halves of 32 states. Vector 0 has lanes 0..7 and 16..23, vector 1 lanes 8..15 and 24..31: packed to
+// bytes they are in order.
 struct HalfStates {
     __m256i high[2];
     __m256i low[2];
@@ -167,8 +167,8 @@ struct Taken {
 // Takes a symbol out of each lane that is set in `lanes` (all of them where Whole) and refills.
 template <bool Whole>
 KVCAST_AVX2_INLINE Taken take_symbols(HalfStates& s, const ByteTable& t, std::uint32_t lanes, Words& words) {
-    const __m256i bucket =
-        _mm256_packus_epi16(_mm256_srli_epi16(s.low[0], kBucketBits), _mm256_srli_epi16(s.low[1], kBucketBits));
+    const __m256i bucket = _mm256_packus_epi16(_mm256_srli_epi16(s.low[0], kBucketBits),
+                                               _mm256_srli_epi16(s.low[1], kBucketBits));
     const __m256i last[2] = {looked_up_bytes(t.last[0], bucket), looked_up_bytes(t.last[1], bucket)};
     const __m256i within = _mm256_set1_epi16(kBucketSlots - 1);
     const __m256i beyond = _mm256_packs_epi16(
@@ -208,7 +208,8 @@ KVCAST_AVX2_INLINE Taken take_symbols(HalfStates& s, const ByteTable& t, std::ui
             refill[v] = _mm256_and_si256(refill[v], there);
         }
     }
-    const auto few = static_cast<std::uint32_t>(_mm256_movemask_epi8(_mm256_packs_epi16(refill[0], refill[1])));
+    const auto few =
+        static_cast<std::uint32_t>(_mm256_movemask_epi8(_mm256_packs_epi16(refill[0], refill[1])));
     const auto behind = [&](std::uint32_t some) { return words.next + 2 * std::popcount(some); };
     const __m256i next[2] = {spread_words(words.next, few, behind(few & 0xffffu), few >> 16),
                              spread_words(behind(few & 0xffu), few >> 8, behind(few & 0xffffffu), few >> 24)};
@@ -257,8 +258,7 @@ KVCAST_AVX2_INLINE __m256i lanes_of_planes(__m256i planes) {
     const __m256i by_byte = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15,  //
                                              0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m256i interleaved = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    return transposed_bits(
-        _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(planes, by_byte), interleaved));
+    return transposed_bits(_mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(planes, by_byte), interleaved));
 }
 
 KVCAST_AVX2_INLINE __m256i planes_of_lanes(__m256i lanes) {
@@ -282,8 +282,8 @@ KVCAST_AVX2_INLINE Half take_raw(unsigned planes, bool both, Words& words) {
                 _mm256_cvtepu8_epi16(_mm256_extracti128_si256(low, 1))};
     if (planes > 8) {
         const __m256i high = lanes_of_planes(load_planes(words.next + 8 * bytes, both));
-        raw.low = _mm256_or_si256(
-            raw.low, _mm256_slli_epi16(_mm256_cvtepu8_epi16(_mm256_castsi256_si128(high)), 8));
+        raw.low = _mm256_or_si256(raw.low,
+                                  _mm256_slli_epi16(_mm256_cvtepu8_epi16(_mm256_castsi256_si128(high)), 8));
         raw.high = _mm256_or_si256(
             raw.high, _mm256_slli_epi16(_mm256_cvtepu8_epi16(_mm256_extracti128_si256(high, 1)), 8));
     }
@@ -372,7 +372,8 @@ KVCAST_AVX2 void decode_abreast(RansDecoder* const* decoders, const Strip* strip
         KVCAST_UNROLL
         for (std::size_t d = 0; d < N; ++d) {
             const Strip& s = strips[d];
-            if (at != s.count) decode_alone(states[d], words[d], {s.table, s.shift, s.count - at, s.values + at});
+            if (at != s.count)
+                decode_alone(states[d], words[d], {s.table, s.shift, s.count - at, s.values + at});
         }
     }
     KVCAST_UNROLL
@@ -396,8 +397,9 @@ KVCAST_AVX2_INLINE __m256i eighth(const Half& v, std::size_t i) {
 template <Dtype D>
 KVCAST_AVX2_INLINE __m256i assembled16(__m256i raw, __m256i high, std::uint32_t center) {
     constexpr int mantissa = static_cast<int>(mantissa_bits(D));
-    const __m256i exponent = _mm256_and_si256(_mm256_sub_epi16(_mm256_set1_epi16(static_cast<short>(center)), high),
-                                              _mm256_set1_epi16(static_cast<short>(exponent_mask(D))));
+    const __m256i exponent =
+        _mm256_and_si256(_mm256_sub_epi16(_mm256_set1_epi16(static_cast<short>(center)), high),
+                         _mm256_set1_epi16(static_cast<short>(exponent_mask(D))));
     const __m256i sign = _mm256_slli_epi16(_mm256_srli_epi16(raw, mantissa), 15);
     const __m256i fraction = _mm256_and_si256(raw, _mm256_set1_epi16((1 << mantissa) - 1));
     return _mm256_or_si256(sign, _mm256_or_si256(fraction, _mm256_slli_epi16(exponent, mantissa)));
@@ -405,8 +407,9 @@ KVCAST_AVX2_INLINE __m256i assembled16(__m256i raw, __m256i high, std::uint32_t 
 
 KVCAST_AVX2_INLINE __m256i assembled32(__m256i raw, __m256i high, std::uint32_t center) {
     constexpr int mantissa = static_cast<int>(mantissa_bits(Dtype::kF32));
-    const __m256i exponent = _mm256_and_si256(_mm256_sub_epi32(_mm256_set1_epi32(static_cast<int>(center)), high),
-                                              _mm256_set1_epi32(static_cast<int>(exponent_mask(Dtype::kF32))));
+    const __m256i exponent =
+        _mm256_and_si256(_mm256_sub_epi32(_mm256_set1_epi32(static_cast<int>(center)), high),
+                         _mm256_set1_epi32(static_cast<int>(exponent_mask(Dtype::kF32))));
     const __m256i sign = _mm256_slli_epi32(_mm256_srli_epi32(raw, mantissa), 31);
     const __m256i fraction = _mm256_and_si256(raw, _mm256_set1_epi32((1 << mantissa) - 1));
     return _mm256_or_si256(sign, _mm256_or_si256(fraction, _mm256_slli_epi32(exponent, mantissa)));

@@ -1,5 +1,5 @@
-// States that lie as rows do, to rows of 16-bit elements, and rows to floats; see kernels/avx512/states.cpp. Shapes
-// that do not come in 16s (8s, to floats), and elements of 32 bits, the scalar backend does.
+// States that lie as rows do, to rows of 16-bit elements, and rows to floats; see kernels/avx512/states.cpp.
+// Shapes that do not come in 16s (8s, to floats), and elements of 32 bits, the scalar backend does.
 #include <immintrin.h>
 
 #include "kernels/avx2/elements.h"

@@ -48,7 +48,8 @@ KVCAST_AVX512_INLINE Floats floats_of(__m512i low, __m512i high, __m512 scale) {
     return {_mm512_permutex2var_ps(a, first, b), _mm512_permutex2var_ps(a, second, b)};
 }
 
-// Elements of 16 bits in pairs, one of `low` and one of `high`: in each 128-bit lane, elements 0, 4, 1, 5, 2, 6, 3, 7.
+// Elements of 16 bits in pairs, one of `low` and one of `high`: in each 128-bit lane, elements 0, 4, 1, 5, 2,
+// 6, 3, 7.
 template <Dtype D>
 KVCAST_AVX512_INLINE __m512i paired16(__m512i low, __m512i high, __m512 scale) {
     const __m512 a = values_of(low, scale), b = values_of(high, scale);
@@ -63,8 +64,8 @@ KVCAST_AVX512_INLINE __m512i paired16(__m512i low, __m512i high, __m512 scale) {
 // The same in order.
 template <Dtype D>
 KVCAST_AVX512_INLINE __m512i elements16(__m512i low, __m512i high, __m512 scale) {
-    const __m512i ordered = _mm512_broadcast_i32x4(
-        _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
+    const __m512i ordered =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
     return _mm512_shuffle_epi8(paired16<D>(low, high, scale), ordered);
 }
 

@@ -61,7 +61,8 @@ KVCAST_AVX512_INLINE void store_at(std::uint8_t* to, __m256i v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), v);
 }
 
-// Of 8 tokens, the one at each place of a scratch row of 16-bit elements, and the place of each: see paired16().
+// Of 8 tokens, the one at each place of a scratch row of 16-bit elements, and the place of each: see
+// paired16().
 constexpr std::size_t kTokenAt[8] = {0, 4, 1, 5, 2, 6, 3, 7};
 constexpr std::size_t kPlaceOf[8] = {0, 2, 4, 6, 1, 3, 5, 7};
 
@@ -82,7 +83,8 @@ KVCAST_AVX512_INLINE void store_whole16(const __m512i (&a)[8], const __m512i (&b
     }
 }
 
-KVCAST_AVX512_INLINE void store_whole_lanes16(const __m512i (&r)[8], std::uint8_t* rows, std::size_t row_bytes) {
+KVCAST_AVX512_INLINE void store_whole_lanes16(const __m512i (&r)[8], std::uint8_t* rows,
+                                              std::size_t row_bytes) {
     KVCAST_UNROLL
     for (int j = 0; j < 8; ++j) {
         std::uint8_t* row = rows + kTokenAt[j] * row_bytes;
@@ -192,8 +194,8 @@ struct Unpacked {
 };
 
 // Up to 32 tokens of a pair of channels, turned.
-KVCAST_AVX512_INLINE void turn_pair(const HeadStore& h, std::size_t pair, std::size_t token, std::uint32_t lanes,
-                                    Unpacked& first, Unpacked& second) {
+KVCAST_AVX512_INLINE void turn_pair(const HeadStore& h, std::size_t pair, std::size_t token,
+                                    std::uint32_t lanes, Unpacked& first, Unpacked& second) {
     const Rotation& r = h.rotation;
     const std::size_t channel = r.first + pair * r.pair_step;
     const __m512i a = states_at(h, channel, token, lanes);
@@ -278,7 +280,8 @@ KVCAST_AVX512 void store_head_as(const HeadStore& h) {
     }
 }
 
-// Whether eight pairs at a time have eight neighbours first and eight second, and other channels come in eights too.
+// Whether eight pairs at a time have eight neighbours first and eight second, and other channels come in
+// eights too.
 bool by_eights(const Rotation& r, std::size_t channels) {
     if (channels % 8 != 0 || r.pairs == 0) return channels % 8 == 0;
     return r.pair_step == 1 && r.first % 8 == 0 && r.pairs % 8 == 0 && r.partner % 8 == 0;
@@ -378,7 +381,9 @@ KVCAST_AVX512 void store_bits32(const ExactStore& h) {
 
 // The elements of the lower and of the upper words of 32 bits, converted.
 struct Bits {
-    KVCAST_AVX512_INLINE static __m512i lower(__m512i v) { return _mm512_and_si512(v, _mm512_set1_epi32(0xffff)); }
+    KVCAST_AVX512_INLINE static __m512i lower(__m512i v) {
+        return _mm512_and_si512(v, _mm512_set1_epi32(0xffff));
+    }
     KVCAST_AVX512_INLINE static __m512i upper(__m512i v) { return _mm512_srli_epi32(v, 16); }
 };
 struct FromBf16 {
@@ -465,8 +470,8 @@ KVCAST_AVX512 std::size_t copy_bits(const void* rows, std::size_t row_bytes, Dty
                                 : load_tile16<Bits>(rows, row_bytes, tokens, channels, tile, stride);
 }
 
-// Calls step(i, lanes) for every Step elements, all of them there, and for what is left; `lanes` is a constant in
-// the first case.
+// Calls step(i, lanes) for every Step elements, all of them there, and for what is left; `lanes` is a
+// constant in the first case.
 template <std::size_t Step, typename F>
 KVCAST_AVX512_INLINE void for_lanes(std::size_t begin, std::size_t end, F&& step) {
     std::size_t i = begin;

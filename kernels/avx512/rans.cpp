@@ -1,7 +1,7 @@
-// 32 states of 32 bits are two vectors of 16-bit halves, so that a step works on all lanes at once: a product of a
-// frequency and a state's upper bits is two products of halves, a state below 2^16 is a high half of zero, and
-// refill moves low halves up and expands the next words, in ascending order, into the places. A table is four
-// vectors: every look-up is a permutation of registers.
+// 32 states of 32 bits are two vectors of 16-bit halves, so that a step works on all lanes at once: a product
+// of a frequency and a state's upper bits is two products of halves, a state below 2^16 is a high half of
+// zero, and refill moves low halves up and expands the next words, in ascending order, into the places. A
+// table is four vectors: every look-up is a permutation of registers.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -69,10 +69,10 @@ KVCAST_AVX512_INLINE __m512i take_symbols(States& s, const HalfTable& t, std::ui
     const __m512i frequency = looked_up(t.frequency, entry);
     const __m512i slot = _mm512_and_si512(s.low, _mm512_set1_epi16(kProbabilityMask));
     const __m512i above = _mm512_andnot_si512(_mm512_set1_epi16(kProbabilityMask), s.low);
-    // frequency * (state >> 14) + rank: the product with the two lowest bits and the rank fit 16 bits together.
-    const __m512i rest =
-        _mm512_add_epi16(_mm512_mulhi_epu16(frequency, above),
-                         _mm512_add_epi16(slot, looked_up(t.rank, entry)));
+    // frequency * (state >> 14) + rank: the product with the two lowest bits and the rank fit 16 bits
+    // together.
+    const __m512i rest = _mm512_add_epi16(_mm512_mulhi_epu16(frequency, above),
+                                          _mm512_add_epi16(slot, looked_up(t.rank, entry)));
     __m512i low = _mm512_add_epi16(_mm512_mullo_epi16(frequency, s.high), rest);
     __m512i high = _mm512_mulhi_epu16(frequency, s.high);
     high = _mm512_mask_add_epi16(high, _mm512_cmplt_epu16_mask(low, rest), high, _mm512_set1_epi16(1));
@@ -224,8 +224,8 @@ KVCAST_AVX512 void decode_abreast(RansDecoder* const* decoders, const Strip* str
         if (at == count) continue;
         KVCAST_UNROLL
         for (std::size_t d = 0; d < N; ++d)
-            decode_group<false>(states[d], strips[d].table->halves, strips[d].shift, first_lanes(count - at), words[d],
-                                strips[d].values + at);
+            decode_group<false>(states[d], strips[d].table->halves, strips[d].shift, first_lanes(count - at),
+                                words[d], strips[d].values + at);
     }
     KVCAST_UNROLL
     for (std::size_t d = 0; d < N; ++d) {
@@ -249,17 +249,17 @@ template <Dtype D>
 KVCAST_AVX512_INLINE __m512i assembled16(__m512i raw, __m512i high, std::uint32_t center) {
     constexpr int mantissa = static_cast<int>(mantissa_bits(D));
     const __m512i exponent = _mm512_sub_epi16(_mm512_set1_epi16(static_cast<std::int16_t>(center)), high);
-    const __m512i magnitude = _mm512_ternarylogic_epi32(
-        _mm512_set1_epi16((1 << mantissa) - 1), raw, _mm512_slli_epi16(exponent, mantissa), 0xca);
-    return _mm512_ternarylogic_epi32(_mm512_set1_epi16(0x7fff), magnitude, _mm512_slli_epi16(raw, 15 - mantissa),
-                                     0xca);
+    const __m512i magnitude = _mm512_ternarylogic_epi32(_mm512_set1_epi16((1 << mantissa) - 1), raw,
+                                                        _mm512_slli_epi16(exponent, mantissa), 0xca);
+    return _mm512_ternarylogic_epi32(_mm512_set1_epi16(0x7fff), magnitude,
+                                     _mm512_slli_epi16(raw, 15 - mantissa), 0xca);
 }
 
 KVCAST_AVX512_INLINE __m512i assembled32(__m512i raw, __m512i high, std::uint32_t center) {
     constexpr int mantissa = static_cast<int>(mantissa_bits(Dtype::kF32));
     const __m512i exponent = _mm512_sub_epi32(_mm512_set1_epi32(static_cast<int>(center)), high);
-    const __m512i magnitude = _mm512_ternarylogic_epi32(
-        _mm512_set1_epi32((1 << mantissa) - 1), raw, _mm512_slli_epi32(exponent, mantissa), 0xca);
+    const __m512i magnitude = _mm512_ternarylogic_epi32(_mm512_set1_epi32((1 << mantissa) - 1), raw,
+                                                        _mm512_slli_epi32(exponent, mantissa), 0xca);
     return _mm512_ternarylogic_epi32(_mm512_set1_epi32(0x7fffffff), magnitude,
                                      _mm512_slli_epi32(raw, 31 - mantissa), 0xca);
 }
@@ -309,13 +309,13 @@ KVCAST_AVX512 void decode_floats_abreast(RansDecoder* const* decoders, const Flo
         KVCAST_UNROLL
         for (std::size_t d = 0; d < N; ++d)
             decode_float_group<D, true>(states[d], strips[d].table->halves, strips[d].center, ~0u, words[d],
-                                     strips[d].bits + at);
+                                        strips[d].bits + at);
     }
     KVCAST_UNROLL
     for (std::size_t d = 0; d < N; ++d) {
         if (at != count)
-            decode_float_group<D, false>(states[d], strips[d].table->halves, strips[d].center, first_lanes(count - at),
-                                      words[d], strips[d].bits + at);
+            decode_float_group<D, false>(states[d], strips[d].table->halves, strips[d].center,
+                                         first_lanes(count - at), words[d], strips[d].bits + at);
         words[d].finish(*decoders[d]);
         store_states(decoders[d]->state, states[d]);
     }
@@ -368,13 +368,13 @@ KVCAST_AVX512_INLINE void put_raw(__m512i raw, unsigned planes, std::uint32_t la
     _mm512_mask_storeu_epi8(next, _bzhi_u64(~std::uint64_t{0}, count), bytes);
 }
 
-// Every step of the loops below is one of several encoders', side by side: what waits for the step before it has
-// the other encoders' work in between.
+// Every step of the loops below is one of several encoders', side by side: what waits for the step before it
+// has the other encoders' work in between.
 template <std::size_t N>
 using Each = __m512i[N];
 
-#define KVCAST_EACH   \
-    KVCAST_UNROLL     \
+#define KVCAST_EACH \
+    KVCAST_UNROLL   \
     for (std::size_t e = 0; e < N; ++e)
 
 // (high * 2^16 + low) / divisor for high < divisor, divisor * 2^shift having its highest bit set. Leaves the
@@ -414,7 +414,8 @@ KVCAST_AVX512_INLINE void find_slots(Each<N>& index, const EncodeHalves* const (
     KVCAST_UNROLL
     for (std::size_t n = 0; n < EncodeHalves::kBounds; ++n) {
         KVCAST_EACH {
-            const __mmask32 beyond = _mm512_cmpge_epu16_mask(index[e], looked_up(tables[e]->bound[n], cell[e]));
+            const __mmask32 beyond =
+                _mm512_cmpge_epu16_mask(index[e], looked_up(tables[e]->bound[n], cell[e]));
             offset[e] = _mm512_mask_permutexvar_epi16(offset[e], beyond, cell[e],
                                                       _mm512_load_si512(tables[e]->offset[n + 1]));
         }
@@ -428,11 +429,11 @@ struct Putter {
     std::uint8_t* next;
 };
 
-// Puts a symbol into each lane that is set in `lanes`. States that are full give a word away first: words go below
-// `next`, ascending with the lanes.
+// Puts a symbol into each lane that is set in `lanes`. States that are full give a word away first: words go
+// below `next`, ascending with the lanes.
 template <std::size_t N, bool Whole>
-KVCAST_AVX512_INLINE void put_groups(Putter (&p)[N], const Each<N>& symbols, const EncodeHalves* const (&t)[N],
-                                     std::uint32_t lanes) {
+KVCAST_AVX512_INLINE void put_groups(Putter (&p)[N], const Each<N>& symbols,
+                                     const EncodeHalves* const (&t)[N], std::uint32_t lanes) {
     Each<N> frequency, shift, reciprocal, low, high;
     __mmask32 full[N], two[N], one[N];
     KVCAST_EACH frequency[e] = looked_up(t[e]->frequency, symbols[e]);
@@ -746,10 +747,10 @@ KVCAST_AVX512 std::uint32_t choose_exponents(const ExponentChoice& c) {
     __m512i sums[ExponentChoice::kCenters];
     KVCAST_UNROLL
     for (std::uint32_t i = 0; i < ExponentChoice::kCenters; ++i) {
-        const __m512i falling = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0x0000, 0x00010002, 0x00030004, 0x00050006,
-                                                 0x00070008, 0x0009000a, 0x000b000c, 0x000d000e);
-        const __m512i inner =
-            _mm512_permutexvar_epi16(_mm512_add_epi16(falling, _mm512_set1_epi16(static_cast<short>(i))), window);
+        const __m512i falling = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0x0000, 0x00010002, 0x00030004,
+                                                 0x00050006, 0x00070008, 0x0009000a, 0x000b000c, 0x000d000e);
+        const __m512i inner = _mm512_permutexvar_epi16(
+            _mm512_add_epi16(falling, _mm512_set1_epi16(static_cast<short>(i))), window);
         const __m512i symbols = _mm512_mask_mov_epi16(
             inner, 1u << kEscape, _mm512_set1_epi16(static_cast<std::int16_t>(c.total - inside)));
         if (i + 1 < ExponentChoice::kCenters) inside += c.counts[i + kEscape] - c.counts[i];

@@ -1,6 +1,6 @@
 #include <algorithm>
-#include <limits>
 #include <cstring>
+#include <limits>
 
 #include "kernels/scalar/slots.h"
 
@@ -264,7 +264,8 @@ std::uint32_t choose_exponents(const ExponentChoice& c) {
         std::int32_t sums[kSymbols] = {};
         for (std::size_t pair = 0; pair < kSymbols / 2; ++pair) {
             for (std::size_t t = 0; t < kSymbols; ++t)
-                sums[t] += counts[2 * pair] * c.costs[pair][t][0] + counts[2 * pair + 1] * c.costs[pair][t][1];
+                sums[t] +=
+                    counts[2 * pair] * c.costs[pair][t][0] + counts[2 * pair + 1] * c.costs[pair][t][1];
         }
         for (std::uint32_t t = 0; t < kSymbols; ++t) {
             if (sums[t] >= least) continue;

@@ -50,7 +50,7 @@ TEST(Tables, AreTheSameInHalvesAndBytes) {
             ASSERT_EQ(table.halves.value[entry], static_cast<int>(symbol) - kernels::kSymbolZero);
 
             const kernels::ByteTable& b = table.bytes;
-            const auto word = [](const std::uint8_t (&bytes)[2][kernels::kSymbols], std::size_t at) {
+            const auto word = [](const std::uint8_t(&bytes)[2][kernels::kSymbols], std::size_t at) {
                 return static_cast<std::uint32_t>(bytes[0][at] | bytes[1][at] << 8);
             };
             ASSERT_EQ(static_cast<std::int16_t>(word(b.last, bucket)),

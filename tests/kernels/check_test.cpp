@@ -465,7 +465,8 @@ TEST_P(Backend, ChoosesExponentsLikeScalar) {
         }
         std::vector<std::uint32_t> window(ExponentChoice::kWindow);
         std::uint32_t total = 0;
-        for (auto& n : window) total += n = static_cast<std::uint32_t>(random() % (round % 7 == 0 ? 1900 : 40));
+        for (auto& n : window)
+            total += n = static_cast<std::uint32_t>(random() % (round % 7 == 0 ? 1900 : 40));
         if (round % 2 == 0) total += static_cast<std::uint32_t>(random() % (32768 - total));
         Guarded<std::uint32_t> counts(window);
         const auto first = static_cast<std::uint32_t>(random() % 2);
