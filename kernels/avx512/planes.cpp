@@ -115,7 +115,7 @@ KVCAST_AVX512_INLINE void store_halves16(const __m512i (&r)[8], std::size_t toke
                                          std::size_t row_bytes) {
     KVCAST_UNROLL
     for (int j = 0; j < 8; ++j) {
-        const auto t = static_cast<std::size_t>(j / 2 + j % 2 * 16);
+        const std::size_t t = static_cast<std::size_t>(j) / 2 + static_cast<std::size_t>(j) % 2 * 16;
         std::uint8_t* row = rows + t * row_bytes;
         if (t < tokens) store_at(row, _mm512_castsi512_si128(r[j]));
         if (t + 4 < tokens) store_at(row + 4 * row_bytes, _mm512_extracti32x4_epi32(r[j], 1));
@@ -404,7 +404,9 @@ KVCAST_AVX512_INLINE void load_channels16(const std::uint8_t* rows, std::size_t 
                                           __m512i (&channels)[8]) {
     KVCAST_UNROLL
     for (int j = 0; j < 8; ++j)
-        channels[j] = load_lanes(rows, row_bytes, static_cast<std::size_t>(j / 2 + j % 2 * 16), 4, tokens);
+        channels[j] =
+            load_lanes(rows, row_bytes,
+                       static_cast<std::size_t>(j) / 2 + static_cast<std::size_t>(j) % 2 * 16, 4, tokens);
     transpose16(channels);
 }
 
