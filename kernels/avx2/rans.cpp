@@ -490,11 +490,16 @@ void decode_floats_as(std::span<RansDecoder* const> decoders, std::span<const Fl
 struct Coding {
     Sixteen frequency;
     Sixteen reciprocal;
+    Sixteen start;
     const EncodeTable* table;
 };
 
 KVCAST_AVX2_INLINE Coding load_coding(const EncodeTable& t) {
-    return {sixteen(t.frequency), sixteen(t.reciprocal), &t};
+    const auto* start = reinterpret_cast<const __m128i*>(t.start);
+    return {sixteen(t.frequency),
+            sixteen(t.reciprocal),
+            {_mm256_cvtepu16_epi32(_mm_load_si128(start)), _mm256_cvtepu16_epi32(_mm_load_si128(start + 1))},
+            &t};
 }
 
 // The high halves of 32-bit products.
@@ -530,13 +535,13 @@ KVCAST_AVX2_INLINE __m256i put_symbols(__m256i state, __m256i symbols, const Cod
     const __m256i short_by_one = at_least(rank, frequency);
     quotient = _mm256_sub_epi32(quotient, short_by_one);
     rank = _mm256_sub_epi32(rank, _mm256_and_si256(short_by_one, frequency));
-    alignas(32) std::uint32_t symbol[8], ranks[8], slot[8];
-    store256(symbol, symbols);
-    store256(ranks, _mm256_and_si256(rank, _mm256_set1_epi32(kProbabilityMask)));
-    KVCAST_UNROLL
-    for (std::size_t i = 0; i < 8; ++i)
-        slot[i] = c.table->slot[(c.table->start[symbol[i]] + ranks[i]) & kProbabilityMask];
-    const __m256i after = _mm256_or_si256(_mm256_slli_epi32(quotient, kProbabilityBits), load256(slot));
+    // A gather reads a word more than the slot.
+    const __m256i index = _mm256_and_si256(_mm256_add_epi32(rank, looked_up(c.start, symbols)),
+                                           _mm256_set1_epi32(kProbabilityMask));
+    const __m256i slot =
+        _mm256_and_si256(_mm256_i32gather_epi32(reinterpret_cast<const int*>(c.table->slot), index, 2),
+                         _mm256_set1_epi32(0xffff));
+    const __m256i after = _mm256_or_si256(_mm256_slli_epi32(quotient, kProbabilityBits), slot);
     return _mm256_blendv_epi8(state, after, there);
 }
 
