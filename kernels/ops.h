@@ -264,11 +264,12 @@ inline constexpr int kValueCostMost = 15;
 struct ExponentChoice {
     static constexpr std::size_t kCenters = 3;
     static constexpr std::size_t kWindow = kEscape + kCenters - 1;
+    static constexpr std::uint32_t kMostTotal = 32767;  // only the scalar backend takes more
 
     // How often exponents occur: symbol s of center i stands for number kEscape - 1 + i - s. What is outside
     // escapes.
     const std::uint32_t* counts;
-    std::uint32_t total;  // of all exponents, at most 32767
+    std::uint32_t total;  // of all exponents
     std::uint32_t first;  // centers from first to last come into question
     std::uint32_t last;
     const std::int16_t (*costs)[kSymbols][2];  // [symbol / 2][table][symbol % 2], below 2^12

@@ -147,13 +147,8 @@ void BlockWriter::end(const kernels::RansEncoder& encoder, std::vector<std::uint
 }
 
 void BlockWriter::finish(std::vector<std::uint8_t>& out, BlockCost* ideal) {
-    if (ideal != nullptr) {
-        for (const Item& item : items_) add_cost(item, *ideal);
-    }
-    kernels::RansEncoder encoder;
-    begin(encoder);
-    for (auto item = items_.rbegin(); item != items_.rend(); ++item) encode(*item, encoder);
-    end(encoder, out);
+    Block alone = {this, &out, ideal};
+    finish_all({&alone, 1});
 }
 
 bool BlockWriter::alike(const Item& a, const Item& b) {

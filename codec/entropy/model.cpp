@@ -218,27 +218,6 @@ const ExponentCosts& exponent_costs() {
     return costs;
 }
 
-// The same choice for more exponents than that takes.
-std::uint32_t choose_of_many(const std::uint32_t* window, std::uint64_t total, std::uint32_t first,
-                             std::uint32_t last) {
-    std::uint32_t best = 0;
-    std::uint64_t least = std::numeric_limits<std::uint64_t>::max();
-    for (std::uint32_t i = first; i <= last; ++i) {
-        for (std::uint32_t t = 0; t < kExponentTables; ++t) {
-            const std::uint16_t* costs = kCosts[kFirstExponentTable + t];
-            std::uint64_t cost = total * costs[kernels::kEscape];
-            for (std::uint32_t s = 0; s < kernels::kEscape; ++s) {
-                const std::uint64_t n = window[kernels::kEscape - 1 + i - s];
-                cost = cost + n * costs[s] - n * costs[kernels::kEscape];
-            }
-            if (cost >= least) continue;
-            least = cost;
-            best = i * kSymbols + t;
-        }
-    }
-    return best;
-}
-
 }  // namespace
 
 const DecodeTable& decode_table(std::size_t table) {
@@ -343,10 +322,10 @@ ExponentModel cheapest_exponent_model(const kernels::Ops& ops, kernels::Dtype dt
     const std::uint32_t mode = ops.count_exponents(bits.data(), bits.size(), dtype, counts.data() + kSide);
     const std::uint32_t* window = counts.data() + kSide + mode - kernels::kSymbolZero - 1;
     const std::uint32_t first = mode == 0 ? 1 : 0, last = mode == kernels::exponent_mask(dtype) ? 1 : 2;
-    const std::uint32_t chosen = bits.size() > 0x7fff
-                                     ? choose_of_many(window, bits.size(), first, last)
-                                     : ops.choose_exponents({window, static_cast<std::uint32_t>(bits.size()),
-                                                             first, last, exponent_costs().of});
+    const kernels::Ops& chooser =
+        bits.size() > kernels::ExponentChoice::kMostTotal ? kernels::scalar_ops() : ops;
+    const std::uint32_t chosen = chooser.choose_exponents(
+        {window, static_cast<std::uint32_t>(bits.size()), first, last, exponent_costs().of});
     return {mode - 1 + chosen / kSymbols, chosen % kSymbols};
 }
 

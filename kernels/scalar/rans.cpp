@@ -253,15 +253,15 @@ void value_costs(const std::int16_t* values, std::size_t count, const std::uint3
 
 std::uint32_t choose_exponents(const ExponentChoice& c) {
     std::uint32_t best = 0;
-    std::int32_t least = std::numeric_limits<std::int32_t>::max();
+    std::int64_t least = std::numeric_limits<std::int64_t>::max();
     for (std::uint32_t i = c.first; i <= c.last; ++i) {
-        std::int32_t counts[kSymbols] = {};
-        counts[kEscape] = static_cast<std::int32_t>(c.total);
+        std::int64_t counts[kSymbols] = {};
+        counts[kEscape] = c.total;
         for (std::uint32_t s = 0; s < kEscape; ++s) {
-            counts[s] = static_cast<std::int32_t>(c.counts[kEscape - 1 + i - s]);
+            counts[s] = c.counts[kEscape - 1 + i - s];
             counts[kEscape] -= counts[s];
         }
-        std::int32_t sums[kSymbols] = {};
+        std::int64_t sums[kSymbols] = {};
         for (std::size_t pair = 0; pair < kSymbols / 2; ++pair) {
             for (std::size_t t = 0; t < kSymbols; ++t)
                 sums[t] +=
