@@ -48,4 +48,23 @@ KVCAST_AVX2_INLINE __m256i turned(__m256i pair, __m256i factors) {
     return _mm256_srai_epi32(_mm256_add_epi32(_mm256_madd_epi16(pair, factors), half), kTrigBits);
 }
 
+// ---- and back: pairs of channels turned backwards ----
+
+KVCAST_AVX2_INLINE __m256 as_floats(const std::int16_t* v) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(v))));
+}
+
+struct Turned {
+    __m256 first;
+    __m256 second;
+};
+
+// Products first, not fused.
+KVCAST_AVX2_INLINE Turned unrotated(__m256 x, __m256 y, __m256 cos, __m256 sin) {
+    const __m256 unit = _mm256_set1_ps(1.0f / (1 << kTrigBits));
+    const __m256 first = _mm256_add_ps(_mm256_mul_ps(x, cos), _mm256_mul_ps(y, sin));
+    const __m256 second = _mm256_sub_ps(_mm256_mul_ps(y, cos), _mm256_mul_ps(x, sin));
+    return {_mm256_mul_ps(first, unit), _mm256_mul_ps(second, unit)};
+}
+
 }  // namespace kvcast::kernels::avx2

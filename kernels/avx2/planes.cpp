@@ -175,22 +175,15 @@ Extent whole_part(std::size_t tokens, std::size_t channels) {
     return {tokens / kTile * kTile, channels / 8 * 8};
 }
 
-KVCAST_AVX2_INLINE __m256 as_floats(const std::int16_t* v) {
-    return _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(v))));
-}
-
 KVCAST_AVX2 void unrotate(float* a, float* b, const std::int16_t* cos, const std::int16_t* sin,
                           std::size_t tokens) {
     constexpr float kUnit = 1.0f / (1 << kTrigBits);
-    const __m256 unit = _mm256_set1_ps(kUnit);
     std::size_t t = 0;
     for (; t + 8 <= tokens; t += 8) {
-        const __m256 c = as_floats(cos + t), s = as_floats(sin + t);
-        const __m256 x = _mm256_loadu_ps(a + t), y = _mm256_loadu_ps(b + t);
-        const __m256 first = _mm256_add_ps(_mm256_mul_ps(x, c), _mm256_mul_ps(y, s));
-        const __m256 second = _mm256_sub_ps(_mm256_mul_ps(y, c), _mm256_mul_ps(x, s));
-        _mm256_storeu_ps(a + t, _mm256_mul_ps(first, unit));
-        _mm256_storeu_ps(b + t, _mm256_mul_ps(second, unit));
+        const Turned r =
+            unrotated(_mm256_loadu_ps(a + t), _mm256_loadu_ps(b + t), as_floats(cos + t), as_floats(sin + t));
+        _mm256_storeu_ps(a + t, r.first);
+        _mm256_storeu_ps(b + t, r.second);
     }
     for (; t < tokens; ++t) {
         const auto c = static_cast<float>(cos[t]), s = static_cast<float>(sin[t]);

@@ -253,19 +253,21 @@ KVCAST_AVX2_INLINE __m256i transposed_bits(__m256i x) {
     return swapped<28, 0x00000000f0f0f0f0>(x);
 }
 
+// In each half, byte c of word r of 32 bits changes places with byte r of word c.
+KVCAST_AVX2_INLINE __m256i transposed_bytes(__m256i x) {
+    return _mm256_shuffle_epi8(x, _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15,  //
+                                                   0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+}
+
 // Eight planes of 32 bits as bytes of 32 lanes, one bit of each plane, and back.
 KVCAST_AVX2_INLINE __m256i lanes_of_planes(__m256i planes) {
-    const __m256i by_byte = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15,  //
-                                             0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m256i interleaved = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    return transposed_bits(_mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(planes, by_byte), interleaved));
+    return transposed_bits(_mm256_permutevar8x32_epi32(transposed_bytes(planes), interleaved));
 }
 
 KVCAST_AVX2_INLINE __m256i planes_of_lanes(__m256i lanes) {
     const __m256i apart = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
-    const __m256i by_plane = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15,  //
-                                              0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    return _mm256_shuffle_epi8(_mm256_permutevar8x32_epi32(transposed_bits(lanes), apart), by_plane);
+    return transposed_bytes(_mm256_permutevar8x32_epi32(transposed_bits(lanes), apart));
 }
 
 // Eight planes from `from` on; planes of 16 lanes or fewer have one word each.

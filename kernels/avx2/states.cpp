@@ -80,29 +80,21 @@ KVCAST_AVX2_INLINE __m256 load_floats(const std::uint8_t* row, std::size_t chann
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(elements), 16));
 }
 
-KVCAST_AVX2_INLINE __m256 load_trig(const std::int16_t* v) {
-    return _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(v))));
-}
-
 template <Dtype D>
 KVCAST_AVX2_INLINE void take_channels(const std::uint8_t* row, float* values, std::size_t begin,
                                       std::size_t end) {
     for (std::size_t c = begin; c < end; c += 8) _mm256_storeu_ps(values + c, load_floats<D>(row, c));
 }
 
-// Products first, not fused, as load_head has it.
 template <Dtype D>
 KVCAST_AVX2_INLINE void take_half_pairs(const Rotation& r, const std::int16_t* cosines,
                                         const std::int16_t* sines, const std::uint8_t* row, float* values) {
-    const __m256 unit = _mm256_set1_ps(1.0f / (1 << kTrigBits));
     for (std::size_t p = 0; p < r.pairs; p += 8) {
         const std::size_t first = r.first + p, second = first + r.partner;
         const __m256 x = load_floats<D>(row, first), y = load_floats<D>(row, second);
-        const __m256 cos = load_trig(cosines + p), sin = load_trig(sines + p);
-        const __m256 a = _mm256_add_ps(_mm256_mul_ps(x, cos), _mm256_mul_ps(y, sin));
-        const __m256 b = _mm256_sub_ps(_mm256_mul_ps(y, cos), _mm256_mul_ps(x, sin));
-        _mm256_storeu_ps(values + first, _mm256_mul_ps(a, unit));
-        _mm256_storeu_ps(values + second, _mm256_mul_ps(b, unit));
+        const Turned turned = unrotated(x, y, as_floats(cosines + p), as_floats(sines + p));
+        _mm256_storeu_ps(values + first, turned.first);
+        _mm256_storeu_ps(values + second, turned.second);
     }
 }
 

@@ -75,4 +75,23 @@ KVCAST_AVX512_INLINE __m512i turned(__m512i pair, __m512i factors) {
     return _mm512_srai_epi32(_mm512_dpwssd_epi32(half, pair, factors), kTrigBits);
 }
 
+// ---- and back: pairs of channels turned backwards ----
+
+KVCAST_AVX512_INLINE __m512 load_trig(const std::int16_t* v, __mmask16 lanes) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(lanes, v)));
+}
+
+struct Turned {
+    __m512 first;
+    __m512 second;
+};
+
+// Products first, not fused.
+KVCAST_AVX512_INLINE Turned unrotated(__m512 x, __m512 y, __m512 cos, __m512 sin) {
+    const __m512 unit = _mm512_set1_ps(1.0f / (1 << kTrigBits));
+    const __m512 first = _mm512_add_ps(_mm512_mul_ps(x, cos), _mm512_mul_ps(y, sin));
+    const __m512 second = _mm512_sub_ps(_mm512_mul_ps(y, cos), _mm512_mul_ps(x, sin));
+    return {_mm512_mul_ps(first, unit), _mm512_mul_ps(second, unit)};
+}
+
 }  // namespace kvcast::kernels::avx512

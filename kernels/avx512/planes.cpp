@@ -487,29 +487,12 @@ KVCAST_AVX512_INLINE __m512 load_some(Whole, std::uint32_t lanes, const float* f
     return _mm512_maskz_loadu_ps(static_cast<__mmask16>(lanes), from);
 }
 
-KVCAST_AVX512_INLINE __m512 trig_at(const std::int16_t* v, __mmask16 lanes) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(lanes, v)));
-}
-
-struct Turned {
-    __m512 first;
-    __m512 second;
-};
-
-// A pair turned backwards.
-KVCAST_AVX512_INLINE Turned unrotated(__m512 x, __m512 y, __m512 cos, __m512 sin) {
-    const __m512 unit = _mm512_set1_ps(1.0f / (1 << kTrigBits));
-    const __m512 first = _mm512_add_ps(_mm512_mul_ps(x, cos), _mm512_mul_ps(y, sin));
-    const __m512 second = _mm512_sub_ps(_mm512_mul_ps(y, cos), _mm512_mul_ps(x, sin));
-    return {_mm512_mul_ps(first, unit), _mm512_mul_ps(second, unit)};
-}
-
 KVCAST_AVX512 void unrotate(float* a, float* b, const std::int16_t* cos, const std::int16_t* sin,
                             std::size_t tokens) {
     for_lanes<16>(0, tokens, [&](std::size_t t, auto whole, std::uint32_t some) KVCAST_AVX512_LAMBDA {
         const auto lanes = static_cast<__mmask16>(some);
         const Turned r = unrotated(load_some(whole, lanes, a + t), load_some(whole, lanes, b + t),
-                                   trig_at(cos + t, lanes), trig_at(sin + t, lanes));
+                                   load_trig(cos + t, lanes), load_trig(sin + t, lanes));
         _mm512_mask_storeu_ps(a + t, lanes, r.first);
         _mm512_mask_storeu_ps(b + t, lanes, r.second);
     });
@@ -536,11 +519,11 @@ KVCAST_AVX512 void load_pairs16(const HeadLoad& h) {
                 float* a = h.tile + (first + i) * h.tile_stride + token;
                 float* b = h.tile + (second + i) * h.tile_stride + token;
                 const Turned lower = unrotated(_mm512_castsi512_ps(Convert::lower(x[i])),
-                                               _mm512_castsi512_ps(Convert::lower(y[i])), trig_at(cos, low),
-                                               trig_at(sin, low));
+                                               _mm512_castsi512_ps(Convert::lower(y[i])), load_trig(cos, low),
+                                               load_trig(sin, low));
                 const Turned upper = unrotated(_mm512_castsi512_ps(Convert::upper(x[i])),
                                                _mm512_castsi512_ps(Convert::upper(y[i])),
-                                               trig_at(cos + 16, high), trig_at(sin + 16, high));
+                                               load_trig(cos + 16, high), load_trig(sin + 16, high));
                 _mm512_mask_storeu_ps(a, low, lower.first);
                 _mm512_mask_storeu_ps(a + 16, high, upper.first);
                 _mm512_mask_storeu_ps(b, low, lower.second);

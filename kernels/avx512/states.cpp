@@ -114,10 +114,6 @@ KVCAST_AVX512_INLINE __m512 load_floats(const std::uint8_t* row, std::size_t cha
     }
 }
 
-KVCAST_AVX512_INLINE __m512 load_trig(const std::int16_t* v, __mmask16 lanes) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(lanes, v)));
-}
-
 template <Dtype D>
 KVCAST_AVX512_INLINE void take_channels(const std::uint8_t* row, float* values, std::size_t begin,
                                         std::size_t end) {
@@ -127,20 +123,16 @@ KVCAST_AVX512_INLINE void take_channels(const std::uint8_t* row, float* values, 
     }
 }
 
-// Products first, not fused, as load_head has it.
 template <Dtype D>
 KVCAST_AVX512_INLINE void take_half_pairs(const Rotation& r, const std::int16_t* cosines,
                                           const std::int16_t* sines, const std::uint8_t* row, float* values) {
-    const __m512 unit = _mm512_set1_ps(1.0f / (1 << kTrigBits));
     for (std::size_t p = 0; p < r.pairs; p += 16) {
         const auto lanes = static_cast<__mmask16>(first_lanes(r.pairs - p));
         const std::size_t first = r.first + p, second = first + r.partner;
         const __m512 x = load_floats<D>(row, first, lanes), y = load_floats<D>(row, second, lanes);
-        const __m512 cos = load_trig(cosines + p, lanes), sin = load_trig(sines + p, lanes);
-        const __m512 a = _mm512_add_ps(_mm512_mul_ps(x, cos), _mm512_mul_ps(y, sin));
-        const __m512 b = _mm512_sub_ps(_mm512_mul_ps(y, cos), _mm512_mul_ps(x, sin));
-        _mm512_mask_storeu_ps(values + first, lanes, _mm512_mul_ps(a, unit));
-        _mm512_mask_storeu_ps(values + second, lanes, _mm512_mul_ps(b, unit));
+        const Turned turned = unrotated(x, y, load_trig(cosines + p, lanes), load_trig(sines + p, lanes));
+        _mm512_mask_storeu_ps(values + first, lanes, turned.first);
+        _mm512_mask_storeu_ps(values + second, lanes, turned.second);
     }
 }
 
