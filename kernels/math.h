@@ -32,20 +32,20 @@ inline constexpr int kSymbolZero = 7;  // symbol s stands for the value s - 7
 inline constexpr unsigned kBucketBits = kProbabilityBits - 4;
 inline constexpr std::uint32_t kBucketSlots = 1u << kBucketBits;
 
-// One entry of an alias table: symbol | frequency | what to add to a slot to get its rank among the symbol's
-// slots.
+// One entry of an alias table: symbol, what to add to a slot to get its rank among the symbol's slots, and
+// frequency, from the highest bits down.
 KVCAST_HD constexpr std::uint32_t pack_entry(std::uint32_t symbol, std::uint32_t frequency,
                                              std::uint32_t adjust) {
-    return symbol | frequency << 4 | (adjust & kProbabilityMask) << 18;
+    return symbol << 28 | (adjust & kProbabilityMask) << kProbabilityBits | frequency;
 }
 KVCAST_HD constexpr std::uint32_t entry_symbol(std::uint32_t entry) {
-    return entry & 15;
+    return entry >> 28;
 }
 KVCAST_HD constexpr std::uint32_t entry_frequency(std::uint32_t entry) {
-    return entry >> 4 & kProbabilityMask;
+    return entry & kProbabilityMask;
 }
 KVCAST_HD constexpr std::uint32_t entry_adjust(std::uint32_t entry) {
-    return entry >> 18;
+    return entry >> kProbabilityBits & kProbabilityMask;
 }
 
 // The state after a symbol is taken out of it, before refill.

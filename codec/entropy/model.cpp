@@ -91,10 +91,11 @@ HalfTable half_table(const AliasTable& alias) {
                                                   above * kernels::kProbabilityTotal);
         const std::uint32_t entry = alias.entry[i];
         const std::uint32_t slot = i / 2 * kBucketSlots + (i % 2 == 0 ? 0 : alias.divider[i / 2]);
-        const std::uint32_t rank = (slot + (entry >> 18)) & kernels::kProbabilityMask;
-        out.frequency[i] = static_cast<std::uint16_t>((entry >> 4 & kernels::kProbabilityMask) * 4);
+        const std::uint32_t rank = (slot + kernels::entry_adjust(entry)) & kernels::kProbabilityMask;
+        out.frequency[i] = static_cast<std::uint16_t>(kernels::entry_frequency(entry) * 4);
         out.rank[i] = static_cast<std::uint16_t>(rank - slot);
-        out.value[i] = static_cast<std::int16_t>(static_cast<int>(entry & 15) - kernels::kSymbolZero);
+        out.value[i] =
+            static_cast<std::int16_t>(static_cast<int>(kernels::entry_symbol(entry)) - kernels::kSymbolZero);
     }
     return out;
 }
