@@ -32,11 +32,15 @@ class Decoding {
 
     // Blocks and runs between two marks of the plan.
     cudaError_t entropy(const DecodePlan::Mark& from, const DecodePlan::Mark& to) const {
-        const auto* tables = at<kernels::AliasTable>(l_.tables);
-        const cudaError_t e = cuda::launch_decode(
-            memory_, at<cuda::PlaneTask>(l_.planes), at<cuda::BlockTask>(l_.blocks, from.blocks),
-            to.blocks - from.blocks, l_.most_channels, tables, status_, stream_);
-        if (e != cudaSuccess) return e;
+        const auto* tables = at<cuda::BucketTable>(l_.tables);
+        for (const bool direct : {true, false}) {
+            if (direct ? !l_.any_direct : !l_.any_indirect) continue;
+            const cudaError_t e = cuda::launch_decode(
+                memory_, at<cuda::PlaneTask>(l_.planes), at<cuda::BlockTask>(l_.blocks, from.blocks),
+                to.blocks - from.blocks, direct, at<cuda::RotationTask>(l_.rotations), l_.most_channels,
+                tables, status_, stream_);
+            if (e != cudaSuccess) return e;
+        }
         return cuda::launch_klt_decode(memory_, at<cuda::KltPlaneTask>(l_.klt_planes),
                                        at<cuda::KltPieceTask>(l_.klt_pieces),
                                        at<cuda::KltRunTask>(l_.klt_runs, from.klt_runs),

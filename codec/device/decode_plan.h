@@ -81,6 +81,8 @@ class DecodePlan {
         Array rotations;
         Array planes;
         Array blocks;
+        bool any_direct = false;  // of the blocks
+        bool any_indirect = false;
         std::uint32_t most_channels = 1;
         Array klt_planes;
         Array klt_pieces;

@@ -59,7 +59,8 @@ inline kernels::cuda::RotationTask rotation_task(const Rope& rope, std::uint64_t
                                                  std::vector<std::byte>& image, Workspace& workspace,
                                                  AngleOrder order = AngleOrder::kByPair) {
     const bool by_pair = order == AngleOrder::kByPair;
-    return {.table = workspace.take(rope.pairs() * columns * sizeof(kernels::SinCos)),
+    return {.table =
+                workspace.take((rope.pairs() * columns + kernels::cuda::kBodyUnit) * sizeof(kernels::SinCos)),
             .frequencies = append<std::uint64_t>(image, rope.frequencies),
             .first = first,
             .pairs = u32(rope.pairs()),

@@ -25,30 +25,56 @@ const T* at(const void* base, std::size_t offset) {
     return reinterpret_cast<const T*>(static_cast<const std::byte*>(base) + offset);
 }
 
-// Channels of a head that are turned, and those that are not, as runs of words of two neighbours.
-bool in_words(const cuda::StoreTask& task, const cuda::RotationTask* r) {
-    if (task.channels % 2 != 0 || task.head_stride % 2 != 0) return false;
+// Channels of a head that are turned, and those that are not, as runs of `unit` neighbours.
+bool in_runs(const cuda::StoreTask& task, const cuda::RotationTask* r, std::uint32_t unit) {
+    if (task.channels % unit != 0) return false;
     if (r == nullptr) return true;
     const std::uint32_t end = r->first_channel + 2 * r->pairs;
-    return r->pairs % 2 == 0 && r->first_channel % 2 == 0 && r->pair_step == 1 && r->partner == r->pairs &&
-           (r->first_channel == 0 || end == task.channels);
+    return r->pairs % unit == 0 && r->first_channel % unit == 0 && r->pair_step == 1 &&
+           r->partner == r->pairs && (r->first_channel == 0 || end == task.channels);
 }
 
-bool in_words(const cuda::RowsAt& rows) {
+bool aligned(const cuda::RowsAt& rows, std::uint32_t bytes) {
     return (reinterpret_cast<std::uintptr_t>(rows.rows) | rows.row_bytes | rows.head_bytes |
             rows.page_bytes) %
-               sizeof(std::uint32_t) ==
+               bytes ==
            0;
 }
 
 cuda::StoreWay store_way(const cuda::StoreTask& task, const cuda::RotationTask* rotation) {
     const bool converted = task.exact && (task.from != task.to || rotation != nullptr);
-    if (task.to == Dtype::kF32 || converted || !in_words(task, rotation) || !in_words(task.out))
-        return cuda::StoreWay::kAny;
-    if (task.token_stride == 1 && task.channel_stride % 2 == 0 && !task.list)
-        return cuda::StoreWay::kAlongTokens;
-    if (task.channel_stride == 1 && task.token_stride % 2 == 0) return cuda::StoreWay::kAlongSlots;
-    return cuda::StoreWay::kAny;
+    if (task.to == Dtype::kF32 || converted) return cuda::StoreWay::kAny;
+    constexpr std::uint32_t word = 2, words = 4;
+    if (task.octets) {
+        const bool fits = in_runs(task, rotation, words) && aligned(task.out, words * sizeof(std::uint16_t));
+        return fits ? cuda::StoreWay::kOctets : cuda::StoreWay::kAny;
+    }
+    const bool along = task.channel_stride == 1 && task.token_stride % word == 0 &&
+                       task.head_stride % word == 0 && in_runs(task, rotation, word) &&
+                       aligned(task.out, word * sizeof(std::uint16_t));
+    return along ? cuda::StoreWay::kAlongSlots : cuda::StoreWay::kAny;
+}
+
+// Whether the warps that decode a plane can store it: see PlaneTask.
+bool is_direct(const cuda::PlaneTask& plane, const cuda::StoreTask& body, const cuda::RotationTask* r) {
+    constexpr std::uint32_t run = cuda::kDirectChannels;
+    if (body.to != Dtype::kBf16 || plane.anchor_group != 0 || plane.body_tokens == 0 ||
+        plane.body_tokens > cuda::kBodyUnit || !aligned(body.out, 16))
+        return false;
+    if (!plane.quantised && body.from != body.to) return false;
+    if (r == nullptr) return plane.channels % run == 0;
+    return plane.quantised && r->pairs % run == 0 && 2 * r->pairs == plane.channels &&
+           r->first_channel == 0 && r->pair_step == 1 && r->partner == r->pairs && r->column_stride == 1;
+}
+
+cuda::BucketTable bucket_table(const kernels::AliasTable& alias) {
+    constexpr unsigned shift = 32 - kernels::kBucketBits;
+    cuda::BucketTable table = {};
+    for (std::size_t b = 0; b < kernels::kSymbols; ++b) {
+        table.entries[b] = {alias.entry[2 * b], alias.entry[2 * b + 1]};
+        table.last[b].slot = (alias.divider[b] - 1) << shift | ((1u << shift) - 1);
+    }
+    return table;
 }
 
 }  // namespace
@@ -71,8 +97,8 @@ void PlanBuilder::add(const ChunkSource& c, std::uint32_t index) {
     std::uint64_t offset = 0;
     for (std::size_t layer = 0; layer < h.layout.layers; ++layer) {
         mark(layer, h.layout.planes.size(), 1);
-        add_blocks(c, index, layer, offset);
-        for (std::size_t p = 0; p < h.layout.planes.size(); ++p) add_plane(c, layer, p);
+        const bool direct = add_planes(c, layer);
+        add_blocks(c, index, layer, direct, offset);
     }
 }
 
@@ -95,9 +121,13 @@ std::uint32_t PlanBuilder::rotation(const ChunkSource& c, std::uint64_t first, s
     return u32(rotations_.size() - 1);
 }
 
+const cuda::RotationTask* PlanBuilder::rotation_at(std::uint32_t index) const {
+    return index == cuda::kNone ? nullptr : &rotations_[index];
+}
+
 void PlanBuilder::store(cuda::StoreTask task) {
     if (task.tokens == 0) return;
-    const cuda::RotationTask* rotation = task.rotation == cuda::kNone ? nullptr : &rotations_[task.rotation];
+    const cuda::RotationTask* rotation = rotation_at(task.rotation);
     task.pairs = rotation == nullptr ? 0 : rotation->pairs;
     task.way = store_way(task, rotation);
     for (std::uint64_t i = 0; i < cuda::tiles_of(task); ++i)
@@ -123,7 +153,7 @@ cuda::StoreTask PlanBuilder::store_of(const ChunkSource& c, std::size_t layer, s
 
 // ---- delta and lossless
 
-void PlanBuilder::add_blocks(const ChunkSource& c, std::uint32_t index, std::size_t layer,
+void PlanBuilder::add_blocks(const ChunkSource& c, std::uint32_t index, std::size_t layer, bool direct,
                              std::uint64_t& offset) {
     const ChunkHeader& h = *c.header;
     const std::size_t per_layer = h.blocks_per_layer();
@@ -131,16 +161,41 @@ void PlanBuilder::add_blocks(const ChunkSource& c, std::uint32_t index, std::siz
         const std::uint32_t bytes = h.block_bytes[layer * per_layer + b];
         blocks_.push_back({.begin = at<std::uint8_t>(c.payload, offset),
                            .bytes = bytes,
-                           .plane = u32(planes_.size()),
+                           .plane = u32(planes_.size() - h.layout.planes.size()),
                            .first_head = u32(b * h.block_heads),
                            .end_head = u32(std::min((b + 1) * h.block_heads, h.layout.heads_per_layer())),
-                           .status = u32(places_.size())});
+                           .status = u32(places_.size()),
+                           .direct = direct});
         places_.push_back({index, u32(layer), u32(b)});
         offset += bytes;
     }
 }
 
-void PlanBuilder::add_plane(const ChunkSource& c, std::size_t layer, std::size_t plane) {
+// All planes of a layer, which share blocks; whether they are direct.
+bool PlanBuilder::add_planes(const ChunkSource& c, std::size_t layer) {
+    const std::size_t count = c.header->layout.planes.size(), first = planes_.size();
+    std::vector<PlaneStores> stores;
+    bool direct = true;
+    for (std::size_t p = 0; p < count; ++p) {
+        stores.push_back(add_plane(c, layer, p));
+        const cuda::StoreTask& body = stores.back().body;
+        direct = direct && is_direct(planes_.back(), body, rotation_at(body.rotation));
+    }
+    for (std::size_t p = 0; p < count; ++p) {
+        cuda::PlaneTask& plane = planes_[first + p];
+        const auto& [exact, body] = stores[p];
+        plane.exact_direct = direct && exact.rotation == cuda::kNone && exact.from == exact.to;
+        plane.rotation = body.rotation;
+        plane.out = body.out;
+        if (!plane.exact_direct) store(exact);
+        if (!direct) store(body);
+    }
+    (direct ? any_direct_ : any_indirect_) = true;
+    return direct;
+}
+
+// A plane's task; its stores are left to the caller.
+PlanBuilder::PlaneStores PlanBuilder::add_plane(const ChunkSource& c, std::size_t layer, std::size_t plane) {
     const ChunkHeader& h = *c.header;
     const PlaneShape& shape = h.layout.planes[plane];
     const PlaneParams& params = h.planes[layer * h.layout.planes.size() + plane];
@@ -160,7 +215,11 @@ void PlanBuilder::add_plane(const ChunkSource& c, std::size_t layer, std::size_t
         .anchor_shift = static_cast<std::uint8_t>(h.delta.anchor_shift),
         .guard_bits = static_cast<std::uint8_t>(params.guard_bits),
         .quantised = quantised,
-        .source = h.layout.dtype};
+        .source = h.layout.dtype,
+        .exact_direct = false,
+        .rotation = cuda::kNone,
+        .scale = params.scale,
+        .out = {}};
     planes_.push_back(task);
     most_channels_ = std::max(most_channels_, task.channels);
 
@@ -173,18 +232,18 @@ void PlanBuilder::add_plane(const ChunkSource& c, std::size_t layer, std::size_t
     rows.tokens = task.exact_rows;
     rows.rotation = shift;
     rows.exact = true;
-    store(rows);
     cuda::StoreTask states = store_of(c, layer, plane);
     states.source = task.body;
     states.head_stride = std::uint64_t{task.channels} * task.body_stride;
     states.channel_stride = task.body_stride;
     states.token_stride = 1;
+    states.octets = true;
     states.tokens = task.body_tokens;
     states.first_token = task.exact_rows;
     states.rotation = quantised && plane == 0 && h.unrotated ? absolute_ : shift;
     states.scale = params.scale;
     states.exact = !quantised;
-    store(states);
+    return {rows, states};
 }
 
 // ---- klt
@@ -363,13 +422,17 @@ Result<DecodePlan> PlanBuilder::finish() {
     DecodePlan plan;
     std::vector<std::byte>& image = plan.image_;
     image = std::move(front_);
-    std::vector<kernels::AliasTable> tables;
-    for (std::size_t t = 0; t < entropy::kTables; ++t) tables.push_back(entropy::decode_table(t).alias);
+    static_assert(entropy::kTables == cuda::kTables);
+    std::vector<cuda::BucketTable> tables;
+    for (std::size_t t = 0; t < entropy::kTables; ++t)
+        tables.push_back(bucket_table(entropy::decode_table(t).alias));
     DecodePlan::Launches& l = plan.launches_;
     l.tables = append_array(image, tables);
     l.rotations = append_array(image, rotations_);
     l.planes = append_array(image, planes_);
     l.blocks = append_array(image, blocks_);
+    l.any_direct = any_direct_;
+    l.any_indirect = any_indirect_;
     l.most_channels = most_channels_;
     l.klt_planes = append_array(image, klt_planes_);
     l.klt_pieces = append_array(image, klt_pieces_);

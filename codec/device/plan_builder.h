@@ -29,10 +29,17 @@ class PlanBuilder {
     void mark(std::size_t layer, std::size_t planes, std::size_t run_layers);
     std::uint32_t rotation(const ChunkSource& c, std::uint64_t first, std::size_t columns);
     void store(kernels::cuda::StoreTask task);
+    const kernels::cuda::RotationTask* rotation_at(std::uint32_t index) const;  // null for kNone
     kernels::cuda::StoreTask store_of(const ChunkSource& c, std::size_t layer, std::size_t plane) const;
 
-    void add_blocks(const ChunkSource& c, std::uint32_t index, std::size_t layer, std::uint64_t& at);
-    void add_plane(const ChunkSource& c, std::size_t layer, std::size_t plane);
+    void add_blocks(const ChunkSource& c, std::uint32_t index, std::size_t layer, bool direct,
+                    std::uint64_t& at);
+    bool add_planes(const ChunkSource& c, std::size_t layer);
+    struct PlaneStores {
+        kernels::cuda::StoreTask exact;
+        kernels::cuda::StoreTask body;
+    };
+    PlaneStores add_plane(const ChunkSource& c, std::size_t layer, std::size_t plane);
 
     struct KltChunk;
     void add_klt(const ChunkSource& c, std::uint32_t index);
@@ -68,6 +75,8 @@ class PlanBuilder {
     Workspace workspace_;
     std::vector<kernels::cuda::StoreTile> tiles_;
     std::uint32_t most_channels_ = 1;
+    bool any_direct_ = false;
+    bool any_indirect_ = false;
     std::uint32_t absolute_ = kernels::cuda::kNone;  // rotations of the chunk that is being added
     std::uint32_t shift_ = kernels::cuda::kNone;
 };

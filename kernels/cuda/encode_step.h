@@ -8,11 +8,10 @@
 
 #include <cstdint>
 
-#include "kernels/math.h"
+#include "kernels/cuda/tasks.h"
 
 namespace kvcast::kernels::cuda {
 
-inline constexpr std::uint32_t kTables = 25;
 inline constexpr std::uint32_t kMostPieces = 4096;  // of all tables
 
 struct alignas(16) SymbolRow {

@@ -6,17 +6,17 @@
 
 namespace kvcast::kernels::cuda {
 
-// `rows` rows of one head into out[row][channel]. False, in all lanes, where a model is out of range.
+// `rows` rows of one head: put(row, channel, bits). False, in all lanes, where a model is out of range.
+template <typename Put>
 __device__ __forceinline__ bool read_exact_rows(WarpReader& in, Dtype source, std::uint32_t rows,
-                                                std::uint32_t channels, std::byte* out) {
+                                                std::uint32_t channels, Put put) {
     bool fits = true;
+    KVCAST_UNROLL(1)
     for (std::uint32_t t = 0; t < rows; ++t) {
         const std::uint32_t model = in.word();
         fits = fits && model < 4096 && (model & 255u) <= exponent_mask(source);
         in.floats(model & 255u, in.exponents_of(model >> 8 & 15u), source, channels,
-                  [&](std::uint32_t c, std::uint32_t bits) {
-                      put_bits(out, source, std::uint64_t{t} * channels + c, bits);
-                  });
+                  [&](std::uint32_t c, std::uint32_t bits) { put(t, c, bits); });
     }
     return fits;
 }

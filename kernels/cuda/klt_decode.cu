@@ -12,18 +12,31 @@ namespace {
 constexpr std::uint32_t kTileCoefficients = 256;
 constexpr std::uint32_t kTileStride = kTileCoefficients + 2;
 
-struct Shared {
-    WordRing::Memory ring;
-    AliasTable tables[kFirstExponentTable];  // of classes
-    std::uint32_t places[kStripKeys];
-    std::uint32_t steps[kTileCoefficients];  // spread class, and coefficient of the tile
-    std::int16_t tile[kLanes * kTileStride];
-};
+// A group of a strip: its coefficient of the tile, its planes, its table's place.
+class Step {
+  public:
+    Step() = default;
+    __device__ explicit Step(std::uint32_t word) : word_(word) {}
+    __device__ Step(const StepCoding& c, std::uint32_t coefficient)
+        : word_(coefficient << 24 | c.planes << 20 | c.table) {}
 
-// How a step is read, and what it is of.
-struct StepReader : ClassReader {
-    std::uint32_t count;
-    std::uint32_t coefficient;
+    __device__ StepCoding coding() const { return {word_ & 0xfffffu, planes()}; }
+    __device__ std::uint32_t planes() const { return word_ >> 20 & 15u; }
+    __device__ std::uint32_t coefficient() const { return word_ >> 24; }
+
+  private:
+    std::uint32_t word_;
+};
+static_assert(kTileCoefficients <= 256 && kClasses <= 32);
+
+constexpr std::uint32_t kStepsAtOnce = 4;
+
+struct alignas(256) Shared {
+    ReaderTables tables;
+    WordRing::Memory ring;
+    std::uint32_t places[kStripKeys];
+    Step steps[kTileCoefficients + kStepsAtOnce];
+    std::int16_t tile[kLanes * kTileStride];
 };
 
 struct Part {
@@ -47,14 +60,14 @@ struct StripTask {
 
 // Steps of coefficients first .. first + count - 1, into shared memory; how many. Bit g of `mask` is set
 // where any of coefficients 32 g to 32 g + 31 is among them.
-__device__ std::uint32_t list_steps(Shared& shared, const StripTask& strip, std::uint32_t first,
-                                    std::uint32_t count, std::uint32_t& mask) {
+__device__ std::uint32_t list_steps(const WarpReader& in, Shared& shared, const StripTask& strip,
+                                    std::uint32_t first, std::uint32_t count, std::uint32_t& mask) {
     std::uint32_t steps = 0;
     for (std::uint32_t at = 0; at < count; at += kLanes) {
         const std::uint32_t i = at + lane_id();
         const unsigned spread_class = i < count ? klt_class(strip.classes[first + i], strip.gain) : 0;
         const unsigned coded = __ballot_sync(kFullWarp, spread_class != 0);
-        if (spread_class != 0) shared.steps[steps + rank_in(coded)] = spread_class | i << 5;
+        if (spread_class != 0) shared.steps[steps + rank_in(coded)] = Step(in.reader_of(spread_class), i);
         steps += static_cast<std::uint32_t>(__popc(coded));
         const std::uint32_t group = (first + at) / kLanes;
         if (coded != 0 && group < 32) mask |= 1u << group;
@@ -90,22 +103,63 @@ __device__ void put_tile(const Shared& shared, const Part& part, const StripTask
     __syncwarp();
 }
 
+// Steps i to i + 3, as far as there are that many.
+struct StepQuad {
+    Step of[kStepsAtOnce];
+
+    __device__ StepQuad(const Shared& shared, std::uint32_t i) {
+        KVCAST_UNROLL(4)
+        for (unsigned g = 0; g < kStepsAtOnce; ++g) of[g] = shared.steps[i + g];
+    }
+    __device__ std::uint32_t most_planes() const {
+        std::uint32_t most = 0;
+        KVCAST_UNROLL(4)
+        for (const Step& step : of) most = step.planes() > most ? step.planes() : most;
+        return most;
+    }
+};
+
+// The values of a strip's steps, times their multiplier, into the tile.
+__device__ void decode_steps(WarpReader& in, Shared& shared, const StripTask& strip, std::uint32_t steps) {
+    std::int16_t* row = shared.tile + lane_id() * kTileStride;
+    const auto put = [&](const Step& step, std::int32_t high, std::uint32_t raw) {
+        const std::int32_t half = (1 << step.planes()) / 2;
+        const auto q =
+            static_cast<std::int16_t>(high * (1 << step.planes()) + static_cast<std::int32_t>(raw) - half);
+        if (lane_id() < strip.tokens) row[step.coefficient()] = scaled_coefficient(q, strip.multiplier);
+    };
+    StepQuad next(shared, 0);
+    KVCAST_UNROLL(1)
+    for (std::uint32_t i = 0; i < steps; i += kStepsAtOnce) {
+        const StepQuad present = next;
+        if (i + kStepsAtOnce < steps) next = StepQuad(shared, i + kStepsAtOnce);
+        const std::uint32_t planes = present.most_planes();
+        if (i + kStepsAtOnce <= steps && planes <= WarpReader::kBytePlanes) {
+            const WarpReader::Quad q = in.quad(
+                planes != 0, [&](unsigned g) { return present.of[g].coding(); },
+                [&](unsigned) { return strip.tokens; });
+            KVCAST_UNROLL(4)
+            for (unsigned g = 0; g < kStepsAtOnce; ++g) put(present.of[g], q.high[g], q.raw >> 8 * g & 255u);
+        } else {
+            KVCAST_UNROLL(1)
+            for (std::uint32_t k = i; k < steps && k < i + kStepsAtOnce; ++k) {
+                const Step step = shared.steps[k];
+                std::int32_t high = 0;
+                std::uint32_t raw = 0;
+                in.group(step.coding(), strip.tokens, high, raw);
+                put(step, high, raw);
+            }
+        }
+        __syncwarp();
+    }
+}
+
 __device__ void decode_strip(WarpReader& in, Shared& shared, const Part& part, const StripTask& strip) {
     std::uint32_t mask = 0;
     for (std::uint32_t first = 0; first < part.width; first += kTileCoefficients) {
         const std::uint32_t count = lesser(kTileCoefficients, part.width - first);
         clear_tile(shared);
-        const std::uint32_t steps = list_steps(shared, strip, first, count, mask);
-        in.steps(
-            steps,
-            [&](std::uint32_t i) {
-                const std::uint32_t step = shared.steps[i];
-                return StepReader{ClassReader::load(shared.tables, step & 31u), strip.tokens, step >> 5};
-            },
-            [&](const StepReader& step, std::int16_t q) {
-                shared.tile[lane_id() * kTileStride + step.coefficient] =
-                    scaled_coefficient(q, strip.multiplier);
-            });
+        decode_steps(in, shared, strip, list_steps(in, shared, strip, first, count, mask));
         put_tile(shared, part, strip, first, count);
     }
     if (lane_id() < strip.tokens) part.masks[strip.token] = mask;
@@ -138,7 +192,11 @@ __device__ bool decode_piece(WarpReader& in, Shared& shared, const KltRunTask& r
         for (std::uint32_t head = 0; head < plane.heads; ++head) {
             std::byte* out =
                 memory.workspace + plane.rows + head * exact_bytes * run.exact_tokens * plane.channels;
-            fits = read_exact_rows(in, run.source, run.exact_tokens, plane.channels, out) && fits;
+            fits = read_exact_rows(in, run.source, run.exact_tokens, plane.channels,
+                                   [&](std::uint32_t t, std::uint32_t c, std::uint32_t bits) {
+                                       put_bits(out, run.source, std::uint64_t{t} * plane.channels + c, bits);
+                                   }) &&
+                   fits;
         }
     }
     auto* gains = reinterpret_cast<std::int16_t*>(memory.workspace + run.gains);
@@ -168,18 +226,12 @@ __device__ bool decode_piece(WarpReader& in, Shared& shared, const KltRunTask& r
 
 __global__ void __launch_bounds__(kLanes)
     decode_runs(Memory memory, const KltPlaneTask* planes, const KltPieceTask* pieces, const KltRunTask* runs,
-                const AliasTable* tables, std::uint32_t* status) {
-    __shared__ Shared shared;
-    for (std::uint32_t t = 0; t < kFirstExponentTable; ++t) {
-        for (std::uint32_t i = lane_id(); i < 2 * kSymbols; i += kLanes) {
-            shared.tables[t].entry[i] = tables[t].entry[i];
-            if (i < kSymbols) shared.tables[t].divider[i] = tables[t].divider[i];
-        }
-    }
-    __syncwarp();
+                const BucketTable* tables, std::uint32_t* status) {
+    auto& shared = *dynamic_shared<Shared>();
+    const std::uint32_t place = shared.tables.load(tables);
     const KltRunTask run = runs[blockIdx.x];  // a copy: stores cannot change it
     const KltPieceTask* piece = pieces + run.first_piece;
-    WarpReader in(piece->begin, piece->bytes, tables, shared.ring);
+    WarpReader in(piece->begin, piece->bytes, shared.ring, place);
     for (std::uint32_t i = 0; i < run.pieces; ++i, ++piece) {
         if (i != 0) in.next_piece(piece->begin, piece->bytes);
         const bool fits = decode_piece(in, shared, run, planes + piece->plane, memory);
@@ -191,9 +243,10 @@ __global__ void __launch_bounds__(kLanes)
 }  // namespace
 
 cudaError_t launch_klt_decode(Memory memory, const KltPlaneTask* planes, const KltPieceTask* pieces,
-                              const KltRunTask* runs, std::uint32_t count, const AliasTable* tables,
+                              const KltRunTask* runs, std::uint32_t count, const BucketTable* tables,
                               std::uint32_t* status, cudaStream_t stream) {
-    return launch(decode_runs, {count, kLanes}, stream, memory, planes, pieces, runs, tables, status);
+    return launch(decode_runs, {count, kLanes, sizeof(Shared)}, stream, memory, planes, pieces, runs, tables,
+                  status);
 }
 
 }  // namespace kvcast::kernels::cuda

@@ -25,18 +25,20 @@ struct Memory {
 cudaError_t launch_rotations(Memory memory, const RotationTask* tasks, std::uint32_t count,
                              cudaStream_t stream);
 
-// Decodes `count` blocks of the profiles delta and lossless into the workspace, one warp per block, and sets
-// each one's status word to 0 or the faults found. Of a faulty block the workspace holds what a CPU would
-// have decoded. `most_channels` is the greatest PlaneTask::channels, at most 4096; `tables` are the format's
-// alias tables.
+// Decodes those of `count` blocks of the profiles delta and lossless that are direct, or those that are not,
+// one warp per block, into the workspace, or, of direct planes, bodies to their rows, and sets each one's
+// status word to 0 or the faults found. Of a faulty
+// block there is what a CPU would have decoded. `rotations` have been filled; `most_channels` is the greatest
+// PlaneTask::channels, at most 4096; `tables` are the format's.
 cudaError_t launch_decode(Memory memory, const PlaneTask* planes, const BlockTask* blocks,
-                          std::uint32_t count, std::uint32_t most_channels, const AliasTable* tables,
-                          std::uint32_t* status, cudaStream_t stream);
+                          std::uint32_t count, bool direct, const RotationTask* rotations,
+                          std::uint32_t most_channels, const BucketTable* tables, std::uint32_t* status,
+                          cudaStream_t stream);
 
 // Decodes the blocks of `count` runs of klt layers into the workspace, one warp per run, and sets a status
 // word per layer. Gains and coefficients of a faulty layer are those that a CPU would have decoded.
 cudaError_t launch_klt_decode(Memory memory, const KltPlaneTask* planes, const KltPieceTask* pieces,
-                              const KltRunTask* runs, std::uint32_t count, const AliasTable* tables,
+                              const KltRunTask* runs, std::uint32_t count, const BucketTable* tables,
                               std::uint32_t* status, cudaStream_t stream);
 
 // States of `count` units, which do not depend on each other, by their `tiles` tiles, at most 2^31 - 1.

@@ -1,5 +1,5 @@
-// What kernels share: dynamic shared memory, which the SIMT emulator spells differently; launches; finding a
-// tile's task.
+// What kernels share: lanes; dynamic shared memory, which the SIMT emulator spells differently; launches;
+// finding a tile's task.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -13,13 +13,31 @@
 
 namespace kvcast::kernels::cuda {
 
-// The launch's dynamic shared memory, aligned to 16 bytes.
+inline constexpr unsigned kFullWarp = 0xffffffffu;
+
+__device__ __forceinline__ unsigned lane_id() {
+    return threadIdx.x % kLanes;
+}
+
+// A number that is the same in all lanes, so that the compiler knows it to be: where it does not, it expects
+// lanes to be apart at every exchange between them that follows.
+__device__ __forceinline__ std::uint32_t uniform(std::uint32_t v) {
+    return __reduce_min_sync(kFullWarp, v);
+}
+
+// Which warp of the block this is.
+__device__ __forceinline__ std::uint32_t warp_id() {
+    return uniform(threadIdx.x / kLanes);
+}
+
+// The launch's dynamic shared memory, aligned to 256 bytes; in the emulator to what its size is a multiple
+// of.
 template <typename T>
 __device__ __forceinline__ T* dynamic_shared() {
 #ifdef KVCAST_SIMT
     return reinterpret_cast<T*>(simt::dynamic_shared());
 #else
-    extern __shared__ __align__(16) unsigned char kvcast_shared[];
+    extern __shared__ __align__(256) unsigned char kvcast_shared[];
     return reinterpret_cast<T*>(kvcast_shared);
 #endif
 }

@@ -1,5 +1,5 @@
-// What the encoder asks of shared memory beyond plain pointers: addresses that a table can hold, so that none
-// has to be put together on the way to a look-up, and copies that arrive later.
+// What coders ask of shared memory beyond plain pointers: places that a register or a table can hold, so that
+// no address has to be put together on the way to a look-up, and copies that arrive later.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -21,17 +21,45 @@ __device__ __forceinline__ std::uint32_t shared_offset(const void* place) {
 #endif
 }
 
-__device__ __forceinline__ SlotPiece piece_at(std::uint32_t offset) {
-    SlotPiece piece;
-#ifdef KVCAST_SIMT
-    piece = *reinterpret_cast<const SlotPiece*>(simt::dynamic_shared() + offset);
-#else
-    asm("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(piece.edge_and_jump), "=r"(piece.difference) : "r"(offset));
+// The same number, of which the compiler knows nothing: loads of tables, which it may move, stay behind what
+// was waited for before.
+__device__ __forceinline__ std::uint32_t opaque(std::uint32_t v) {
+#ifndef KVCAST_SIMT
+    asm volatile("" : "+r"(v)::"memory");
 #endif
-    return piece;
+    return v;
 }
 
-// 16 and 32 bits of what copies bring to shared memory: read again whenever they are asked for.
+// 64 and 32 bits of a table: they do not change.
+struct TwoWords {
+    std::uint32_t first;
+    std::uint32_t second;
+};
+__device__ __forceinline__ TwoWords two_words_at(std::uint32_t offset) {
+    TwoWords words;
+#ifdef KVCAST_SIMT
+    words = *reinterpret_cast<const TwoWords*>(simt::dynamic_shared() + offset);
+#else
+    asm("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(words.first), "=r"(words.second) : "r"(offset));
+#endif
+    return words;
+}
+__device__ __forceinline__ std::uint32_t table_word_at(std::uint32_t offset) {
+    std::uint32_t word;
+#ifdef KVCAST_SIMT
+    word = *reinterpret_cast<const std::uint32_t*>(simt::dynamic_shared() + offset);
+#else
+    asm("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(offset));
+#endif
+    return word;
+}
+
+__device__ __forceinline__ SlotPiece piece_at(std::uint32_t offset) {
+    const TwoWords words = two_words_at(offset);
+    return {words.first, words.second};
+}
+
+// 16 and 32 bits of what changes: read again whenever they are asked for.
 __device__ __forceinline__ std::uint16_t half_at(std::uint32_t offset) {
     std::uint16_t half;
 #ifdef KVCAST_SIMT

@@ -1,17 +1,19 @@
 // Integer RoPE, conversion and the store to contiguous or paged rows. FORMAT.md, sections 6 and 7.3.
 //
-// A block of threads stores a tile: 64 tokens of all heads, and of each head 32 pairs of channels that RoPE
-// turns or 64 channels that it leaves alone. States come channel-major (delta, lossless) or token-major
-// (klt); rows are token-major. Where both are 16-bit elements that lie as they usually do, threads take
-// neighbours, two elements to a word, on both sides; all else goes element by element.
+// A block of threads stores a tile: 256 or 128 tokens of some heads, and of each head 32 pairs of channels
+// that RoPE turns or 64 channels that it leaves alone. States come channel by channel in the order of
+// body_index() (delta, lossless) or token-major (klt); rows are token-major. Where both are 16-bit elements
+// that lie as they usually do, threads take neighbours on both sides; all else goes element by element.
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/pack.cuh"
 #include "kernels/cuda/platform.cuh"
 #include "kernels/cuda/rows.cuh"
 
 namespace kvcast::kernels::cuda {
 namespace {
 
-constexpr std::uint32_t kThreads = 256;
+constexpr std::uint32_t kThreads = 512;
+static_assert(kThreads / kLanes * 2 == kTilePairs);  // two slots a warp
 constexpr std::uint32_t kRotationThreads = 256;
 constexpr std::uint32_t kRotationBlocks = 32;  // of a task
 
@@ -34,23 +36,30 @@ struct Tile {
     bool turned;
     std::uint32_t first;  // pair, or channel among those that are not turned
     std::uint32_t count;
+    std::uint32_t first_head;
+    std::uint32_t end_head;
 };
 
 __device__ Tile tile_of(const StoreTask& task, std::uint32_t local) {
     const std::uint32_t across = tiles_across(task), turned = div_up(task.pairs, kTilePairs);
-    const std::uint32_t column = local % across, first_token = local / across * kTileTokens;
-    Tile t = {first_token, lesser(kTileTokens, task.tokens - first_token), false, 0, 0};
+    const std::uint32_t runs = div_up(task.heads, kTileHeads);
+    const std::uint32_t column = local % across, run = local / across % runs;
+    Tile t = {};
+    t.first_token = local / across / runs * tile_tokens(task);
+    t.tokens = lesser(tile_tokens(task), task.tokens - t.first_token);
     t.turned = column < turned;
     t.first = t.turned ? column * kTilePairs : (column - turned) * kTileSingles;
     t.count = t.turned ? lesser(kTilePairs, task.pairs - t.first)
                        : lesser(kTileSingles, singles_of(task) - t.first);
+    t.first_head = run * kTileHeads;
+    t.end_head = lesser(t.first_head + kTileHeads, task.heads);
     return t;
 }
 
 // The rows and positions of a tile's tokens, in shared memory.
 struct TileRows {
-    std::uint8_t* row[kTileTokens];  // of head 0
-    std::uint32_t position[kTileTokens];
+    std::uint8_t* row[kBodyUnit];  // of head 0
+    std::uint32_t position[kBodyUnit];
 };
 
 __device__ void find_rows(TileRows& rows, const StoreTask& task, const Tile& tile, Memory memory) {
@@ -98,8 +107,8 @@ class Elements {
                   head * task.head_stride * element_bytes(task.exact, task.from)) {}
 
     __device__ std::uint32_t element(std::uint32_t channel, std::uint32_t token) const {
-        const std::uint64_t i =
-            std::uint64_t{channel} * task_.channel_stride + std::uint64_t{token} * task_.token_stride;
+        const std::uint64_t i = std::uint64_t{channel} * task_.channel_stride +
+                                std::uint64_t{task_.octets ? body_index(token) : token} * task_.token_stride;
         if (task_.exact && task_.from == Dtype::kF32)
             return reinterpret_cast<const std::uint32_t*>(source_)[i];
         return reinterpret_cast<const std::uint16_t*>(source_)[i];
@@ -150,51 +159,22 @@ __device__ void store_elements(const StoreTask& task, std::uint32_t head, const 
 
 // ---- by words of two neighbours
 
-// States that become bf16 or fp16.
-template <Dtype To>
-struct StateValues {
-    float unit;
-
-    __device__ explicit StateValues(Scale scale)
-        : unit(static_cast<float>(scale.mantissa) * power_of_two(scale.exponent)) {}
-
-    // A state has 17 bits and the mantissa 8: the product is exact, as value_of's is, and at most 2^127.
-    __device__ std::uint32_t operator()(std::int32_t state) const {
-        const float v = static_cast<float>(state) * unit;
-        if constexpr (To == Dtype::kF16) {
-            return to_f16(v);
-        } else {
-            const auto u = std::bit_cast<std::uint32_t>(v);
-            return (u + 0x7fffu + (u >> 16 & 1u)) >> 16;
-        }
+// Stored bits of the output's own type.
+struct StoredBits {
+    __device__ __forceinline__ std::uint32_t operator()(std::int32_t low, std::int32_t high) const {
+        return halves(low, high);
     }
 };
 
-// Stored bits of the output's own type.
-struct StoredBits {
-    __device__ std::uint32_t operator()(std::int32_t bits) const { return static_cast<std::uint16_t>(bits); }
-};
-
-__device__ __forceinline__ std::int32_t low_half(std::uint32_t word) {
-    return static_cast<std::int16_t>(word);
-}
-__device__ __forceinline__ std::int32_t high_half(std::uint32_t word) {
-    return static_cast<std::int32_t>(word) >> 16;
-}
-__device__ __forceinline__ std::uint32_t halves(std::uint32_t low, std::uint32_t high) {
-    return (low & 0xffffu) | high << 16;
-}
-
-constexpr std::uint32_t kPitch = kTilePairs / 2 + 1;  // words: two slots each, and one against bank conflicts
-
-// A tile on its way from channels to tokens: words of two neighbouring slots.
-struct Turning {
-    std::uint32_t words[2][kTileTokens][kPitch];
+// A tile on its way from channels to tokens, in words of two neighbouring channels: first those of first
+// channels, then the others. Two words more, so that rows are aligned and few tokens share a bank.
+constexpr std::uint32_t kPitch = kTilePairs + 2;
+struct alignas(16) Turning {
+    std::uint32_t words[kBodyUnit][kPitch];
 };
 
 struct WordPlace {
-    const std::uint16_t* source;  // of head 0, or of a later one
-    std::uint64_t out;            // of the head in its rows, in bytes
+    const std::uint16_t* source;  // of head 0
     std::uint32_t stride;         // from channel to channel, or from token to token
     std::uint32_t first_channel;  // of the tile's first slot
     std::uint32_t partner;  // from a pair's first channel to its second; of channels that are not turned,
@@ -204,8 +184,8 @@ struct WordPlace {
 // Of head 0.
 __device__ WordPlace word_place(const StoreTask& task, const Tile& tile, const RotationTask* rotation,
                                 Memory memory) {
-    return {reinterpret_cast<const std::uint16_t*>(memory.workspace + task.source), 0,
-            task.way == StoreWay::kAlongTokens ? task.channel_stride : task.token_stride,
+    return {reinterpret_cast<const std::uint16_t*>(memory.workspace + task.source),
+            task.way == StoreWay::kOctets ? task.channel_stride : task.token_stride,
             slot_in(tile, rotation, 0).first, tile.turned ? rotation->partner : kTileSingles / 2};
 }
 
@@ -219,111 +199,108 @@ __device__ __forceinline__ bool has_second(const Tile& tile, std::uint32_t slot)
     return tile.turned || slot + kTileSingles / 2 < tile.count;
 }
 
-// Two channels of a slot at one token, as output bits.
-struct SlotBits {
+// Both channels of two neighbouring slots at a token, as output bits: words of two first channels, and of two
+// second ones.
+struct SlotWords {
     std::uint32_t first;
     std::uint32_t second;
 };
 
 template <bool Turned, typename Values>
-__device__ __forceinline__ SlotBits slot_bits(const Values& values, std::int32_t x, std::int32_t y,
-                                              SinCos angle) {
+__device__ __forceinline__ SlotWords slot_words(const Values& values, std::int32_t x0, std::int32_t x1,
+                                                std::int32_t y0, std::int32_t y1, SinCos angle0,
+                                                SinCos angle1) {
     if constexpr (Turned) {
-        const Rotated v = rotate(x, y, angle);
-        return {values(v.a), values(v.b)};
+        const Rotated v = rotate(x0, y0, angle0), w = rotate(x1, y1, angle1);
+        return {values(v.a, w.a), values(v.b, w.b)};
     }
-    return {values(x), values(y)};
+    return {values(x0, x1), values(y0, y1)};
 }
 
-// What a thread takes of a tile that is turned from channels to tokens: two tokens of two neighbouring slots,
-// and the same kTurns times. Its angles are those of all heads.
+// What a thread takes of an octet tile: of two neighbouring slots its lane's eight tokens. Its angles are
+// those of all heads.
 template <bool Turned>
-class OwnSlots {
+class OwnOctets {
   public:
-    __device__ OwnSlots(const Tile& tile, const WordPlace& place, const Angles& angles, const TileRows& rows)
-        : tile_(tile), place_(place), token_(threadIdx.x % kLanes * 2) {
-        if (!Turned || token_ >= tile.tokens) return;
-        const std::uint32_t position[2] = {rows.position[token_],
-                                           rows.position[token_ + (token_ + 1 < tile.tokens ? 1 : 0)]};
-        for_all([&](std::uint32_t turn, std::uint32_t i, std::uint32_t s) {
-            for (std::uint32_t k = 0; k < 2; ++k) angle_[turn][i][k] = angles.at(tile.first + s, position[k]);
-        });
+    __device__ OwnOctets(const Tile& tile, const WordPlace& place, const Angles& angles, const TileRows& rows)
+        : slot_(threadIdx.x / kLanes * 2), taken_(slot_ < tile.count), both_(has_second(tile, slot_)) {
+        if (!taken_) return;
+        offset_ =
+            std::uint64_t{place.first_channel + slot_} * place.stride + tile.first_token + lane_id() * 8;
+        if constexpr (Turned) {
+            KVCAST_UNROLL(8)
+            for (std::uint32_t g = 0; g < 8; ++g) {
+                const std::uint32_t token = lesser(g * kLanes + lane_id(), tile.tokens - 1);
+                for (std::uint32_t i = 0; i < 2; ++i)
+                    angle_[i][g] = angles.at(tile.first + slot_ + i, rows.position[token]);
+            }
+        }
     }
 
     // Sends for a head's elements.
-    __device__ void load(const std::uint16_t* source) {
-        if (token_ >= tile_.tokens) return;
-        for_all([&](std::uint32_t turn, std::uint32_t i, std::uint32_t s) {
-            const auto* at =
-                source + std::uint64_t{place_.first_channel + s} * place_.stride + tile_.first_token + token_;
-            first_[turn][i] = load_pair(at);
-            if (has_second(tile_, s))
-                second_[turn][i] = load_pair(at + std::uint64_t{place_.partner} * place_.stride);
-        });
+    __device__ __forceinline__ void load(const std::uint16_t* source, const WordPlace& place) {
+        if (!taken_) return;
+        const auto* at = source + offset_;
+        const std::uint64_t partner = std::uint64_t{place.partner} * place.stride;
+        KVCAST_UNROLL(2)
+        for (std::uint32_t i = 0; i < 2; ++i, at += place.stride) {
+            first_[i] = *reinterpret_cast<const uint4*>(at);
+            if (both_) second_[i] = *reinterpret_cast<const uint4*>(at + partner);
+        }
     }
 
-    // Words of two slots into shared memory.
     template <typename Values>
-    __device__ void turn(Turning& turning, const Values& values) const {
-        if (token_ >= tile_.tokens) return;
-        for (std::uint32_t turn = 0; turn < kTurns; ++turn) {
-            if (slot_of(turn) >= tile_.count) break;
-            SlotBits bits[2][2];  // [slot][token]
-            for (std::uint32_t i = 0; i < 2; ++i) {
-                const std::uint32_t x = first_[turn][i], y = second_[turn][i];
-                bits[i][0] = slot_bits<Turned>(values, low_half(x), low_half(y), angle_[turn][i][0]);
-                bits[i][1] = slot_bits<Turned>(values, high_half(x), high_half(y), angle_[turn][i][1]);
-            }
-            for (std::uint32_t k = 0; k < 2; ++k) {
-                turning.words[0][token_ + k][slot_of(turn) / 2] = halves(bits[0][k].first, bits[1][k].first);
-                turning.words[1][token_ + k][slot_of(turn) / 2] =
-                    halves(bits[0][k].second, bits[1][k].second);
-            }
+    __device__ __forceinline__ void turn(Turning& turning, const Values& values) const {
+        if (!taken_) return;
+        const std::uint32_t x0[4] = {first_[0].x, first_[0].y, first_[0].z, first_[0].w};
+        const std::uint32_t x1[4] = {first_[1].x, first_[1].y, first_[1].z, first_[1].w};
+        const std::uint32_t y0[4] = {second_[0].x, second_[0].y, second_[0].z, second_[0].w};
+        const std::uint32_t y1[4] = {second_[1].x, second_[1].y, second_[1].z, second_[1].w};
+        std::uint32_t* out = turning.words[lane_id()] + slot_ / 2;
+        KVCAST_UNROLL(8)
+        for (std::uint32_t g = 0; g < 8; ++g) {
+            const std::uint32_t w = g / 2;
+            const SlotWords words =
+                g % 2 == 0 ? slot_words<Turned>(values, low_half(x0[w]), low_half(x1[w]), low_half(y0[w]),
+                                                low_half(y1[w]), angle_[0][g], angle_[1][g])
+                           : slot_words<Turned>(values, high_half(x0[w]), high_half(x1[w]), high_half(y0[w]),
+                                                high_half(y1[w]), angle_[0][g], angle_[1][g]);
+            out[g * kLanes * kPitch] = words.first;
+            out[g * kLanes * kPitch + kTilePairs / 2] = words.second;
         }
     }
 
   private:
-    static constexpr std::uint32_t kSlotsAtOnce = kThreads / kLanes * 2;
-    static constexpr std::uint32_t kTurns = kTilePairs / kSlotsAtOnce;
-
-    static __device__ std::uint32_t slot_of(std::uint32_t turn) {
-        return threadIdx.x / kLanes * 2 + turn * kSlotsAtOnce;
-    }
-
-    // work(turn, 0 or 1, slot) for the slots that the tile has.
-    template <typename Work>
-    __device__ void for_all(Work work) const {
-        for (std::uint32_t turn = 0; turn < kTurns; ++turn) {
-            if (slot_of(turn) >= tile_.count) break;
-            for (std::uint32_t i = 0; i < 2; ++i) work(turn, i, slot_of(turn) + i);
-        }
-    }
-
-    const Tile& tile_;
-    const WordPlace& place_;
-    std::uint32_t token_;
-    SinCos angle_[kTurns][2][2] = {};
-    std::uint32_t first_[kTurns][2] = {};
-    std::uint32_t second_[kTurns][2] = {};
+    std::uint32_t slot_;
+    bool taken_;
+    bool both_;
+    std::uint64_t offset_ = 0;
+    SinCos angle_[2][8] = {};
+    uint4 first_[2] = {};
+    uint4 second_[2] = {};
 };
+
+// Tokens of a head, four channels of a token by a thread.
+__device__ void write_tile(const Turning& turning, const Tile& tile, const WordPlace& place,
+                           const TileRows& rows, std::uint64_t head_offset) {
+    constexpr std::uint32_t per_row = kTilePairs / 2;
+    const std::uint32_t part = threadIdx.x % per_row, second = part / (per_row / 2);
+    const std::uint32_t slot = part % (per_row / 2) * 4;
+    if (slot >= tile.count || (second != 0 && !has_second(tile, slot))) return;
+    const std::uint64_t offset =
+        head_offset + (place.first_channel + slot + second * place.partner) * sizeof(std::uint16_t);
+    KVCAST_UNROLL(4)
+    for (std::uint32_t t = threadIdx.x / per_row; t < tile.tokens; t += kThreads / per_row) {
+        const auto* words = reinterpret_cast<const uint2*>(turning.words[t]) + part;
+        *reinterpret_cast<uint2*>(rows.row[t] + offset) = *words;
+    }
+}
 
 __device__ __forceinline__ void put_pair(std::uint8_t* row, std::uint32_t channel, std::uint32_t word) {
     *reinterpret_cast<std::uint32_t*>(row + channel * sizeof(std::uint16_t)) = word;
 }
 
-__device__ void write_tile(const Turning& turning, const Tile& tile, const WordPlace& place,
-                           const TileRows& rows) {
-    for (std::uint32_t i = threadIdx.x; i < tile.tokens * (kTilePairs / 2); i += kThreads) {
-        const std::uint32_t t = i / (kTilePairs / 2), s = i % (kTilePairs / 2) * 2;
-        if (s >= tile.count) continue;
-        std::uint8_t* row = rows.row[t] + place.out;
-        put_pair(row, place.first_channel + s, turning.words[0][t][s / 2]);
-        if (has_second(tile, s))
-            put_pair(row, place.first_channel + s + place.partner, turning.words[1][t][s / 2]);
-    }
-}
-
-// Rows on both sides: a thread takes two slots of a token, of all heads.
+// Rows on both sides: a thread takes two slots of a token, of all heads of the tile.
 template <bool Turned, typename Values>
 __device__ void store_slots(const StoreTask& task, const Tile& tile, const WordPlace& first,
                             const Angles& angles, const TileRows& rows, const Values& values) {
@@ -336,54 +313,53 @@ __device__ void store_slots(const StoreTask& task, const Tile& tile, const WordP
         if constexpr (Turned) {
             for (std::uint32_t i = 0; i < 2; ++i) angle[i] = angles.at(tile.first + s + i, rows.position[t]);
         }
-        const auto* at =
-            first.source + std::uint64_t{tile.first_token + t} * first.stride + first.first_channel + s;
-        std::uint8_t* row = rows.row[t];
+        const auto* at = first.source + tile.first_head * task.head_stride +
+                         std::uint64_t{tile.first_token + t} * first.stride + first.first_channel + s;
+        std::uint8_t* row = rows.row[t] + tile.first_head * task.out.head_bytes;
         KVCAST_UNROLL(4)
-        for (std::uint32_t head = 0; head < task.heads; ++head) {
+        for (std::uint32_t head = tile.first_head; head < tile.end_head; ++head) {
             const std::uint32_t x = load_pair(at), y = both ? load_pair(at + first.partner) : 0u;
-            const SlotBits low = slot_bits<Turned>(values, low_half(x), low_half(y), angle[0]);
-            const SlotBits high = slot_bits<Turned>(values, high_half(x), high_half(y), angle[1]);
-            put_pair(row, first.first_channel + s, halves(low.first, high.first));
-            if (both) put_pair(row, first.first_channel + s + first.partner, halves(low.second, high.second));
+            const SlotWords words = slot_words<Turned>(values, low_half(x), high_half(x), low_half(y),
+                                                       high_half(y), angle[0], angle[1]);
+            put_pair(row, first.first_channel + s, words.first);
+            if (both) put_pair(row, first.first_channel + s + first.partner, words.second);
             at += task.head_stride;
             row += task.out.head_bytes;
         }
     }
 }
 
-// Head after head. While some warps write one, others turn the next: there are two places to turn them in,
-// and a head's elements are under way while the head before is written.
+// Head after head; the next one's elements are under way while a head is written.
 template <bool Turned, typename Values>
-__device__ void turn_heads(Turning (&turning)[2], const StoreTask& task, const Tile& tile,
-                           const WordPlace& first, const Angles& angles, const TileRows& rows,
-                           const Values& values) {
-    WordPlace place = first;
-    OwnSlots<Turned> own(tile, first, angles, rows);
-    own.load(place.source);
-    for (std::uint32_t head = 0; head < task.heads; ++head) {
-        own.turn(turning[head % 2], values);
-        place.source += task.head_stride;
-        if (head + 1 < task.heads) own.load(place.source);
+__device__ void store_octets(Turning& turning, const StoreTask& task, const Tile& tile,
+                             const WordPlace& place, const Angles& angles, const TileRows& rows,
+                             const Values& values) {
+    const std::uint16_t* source = place.source + tile.first_head * task.head_stride;
+    OwnOctets<Turned> own(tile, place, angles, rows);
+    own.load(source, place);
+    KVCAST_UNROLL(1)
+    for (std::uint32_t head = tile.first_head; head < tile.end_head; ++head) {
+        own.turn(turning, values);
+        source += task.head_stride;
+        if (head + 1 < tile.end_head) own.load(source, place);
         __syncthreads();
-        write_tile(turning[head % 2], tile, place, rows);
-        place.out += task.out.head_bytes;
+        write_tile(turning, tile, place, rows, head * task.out.head_bytes);
+        __syncthreads();
     }
 }
 
 template <bool Turned, typename Values>
-__device__ void store_words(Turning (&turning)[2], const StoreTask& task, const Tile& tile,
-                            const WordPlace& place, const Angles& angles, const TileRows& rows,
-                            const Values& values) {
-    if (task.way == StoreWay::kAlongTokens) {
-        turn_heads<Turned>(turning, task, tile, place, angles, rows, values);
+__device__ void store_words(Turning& turning, const StoreTask& task, const Tile& tile, const WordPlace& place,
+                            const Angles& angles, const TileRows& rows, const Values& values) {
+    if (task.way == StoreWay::kOctets) {
+        store_octets<Turned>(turning, task, tile, place, angles, rows, values);
     } else {
         store_slots<Turned>(task, tile, place, angles, rows, values);
     }
 }
 
 template <Dtype To>
-__device__ void store_states(Turning (&turning)[2], const StoreTask& task, const Tile& tile,
+__device__ void store_states(Turning& turning, const StoreTask& task, const Tile& tile,
                              const WordPlace& place, const Angles& angles, const TileRows& rows) {
     const StateValues<To> values(task.scale);
     if (tile.turned) {
@@ -393,18 +369,18 @@ __device__ void store_states(Turning (&turning)[2], const StoreTask& task, const
     }
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     store_tiles_of(Memory memory, const StoreTask* tasks, const StoreTile* tiles,
                    const RotationTask* rotations) {
     __shared__ TileRows rows;
-    __shared__ Turning turning[2];
+    __shared__ Turning turning;
     const StoreTile item = tiles[blockIdx.x];
     const StoreTask& task = tasks[item.task];
     const RotationTask* rotation = task.rotation == kNone ? nullptr : rotations + task.rotation;
     const Tile tile = tile_of(task, item.tile);
     find_rows(rows, task, tile, memory);
     if (task.way == StoreWay::kAny) {
-        for (std::uint32_t head = 0; head < task.heads; ++head)
+        for (std::uint32_t head = tile.first_head; head < tile.end_head; ++head)
             store_elements(task, head, tile, rotation, rows, memory);
         return;
     }

@@ -13,6 +13,7 @@
 namespace kvcast::kernels::cuda {
 
 inline constexpr std::uint32_t kNone = 0xffffffffu;
+inline constexpr std::uint32_t kTables = 25;  // of the format
 
 // What is wrong with a block, as bits of its status word. FORMAT.md, sections 5.4, 5.6 and 7.
 enum BlockFault : std::uint32_t {
@@ -22,39 +23,32 @@ enum BlockFault : std::uint32_t {
     kOutOfRange = 8,  // its side information is out of range
 };
 
-// Channels of the workspace begin at multiples of this many tokens, so that several are loaded at once.
-inline constexpr std::uint32_t kBodyUnit = 8;
-
-// One plane of one layer of a chunk of the profiles delta and lossless, as its blocks code it.
-struct PlaneTask {
-    std::uint64_t body;  // workspace: [head][channel][body_stride] states, or stored bits where exact
-    std::uint64_t rows;  // workspace: [head][exact row][channel] stored bits
-    std::uint32_t heads;
-    std::uint32_t channels;     // per head
-    std::uint32_t body_tokens;  // after the exact rows
-    std::uint32_t body_stride;  // at least as many, padded to a multiple of kBodyUnit
-    std::uint32_t exact_rows;
-    std::uint32_t anchor_group;  // 0: predicted from the mean
-    std::uint8_t anchor_shift;
-    std::uint8_t guard_bits;
-    bool quantised;
-    Dtype source;  // of exact elements; they take 4 bytes in the workspace for binary32, else 2
+// An alias table as a step of a warp looks it up, in shared memory at a multiple of its size: one place for
+// both loads, and lanes that ask for different buckets ask different banks.
+struct alignas(256) BucketTable {
+    struct Entries {
+        std::uint32_t first;
+        std::uint32_t second;
+    };
+    struct Last {
+        std::uint32_t slot;  // of the first entry, in the upper ten bits; all bits below are set
+        std::uint32_t unused;
+    };
+    Entries entries[kSymbols];
+    Last last[kSymbols];
 };
 
-// One block: heads first_head up to end_head of the planes from `plane` on, counted through the planes.
-struct BlockTask {
-    const std::uint8_t* begin;  // device; even: 32 coder states, then words
-    std::uint32_t bytes;        // even, at least 128
-    std::uint32_t plane;        // index of the layer's first PlaneTask
-    std::uint32_t first_head;
-    std::uint32_t end_head;
-    std::uint32_t status;  // index of its status word
-};
+// Channels of the workspace are padded to multiples of so many tokens. Of each such octet of groups, the
+// eight tokens that a lane of the decoding warp has are neighbours.
+inline constexpr std::uint32_t kBodyUnit = 8 * kLanes;
+KVCAST_HD constexpr std::uint32_t body_index(std::uint32_t token) {
+    return token / kBodyUnit * kBodyUnit + token % kLanes * 8 + token / kLanes % 8;
+}
 
 // A table of cosines and sines, that of pair p and column t at p * pair_stride + t * column_stride: column t
 // is for position first + t.
 struct RotationTask {
-    std::uint64_t table;        // workspace: SinCos
+    std::uint64_t table;        // workspace: SinCos; kBodyUnit of them may be read behind the last
     std::uint64_t frequencies;  // image: std::uint64_t[pairs]
     std::uint64_t first;
     std::uint32_t pairs;
@@ -81,11 +75,47 @@ struct RowsAt {
     std::uint32_t slot;
 };
 
+// One plane of one layer of a chunk of the profiles delta and lossless, as its blocks code it.
+struct PlaneTask {
+    std::uint64_t body;  // workspace: [head][channel][body_index(token)] states, or stored bits where exact
+    std::uint64_t rows;  // workspace: [head][exact row][channel] stored bits
+    std::uint32_t heads;
+    std::uint32_t channels;     // per head
+    std::uint32_t body_tokens;  // after the exact rows
+    std::uint32_t body_stride;  // from channel to channel
+    std::uint32_t exact_rows;
+    std::uint32_t anchor_group;  // 0: predicted from the mean
+    std::uint8_t anchor_shift;
+    std::uint8_t guard_bits;
+    bool quantised;
+    Dtype source;  // of exact elements; they take 4 bytes in the workspace for binary32, else 2
+    // Of planes of direct blocks, which the warp that decodes a head stores, too: bf16 to bf16 rows at
+    // multiples of 16 bytes, one octet of groups at most, all channels turned in halves or none.
+    bool exact_direct;       // its exact rows, too, if they are as they are stored
+    std::uint32_t rotation;  // index, or kNone
+    Scale scale;             // of states
+    RowsAt out;
+};
+
+// Channels that such a warp stores together.
+inline constexpr std::uint32_t kDirectChannels = 16;
+
+// One block: heads first_head up to end_head of the planes from `plane` on, counted through the planes.
+struct BlockTask {
+    const std::uint8_t* begin;  // device; even: 32 coder states, then words
+    std::uint32_t bytes;        // even, at least 128
+    std::uint32_t plane;        // index of the layer's first PlaneTask
+    std::uint32_t first_head;
+    std::uint32_t end_head;
+    std::uint32_t status;  // index of its status word
+    bool direct;           // all of its planes are
+};
+
 // How a matrix is stored.
 enum class StoreWay : std::uint8_t {
-    kAny,          // element by element
-    kAlongTokens,  // channel-major 16-bit elements to 16-bit rows, by neighbours of both
-    kAlongSlots,   // the same for token-major ones
+    kAny,         // element by element
+    kOctets,      // 16-bit elements in the order of body_index() to 16-bit rows, by neighbours of both
+    kAlongSlots,  // the same for token-major ones
 };
 
 // A matrix of states or of stored bits on its way to a plane's rows. Strides are in elements.
@@ -93,7 +123,7 @@ struct StoreTask {
     std::uint64_t source;  // workspace
     std::uint64_t head_stride;
     std::uint32_t channel_stride;
-    std::uint32_t token_stride;
+    std::uint32_t token_stride;  // of body_index(token) where octets is set
     std::uint32_t heads;
     std::uint32_t channels;  // per head
     std::uint32_t tokens;
@@ -103,16 +133,18 @@ struct StoreTask {
     std::uint32_t pairs;        // of a head that are turned; 0 without a rotation
     Scale scale;                // of states
     bool list;
-    bool exact;  // stored bits of type `from`, not states
+    bool octets;  // tokens in the order of body_index()
+    bool exact;   // stored bits of type `from`, not states
     StoreWay way;
     Dtype from;
     Dtype to;
     RowsAt out;
 };
 
-// A tile of a StoreTask: kTileTokens tokens, and of every head kTilePairs pairs of channels that are turned
-// or kTileSingles channels that are not.
-inline constexpr std::uint32_t kTileTokens = 64;
+// A tile of a StoreTask: kTileTokens or kBodyUnit tokens, up to kTileHeads heads, and of each head kTilePairs
+// pairs of channels that are turned or kTileSingles channels that are not.
+inline constexpr std::uint32_t kTileTokens = 128;
+inline constexpr std::uint32_t kTileHeads = 4;
 inline constexpr std::uint32_t kTilePairs = 32;
 inline constexpr std::uint32_t kTileSingles = 64;
 
@@ -273,8 +305,11 @@ KVCAST_HD constexpr std::uint32_t singles_of(const StoreTask& t) {
 KVCAST_HD constexpr std::uint32_t tiles_across(const StoreTask& t) {
     return div_up(t.pairs, kTilePairs) + div_up(singles_of(t), kTileSingles);
 }
+KVCAST_HD constexpr std::uint32_t tile_tokens(const StoreTask& t) {
+    return t.way == StoreWay::kOctets ? kBodyUnit : kTileTokens;
+}
 KVCAST_HD constexpr std::uint64_t tiles_of(const StoreTask& t) {
-    return std::uint64_t{tiles_across(t)} * div_up(t.tokens, kTileTokens);
+    return std::uint64_t{tiles_across(t)} * div_up(t.heads, kTileHeads) * div_up(t.tokens, tile_tokens(t));
 }
 
 KVCAST_HD constexpr std::uint32_t element_bytes(bool exact, Dtype source) {

@@ -2,11 +2,15 @@
 // section 5; what a CPU does is kernels/scalar/rans.cpp and codec/entropy/block_reader.cpp.
 //
 // A step waits for the step before, and a batch has few warps: what is fast here is a short chain from one
-// state to the next, with everything else done while the chain waits. The table of a step lives in registers
-// and is looked up by three shuffles that do not wait for each other; while they are under way, the symbols
-// of the step before become values. Words come through a ring in shared memory, which is filled a piece ahead
-// by loads that have long been sent. No address depends on decoded data but by a bounded count of words, and
-// every index is compared with the end, so that no bytes make the warp read outside the block.
+// state to the next, and few instructions: a warp that is alone issues one every four or five cycles, whether
+// or not they are of the chain. Tables lie in shared memory and are asked by two loads at one place that do
+// not wait for each other; what the symbols of the step before mean is found out meanwhile. Raw bits wait
+// until four steps have been taken, and the lanes turn their planes, eight of each step, into bytes in five
+// exchanges. Words come through a ring in shared memory, which is filled a piece ahead by loads that have
+// long been sent.
+//
+// No address depends on decoded data but by a bounded count of words, and every index is compared with the
+// end, so that no bytes make the warp read outside the block.
 //
 // All functions are called by all 32 lanes together, and say so to the compiler where lanes have gone
 // different ways: else it expects them to be apart wherever they meet, in every step. Counts, classes and
@@ -16,16 +20,10 @@
 #include <cuda_runtime.h>
 
 #include "kernels/cuda/platform.cuh"
+#include "kernels/cuda/shared_memory.cuh"
 #include "kernels/cuda/tasks.h"
-#include "kernels/ops.h"
 
 namespace kvcast::kernels::cuda {
-
-inline constexpr unsigned kFullWarp = 0xffffffffu;
-
-__device__ __forceinline__ unsigned lane_id() {
-    return threadIdx.x % kLanes;
-}
 
 // How many lanes before this one have their bit set.
 __device__ __forceinline__ unsigned rank_in(unsigned lanes) {
@@ -39,94 +37,100 @@ __device__ __forceinline__ T sum_of_lanes(T v) {
     return v;
 }
 
-// An alias table across a warp's registers, the same in both halves.
-struct LaneTable {
-    std::uint32_t last;   // of bucket lane % 16: the last slot of its first entry, in the upper ten bits
-    std::uint32_t first;  // its entries
-    std::uint32_t second;
+// The format's tables in shared memory, at a multiple of 256 bytes.
+struct ReaderTables {
+    BucketTable tables[kTables];
 
-    __device__ static LaneTable load(const AliasTable& table) {
-        const unsigned bucket = lane_id() % kSymbols;
-        return {((table.divider[bucket] - 1) << kSlotShift) | ((1u << kSlotShift) - 1),
-                table.entry[2 * bucket], table.entry[2 * bucket + 1]};
+    // By all threads of a block. Where they are.
+    __device__ std::uint32_t load(const BucketTable* from) {
+        const auto* in = reinterpret_cast<const std::byte*>(from);
+        auto* out = reinterpret_cast<std::byte*>(tables);
+        KVCAST_UNROLL(4)
+        for (std::uint32_t i = 16 * threadIdx.x; i < sizeof(tables); i += 16 * blockDim.x)
+            copy_16(out + i, in + i);
+        commit_copies();
+        wait_copies<0>();
+        __syncthreads();
+        return opaque(shared_offset(tables));
     }
-
-    // What this lane's state needs of its bucket.
-    __device__ __forceinline__ LaneTable bucket_of(std::uint32_t state) const {
-        const auto bucket = static_cast<int>(state >> kBucketBits);  // modulo 16
-        return {__shfl_sync(kFullWarp, last, bucket, kSymbols),
-                __shfl_sync(kFullWarp, first, bucket, kSymbols),
-                __shfl_sync(kFullWarp, second, bucket, kSymbols)};
-    }
-
-    // Of a bucket: the entry of the state's slot.
-    __device__ __forceinline__ std::uint32_t entry_of(std::uint32_t state) const {
-        return state << kSlotShift > last ? second : first;
-    }
-
-  private:
-    static constexpr unsigned kSlotShift = 32 - kBucketBits;
 };
 
 // Words of a block, in order. Words beyond the end are zero; past() finds out.
 class WordRing {
   public:
     static constexpr std::uint32_t kPiece = 8 * kLanes;  // words: sixteen bytes a lane
-    static constexpr std::uint32_t kWords = 4 * kPiece;
-    // What prepare() may be asked for. Readers do not wrap: the first words are there again behind the last.
-    static constexpr std::uint32_t kMost = 2 * kPiece;
+    static constexpr std::uint32_t kRing = 4 * kPiece;
+    static constexpr std::uint32_t kReady = 2 * kPiece;  // what prepare() has ready
 
-    // A warp's ring, in shared memory.
+    // A warp's ring, in shared memory. Readers do not wrap: the first words are again behind the last.
     struct alignas(16) Memory {
-        std::uint16_t words[kWords + kMost];
+        std::uint16_t words[kRing + kReady];
     };
 
-    __device__ explicit WordRing(Memory& ring) : ring_(ring.words) {}
+    __device__ __forceinline__ explicit WordRing(Memory& ring)
+        : ring_(ring.words), begin_(shared_offset(ring.words)) {}
 
     // Goes on with `count` words at `begin`. Positions count from the 16 bytes that hold the first one, so
     // that loads are aligned.
-    __device__ void start(const std::uint16_t* begin, std::uint32_t count) {
-        first_ = static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(begin) / sizeof(*begin) % 8);
+    __device__ __forceinline__ void start(const std::uint16_t* begin, std::uint32_t count) {
+        first_ = static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(begin) / kBytes % 8);
         base_ = begin - first_;
         end_ = first_ + count;
-        at_ = first_;
+        at_ = begin_ + first_ * kBytes;
         lap_ = 0;
         filled_ = 0;
         pending_ = load();
         advance();
+        fill();
     }
 
-    // Has `need` words ready from here on, at most kMost.
-    __device__ __forceinline__ void prepare(std::uint32_t need) {
-        if (at_ >= kWords) {
-            at_ -= kWords;
-            lap_ += kWords;
-        }
-        while (filled_ - (lap_ + at_) < need) advance();
+    // Has kReady words ready from here on.
+    __device__ __forceinline__ void prepare() {
+        if (at_ >= due_) fill();
     }
 
+    // Where the next word is.
+    __device__ __forceinline__ std::uint32_t place() const { return at_; }
     // The word `ahead` of the next one, of those that are ready.
-    __device__ __forceinline__ std::uint32_t peek(std::uint32_t ahead) const { return ring_[at_ + ahead]; }
-    __device__ __forceinline__ void skip(std::uint32_t count) { at_ += count; }
+    __device__ __forceinline__ std::uint32_t peek(std::uint32_t ahead) const {
+        return half_at(at_ + ahead * kBytes);
+    }
+    __device__ __forceinline__ void skip(std::uint32_t count) { at_ += count * kBytes; }
 
-    __device__ bool ended() const { return lap_ + at_ >= end_; }
-    __device__ bool past() const { return lap_ + at_ > end_; }
+    __device__ __forceinline__ bool ended() const { return position() >= end_; }
+    __device__ __forceinline__ bool past() const { return position() > end_; }
 
   private:
+    static constexpr std::uint32_t kBytes = sizeof(std::uint16_t);
+
+    __device__ __forceinline__ std::uint32_t position() const { return lap_ + (at_ - begin_) / kBytes; }
+
+    // Pieces until enough words are ready, from the ring's beginning once it has been run through.
+    __device__ __forceinline__ void fill() {
+        if (at_ >= begin_ + kRing * kBytes) {
+            at_ -= kRing * kBytes;
+            lap_ += kRing;
+        }
+        KVCAST_UNROLL(1)
+        while (filled_ - position() < kReady) advance();
+        const std::uint32_t ready = filled_ - lap_ - kReady;  // up to here there are enough, in the ring
+        due_ = begin_ + (ready < kRing ? ready + 1 : kRing) * kBytes;
+    }
+
     // The piece under way takes the place of one that has been read, and the next one is sent for.
-    __device__ void advance() {
-        const std::uint32_t to = filled_ % kWords;
+    __device__ __forceinline__ void advance() {
+        const std::uint32_t to = filled_ % kRing;
         __syncwarp();  // all lanes have read what is overwritten
         auto* place = reinterpret_cast<uint4*>(ring_ + to) + lane_id();
         *place = pending_;
-        if (to < kMost) place[kWords / 8] = pending_;
+        if (to < kReady) place[kRing / 8] = pending_;
         filled_ += kPiece;
         __syncwarp();
         pending_ = load();
     }
 
     // This lane's words of the piece at filled_.
-    __device__ uint4 load() const {
+    __device__ __forceinline__ uint4 load() const {
         const std::uint32_t at = filled_ + 8 * lane_id();
         if (at >= first_ && at + 8 <= end_) return __ldg(reinterpret_cast<const uint4*>(base_ + at));
         return edge(base_, at, first_, end_);
@@ -145,34 +149,68 @@ class WordRing {
     }
 
     std::uint16_t* ring_;
+    std::uint32_t begin_;  // the ring, as a place
     const std::uint16_t* base_ = nullptr;
     std::uint32_t first_ = 0;
     std::uint32_t end_ = 0;
-    std::uint32_t at_ = 0;      // in the ring; may run beyond its end until the next prepare()
+    std::uint32_t at_ = 0;      // a place; may run beyond the ring's end until the next prepare()
+    std::uint32_t due_ = 0;     // from this place on prepare() has work
     std::uint32_t lap_ = 0;     // the position of the ring's beginning
     std::uint32_t filled_ = 0;  // a position
     uint4 pending_ = {};
 };
 
-// How the values of a class are read. Made ahead of its use, its loads are no wait.
-struct ClassReader {
-    LaneTable table;
-    unsigned shift;
+// A 32 x 32 matrix of bits, a row a lane, on its way to a column a lane (Warren, "Hacker's Delight", section
+// 7-3, with exchanges between lanes for the swaps).
+class BitTransposer {
+  public:
+    __device__ __forceinline__ BitTransposer() {
+        halves_ = (lane_id() & 16) == 0 ? 0x5410 : 0x3276;
+        bytes_ = (lane_id() & 8) == 0 ? 0x6240 : 0x3715;
+        KVCAST_UNROLL(3)
+        for (unsigned round = 0; round < kRounds; ++round) {
+            const std::uint32_t low = 0xffffffffu / ((1u << (1u << round)) + 1);  // columns that stay below
+            keep_[round] = (lane_id() >> round & 1u) != 0 ? ~low : low;
+        }
+    }
+
+    __device__ __forceinline__ std::uint32_t operator()(std::uint32_t row) const {
+        row = __byte_perm(row, __shfl_xor_sync(kFullWarp, row, 16), halves_);
+        row = __byte_perm(row, __shfl_xor_sync(kFullWarp, row, 8), bytes_);
+        KVCAST_UNROLL(3)
+        for (unsigned round = kRounds; round-- > 0;) {
+            const std::uint32_t step = 1u << round;
+            const std::uint32_t other = __shfl_xor_sync(kFullWarp, row, static_cast<int>(step));
+            const std::uint32_t turn = step - 2 * (lane_id() & step);  // modulo 32: to the left, or back
+            row = (row & keep_[round]) | (__funnelshift_l(other, other, turn) & ~keep_[round]);
+        }
+        return row;
+    }
+
+  private:
+    static constexpr unsigned kRounds = 3;  // within bytes
+    std::uint32_t halves_, bytes_;          // selectors
+    std::uint32_t keep_[kRounds];
+};
+
+// How the values of a step are read.
+struct StepCoding {
+    std::uint32_t table;  // a place
+    std::uint32_t planes;
+};
+
+// How the values of a class are read.
+struct ClassReader : StepCoding {
     std::int32_t half;
     bool zero;
-
-    __device__ static ClassReader load(const AliasTable* tables, unsigned spread_class) {
-        const ClassCoding c = class_coding(spread_class == 0 ? 1 : spread_class);
-        return {LaneTable::load(tables[c.table]), c.shift, c.shift == 0 ? 0 : 1 << (c.shift - 1),
-                spread_class == 0};
-    }
 };
 
 class WarpReader {
   public:
-    // `begin` is even and has `bytes` >= 128 bytes; `tables` are the format's 25; `ring` is the warp's own.
-    __device__ WarpReader(const std::uint8_t* begin, std::uint32_t bytes, const AliasTable* tables,
-                          WordRing::Memory& ring)
+    // `begin` is even and has `bytes` >= 128 bytes. `ring` is the warp's own; `tables` is where ReaderTables
+    // are.
+    __device__ __forceinline__ WarpReader(const std::uint8_t* begin, std::uint32_t bytes,
+                                          WordRing::Memory& ring, std::uint32_t tables)
         : tables_(tables), words_(ring), before_((1u << lane_id()) - 1) {
         const auto* words = reinterpret_cast<const std::uint16_t*>(begin);
         state_ = std::uint32_t{words[2 * lane_id()]} | std::uint32_t{words[2 * lane_id() + 1]} << 16;
@@ -180,19 +218,25 @@ class WarpReader {
     }
 
     // Goes on with another piece of words, states kept. `begin` is even, `bytes` too.
-    __device__ void next_piece(const std::uint8_t* begin, std::uint32_t bytes) {
+    __device__ __forceinline__ void next_piece(const std::uint8_t* begin, std::uint32_t bytes) {
         words_.start(reinterpret_cast<const std::uint16_t*>(begin), bytes / 2);
     }
 
-    __device__ std::uint32_t word() {
-        words_.prepare(1);
+    __device__ __forceinline__ std::uint32_t word() {
+        words_.prepare();
         const std::uint32_t w = words_.peek(0);
         words_.skip(1);
         return w;
     }
 
-    __device__ ClassReader reader_of(unsigned spread_class) const {
-        return ClassReader::load(tables_, spread_class);
+    __device__ __forceinline__ ClassReader reader_of(unsigned spread_class) const {
+        const ClassCoding c = class_coding(spread_class == 0 ? 1 : spread_class);
+        return {{table_at(c.table), c.shift}, c.shift == 0 ? 0 : 1 << (c.shift - 1), spread_class == 0};
+    }
+
+    // Of elements whose exponents the table codes; it counts from the first exponent table.
+    __device__ __forceinline__ std::uint32_t exponents_of(std::uint32_t table) const {
+        return table_at(kFirstExponentTable + table);
     }
 
     // sink(index, value) for `count` values of a class; a lane takes index lane, lane + 32, ... in order.
@@ -202,49 +246,61 @@ class WarpReader {
             KVCAST_UNROLL(1)
             for (std::uint32_t i = lane_id(); i < count; i += kLanes) sink(i, std::int16_t{0});
             __syncwarp();
-        } else if (c.shift == 0) {
-            groups<false>(c.table, 0, count, [&](std::uint32_t i, std::int32_t high, std::uint32_t) {
-                sink(i, static_cast<std::int16_t>(high));
-            });
-        } else {
-            groups<true>(c.table, c.shift, count, [&](std::uint32_t i, std::int32_t high, std::uint32_t raw) {
-                const std::int32_t value = high * (1 << c.shift) + static_cast<std::int32_t>(raw) - c.half;
-                sink(i, static_cast<std::int16_t>(value));
-            });
+            return;
         }
+        groups(c, count,
+               [&](std::uint32_t i, std::int32_t high, std::uint32_t raw) { sink(i, value(c, high, raw)); });
     }
 
-    // `count` steps, each of a class of its own: reader_of(i) says how step i is read, and of how many
-    // values, 1 to 32; sink(reader, value) takes this lane's value of a step.
-    template <typename ReaderOf, typename Sink>
-    __device__ __forceinline__ void steps(std::uint32_t count, ReaderOf reader_of, Sink sink) {
-        if (count == 0) return;
-        auto next = reader_of(0);
-        auto present = next;
-        Symbols symbols = {};
-        const auto finish = [&](const auto& reader) {
-            const std::int32_t high = high_of(symbols);
-            const std::int32_t value =
-                high * (1 << reader.shift) + static_cast<std::int32_t>(symbols.raw) - reader.half;
-            if (lane_id() < reader.count) sink(reader, static_cast<std::int16_t>(value));
-            __syncwarp();
-        };
-        KVCAST_UNROLL(1)
-        for (std::uint32_t i = 0; i < count; ++i) {
-            const auto previous = present;
-            present = next;
-            if (i + 1 < count) next = reader_of(i + 1);
-            words_.prepare(2 * most_words(present.shift));  // and escapes of the step before
-            const Symbols own = step<true, false>(present.table, present.shift, present.count, [&] {
-                if (i != 0) finish(previous);
-            });
-            symbols = own;
-        }
-        finish(present);
+    // sink(index, bits) for `count` elements.
+    template <typename Sink>
+    __device__ __forceinline__ void floats(std::uint32_t center, std::uint32_t exponents, Dtype dtype,
+                                           std::uint32_t count, Sink sink) {
+        groups({exponents, mantissa_bits(dtype) + 1}, count,
+               [&](std::uint32_t i, std::int32_t high, std::uint32_t raw) {
+                   sink(i, element(center, dtype, high, raw));
+               });
     }
 
-    // A side vector, clamped into [low, high]. False, in all lanes, where that changed it.
-    __device__ bool vector(std::uint32_t count, std::int32_t low, std::int32_t high, std::int16_t* values) {
+    // Four groups, each of a coding of its own with at most kBytePlanes raw bits: group g is coding_of(g)'s,
+    // of count_of(g) values, 0 to 32. What lanes from there on get means nothing.
+    static constexpr std::uint32_t kBytePlanes = 8;
+    struct Quad {
+        std::int32_t high[4];
+        std::uint32_t raw;  // of group g in byte g
+    };
+    template <typename CodingOf, typename CountOf>
+    __device__ __forceinline__ Quad quad(bool any_raw, CodingOf coding_of, CountOf count_of) {
+        words_.prepare();
+        return any_raw ? quad_of<true, false>(coding_of, count_of)
+                       : quad_of<false, false>(coding_of, count_of);
+    }
+
+    // Four groups of one coding, of `count` values together, or of the first 128. Raw: there are raw bits.
+    template <bool Raw>
+    __device__ __forceinline__ Quad quad_of_one(const StepCoding& c, std::uint32_t count) {
+        words_.prepare();
+        const auto coding_of = [&](unsigned) { return c; };
+        if (count >= 4 * kLanes) return quad_of<Raw, true>(coding_of, [](unsigned) { return kLanes; });
+        return quad_of<Raw, false>(coding_of, [&](unsigned g) {
+            return count < g * kLanes ? 0u : lesser(count - g * kLanes, kLanes);
+        });
+    }
+
+    // One group of 1 to 32 values; raw is all its raw bits.
+    __device__ __forceinline__ void group(const StepCoding& c, std::uint32_t n, std::int32_t& high,
+                                          std::uint32_t& raw) {
+        words_.prepare();
+        const bool active = lane_id() < n;
+        const std::uint32_t entry = entry_of(c.table, state_);
+        refill(active ? state_after(state_, entry) : state_, active);
+        raw = take_raw(c.planes, words_of_plane(n));
+        high = high_of(active ? entry : 0);
+    }
+
+    // A side vector, clamped into [low, high], `stride` apart. False, in all lanes, where that changed it.
+    __device__ __forceinline__ bool vector(std::uint32_t count, std::int32_t low, std::int32_t high,
+                                           std::int16_t* values, std::uint32_t stride = 1) {
         const std::uint32_t head = word();
         const std::int32_t reference = static_cast<std::int16_t>(head) >> 5;
         bool inside = true;
@@ -252,113 +308,138 @@ class WarpReader {
             const std::int32_t sum = v + reference;
             const std::int32_t clamped = sum < low ? low : sum > high ? high : sum;
             inside = inside && clamped == sum;
-            values[i] = static_cast<std::int16_t>(clamped);
+            values[i * stride] = static_cast<std::int16_t>(clamped);
         });
         __syncwarp();  // before lanes read what others wrote
         return __all_sync(kFullWarp, inside) != 0;
     }
 
-    // Of elements whose exponents the table codes; it counts from the first exponent table.
-    __device__ LaneTable exponents_of(std::uint32_t table) const {
-        return LaneTable::load(tables_[kFirstExponentTable + table]);
-    }
-
-    // sink(index, bits) for `count` elements.
-    template <typename Sink>
-    __device__ __forceinline__ void floats(std::uint32_t center, const LaneTable& exponents, Dtype dtype,
-                                           std::uint32_t count, Sink sink) {
-        const unsigned mantissa = mantissa_bits(dtype);
-        const unsigned sign_shift = dtype == Dtype::kF32 ? 31 : 15;
-        groups<true>(
-            exponents, mantissa + 1, count, [&](std::uint32_t i, std::int32_t high, std::uint32_t raw) {
-                const std::uint32_t exponent =
-                    (center - static_cast<std::uint32_t>(high)) & exponent_mask(dtype);
-                sink(i,
-                     raw >> mantissa << sign_shift | exponent << mantissa | (raw & ((1u << mantissa) - 1)));
-            });
-    }
-
     // Faults of the words of the present piece: all used, none missing.
-    __device__ std::uint32_t check_used() const {
+    __device__ __forceinline__ std::uint32_t check_used() const {
         return words_.past() ? kEndsEarly : !words_.ended() ? kLeftOver : 0u;
     }
 
     // check_used, and whether the coder ends as it began.
-    __device__ std::uint32_t close() const {
+    __device__ __forceinline__ std::uint32_t close() const {
         const bool closed = __all_sync(kFullWarp, state_ == kStateLow) != 0;
         return check_used() | (closed ? 0u : kNotClosed);
     }
 
     static constexpr std::uint32_t kStateBytes = kLanes * sizeof(std::uint32_t);
 
-  private:
-    // A step's symbols, before they are values.
-    struct Symbols {
-        std::uint32_t entry;
-        std::uint32_t raw;
-        unsigned escapes;  // lanes
-    };
+    static __device__ __forceinline__ std::int16_t value(const ClassReader& c, std::int32_t high,
+                                                         std::uint32_t raw) {
+        return static_cast<std::int16_t>(high * (1 << c.planes) + static_cast<std::int32_t>(raw) - c.half);
+    }
+    static __device__ __forceinline__ std::uint32_t element(std::uint32_t center, Dtype dtype,
+                                                            std::int32_t high, std::uint32_t raw) {
+        const unsigned mantissa = mantissa_bits(dtype);
+        const unsigned sign_shift = dtype == Dtype::kF32 ? 31 : 15;
+        const std::uint32_t exponent = (center - static_cast<std::uint32_t>(high)) & exponent_mask(dtype);
+        return raw >> mantissa << sign_shift | exponent << mantissa | (raw & ((1u << mantissa) - 1));
+    }
 
-    // What a step takes at most: a refill of every lane, raw bits, an escape of every lane.
-    static __device__ constexpr std::uint32_t most_words(unsigned planes) { return 2 * kLanes + 2 * planes; }
-    static constexpr std::uint32_t kStepsAhead = 4;
-    static_assert(kStepsAhead * (2 * kLanes + 2 * 24) <= WordRing::kMost);
+  private:
+    // What four steps take at most, with a refill and an escape of every lane, and one with 24 raw bits.
+    static_assert(4 * (2 * kLanes + 2 * kBytePlanes) <= WordRing::kReady &&
+                  2 * kLanes + 48 <= WordRing::kReady);
+
+    __device__ __forceinline__ std::uint32_t table_at(std::uint32_t table) const {
+        return tables_ + table * static_cast<std::uint32_t>(sizeof(BucketTable));
+    }
+    static __device__ __forceinline__ std::uint32_t words_of_plane(std::uint32_t n) {
+        return n > 16 ? 2 : n != 0 ? 1 : 0;
+    }
 
     // sink(index, high, raw) of `count` symbols.
-    template <bool Raw, typename Sink>
-    __device__ __forceinline__ void groups(const LaneTable& table, unsigned planes, std::uint32_t count,
-                                           Sink sink) {
-        const std::uint32_t need = kStepsAhead * most_words(planes);
-        const std::uint32_t full = count / kLanes, rest = count % kLanes;
-        if (full != 0) {
-            words_.prepare(need);
-            Symbols symbols = step<Raw, true>(table, planes, kLanes, [] {});
-            std::uint32_t index = lane_id();
-            KVCAST_UNROLL(1)
-            for (std::uint32_t i = 1; i < full; ++i, index += kLanes) {
-                if (i % kStepsAhead == 0) words_.prepare(need);
-                symbols = step<Raw, true>(table, planes, kLanes,
-                                          [&] { sink(index, high_of(symbols), symbols.raw); });
-            }
-            sink(index, high_of(symbols), symbols.raw);
-        }
-        if (rest != 0) {
-            words_.prepare(need);
-            const Symbols symbols = step<Raw, false>(table, planes, rest, [] {});
-            const std::int32_t high = high_of(symbols);
-            if (lane_id() < rest) sink(full * kLanes + lane_id(), high, symbols.raw);
+    template <typename Sink>
+    __device__ __forceinline__ void groups(const StepCoding& c, std::uint32_t count, Sink sink) {
+        KVCAST_UNROLL(1)
+        for (std::uint32_t first = 0; first < count; first += kLanes) {
+            const std::uint32_t n = lesser(kLanes, count - first);
+            std::int32_t high = 0;
+            std::uint32_t raw = 0;
+            group(c, n, high, raw);
+            if (lane_id() < n) sink(first + lane_id(), high, raw);
             __syncwarp();
         }
     }
 
-    // One symbol of each of the first n lanes, 1 to 32; Full: of all. `meanwhile` finishes the step before,
-    // which may take words, while the table is asked.
-    template <bool Raw, bool Full, typename Meanwhile>
-    __device__ __forceinline__ Symbols step(const LaneTable& table, unsigned planes, std::uint32_t n,
-                                            Meanwhile meanwhile) {
-        const bool active = Full || lane_id() < n;
-        const LaneTable bucket = table.bucket_of(state_);
-        meanwhile();
-        const std::uint32_t entry = bucket.entry_of(state_);
-        const std::uint32_t after = active ? state_after(state_, entry) : state_;
+    // Full: all counts are 32. The words are ready.
+    template <bool Raw, bool Full, typename CodingOf, typename CountOf>
+    __device__ __forceinline__ Quad quad_of(CodingOf coding_of, CountOf count_of) {
+        Quad quad = {};
+        std::uint32_t raw_at[4] = {}, previous = 0;
+        KVCAST_UNROLL(4)
+        for (unsigned g = 0; g < 4; ++g) {
+            const bool active = Full || lane_id() < count_of(g);
+            const std::uint32_t entry = entry_of(coding_of(g).table, state_);
+            if (g != 0) quad.high[g - 1] = high_of(previous);
+            refill(active ? state_after(state_, entry) : state_, active);
+            if constexpr (Raw) {
+                raw_at[g] = words_.place();
+                words_.skip(coding_of(g).planes * (Full ? 2 : words_of_plane(count_of(g))));
+            }
+            previous = active ? entry : 0;
+        }
+        quad.high[3] = high_of(previous);
+        if constexpr (Raw) quad.raw = raw_bytes<Full>(raw_at, coding_of, count_of);
+        return quad;
+    }
+
+    // Raw bits of four steps: lane 8 g + p takes plane p of step g, for all lanes, and then all take theirs.
+    template <bool Full, typename CodingOf, typename CountOf>
+    __device__ __forceinline__ std::uint32_t raw_bytes(const std::uint32_t (&raw_at)[4], CodingOf coding_of,
+                                                       CountOf count_of) const {
+        const std::uint32_t step = lane_id() / 8, plane = lane_id() % 8;
+        std::uint32_t at = raw_at[0], planes = coding_of(0).planes, count = count_of(0);
+        KVCAST_UNROLL(3)
+        for (unsigned g = 1; g < 4; ++g) {
+            if (step < g) continue;
+            at = raw_at[g];
+            planes = coding_of(g).planes;
+            count = count_of(g);
+        }
+        std::uint32_t bits = 0;
+        if (plane < planes && (Full || count != 0)) {
+            const std::uint32_t words = Full ? 2 : words_of_plane(count);
+            at += plane * words * static_cast<std::uint32_t>(sizeof(std::uint16_t));
+            bits = half_at(at);
+            if (words == 2) bits |= std::uint32_t{half_at(at + sizeof(std::uint16_t))} << 16;
+        }
+        __syncwarp();
+        return transposed_(bits);
+    }
+
+    // The entry of a table, at a place, for a state's slot.
+    static __device__ __forceinline__ std::uint32_t entry_of(std::uint32_t table, std::uint32_t state) {
+        constexpr std::uint32_t entry_bytes = sizeof(BucketTable::Entries);
+        static_assert(sizeof(BucketTable::Last) == entry_bytes);
+        const std::uint32_t place =
+            table | (state / (kBucketSlots / entry_bytes) & (kSymbols - 1) * entry_bytes);
+        const TwoWords entries = two_words_at(place);
+        const std::uint32_t last = table_word_at(place + kSymbols * entry_bytes);
+        return state << (32 - kBucketBits) > last ? entries.second : entries.first;
+    }
+
+    // States that ran low take a word each, in the order of their lanes.
+    __device__ __forceinline__ void refill(std::uint32_t after, bool active) {
         const bool low = active && after < kStateLow;
         const unsigned lows = __ballot_sync(kFullWarp, low);
         const std::uint32_t word = words_.peek(static_cast<std::uint32_t>(__popc(lows & before_)));
         state_ = low ? after << 16 | word : after;
         words_.skip(static_cast<std::uint32_t>(__popc(lows)));
-        std::uint32_t raw = 0;
-        if constexpr (Raw) raw = take_raw(planes, Full || n > 16 ? 2 : 1);
-        return {entry, raw, __ballot_sync(kFullWarp, active && entry_symbol(entry) == kEscape)};
     }
 
-    // What the symbols say without their raw bits; takes the words of escapes.
-    __device__ __forceinline__ std::int32_t high_of(const Symbols& symbols) {
-        auto high = static_cast<std::int32_t>(entry_symbol(symbols.entry)) - kSymbolZero;
-        if (symbols.escapes != 0) {
-            const std::uint32_t w =
-                words_.peek(static_cast<std::uint32_t>(__popc(symbols.escapes & before_)));
-            high = (symbols.escapes >> lane_id() & 1u) != 0 ? static_cast<std::int16_t>(w) : high;
-            words_.skip(static_cast<std::uint32_t>(__popc(symbols.escapes)));
+    // What a symbol says without its raw bits; takes the words of escapes.
+    __device__ __forceinline__ std::int32_t high_of(std::uint32_t entry) {
+        auto high = static_cast<std::int32_t>(entry_symbol(entry)) - kSymbolZero;
+        const bool escaped = entry_symbol(entry) == kEscape;
+        if (__any_sync(kFullWarp, escaped) != 0) {
+            const unsigned escapes = __ballot_sync(kFullWarp, escaped);
+            const std::uint32_t w = words_.peek(static_cast<std::uint32_t>(__popc(escapes & before_)));
+            high = escaped ? static_cast<std::int16_t>(w) : high;
+            words_.skip(static_cast<std::uint32_t>(__popc(escapes)));
         }
         return high;
     }
@@ -376,8 +457,9 @@ class WarpReader {
         return raw;
     }
 
-    const AliasTable* tables_;
+    std::uint32_t tables_;
     WordRing words_;
+    BitTransposer transposed_;
     std::uint32_t state_;
     std::uint32_t before_;  // lanes before this one
 };

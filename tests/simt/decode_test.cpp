@@ -161,6 +161,48 @@ constexpr const char* kDamaged[] = {"delta1-anchor-t15",  "delta2-fp16-t64",    
                                     "lossless-fp32-t1",   "lossless-blocks-of-4", "lossless-fp16-t64",
                                     "delta3-special",     "delta6-latent-t50"};
 
+// Bodies of whole octets of groups and what is left of them, which the committed vectors are too short for:
+// every profile, classes with and without raw bits, some with more than fit into a byte.
+TEST(DeviceOctets, DecodesWhatTheCpuDecodes) {
+    const Layout layout = make_layout(1, {{2, 16}, {1, 24}}, Dtype::kBf16, RopePairing::kHalf);
+    std::vector<std::vector<std::uint8_t>> objects;
+    const auto add = [&](std::size_t tokens, Content content, const EncodeOptions& options) {
+        Case c = {"octets", layout, tokens, content, options, 1024};
+        const auto file = encode(make_cache(c), c);
+        objects.emplace_back(file.begin(), file.end());
+    };
+    for (const std::size_t tokens : {255, 256, 300, 516, 772}) {
+        EncodeOptions options;
+        options.profile = Profile::kLossless;
+        options.sinks = 0;
+        add(tokens, Content::kGaussian, options);
+        options.profile = Profile::kDelta;
+        options.level = 1;
+        for (const double step : {2.0, 0.5, 0.125, 1.0 / 64}) {
+            options.layer_steps = {step, step};
+            options.sinks = tokens == 256 ? 0 : 4;
+            for (const Predictor predictor : {Predictor::kMean, Predictor::kAnchor}) {
+                options.predictor = predictor;
+                for (const Content content : {Content::kGaussian, Content::kOutliers, Content::kZero})
+                    add(tokens, content, options);
+            }
+        }
+    }
+    expect_like_cpu(objects);
+    for (auto& o : objects) o[o.size() - 33] ^= 16;
+    expect_like_cpu(objects);
+}
+
+// So many that a block of threads has fewer warps.
+TEST(DeviceOctets, DecodesHeadsOfManyChannels) {
+    EncodeOptions options;
+    options.block_heads = 1;
+    const Case c = {"broad", make_layout(1, {{3, 4096}}, Dtype::kBf16, RopePairing::kNone), 9,
+                    Content::kGaussian, options};
+    const auto file = encode(make_cache(c), c);
+    expect_like_cpu(std::vector<std::vector<std::uint8_t>>{{file.begin(), file.end()}});
+}
+
 TEST(DeviceDamage, DecodesABatchOfEverythingAtOnce) {
     std::vector<std::vector<std::uint8_t>> objects;
     for (const Case& c : uncalibrated_cases()) {

@@ -226,6 +226,10 @@ T atomicCAS(T* at, T expected, T value) {
 
 // ---- the runtime
 
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
+
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };

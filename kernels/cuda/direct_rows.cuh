@@ -1,0 +1,81 @@
+// A head's channels to its rows by the warp that decodes them. A lane keeps to its own eight tokens all the
+// way, so that nobody waits: a channel's values go to shared memory, two channels to a word, and when a lane
+// has 32 bytes of a row, it stores them. (With 16 the memory moved 1.4 times as many bytes: sectors have 32.)
+#pragma once
+
+#include "kernels/cuda/compiler.cuh"
+#include "kernels/cuda/pack.cuh"
+#include "kernels/cuda/platform.cuh"
+#include "kernels/cuda/rows.cuh"
+
+namespace kvcast::kernels::cuda {
+
+inline constexpr std::uint32_t kLaneTokens = kBodyUnit / kLanes;
+
+// A lane's eight tokens of a channel, two to a word: token g is number 32 g + lane.
+struct Octet {
+    std::uint32_t words[kLaneTokens / 2];
+};
+
+class DirectRows {
+  public:
+    static constexpr std::uint32_t kRunWords = kDirectChannels / 2;
+
+    // A warp's, in shared memory: words of every token; lanes are in banks of their own.
+    struct Memory {
+        std::uint32_t words[kRunWords][kBodyUnit];
+    };
+
+    __device__ __forceinline__ DirectRows(Memory& memory, const RowsAt& out, std::uint32_t head,
+                                          std::uint32_t first_token, std::uint32_t tokens)
+        : words_(memory.words[0] + lane_id()), tokens_(tokens), base_(out.rows) {
+        KVCAST_UNROLL(8)
+        for (std::uint32_t g = 0; g < kLaneTokens; ++g) {
+            const std::uint32_t token = lesser(g * kLanes + lane_id(), tokens - 1);
+            const std::uint8_t* row = row_of(out, first_token + token) + head * out.head_bytes;
+            row_[g] = static_cast<std::uint32_t>((row - base_) / kUnit);
+        }
+    }
+
+    // Channel `channel`, as output bits. Those of a run of kDirectChannels come in order.
+    __device__ __forceinline__ void put(std::uint32_t channel, const Octet& octet) {
+        if (channel % 2 == 0) {
+            even_ = octet;
+            return;
+        }
+        std::uint32_t* words = words_ + channel % kDirectChannels / 2 * kBodyUnit;
+        KVCAST_UNROLL(4)
+        for (std::uint32_t i = 0; i < 4; ++i) {
+            words[2 * i * kLanes] = __byte_perm(even_.words[i], octet.words[i], 0x5410);
+            words[(2 * i + 1) * kLanes] = __byte_perm(even_.words[i], octet.words[i], 0x7632);
+        }
+        if (channel % kDirectChannels == kDirectChannels - 1) store(channel - (kDirectChannels - 1));
+    }
+
+  private:
+    static constexpr std::uint32_t kUnit = sizeof(uint4);
+
+    // The run that begins with channel `first`.
+    __device__ __forceinline__ void store(std::uint32_t first) {
+        std::uint8_t* base = base_ + first * sizeof(std::uint16_t);
+        KVCAST_UNROLL(8)
+        for (std::uint32_t g = 0; g < kLaneTokens; ++g) {
+            if (g * kLanes + lane_id() >= tokens_) continue;
+            auto* row = reinterpret_cast<uint4*>(base + std::uint64_t{row_[g]} * kUnit);
+            KVCAST_UNROLL(2)
+            for (std::uint32_t half = 0; half < kRunWords / 4; ++half) {
+                const std::uint32_t* words = words_ + half * 4 * kBodyUnit + g * kLanes;
+                row[half] = {words[0], words[kBodyUnit], words[2 * kBodyUnit], words[3 * kBodyUnit]};
+            }
+        }
+        __syncwarp();
+    }
+
+    std::uint32_t* words_;  // this lane's
+    std::uint32_t tokens_;
+    std::uint8_t* base_;
+    std::uint32_t row_[kLaneTokens];  // from there, in units of a store
+    Octet even_ = {};
+};
+
+}  // namespace kvcast::kernels::cuda

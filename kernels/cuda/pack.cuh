@@ -1,0 +1,69 @@
+// Two numbers to a word, and states to values.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <bit>
+#include <cstdint>
+
+#include "kernels/math.h"
+
+namespace kvcast::kernels::cuda {
+
+// The low halves of both.
+__device__ __forceinline__ std::uint32_t halves(std::int32_t low, std::int32_t high) {
+    return __byte_perm(static_cast<std::uint32_t>(low), static_cast<std::uint32_t>(high), 0x5410);
+}
+
+// As integers of 16 bits.
+__device__ __forceinline__ std::uint32_t saturated_halves(std::int32_t low, std::int32_t high) {
+#ifdef KVCAST_SIMT
+    return halves(saturate16(low), saturate16(high));
+#else
+    std::uint32_t word;
+    asm("cvt.pack.sat.s16.s32 %0, %1, %2;" : "=r"(word) : "r"(high), "r"(low));
+    return word;
+#endif
+}
+
+// As bfloat16, nearest even; neither overflows, neither is NaN.
+__device__ __forceinline__ std::uint32_t bf16_halves(float low, float high) {
+#ifdef KVCAST_SIMT
+    return halves(to_bf16(low), to_bf16(high));
+#else
+    std::uint32_t word;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+#endif
+}
+
+__device__ __forceinline__ std::int32_t low_half(std::uint32_t word) {
+    return static_cast<std::int16_t>(word);
+}
+__device__ __forceinline__ std::int32_t high_half(std::uint32_t word) {
+    return static_cast<std::int32_t>(word) >> 16;
+}
+
+// Below 2^22 in magnitude: the addition is of integers, the subtraction exact.
+__device__ __forceinline__ float small_float(std::int32_t v) {
+    return std::bit_cast<float>(0x4b400000 + v) - 12582912.0f;
+}
+
+// States that become bf16 or fp16.
+template <Dtype To>
+struct StateValues {
+    float unit;
+
+    __device__ explicit StateValues(Scale scale)
+        : unit(static_cast<float>(scale.mantissa) * power_of_two(scale.exponent)) {}
+
+    // Two of them, to a word. A state has 17 bits and the mantissa 8: the product is exact, as value_of's is,
+    // and at most 2^127.
+    __device__ __forceinline__ std::uint32_t operator()(std::int32_t low, std::int32_t high) const {
+        const float a = small_float(low) * unit, b = small_float(high) * unit;
+        if constexpr (To == Dtype::kF16) return halves(to_f16(a), to_f16(b));
+        return bf16_halves(a, b);
+    }
+};
+
+}  // namespace kvcast::kernels::cuda
