@@ -26,16 +26,14 @@ class DirectRows {
         std::uint32_t words[kRunWords][kBodyUnit];
     };
 
+    // Tokens first_token to first_token + tokens - 1 of the chunk.
     __device__ __forceinline__ DirectRows(Memory& memory, const RowsAt& out, std::uint32_t head,
                                           std::uint32_t first_token, std::uint32_t tokens)
-        : words_(memory.words[0] + lane_id()), tokens_(tokens), base_(out.rows) {
-        KVCAST_UNROLL(8)
-        for (std::uint32_t g = 0; g < kLaneTokens; ++g) {
-            const std::uint32_t token = lesser(g * kLanes + lane_id(), tokens - 1);
-            const std::uint8_t* row = row_of(out, first_token + token) + head * out.head_bytes;
-            row_[g] = static_cast<std::uint32_t>((row - base_) / kUnit);
-        }
-    }
+        : words_(memory.words[0] + lane_id()),
+          out_(out),
+          head_offset_(head * out.head_bytes),
+          first_token_(first_token),
+          tokens_(tokens) {}
 
     // Channel `channel`, as output bits. Those of a run of kDirectChannels come in order.
     __device__ __forceinline__ void put(std::uint32_t channel, const Octet& octet) {
@@ -53,15 +51,14 @@ class DirectRows {
     }
 
   private:
-    static constexpr std::uint32_t kUnit = sizeof(uint4);
-
     // The run that begins with channel `first`.
     __device__ __forceinline__ void store(std::uint32_t first) {
-        std::uint8_t* base = base_ + first * sizeof(std::uint16_t);
+        const std::uint64_t offset = head_offset_ + first * sizeof(std::uint16_t);
         KVCAST_UNROLL(8)
         for (std::uint32_t g = 0; g < kLaneTokens; ++g) {
-            if (g * kLanes + lane_id() >= tokens_) continue;
-            auto* row = reinterpret_cast<uint4*>(base + std::uint64_t{row_[g]} * kUnit);
+            const std::uint32_t token = g * kLanes + lane_id();
+            if (token >= tokens_) continue;
+            auto* row = reinterpret_cast<uint4*>(row_of(out_, first_token_ + token) + offset);
             KVCAST_UNROLL(2)
             for (std::uint32_t half = 0; half < kRunWords / 4; ++half) {
                 const std::uint32_t* words = words_ + half * 4 * kBodyUnit + g * kLanes;
@@ -72,9 +69,10 @@ class DirectRows {
     }
 
     std::uint32_t* words_;  // this lane's
+    const RowsAt& out_;
+    std::uint64_t head_offset_;  // bytes
+    std::uint32_t first_token_;
     std::uint32_t tokens_;
-    std::uint8_t* base_;
-    std::uint32_t row_[kLaneTokens];  // from there, in units of a store
     Octet even_ = {};
 };
 
