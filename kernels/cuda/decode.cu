@@ -286,7 +286,11 @@ class HeadDecoder {
     __device__ __forceinline__ Octet read_octet(const Channel& channel, std::uint32_t tokens,
                                                 std::int16_t* scratch) {
         const StepCoding c = channel.coding();
-        if (channel.zero() || c.planes > WarpReader::kBytePlanes) {
+        if (channel.zero()) {
+            const std::uint32_t both = halves(channel.center(), channel.center());
+            return {{both, both, both, both}};
+        }
+        if (c.planes > WarpReader::kBytePlanes) {
             in_.strip(channel.reader(), tokens, [&](std::uint32_t t, std::int16_t q) {
                 scratch[body_index(t)] =
                     state_of(static_cast<std::int16_t>(channel.center()), q, p_.guard_bits);
