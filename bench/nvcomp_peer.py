@@ -21,7 +21,10 @@ import struct
 import sys
 import time
 
-import numpy
+try:
+    import numpy
+except ImportError:
+    sys.exit("nvcomp_peer: this Python has no numpy: nothing is measured")
 
 CHUNK_BYTES = 64 << 10  # what nvCOMP's headers recommend
 SLOT_ALIGNMENT = 256  # of coded chunks; the headers ask for 16 at most
