@@ -62,9 +62,8 @@ bool is_direct(const cuda::PlaneTask& plane, const cuda::StoreTask& body, const 
         plane.body_tokens > cuda::kBodyUnit || !aligned(body.out, 16))
         return false;
     if (!plane.quantised && body.from != body.to) return false;
-    if (r == nullptr) return plane.channels % run == 0;
-    return plane.quantised && r->pairs % run == 0 && 2 * r->pairs == plane.channels &&
-           r->first_channel == 0 && r->pair_step == 1 && r->partner == r->pairs && r->column_stride == 1;
+    if (!in_runs(body, r, run)) return false;
+    return r == nullptr || (plane.quantised && 2 * r->pairs == plane.channels && r->column_stride == 1);
 }
 
 cuda::BucketTable bucket_table(const kernels::AliasTable& alias) {
@@ -185,8 +184,6 @@ bool PlanBuilder::add_planes(const ChunkSource& c, std::size_t layer) {
         cuda::PlaneTask& plane = planes_[first + p];
         const auto& [exact, body] = stores[p];
         plane.exact_direct = direct && exact.rotation == cuda::kNone && exact.from == exact.to;
-        plane.rotation = body.rotation;
-        plane.out = body.out;
         if (!plane.exact_direct) store(exact);
         if (!direct) store(body);
     }
@@ -203,7 +200,7 @@ PlanBuilder::PlaneStores PlanBuilder::add_plane(const ChunkSource& c, std::size_
     const std::size_t exact_rows = h.delta.exact_rows, body = h.tokens - exact_rows;
     const std::size_t stride = round_up(body, cuda::kBodyUnit);
     const bool anchored = h.delta.predictor == Predictor::kAnchor;
-    const cuda::PlaneTask task = {
+    cuda::PlaneTask task = {
         .body = workspace_.take(shape.width() * stride * cuda::element_bytes(!quantised, h.layout.dtype)),
         .rows = workspace_.take(shape.width() * exact_rows * cuda::element_bytes(true, h.layout.dtype)),
         .heads = u32(shape.heads),
@@ -220,7 +217,6 @@ PlanBuilder::PlaneStores PlanBuilder::add_plane(const ChunkSource& c, std::size_
         .rotation = cuda::kNone,
         .scale = params.scale,
         .out = {}};
-    planes_.push_back(task);
     most_channels_ = std::max(most_channels_, task.channels);
 
     const std::uint32_t shift = plane == 0 ? shift_ : cuda::kNone;
@@ -243,6 +239,9 @@ PlanBuilder::PlaneStores PlanBuilder::add_plane(const ChunkSource& c, std::size_
     states.rotation = quantised && plane == 0 && h.unrotated ? absolute_ : shift;
     states.scale = params.scale;
     states.exact = !quantised;
+    task.rotation = states.rotation;
+    task.out = states.out;
+    planes_.push_back(task);
     return {rows, states};
 }
 
