@@ -161,17 +161,17 @@ void strips(const Ops& ops, unsigned spread_class, std::size_t abreast, std::siz
 
 // One channel of each of some blocks, as the lossless profile codes it.
 struct FloatBlock {
-    std::vector<std::uint32_t> bits;
-    std::vector<std::uint32_t> out;
+    std::vector<std::uint16_t> elements;
+    std::vector<std::uint16_t> out;
     std::vector<std::uint8_t> bytes;
     std::uint32_t states[kLanes];
     entropy::ExponentModel model;
 
     explicit FloatBlock(std::uint64_t seed)
-        : bits(kBlockValues), out(kBlockValues), scratch_(kBlockValues * 8) {
+        : elements(kBlockValues), out(kBlockValues), scratch_(kBlockValues * 8) {
         const auto drawn = normal(kBlockValues, 1.0, seed);
-        for (std::size_t i = 0; i < bits.size(); ++i) bits[i] = to_bf16(drawn[i]);
-        model = entropy::cheapest_exponent_model(scalar_ops(), Dtype::kBf16, std::span(bits).first(kTokens));
+        for (std::size_t i = 0; i < elements.size(); ++i) elements[i] = to_bf16(drawn[i]);
+        model = entropy::cheapest_exponent_model(scalar_ops(), Dtype::kBf16, elements.data(), kTokens);
         const RansEncoder e = encoded(scalar_ops());
         std::memcpy(states, e.state, sizeof states);
         bytes.assign(e.next, scratch_.data() + scratch_.size());
@@ -183,7 +183,7 @@ struct FloatBlock {
         e.next = scratch_.data() + scratch_.size();
         RansEncoder* const p = &e;
         for (std::size_t at = kBlockValues; at > 0; at -= kTokens) {
-            const EncodeFloatStrip s = {table<EncodeTable>(), model.center, bits.data() + at - kTokens};
+            const EncodeFloatStrip s = {table<EncodeTable>(), model.center, elements.data() + at - kTokens};
             ops.encode_floats({&p, 1}, {&s, 1}, Dtype::kBf16, kTokens);
         }
         return e;
@@ -227,7 +227,7 @@ void floats(const Ops& ops, std::size_t abreast) {
     const auto name = fmt::format("_floats/{}/bf16/abreast:{}", ops.name, abreast);
     decode_floats(ops, *blocks);
     for (FloatBlock& b : *blocks) {
-        require(b.out == b.bits, "decode" + name);
+        require(b.out == b.elements, "decode" + name);
         require(b.same(b.encoded(ops)), "encode" + name);
     }
     add("decode" + name, abreast * kBlockValues, 0, [=, &ops] { decode_floats(ops, *blocks); });
@@ -243,7 +243,6 @@ struct Head {
     std::vector<std::int16_t> states;
     std::vector<std::uint16_t> rows;
     std::vector<float> tile;
-    std::vector<std::uint32_t> bits;
     std::vector<std::int16_t> prediction;
     std::vector<std::int32_t> means;
 
@@ -256,14 +255,12 @@ struct Head {
           states(kChannels * kTokens),
           rows(kChannels * kTokens),
           tile(kChannels * kTokens),
-          bits(kChannels * kTokens),
           prediction(kChannels * kTokens),
           means(kChannels, 1234) {
         const auto drawn = normal(states.size(), 3000, 1);
         for (std::size_t i = 0; i < drawn.size(); ++i) {
             states[i] = static_cast<std::int16_t>(std::clamp(drawn[i], -32000.0f, 32000.0f));
             rows[i] = to_bf16(drawn[i]);
-            bits[i] = rows[i];
             prediction[i] = static_cast<std::int16_t>(states[i] / 3);
         }
     }
@@ -329,7 +326,7 @@ void tiles(const Ops& ops) {
         });
     }
     slot<Rows>(ops, "store_exact", n, 2 * n, Rows(n), [=](const Ops& o, Rows& rows) {
-        o.store_exact({head->bits.data(),
+        o.store_exact({head->rows.data(),
                        kTokens,
                        kTokens,
                        kChannels,
@@ -339,10 +336,16 @@ void tiles(const Ops& ops) {
                        rows.data(),
                        row_bytes});
     });
-    slot<std::vector<std::uint32_t>>(ops, "load_bits", n, 2 * n, std::vector<std::uint32_t>(n),
-                                     [=](const Ops& o, std::vector<std::uint32_t>& tile) {
-                                         o.load_bits(head->rows.data(), row_bytes, Dtype::kBf16, kTokens,
-                                                     kChannels, tile.data(), kTokens);
+    slot<Rows>(ops, "load_elements", n, 2 * n, Rows(n), [=](const Ops& o, Rows& tile) {
+        o.load_elements(head->rows.data(), row_bytes, Dtype::kBf16, kTokens, kChannels, tile.data(), kTokens);
+    });
+    slot<std::vector<std::uint32_t>>(ops, "choose_exponents", n, 2 * n, std::vector<std::uint32_t>(kChannels),
+                                     [=](const Ops& o, std::vector<std::uint32_t>& chosen) {
+                                         for (std::size_t c = 0; c < kChannels; ++c) {
+                                             const auto m = entropy::cheapest_exponent_model(
+                                                 o, Dtype::kBf16, &head->rows[c * kTokens], kTokens);
+                                             chosen[c] = m.center * 16 + m.table;
+                                         }
                                      });
     const Floats values = normal(n, 3000, 2);
     slot<States>(ops, "quantise", n, 2 * n, States(n), [=](const Ops& o, States& q) {

@@ -24,7 +24,7 @@ struct DecodeWorkspace::Buffers {
     std::uint64_t klt_owner = 0;  // number of the decoder whose layers `klt` is going through
     // Of each block: one head [channel][body token], or one row.
     std::array<std::vector<std::int16_t>, kAbreast> states;
-    std::array<std::vector<std::uint32_t>, kAbreast> bits;
+    std::array<std::vector<std::uint8_t>, kAbreast> elements;
     std::array<QuantisedScratch, kAbreast> quantised;
     std::array<ExactModels, kAbreast> models;
 };
@@ -86,13 +86,14 @@ struct OpenBlock {
     bool fits = true;  // side information was in range so far
 };
 
-bool decode_exact_rows(entropy::BlockReader& in, const HeadJob& job, std::vector<std::uint32_t>& bits) {
+bool decode_exact_rows(entropy::BlockReader& in, const HeadJob& job, std::vector<std::uint8_t>& row) {
     bool fits = true;
-    grow(bits, job.dim);
+    const Dtype source = job.header.layout.dtype;
+    grow(row, job.dim * kernels::dtype_bytes(source));
     for (std::size_t t = 0; t < job.exact_rows(); ++t) {
-        fits = read_exact_row(in, job.header.layout.dtype, {bits.data(), job.dim}) && fits;
-        job.ops.store_exact({bits.data(), 1, 1, job.dim, job.exact_rotation, job.header.layout.dtype,
-                             job.dtype, job.out + t * job.row_bytes, job.row_bytes});
+        fits = read_exact_row(in, source, row.data(), job.dim) && fits;
+        job.ops.store_exact({row.data(), 1, 1, job.dim, job.exact_rotation, source, job.dtype,
+                             job.out + t * job.row_bytes, job.row_bytes});
     }
     return fits;
 }
@@ -124,8 +125,8 @@ void decode_exact_bodies(std::span<entropy::BlockReader* const> readers, std::sp
     const Dtype source = first.header.layout.dtype;
     std::array<ExactBody, kAbreast> bodies;
     for (std::size_t i = 0; i < jobs.size(); ++i) {
-        grow(w.bits[i], first.dim * tokens);
-        bodies[i].tile = w.bits[i].data();
+        grow(w.elements[i], first.dim * tokens * kernels::dtype_bytes(source));
+        bodies[i].tile = w.elements[i].data();
     }
     read_exact_bodies(readers, source, {bodies.data(), jobs.size()}, tokens, first.dim, tokens, w.models);
     for (std::size_t i = 0; i < jobs.size(); ++i) {
@@ -252,7 +253,7 @@ class BlockGroup {
                 jobs_.push_back(job(b));
                 readers_.push_back(&*b.reader);
                 owners_.push_back(&b);
-                jobs_.back().fits = decode_exact_rows(*b.reader, jobs_.back(), w_.bits[0]);
+                jobs_.back().fits = decode_exact_rows(*b.reader, jobs_.back(), w_.elements[0]);
                 ++b.head;
             }
             if (jobs_.empty()) return;

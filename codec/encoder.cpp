@@ -24,9 +24,8 @@ struct Workspace {
         explicit Part(const kernels::Ops& ops) : writer(ops) {}
 
         entropy::BlockWriter writer;
-        std::vector<std::int16_t> symbols;  // [channel of the layer][body token]
-        std::vector<std::uint32_t> bits;    // the same shape, exact planes
-        std::vector<std::uint32_t> rows;    // exact rows of the layer
+        std::vector<std::int16_t> symbols;   // [channel of the layer][body token]
+        std::vector<std::uint8_t> elements;  // the same shape, exact planes
     };
 
     explicit Workspace(const kernels::Ops& ops) : parts{Part(ops), Part(ops), Part(ops), Part(ops)} {}
@@ -88,8 +87,8 @@ class LayerEncoder {
         const std::size_t width = places_.back().layer_column + places_.back().dim;
         w_.tile.resize(std::max(w_.tile.size(), width * job_.body_tokens()));
         part_.symbols.resize(std::max(part_.symbols.size(), width * job_.body_tokens()));
-        part_.bits.resize(std::max(part_.bits.size(), width * job_.body_tokens()));
-        part_.rows.resize(std::max(part_.rows.size(), width * job_.exact_rows()));
+        const std::size_t bytes = width * job_.body_tokens() * kernels::dtype_bytes(layout_.dtype);
+        part_.elements.resize(std::max(part_.elements.size(), bytes));
         for (std::size_t p = 0; p < layout_.planes.size(); ++p) params(p) = plan(p);
         out().clear();
     }
@@ -180,18 +179,16 @@ class LayerEncoder {
                                  w_.quantised);
             return;
         }
-        std::uint32_t* bits = part_.bits.data() + h.layer_column * tokens;
-        job_.ops.load_bits(element(h, job_.exact_rows()), row_bytes(h), layout_.dtype, tokens, h.dim, bits,
-                           tokens);
-        write_exact_body(writer, layout_.dtype, bits, tokens, h.dim, tokens, w_.models);
+        void* elements =
+            part_.elements.data() + h.layer_column * tokens * kernels::dtype_bytes(layout_.dtype);
+        job_.ops.load_elements(element(h, job_.exact_rows()), row_bytes(h), layout_.dtype, tokens, h.dim,
+                               elements, tokens);
+        write_exact_body(writer, layout_.dtype, elements, tokens, h.dim, tokens, w_.models);
     }
 
     void write_exact_rows(const HeadPlace& h, entropy::BlockWriter& writer) {
-        for (std::size_t t = 0; t < job_.exact_rows(); ++t) {
-            std::uint32_t* bits = part_.rows.data() + h.layer_column * job_.exact_rows() + t * h.dim;
-            job_.ops.load_bits(element(h, t), row_bytes(h), layout_.dtype, 1, h.dim, bits, 1);
-            write_exact_row(writer, layout_.dtype, {bits, h.dim});
-        }
+        for (std::size_t t = 0; t < job_.exact_rows(); ++t)
+            write_exact_row(writer, layout_.dtype, element(h, t), h.dim);
     }
 
     const Job& job_;

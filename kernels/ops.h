@@ -10,6 +10,7 @@
 //
 // Tiles are channel-major: row c holds channel c of one head for all tokens of the chunk, `tile_stride`
 // elements apart from row c + 1. Rows of tensors are token-major, as engines store them, `row_bytes` apart.
+// Elements whose type is an argument are given as `void`, stored as that type is, at any alignment.
 #pragma once
 
 #include <cstddef>
@@ -102,11 +103,11 @@ struct Strip {
 };
 
 // Floating-point elements of one exponent table: exponent = center - (symbol - 7), modulo the exponent's
-// range, sign and mantissa raw. Bits are left in the low bits of each uint32.
+// range, sign and mantissa raw.
 struct FloatStrip {
     const DecodeTable* table;
     std::uint32_t center;
-    std::uint32_t* bits;
+    void* elements;
 };
 
 // What encodes a Strip. |value| must not exceed 32767 - 2^shift.
@@ -120,7 +121,7 @@ struct EncodeStrip {
 struct EncodeFloatStrip {
     const EncodeTable* table;
     std::uint32_t center;
-    const std::uint32_t* bits;
+    const void* elements;
 };
 
 // 32 lanes writing words downward from `next`. The caller guarantees room: at most 4 bytes per value
@@ -197,10 +198,9 @@ struct StateStore {
     std::size_t row_bytes;
 };
 
-// The same from stored bits (one element in the low bits of each uint32) of type `source`. With pairs = 0 and
-// dtype == source the bits pass through unchanged.
+// The same from elements of type `source`. With pairs = 0 and dtype == source they pass through unchanged.
 struct ExactStore {
-    const std::uint32_t* tile;
+    const void* tile;
     std::size_t tile_stride;
     std::size_t tokens;
     std::size_t channels;
@@ -259,21 +259,10 @@ struct Projection {
 inline constexpr std::size_t kValueCosts = 16;
 inline constexpr int kValueCostMost = 15;
 
-// Which table suits some exponents, and around which center: the one below the most frequent exponent, that
-// one, or the one above it, numbered 0 to 2.
-struct ExponentChoice {
-    static constexpr std::size_t kCenters = 3;
-    static constexpr std::size_t kWindow = kEscape + kCenters - 1;
-    static constexpr std::uint32_t kMostTotal = 32767;  // only the scalar backend takes more
-
-    // How often exponents occur: symbol s of center i stands for number kEscape - 1 + i - s. What is outside
-    // escapes.
-    const std::uint32_t* counts;
-    std::uint32_t total;  // of all exponents
-    std::uint32_t first;  // centers from first to last come into question
-    std::uint32_t last;
-    const std::int16_t (*costs)[kSymbols][2];  // [symbol / 2][table][symbol % 2], below 2^12
-};
+// costs[s / 2][table][s % 2] of the 16 exponent tables: what symbol s costs more than an escape does; in the
+// place of kEscape, what an escape costs. All are below 2^12 in magnitude, and no symbol costs less than
+// nothing.
+using ExponentCosts = std::int16_t[kSymbols / 2][kSymbols][2];
 
 struct Moments {
     std::int64_t sum;
@@ -298,14 +287,11 @@ struct Ops {
     void (*encode_floats)(std::span<RansEncoder* const> encoders, std::span<const EncodeFloatStrip> strips,
                           Dtype dtype, std::size_t count);
 
-    // Adds to counts[e] how many of `count` floating-point elements (as in a tile of stored bits) have
-    // exponent e; `counts` has an entry for every exponent of the type.
-    // Returns the exponent with the highest count, the lowest of several.
-    std::uint32_t (*count_exponents)(const std::uint32_t* bits, std::size_t count, Dtype dtype,
-                                     std::uint32_t* counts);
-
-    // See ExponentChoice: 16 times the center plus the table that cost least, the lowest of several.
-    std::uint32_t (*choose_exponents)(const ExponentChoice& choice);
+    // Which exponent table is the cheapest for `count` floating-point elements, and around which center: the
+    // most frequent exponent (the lowest of several), the one below it or the one above it, as far as the
+    // type has them. Returns 16 times the center plus the table; the lowest of several that cost the same.
+    std::uint32_t (*choose_exponents)(const void* elements, std::size_t count, Dtype dtype,
+                                      const ExponentCosts& costs);
 
     // sums[i] = sum of costs[|v|][i] over `count` values v, whose magnitudes are at most kValueCostMost; the
     // sums fit 32 bits.
@@ -319,9 +305,9 @@ struct Ops {
     // The same from rows to rows.
     void (*load_rows)(const RowLoad& rows);
 
-    // Rows to a tile of stored bits.
-    void (*load_bits)(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens,
-                      std::size_t channels, std::uint32_t* tile, std::size_t tile_stride);
+    // Rows to a tile of elements of the same type.
+    void (*load_elements)(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens,
+                          std::size_t channels, void* tile, std::size_t tile_stride);
 
     // Largest magnitude; +infinity where any value is infinite or NaN.
     float (*max_magnitude)(const float* values, std::size_t count);

@@ -52,9 +52,9 @@ void BlockReader::strips(std::span<const kernels::Strip> strips) {
     ops_.decode_strips({&decoder, 1}, strips);
 }
 
-void BlockReader::floats(ExponentModel model, kernels::Dtype dtype, std::size_t count, std::uint32_t* bits) {
+void BlockReader::floats(ExponentModel model, kernels::Dtype dtype, std::size_t count, void* elements) {
     BlockReader* const reader = this;
-    floats({&reader, 1}, {&model, 1}, dtype, count, {&bits, 1});
+    floats({&reader, 1}, {&model, 1}, dtype, count, {&elements, 1});
 }
 
 void BlockReader::strips(std::span<BlockReader* const> readers, std::span<const kernels::Strip> strips) {
@@ -64,12 +64,12 @@ void BlockReader::strips(std::span<BlockReader* const> readers, std::span<const 
 }
 
 void BlockReader::floats(std::span<BlockReader* const> readers, std::span<const ExponentModel> models,
-                         kernels::Dtype dtype, std::size_t count, std::span<std::uint32_t* const> bits) {
+                         kernels::Dtype dtype, std::size_t count, std::span<void* const> elements) {
     std::array<kernels::RansDecoder*, BlockReader::kMostAbreast> decoders = {};
     std::array<kernels::FloatStrip, BlockReader::kMostAbreast> strips = {};
     for (std::size_t i = 0; i < readers.size(); ++i) {
         decoders[i] = &readers[i]->decoder_;
-        strips[i] = {&decode_table(kFirstExponentTable + models[i].table), models[i].center, bits[i]};
+        strips[i] = {&decode_table(kFirstExponentTable + models[i].table), models[i].center, elements[i]};
     }
     readers[0]->ops_.decode_floats({decoders.data(), readers.size()}, {strips.data(), readers.size()}, dtype,
                                    count);

@@ -30,15 +30,15 @@ class BlockReader {
     // Strips one after another; see decoding_strip().
     void strips(std::span<const kernels::Strip> strips);
 
-    // `count` floating-point elements under one exponent model.
-    void floats(ExponentModel model, kernels::Dtype dtype, std::size_t count, std::uint32_t* bits);
+    // `count` floating-point elements under one exponent model, stored as their type is.
+    void floats(ExponentModel model, kernels::Dtype dtype, std::size_t count, void* elements);
 
     // The same from up to kMostAbreast blocks at once, of one backend, which is faster than one after
     // another: strip i belongs to reader i modulo their number.
     static constexpr std::size_t kMostAbreast = 8;
     static void strips(std::span<BlockReader* const> readers, std::span<const kernels::Strip> strips);
     static void floats(std::span<BlockReader* const> readers, std::span<const ExponentModel> models,
-                       kernels::Dtype dtype, std::size_t count, std::span<std::uint32_t* const> bits);
+                       kernels::Dtype dtype, std::size_t count, std::span<void* const> elements);
 
     // Bytes of the piece that are not read yet. States hold some of what comes next: between two points of a
     // block the difference tells what lies between them up to a few words.

@@ -39,9 +39,9 @@ void BlockWriter::strip(unsigned spread_class, std::span<const std::int16_t> val
                       .values = values.data()});
 }
 
-void BlockWriter::floats(ExponentModel model, kernels::Dtype dtype, std::span<const std::uint32_t> bits) {
+void BlockWriter::floats(ExponentModel model, kernels::Dtype dtype, std::size_t count, const void* elements) {
     items_.push_back(
-        {.kind = Kind::kFloats, .dtype = dtype, .model = model, .count = bits.size(), .values = bits.data()});
+        {.kind = Kind::kFloats, .dtype = dtype, .model = model, .count = count, .values = elements});
 }
 
 std::size_t BlockWriter::greatest_size() const {
@@ -58,8 +58,7 @@ kernels::EncodeStrip BlockWriter::strip_of(const Item& item) const {
 }
 
 kernels::EncodeFloatStrip BlockWriter::floats_of(const Item& item) {
-    return {&encode_table(kFirstExponentTable + item.model.table), item.model.center,
-            static_cast<const std::uint32_t*>(item.values)};
+    return {&encode_table(kFirstExponentTable + item.model.table), item.model.center, item.values};
 }
 
 void BlockWriter::encode(const Item& item, kernels::RansEncoder& encoder) const {
@@ -84,8 +83,12 @@ void BlockWriter::add_cost(const Item& item, BlockCost& cost) const {
     }
     std::uint64_t sum = 0;
     if (item.kind == Kind::kFloats) {
-        const auto* bits = static_cast<const std::uint32_t*>(item.values);
-        for (std::size_t i = 0; i < item.count; ++i) sum += element_cost(item.model, item.dtype, bits[i]);
+        const std::size_t bytes = kernels::dtype_bytes(item.dtype);
+        for (std::size_t i = 0; i < item.count; ++i) {
+            std::uint32_t bits = 0;
+            std::memcpy(&bits, static_cast<const std::uint8_t*>(item.values) + i * bytes, bytes);
+            sum += element_cost(item.model, item.dtype, bits);
+        }
         cost.payload += static_cast<double>(sum) / 256;
         return;
     }

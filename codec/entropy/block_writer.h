@@ -33,7 +33,8 @@ class BlockWriter {
     // |value| <= 30000; a class-0 strip must be all zero and is not coded.
     void strip(unsigned spread_class, std::span<const std::int16_t> values);
 
-    void floats(ExponentModel model, kernels::Dtype dtype, std::span<const std::uint32_t> bits);
+    // `count` elements, stored as their type is.
+    void floats(ExponentModel model, kernels::Dtype dtype, std::size_t count, const void* elements);
 
     // Ends one piece of a run that shares the coder's states (FORMAT.md, section 5.7).
     void boundary();

@@ -202,14 +202,17 @@ const AllTables& all_tables() {
     return tables;
 }
 
-// Costs of the exponent tables as Ops::choose_exponents takes them.
+// As Ops::choose_exponents takes them.
 struct ExponentCosts {
-    alignas(64) std::int16_t of[kSymbols / 2][kSymbols][2];
+    alignas(64) kernels::ExponentCosts of;
 
     ExponentCosts() {
         for (std::size_t s = 0; s < kSymbols; ++s) {
-            for (std::size_t t = 0; t < kExponentTables; ++t)
-                of[s / 2][t][s % 2] = static_cast<std::int16_t>(kCosts[kFirstExponentTable + t][s]);
+            for (std::size_t t = 0; t < kExponentTables; ++t) {
+                const std::uint16_t* costs = kCosts[kFirstExponentTable + t];
+                const int beyond = s == kernels::kEscape ? 0 : costs[kernels::kEscape];
+                of[s / 2][t][s % 2] = static_cast<std::int16_t>(costs[s] - beyond);
+            }
         }
     }
 };
@@ -315,19 +318,10 @@ unsigned cheapest_class(std::span<const std::int16_t> values, std::int32_t refer
     return best;
 }
 
-ExponentModel cheapest_exponent_model(const kernels::Ops& ops, kernels::Dtype dtype,
-                                      std::span<const std::uint32_t> bits) {
-    // Zeros on both sides, so that a window around any exponent is inside.
-    constexpr std::uint32_t kSide = 8;
-    std::array<std::uint32_t, kSide + 256 + kSide> counts = {};
-    const std::uint32_t mode = ops.count_exponents(bits.data(), bits.size(), dtype, counts.data() + kSide);
-    const std::uint32_t* window = counts.data() + kSide + mode - kernels::kSymbolZero - 1;
-    const std::uint32_t first = mode == 0 ? 1 : 0, last = mode == kernels::exponent_mask(dtype) ? 1 : 2;
-    const kernels::Ops& chooser =
-        bits.size() > kernels::ExponentChoice::kMostTotal ? kernels::scalar_ops() : ops;
-    const std::uint32_t chosen = chooser.choose_exponents(
-        {window, static_cast<std::uint32_t>(bits.size()), first, last, exponent_costs().of});
-    return {mode - 1 + chosen / kSymbols, chosen % kSymbols};
+ExponentModel cheapest_exponent_model(const kernels::Ops& ops, kernels::Dtype dtype, const void* elements,
+                                      std::size_t count) {
+    const std::uint32_t chosen = ops.choose_exponents(elements, count, dtype, exponent_costs().of);
+    return {chosen / kSymbols, chosen % kSymbols};
 }
 
 }  // namespace kvcast::entropy

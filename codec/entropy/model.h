@@ -58,8 +58,8 @@ struct ExponentModel {
 // Code length of an element in 1/256 bit, sign and mantissa included.
 std::uint64_t element_cost(ExponentModel model, kernels::Dtype dtype, std::uint32_t bits);
 
-// The cheapest model for a run of stored elements.
-ExponentModel cheapest_exponent_model(const kernels::Ops& ops, kernels::Dtype dtype,
-                                      std::span<const std::uint32_t> bits);
+// The cheapest model for a run of `count` elements, stored as their type is.
+ExponentModel cheapest_exponent_model(const kernels::Ops& ops, kernels::Dtype dtype, const void* elements,
+                                      std::size_t count);
 
 }  // namespace kvcast::entropy

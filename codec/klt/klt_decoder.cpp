@@ -49,16 +49,16 @@ bool KltDecoder::read_exact_rows(std::span<const PlaneBuffer> planes) {
     bool fits = true;
     for (std::size_t p = 0; p < h.layout.planes.size(); ++p) {
         const std::size_t dim = h.layout.planes[p].head_dim;
-        bits_.resize(std::max(bits_.size(), dim));
+        row_.resize(std::max(row_.size(), dim * kernels::dtype_bytes(source)));
         const auto turned = p == 0 ? chunk_.shift->rotation() : kernels::Rotation{};
         for (std::size_t head = 0; head < h.layout.planes[p].heads; ++head) {
             for (const std::uint32_t t : h.klt.exact_tokens) {
-                fits = read_exact_row(*reader_, source, {bits_.data(), dim}) && fits;
+                fits = read_exact_row(*reader_, source, row_.data(), dim) && fits;
                 if (planes.empty()) continue;
                 auto* out = static_cast<std::uint8_t*>(planes[p].rows) + t * planes[p].row_bytes +
                             head * dim * kernels::dtype_bytes(chunk_.dtype);
                 chunk_.ops->store_exact(
-                    {bits_.data(), 1, 1, dim, turned, source, chunk_.dtype, out, planes[p].row_bytes});
+                    {row_.data(), 1, 1, dim, turned, source, chunk_.dtype, out, planes[p].row_bytes});
             }
         }
     }

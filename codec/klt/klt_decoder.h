@@ -79,7 +79,7 @@ class KltDecoder {
     KltStates states_;
     std::array<Symbols, 2> symbols_;  // of even and odd layers
     std::size_t read_layers_ = 0;     // whose symbols have been read
-    std::vector<std::uint32_t> bits_;
+    std::vector<std::uint8_t> row_;
     TokenStrips token_strips_;
     std::vector<kernels::Strip> strips_;  // of one token strip, by coefficient
     AlignedVector<std::int16_t> tile_;    // [coefficient][lane]

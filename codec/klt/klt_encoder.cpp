@@ -180,7 +180,6 @@ void KltEncoder::reconstruct_plane(const Job& job, std::size_t layer, std::size_
 
 void KltEncoder::write_exact_rows(const Job& job, std::size_t layer, entropy::BlockWriter& writer) {
     const Layout& layout = *job.input.layout;
-    std::size_t at = layer * layout.values_per_token() / layout.layers * job.header.klt.exact_tokens.size();
     for (std::size_t p = 0; p < layout.planes.size(); ++p) {
         const PlaneRows& rows = job.rows(layer, p);
         const std::size_t dim = layout.planes[p].head_dim;
@@ -188,10 +187,7 @@ void KltEncoder::write_exact_rows(const Job& job, std::size_t layer, entropy::Bl
             for (const std::uint32_t t : job.header.klt.exact_tokens) {
                 const auto* row = static_cast<const std::uint8_t*>(rows.rows) + t * rows.row_bytes +
                                   head * dim * kernels::dtype_bytes(layout.dtype);
-                std::uint32_t* bits = exact_bits_.data() + at;
-                ops_.load_bits(row, rows.row_bytes, layout.dtype, 1, dim, bits, 1);
-                write_exact_row(writer, layout.dtype, {bits, dim});
-                at += dim;
+                write_exact_row(writer, layout.dtype, row, dim);
             }
         }
     }
@@ -271,7 +267,6 @@ Status KltEncoder::encode(const ChunkInput& input, const KltAnalysis& analysis, 
         if (unfit_[t] != 0) header.klt.exact_tokens.push_back(t);
     }
     const std::vector<std::uint32_t> body = body_tokens(header);
-    exact_bits_.resize(header.klt.exact_tokens.size() * data.layout.values_per_token());
     const std::size_t run = header.klt.run_layers;
     const std::size_t runs = (layers + run - 1) / run;
     while (writers_.size() < executor.workers()) writers_.emplace_back(ops_);

@@ -92,10 +92,9 @@ class KltEncoder {
     KltStates states_;
     AlignedVector<std::int32_t> sums_;  // predictions of the newest plane, slice by slice
     TokenStrips token_strips_;
-    std::vector<Unit> units_;                // [layer][plane][part]
-    std::vector<std::uint8_t> unfit_;        // [token]: cannot be coded
-    std::vector<std::uint32_t> exact_bits_;  // [layer][plane][head][exact token][channel]
-    std::vector<Scratch> scratch_;           // [worker]
+    std::vector<Unit> units_;          // [layer][plane][part]
+    std::vector<std::uint8_t> unfit_;  // [token]: cannot be coded
+    std::vector<Scratch> scratch_;     // [worker]
     std::vector<entropy::BlockWriter> writers_;
 };
 

@@ -12,27 +12,28 @@ constexpr std::int32_t kLastTable = entropy::kExponentTables - 1;
 
 }  // namespace
 
-void write_exact_row(entropy::BlockWriter& out, Dtype dtype, std::span<const std::uint32_t> bits) {
-    const ExponentModel model = entropy::cheapest_exponent_model(out.ops(), dtype, bits);
+void write_exact_row(entropy::BlockWriter& out, Dtype dtype, const void* row, std::size_t count) {
+    const ExponentModel model = entropy::cheapest_exponent_model(out.ops(), dtype, row, count);
     out.word(static_cast<std::uint16_t>(model.center | model.table << 8));
-    out.floats(model, dtype, bits);
+    out.floats(model, dtype, count, row);
 }
 
-bool read_exact_row(entropy::BlockReader& in, Dtype dtype, std::span<std::uint32_t> bits) {
+bool read_exact_row(entropy::BlockReader& in, Dtype dtype, void* row, std::size_t count) {
     const std::uint32_t word = in.word();
     const ExponentModel model = {word & 255u, word >> 8 & 15u};
-    in.floats(model, dtype, bits.size(), bits.data());
+    in.floats(model, dtype, count, row);
     return word < 4096 && model.center <= kernels::exponent_mask(dtype);
 }
 
-void write_exact_body(entropy::BlockWriter& out, Dtype dtype, const std::uint32_t* tile,
-                      std::size_t tile_stride, std::size_t channels, std::size_t tokens,
-                      ExactModels& models) {
+void write_exact_body(entropy::BlockWriter& out, Dtype dtype, const void* tile, std::size_t tile_stride,
+                      std::size_t channels, std::size_t tokens, ExactModels& models) {
     models.centers.resize(channels);
     models.tables.resize(channels);
+    const std::size_t stride_bytes = tile_stride * kernels::dtype_bytes(dtype);
+    const auto* rows = static_cast<const std::uint8_t*>(tile);
     for (std::size_t c = 0; c < channels; ++c) {
         const ExponentModel m =
-            entropy::cheapest_exponent_model(out.ops(), dtype, {tile + c * tile_stride, tokens});
+            entropy::cheapest_exponent_model(out.ops(), dtype, rows + c * stride_bytes, tokens);
         models.centers[c] = static_cast<std::int16_t>(m.center);
         models.tables[c] = static_cast<std::int16_t>(m.table);
     }
@@ -41,7 +42,7 @@ void write_exact_body(entropy::BlockWriter& out, Dtype dtype, const std::uint32_
     for (std::size_t c = 0; c < channels; ++c) {
         const ExponentModel m = {static_cast<std::uint32_t>(models.centers[c]),
                                  static_cast<std::uint32_t>(models.tables[c])};
-        out.floats(m, dtype, {tile + c * tile_stride, tokens});
+        out.floats(m, dtype, tokens, rows + c * stride_bytes);
     }
 }
 
@@ -56,12 +57,13 @@ void read_exact_bodies(std::span<entropy::BlockReader* const> readers, Dtype dty
         bodies[i].fits = readers[i]->vector(models[i].tables, 0, kLastTable) && bodies[i].fits;
     }
     std::array<ExponentModel, entropy::BlockReader::kMostAbreast> model = {};
-    std::array<std::uint32_t*, entropy::BlockReader::kMostAbreast> row = {};
+    std::array<void*, entropy::BlockReader::kMostAbreast> row = {};
+    const std::size_t stride_bytes = tile_stride * kernels::dtype_bytes(dtype);
     for (std::size_t c = 0; c < channels; ++c) {
         for (std::size_t i = 0; i < readers.size(); ++i) {
             model[i] = {static_cast<std::uint32_t>(models[i].centers[c]),
                         static_cast<std::uint32_t>(models[i].tables[c])};
-            row[i] = bodies[i].tile + c * tile_stride;
+            row[i] = static_cast<std::uint8_t*>(bodies[i].tile) + c * stride_bytes;
         }
         entropy::BlockReader::floats(readers, {model.data(), readers.size()}, dtype, tokens,
                                      {row.data(), readers.size()});

@@ -13,9 +13,11 @@
 
 namespace kvcast {
 
-// Bits of one row, D elements. Models travel as a word each.
-void write_exact_row(entropy::BlockWriter& out, kernels::Dtype dtype, std::span<const std::uint32_t> bits);
-bool read_exact_row(entropy::BlockReader& in, kernels::Dtype dtype, std::span<std::uint32_t> bits);
+// Elements are stored as their type is.
+
+// One row of `count` elements, which must stay until the writer finishes. Models travel as a word each.
+void write_exact_row(entropy::BlockWriter& out, kernels::Dtype dtype, const void* row, std::size_t count);
+bool read_exact_row(entropy::BlockReader& in, kernels::Dtype dtype, void* row, std::size_t count);
 
 // Buffers that exact bodies need per head; reused.
 struct ExactModels {
@@ -25,12 +27,12 @@ struct ExactModels {
 
 // A channel-major tile [channels][tile_stride] of which the first `tokens` of each row are coded. The tile
 // must stay until the writer finishes.
-void write_exact_body(entropy::BlockWriter& out, kernels::Dtype dtype, const std::uint32_t* tile,
+void write_exact_body(entropy::BlockWriter& out, kernels::Dtype dtype, const void* tile,
                       std::size_t tile_stride, std::size_t channels, std::size_t tokens, ExactModels& models);
 
 // A body that is read: where it goes, and whether its models were in range (the tile is filled all the same).
 struct ExactBody {
-    std::uint32_t* tile = nullptr;
+    void* tile = nullptr;
     bool fits = true;
 };
 

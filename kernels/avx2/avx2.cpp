@@ -15,7 +15,7 @@ const Ops& avx2_ops() {
         ops.value_costs = avx2::value_costs;
         ops.load_head = avx2::load_head;
         ops.load_rows = avx2::load_rows;
-        ops.load_bits = avx2::load_bits;
+        ops.load_elements = avx2::load_elements;
         ops.max_magnitude = avx2::max_magnitude;
         ops.moments = avx2::moments;
         ops.quantise = avx2::quantise;

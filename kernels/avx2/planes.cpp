@@ -18,6 +18,13 @@ namespace {
 constexpr std::size_t kTile = 16;            // tokens on their way at once
 constexpr std::size_t kMostChannels = 1024;  // of a head: 32 KiB of scratch memory
 
+// Calls tile(token) for tiles of kTile tokens, of which there are so many at least. Where some are left over,
+// the last tile begins within the one before it.
+template <typename F>
+KVCAST_AVX2_INLINE void for_tiles(std::size_t tokens, F&& tile) {
+    for (std::size_t token = 0; token < tokens; token += kTile) tile(std::min(token, tokens - kTile));
+}
+
 KVCAST_AVX2_INLINE void store128(void* p, __m128i v) {
     _mm_storeu_si128(static_cast<__m128i*>(p), v);
 }
@@ -100,12 +107,12 @@ KVCAST_AVX2_INLINE void put_pair(Scratch& scratch, const HeadStore& h, std::size
 }
 
 template <Dtype D>
-KVCAST_AVX2 void store_whole(const HeadStore& h, std::size_t tokens) {
+KVCAST_AVX2 void store_whole(const HeadStore& h) {
     Scratch scratch;
     const Rotation& r = h.rotation;
     const __m256 scale = _mm256_set1_ps(value_of(1, h.scale));
     const std::size_t turned_end = r.first + 2 * r.pairs;
-    for (std::size_t token = 0; token < tokens; token += kTile) {
+    for_tiles(h.tokens, [&](std::size_t token) KVCAST_AVX2_LAMBDA {
         for (std::size_t p = 0; p < r.pairs; ++p) put_pair<D>(scratch, h, p, token, scale);
         for (std::size_t c = 0; c < h.channels; ++c) {
             if (r.pairs != 0 && c == r.first) c = turned_end;
@@ -126,14 +133,11 @@ KVCAST_AVX2 void store_whole(const HeadStore& h, std::size_t tokens) {
             for (std::size_t t = 0; t < kTile; ++t)
                 std::memcpy(rows + t * h.row_bytes + 2 * c, &scratch.at[c][t], 2);
         }
-    }
+    });
 }
 
 // ---- rows to tiles ----
 
-struct Bits {
-    KVCAST_AVX2_INLINE static __m256i of16(__m128i element) { return _mm256_cvtepu16_epi32(element); }
-};
 struct FromBf16 {
     KVCAST_AVX2_INLINE static __m256i of16(__m128i element) {
         return _mm256_slli_epi32(_mm256_cvtepu16_epi32(element), 16);
@@ -145,34 +149,59 @@ struct FromF16 {
     }
 };
 
-// The part of a tile that is whole: tokens by 16, channels by 8.
-struct Extent {
-    std::size_t tokens;
-    std::size_t channels;
-};
+// 8 channels of 16 tokens, transposed.
+KVCAST_AVX2_INLINE void load_channels(const std::uint8_t* rows, std::size_t row_bytes, __m256i (&r)[8]) {
+    KVCAST_UNROLL
+    for (std::size_t j = 0; j < 8; ++j) r[j] = load_lanes(rows, row_bytes, j);
+    transpose16(r);
+}
+
+// What follows leaves channels over that are no eight.
+constexpr std::size_t whole_channels(std::size_t channels) {
+    return channels / 8 * 8;
+}
 
 template <typename Convert>
-KVCAST_AVX2 void load_tile(const void* from, std::size_t row_bytes, Extent e, std::uint32_t* tile,
-                           std::size_t stride) {
-    for (std::size_t token = 0; token < e.tokens; token += kTile) {
-        const auto* rows = static_cast<const std::uint8_t*>(from) + token * row_bytes;
-        for (std::size_t c = 0; c < e.channels; c += 8) {
+KVCAST_AVX2 void load_tile(const HeadLoad& h) {
+    for_tiles(h.tokens, [&](std::size_t token) KVCAST_AVX2_LAMBDA {
+        const auto* rows = static_cast<const std::uint8_t*>(h.rows) + token * h.row_bytes;
+        for (std::size_t c = 0; c < whole_channels(h.channels); c += 8) {
             __m256i r[8];
-            KVCAST_UNROLL
-            for (std::size_t j = 0; j < 8; ++j) r[j] = load_lanes(rows + 2 * c, row_bytes, j);
-            transpose16(r);
+            load_channels(rows + 2 * c, h.row_bytes, r);
             KVCAST_UNROLL
             for (std::size_t i = 0; i < 8; ++i) {
-                std::uint32_t* to = tile + (c + i) * stride + token;
+                float* to = h.tile + (c + i) * h.tile_stride + token;
                 store256(to, Convert::of16(_mm256_castsi256_si128(r[i])));
                 store256(to + 8, Convert::of16(_mm256_extracti128_si256(r[i], 1)));
             }
         }
-    }
+    });
 }
 
-Extent whole_part(std::size_t tokens, std::size_t channels) {
-    return {tokens / kTile * kTile, channels / 8 * 8};
+KVCAST_AVX2 void load_elements16(const void* from, std::size_t row_bytes, std::size_t tokens,
+                                 std::size_t channels, std::uint16_t* tile, std::size_t stride) {
+    for_tiles(tokens, [&](std::size_t token) KVCAST_AVX2_LAMBDA {
+        const auto* rows = static_cast<const std::uint8_t*>(from) + token * row_bytes;
+        for (std::size_t c = 0; c < whole_channels(channels); c += 8) {
+            __m256i r[8];
+            load_channels(rows + 2 * c, row_bytes, r);
+            KVCAST_UNROLL
+            for (std::size_t i = 0; i < 8; ++i) store256(tile + (c + i) * stride + token, r[i]);
+        }
+    });
+}
+
+KVCAST_AVX2 void store_elements16(const ExactStore& h) {
+    const auto* tile = static_cast<const std::uint16_t*>(h.tile);
+    for_tiles(h.tokens, [&](std::size_t token) KVCAST_AVX2_LAMBDA {
+        for (std::size_t c = 0; c < whole_channels(h.channels); c += 8) {
+            __m256i r[8];
+            KVCAST_UNROLL
+            for (std::size_t i = 0; i < 8; ++i) r[i] = load256(tile + (c + i) * h.tile_stride + token);
+            transpose16(r);
+            store_lanes(r, static_cast<std::uint8_t*>(h.rows) + token * h.row_bytes + 2 * c, h.row_bytes);
+        }
+    });
 }
 
 KVCAST_AVX2 void unrotate(float* a, float* b, const std::int16_t* cos, const std::int16_t* sin,
@@ -207,86 +236,43 @@ KVCAST_AVX2_INLINE std::int64_t sum_of_lanes(__m256i v) {
 }  // namespace
 
 void store_head(const HeadStore& head) {
-    const std::size_t whole = head.tokens / kTile * kTile;
-    if (head.dtype == Dtype::kF32 || head.channels > kMostChannels || whole == 0)
+    if (head.dtype == Dtype::kF32 || head.channels > kMostChannels || head.tokens < kTile)
         return scalar::store_head(head);
-    head.dtype == Dtype::kBf16 ? store_whole<Dtype::kBf16>(head, whole)
-                               : store_whole<Dtype::kF16>(head, whole);
-    HeadStore rest = head;
-    rest.tokens -= whole;
-    rest.tile += whole;
-    rest.rows = static_cast<std::uint8_t*>(head.rows) + whole * head.row_bytes;
-    if (head.rotation.pairs != 0) {
-        rest.rotation.cos += whole;
-        rest.rotation.sin += whole;
-    }
-    if (rest.tokens != 0) scalar::store_head(rest);
+    head.dtype == Dtype::kBf16 ? store_whole<Dtype::kBf16>(head) : store_whole<Dtype::kF16>(head);
 }
 
-KVCAST_AVX2 void store_exact(const ExactStore& head) {
-    const Extent whole = whole_part(head.tokens, head.channels);
+void store_exact(const ExactStore& head) {
     const bool plain = head.rotation.pairs == 0 && head.source == head.dtype && head.dtype != Dtype::kF32;
-    if (!plain || whole.tokens == 0 || whole.channels == 0) return scalar::store_exact(head);
-    auto* rows = static_cast<std::uint8_t*>(head.rows);
-    for (std::size_t token = 0; token < whole.tokens; token += kTile) {
-        for (std::size_t c = 0; c < whole.channels; c += 8) {
-            __m256i r[8];
-            KVCAST_UNROLL
-            for (std::size_t i = 0; i < 8; ++i) {
-                const std::uint32_t* from = head.tile + (c + i) * head.tile_stride + token;
-                const __m256i mask = _mm256_set1_epi32(0xffff);
-                const __m256i low = _mm256_and_si256(load256(from), mask);
-                const __m256i high = _mm256_and_si256(load256(from + 8), mask);
-                r[i] = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
-            }
-            transpose16(r);
-            store_lanes(r, rows + token * head.row_bytes + 2 * c, head.row_bytes);
-        }
-    }
-    ExactStore rest = head;  // channels behind the whole ones, then tokens
-    rest.channels -= whole.channels;
-    rest.tile += whole.channels * head.tile_stride;
-    rest.rows = rows + 2 * whole.channels;
-    rest.tokens = whole.tokens;
+    if (!plain || head.tokens < kTile) return scalar::store_exact(head);
+    store_elements16(head);
+    const std::size_t done = whole_channels(head.channels);
+    ExactStore rest = head;
+    rest.channels -= done;
+    rest.tile = static_cast<const std::uint16_t*>(head.tile) + done * head.tile_stride;
+    rest.rows = static_cast<std::uint8_t*>(head.rows) + 2 * done;
     if (rest.channels != 0) scalar::store_exact(rest);
-    rest = head;
-    rest.tokens -= whole.tokens;
-    rest.tile += whole.tokens;
-    rest.rows = rows + whole.tokens * head.row_bytes;
-    if (rest.tokens != 0) scalar::store_exact(rest);
 }
 
-void load_bits(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens, std::size_t channels,
-               std::uint32_t* tile, std::size_t tile_stride) {
-    const Extent whole = whole_part(tokens, channels);
-    if (dtype == Dtype::kF32 || whole.tokens == 0 || whole.channels == 0)
-        return scalar::load_bits(rows, row_bytes, dtype, tokens, channels, tile, tile_stride);
-    load_tile<Bits>(rows, row_bytes, whole, tile, tile_stride);
-    const auto* from = static_cast<const std::uint8_t*>(rows);
-    scalar::load_bits(from + 2 * whole.channels, row_bytes, dtype, whole.tokens, channels - whole.channels,
-                      tile + whole.channels * tile_stride, tile_stride);
-    scalar::load_bits(from + whole.tokens * row_bytes, row_bytes, dtype, tokens - whole.tokens, channels,
-                      tile + whole.tokens, tile_stride);
+void load_elements(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens,
+                   std::size_t channels, void* tile, std::size_t tile_stride) {
+    if (dtype == Dtype::kF32 || tokens < kTile)
+        return scalar::load_elements(rows, row_bytes, dtype, tokens, channels, tile, tile_stride);
+    auto* to = static_cast<std::uint16_t*>(tile);
+    load_elements16(rows, row_bytes, tokens, channels, to, tile_stride);
+    const std::size_t done = whole_channels(channels);
+    scalar::load_elements(static_cast<const std::uint8_t*>(rows) + 2 * done, row_bytes, dtype, tokens,
+                          channels - done, to + done * tile_stride, tile_stride);
 }
 
 void load_head(const HeadLoad& head) {
-    const Extent whole = whole_part(head.tokens, head.channels);
-    if (head.dtype == Dtype::kF32 || whole.tokens == 0 || whole.channels == 0) return scalar::load_head(head);
-    auto* tile = reinterpret_cast<std::uint32_t*>(head.tile);
-    head.dtype == Dtype::kBf16 ? load_tile<FromBf16>(head.rows, head.row_bytes, whole, tile, head.tile_stride)
-                               : load_tile<FromF16>(head.rows, head.row_bytes, whole, tile, head.tile_stride);
-    const auto* rows = static_cast<const std::uint8_t*>(head.rows);
-    HeadLoad rest = head;  // channels behind the whole ones, then tokens
+    if (head.dtype == Dtype::kF32 || head.tokens < kTile) return scalar::load_head(head);
+    head.dtype == Dtype::kBf16 ? load_tile<FromBf16>(head) : load_tile<FromF16>(head);
+    const std::size_t done = whole_channels(head.channels);
+    HeadLoad rest = head;
     rest.rotation = {};
-    rest.rows = rows + 2 * whole.channels;
-    rest.tokens = whole.tokens;
-    rest.channels -= whole.channels;
-    rest.tile += whole.channels * head.tile_stride;
-    scalar::load_head(rest);
-    rest.rows = rows + whole.tokens * head.row_bytes;
-    rest.tokens = head.tokens - whole.tokens;
-    rest.channels = head.channels;
-    rest.tile = head.tile + whole.tokens;
+    rest.rows = static_cast<const std::uint8_t*>(head.rows) + 2 * done;
+    rest.channels -= done;
+    rest.tile += done * head.tile_stride;
     scalar::load_head(rest);
     const Rotation& r = head.rotation;
     for (std::size_t p = 0; p < r.pairs; ++p) {

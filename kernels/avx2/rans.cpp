@@ -7,6 +7,7 @@
 #include <array>
 #include <bit>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels/avx2/slots.h"
 #include "kernels/avx2/target.h"
@@ -395,6 +396,9 @@ KVCAST_AVX2_INLINE __m256i eighth(const Half& v, std::size_t i) {
     return Signed ? _mm256_cvtepi16_epi32(quarter) : _mm256_cvtepu16_epi32(quarter);
 }
 
+template <Dtype D>
+using ElementOf = std::conditional_t<D == Dtype::kF32, std::uint32_t, std::uint16_t>;
+
 // Raw bits to sign and mantissa, exponents put between them: 16 elements of 16 bits, and 8 of 32.
 template <Dtype D>
 KVCAST_AVX2_INLINE __m256i assembled16(__m256i raw, __m256i high, std::uint32_t center) {
@@ -419,7 +423,7 @@ KVCAST_AVX2_INLINE __m256i assembled32(__m256i raw, __m256i high, std::uint32_t 
 
 template <Dtype D, bool Whole>
 KVCAST_AVX2_INLINE void decode_float_group(HalfStates& s, const ByteTable& t, std::uint32_t center,
-                                           std::uint32_t lanes, Words& words, std::uint32_t* bits) {
+                                           std::uint32_t lanes, Words& words, ElementOf<D>* elements) {
     constexpr unsigned planes = mantissa_bits(D) + 1;
     words.prepare();
     const Taken taken = take_symbols<Whole>(s, t, lanes, words);
@@ -431,9 +435,9 @@ KVCAST_AVX2_INLINE void decode_float_group(HalfStates& s, const ByteTable& t, st
     if constexpr (planes > 16) upper = take_raw(planes - 16, both, words);
     if (escapes != 0) [[unlikely]]
         high = take_escapes(high, escapes, words);
-    alignas(32) std::uint32_t out[kLanes];
-    std::uint32_t* to = Whole ? bits : out;
-    if constexpr (planes > 16) {
+    alignas(32) ElementOf<D> out[kLanes];
+    ElementOf<D>* to = Whole ? elements : out;
+    if constexpr (D == Dtype::kF32) {
         KVCAST_UNROLL
         for (std::size_t i = 0; i < kVectors; ++i) {
             const __m256i r =
@@ -441,13 +445,11 @@ KVCAST_AVX2_INLINE void decode_float_group(HalfStates& s, const ByteTable& t, st
             store256(to + 8 * i, assembled32(r, eighth<true>(high, i), center));
         }
     } else {
-        const Half elements = {assembled16<D>(raw.low, high.low, center),
-                               assembled16<D>(raw.high, high.high, center)};
-        KVCAST_UNROLL
-        for (std::size_t i = 0; i < kVectors; ++i) store256(to + 8 * i, eighth<false>(elements, i));
+        store256(to, assembled16<D>(raw.low, high.low, center));
+        store256(to + 16, assembled16<D>(raw.high, high.high, center));
     }
     if constexpr (!Whole)
-        std::memcpy(bits, out, sizeof(std::uint32_t) * static_cast<unsigned>(std::popcount(lanes)));
+        std::memcpy(elements, out, sizeof(ElementOf<D>) * static_cast<unsigned>(std::popcount(lanes)));
 }
 
 template <std::size_t N, Dtype D>
@@ -466,13 +468,14 @@ KVCAST_AVX2 void decode_floats_abreast(RansDecoder* const* decoders, const Float
         KVCAST_UNROLL
         for (std::size_t d = 0; d < N; ++d)
             decode_float_group<D, true>(states[d], strips[d].table->bytes, strips[d].center, ~0u, words[d],
-                                        strips[d].bits + at);
+                                        static_cast<ElementOf<D>*>(strips[d].elements) + at);
     }
     KVCAST_UNROLL
     for (std::size_t d = 0; d < N; ++d) {
         if (at != count)
             decode_float_group<D, false>(states[d], strips[d].table->bytes, strips[d].center,
-                                         first_lanes(count - at), words[d], strips[d].bits + at);
+                                         first_lanes(count - at), words[d],
+                                         static_cast<ElementOf<D>*>(strips[d].elements) + at);
         words[d].finish(*decoders[d]);
         store_halves(decoders[d]->state, states[d]);
     }
@@ -636,38 +639,70 @@ KVCAST_AVX2 void encode_one(RansEncoder& encoder, const EncodeStrip& strip) {
     encoder.next = next;
 }
 
+// Elements apart: how far their exponents are below the center, and their raw bits, sign first.
+struct Parts {
+    Half high;
+    Half low;    // the lowest 16 raw bits
+    Half upper;  // and those above
+};
+
+template <Dtype D>
+KVCAST_AVX2_INLINE __m256i high16(__m256i elements, std::uint32_t center) {
+    const __m256i exponent = _mm256_and_si256(_mm256_srli_epi16(elements, mantissa_bits(D)),
+                                              _mm256_set1_epi16(static_cast<short>(exponent_mask(D))));
+    return _mm256_sub_epi16(_mm256_set1_epi16(static_cast<short>(center)), exponent);
+}
+
+template <Dtype D>
+KVCAST_AVX2_INLINE __m256i raw16(__m256i elements) {
+    constexpr int mantissa = static_cast<int>(mantissa_bits(D));
+    return _mm256_or_si256(_mm256_slli_epi16(_mm256_srli_epi16(elements, 15), mantissa),
+                           _mm256_and_si256(elements, _mm256_set1_epi16((1 << mantissa) - 1)));
+}
+
+template <Dtype D>
+KVCAST_AVX2_INLINE Parts parts_of(const std::uint16_t* elements, std::uint32_t center) {
+    const __m256i a = load256(elements), b = load256(elements + 16);
+    return {
+        {high16<D>(a, center), high16<D>(b, center)}, {raw16<D>(a), raw16<D>(b)}, {a, b}};  // no bits above
+}
+
+template <Dtype D>
+KVCAST_AVX2_INLINE Parts parts_of(const std::uint32_t* elements, std::uint32_t center) {
+    constexpr int mantissa = static_cast<int>(mantissa_bits(D));
+    const __m256i middle = _mm256_set1_epi32(static_cast<int>(center));
+    const __m256i range = _mm256_set1_epi32(static_cast<int>(exponent_mask(D)));
+    const __m256i words = _mm256_set1_epi32(0xffff);
+    __m256i high[kVectors], low[kVectors], upper[kVectors];
+    KVCAST_UNROLL
+    for (std::size_t i = 0; i < kVectors; ++i) {
+        const __m256i e = load256(elements + 8 * i);
+        const __m256i exponent = _mm256_and_si256(_mm256_srli_epi32(e, mantissa), range);
+        high[i] = _mm256_and_si256(_mm256_sub_epi32(middle, exponent), words);
+        const __m256i raw = _mm256_or_si256(_mm256_slli_epi32(_mm256_srli_epi32(e, 31), mantissa),
+                                            _mm256_and_si256(e, _mm256_set1_epi32((1 << mantissa) - 1)));
+        low[i] = _mm256_and_si256(raw, words);
+        upper[i] = _mm256_srli_epi32(raw, 16);
+    }
+    return {{packed(high[0], high[1]), packed(high[2], high[3])},
+            {packed(low[0], low[1]), packed(low[2], low[3])},
+            {packed(upper[0], upper[1]), packed(upper[2], upper[3])}};
+}
+
 template <Dtype D>
 KVCAST_AVX2 void encode_float_strip(RansEncoder& encoder, const EncodeFloatStrip& strip, std::size_t count) {
-    constexpr unsigned mantissa = mantissa_bits(D);
-    constexpr unsigned sign_shift = D == Dtype::kF32 ? 31 : 15;
+    constexpr unsigned planes = mantissa_bits(D) + 1;
     States s = load_states(encoder.state);
     const Coding c = load_coding(*strip.table);
     std::uint8_t* next = encoder.next;
-    const __m256i middle = _mm256_set1_epi32(static_cast<int>(strip.center));
-    const __m256i range = _mm256_set1_epi32(static_cast<int>(exponent_mask(D)));
-    const __m256i words = _mm256_set1_epi32(0xffff);
     for (std::size_t end = count; end > 0;) {
-        const Group<std::uint32_t> g(strip.bits, end);
-        __m256i high[kVectors], low[kVectors], upper[kVectors];
-        KVCAST_UNROLL
-        for (std::size_t i = 0; i < kVectors; ++i) {
-            const __m256i b = load256(g.values + 8 * i);
-            const __m256i exponent = _mm256_and_si256(_mm256_srli_epi32(b, mantissa), range);
-            high[i] = _mm256_and_si256(_mm256_sub_epi32(middle, exponent), words);
-            const __m256i sign = _mm256_and_si256(_mm256_srli_epi32(b, sign_shift), _mm256_set1_epi32(1));
-            const __m256i raw = _mm256_or_si256(_mm256_slli_epi32(sign, mantissa),
-                                                _mm256_and_si256(b, _mm256_set1_epi32((1 << mantissa) - 1)));
-            low[i] = _mm256_and_si256(raw, words);
-            upper[i] = _mm256_srli_epi32(raw, 16);
-        }
-        const Half high16 = {packed(high[0], high[1]), packed(high[2], high[3])};
-        const Symbols symbols = symbols_of(high16);
+        const Group<ElementOf<D>> g(static_cast<const ElementOf<D>*>(strip.elements), end);
+        const Parts parts = parts_of<D>(g.values, strip.center);
+        const Symbols symbols = symbols_of(parts.high);
         if ((symbols.escapes & g.lanes) != 0) [[unlikely]]
-            put_escapes(high16, symbols.escapes & g.lanes, next);
-        if constexpr (mantissa + 1 > 16)
-            put_raw({packed(upper[0], upper[1]), packed(upper[2], upper[3])}, mantissa + 1 - 16, g.lanes,
-                    next);
-        put_raw({packed(low[0], low[1]), packed(low[2], low[3])}, std::min(mantissa + 1, 16u), g.lanes, next);
+            put_escapes(parts.high, symbols.escapes & g.lanes, next);
+        if constexpr (planes > 16) put_raw(parts.upper, planes - 16, g.lanes, next);
+        put_raw(parts.low, std::min(planes, 16u), g.lanes, next);
         put_group(s, symbols.symbols, c, g.lanes, next);
         end = g.at;
     }
@@ -721,37 +756,128 @@ KVCAST_AVX2 void value_costs(const std::int16_t* values, std::size_t count,
     store256(sums + 8, high);
 }
 
-KVCAST_AVX2 std::uint32_t choose_exponents(const ExponentChoice& c) {
+namespace {
+
+// How often exponents occur, with zeros beyond those that there are.
+struct ExponentCounts {
+    static constexpr std::size_t kSide = kSymbols;
+
+    std::uint32_t at[kSide + 256 + kSide] = {};
+    std::uint32_t mode = 0;  // the most frequent one, the lowest of several
+};
+
+template <Dtype D>
+KVCAST_AVX2_INLINE __m256i exponents_of(const std::uint16_t* e) {
+    const __m256i range = _mm256_set1_epi16(static_cast<short>(exponent_mask(D)));
+    return _mm256_packus_epi16(_mm256_and_si256(_mm256_srli_epi16(load256(e), mantissa_bits(D)), range),
+                               _mm256_and_si256(_mm256_srli_epi16(load256(e + 16), mantissa_bits(D)), range));
+}
+
+template <Dtype D>
+KVCAST_AVX2_INLINE __m256i exponents_of(const std::uint32_t* e) {
+    const __m256i range = _mm256_set1_epi32(static_cast<int>(exponent_mask(D)));
+    __m256i v[kVectors];
+    KVCAST_UNROLL
+    for (std::size_t i = 0; i < kVectors; ++i)
+        v[i] = _mm256_and_si256(_mm256_srli_epi32(load256(e + 8 * i), mantissa_bits(D)), range);
+    return _mm256_packus_epi16(_mm256_packus_epi32(v[0], v[1]), _mm256_packus_epi32(v[2], v[3]));
+}
+
+KVCAST_AVX2_INLINE std::uint8_t largest_byte(__m256i v) {
+    alignas(32) std::uint8_t bytes[32];
+    store256(bytes, v);
+    return *std::max_element(bytes, bytes + 32);
+}
+
+// Exponents as bytes, in any order, then one comparison for each that may occur. Few do: the elements are of
+// one channel.
+template <Dtype D>
+KVCAST_AVX2 ExponentCounts count_exponents(const void* from, std::size_t count) {
+    constexpr std::size_t kStep = 32, kMostSteps = 32;
+    ExponentCounts counts;
+    std::uint32_t* of = counts.at + ExponentCounts::kSide;
+    std::uint32_t least = exponent_mask(D), most = 0;
+    const auto* elements = static_cast<const ElementOf<D>*>(from);
+    for (std::size_t begin = 0; begin < count;) {
+        alignas(32) std::uint8_t exponents[kStep * kMostSteps];
+        __m256i high = _mm256_setzero_si256(), low = high;  // low: complements
+        std::size_t steps = 0;
+        for (; steps < kMostSteps && begin + kStep <= count; ++steps, begin += kStep) {
+            const __m256i e = exponents_of<D>(elements + begin);
+            high = _mm256_max_epu8(high, e);
+            low = _mm256_max_epu8(low, _mm256_xor_si256(e, _mm256_set1_epi8(-1)));
+            store256(exponents + kStep * steps, e);
+        }
+        if (steps == 0) {
+            for (; begin < count; ++begin) {
+                ElementOf<D> bits;
+                std::memcpy(&bits, elements + begin, sizeof bits);
+                const std::uint32_t e = bits >> mantissa_bits(D) & exponent_mask(D);
+                ++of[e];
+                least = std::min(least, e);
+                most = std::max(most, e);
+            }
+            break;
+        }
+        const std::uint32_t first = 255u - largest_byte(low), last = largest_byte(high);
+        least = std::min(least, first);
+        most = std::max(most, last);
+        for (std::uint32_t e = first; e <= last; ++e) {
+            const __m256i wanted = _mm256_set1_epi8(static_cast<char>(e));
+            __m256i n = _mm256_setzero_si256();
+            for (std::size_t i = 0; i < steps; ++i)
+                n = _mm256_sub_epi8(n, _mm256_cmpeq_epi8(load256(exponents + kStep * i), wanted));
+            alignas(32) std::uint64_t sums[4];
+            store256(sums, _mm256_sad_epu8(n, _mm256_setzero_si256()));
+            of[e] += static_cast<std::uint32_t>(sums[0] + sums[1] + sums[2] + sums[3]);
+        }
+    }
+    if (count != 0)
+        counts.mode = static_cast<std::uint32_t>(std::max_element(of + least, of + most + 1) - of);
+    return counts;
+}
+
+// The least cost of 16 tables with its table behind: sums are below 2^27.
+KVCAST_AVX2_INLINE std::uint32_t least_cost(const std::int16_t (&of_symbols)[kSymbols],
+                                            const ExponentCosts& costs) {
+    const __m256i all = load256(of_symbols);
+    __m256i low = _mm256_setzero_si256(), high = low;
+    KVCAST_UNROLL
+    for (int pair = 0; pair < static_cast<int>(kSymbols / 2); ++pair) {
+        const __m256i both = _mm256_permutevar8x32_epi32(all, _mm256_set1_epi32(pair));
+        low = _mm256_add_epi32(low, _mm256_madd_epi16(load256(costs[pair]), both));
+        high = _mm256_add_epi32(high, _mm256_madd_epi16(load256(costs[pair] + 8), both));
+    }
+    const __m256i tables = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    low = _mm256_or_si256(_mm256_slli_epi32(low, 4), tables);
+    high = _mm256_or_si256(_mm256_slli_epi32(high, 4), _mm256_add_epi32(tables, _mm256_set1_epi32(8)));
+    const __m256i eight = _mm256_min_epu32(low, high);
+    __m128i four = _mm_min_epu32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    four = _mm_min_epu32(four, _mm_shuffle_epi32(four, _MM_SHUFFLE(1, 0, 3, 2)));
+    four = _mm_min_epu32(four, _mm_shuffle_epi32(four, _MM_SHUFFLE(2, 3, 0, 1)));
+    return static_cast<std::uint32_t>(_mm_cvtsi128_si32(four));
+}
+
+}  // namespace
+
+KVCAST_AVX2 std::uint32_t choose_exponents(const void* elements, std::size_t count, Dtype dtype,
+                                           const ExponentCosts& costs) {
+    if (count > 32767) return scalar::choose_exponents(elements, count, dtype, costs);
+    const auto count_as = dtype == Dtype::kBf16  ? count_exponents<Dtype::kBf16>
+                          : dtype == Dtype::kF16 ? count_exponents<Dtype::kF16>
+                                                 : count_exponents<Dtype::kF32>;
+    const ExponentCounts counts = count_as(elements, count);
     std::uint32_t best = 0, least = ~0u;
-    for (std::uint32_t i = c.first; i <= c.last; ++i) {
-        alignas(32) std::int16_t counts[kSymbols];
-        std::uint32_t inside = 0;
-        for (std::uint32_t s = 0; s < kEscape; ++s) {
-            const std::uint32_t n = c.counts[kEscape - 1 + i - s];
-            counts[s] = static_cast<std::int16_t>(n);
-            inside += n;
-        }
-        counts[kEscape] = static_cast<std::int16_t>(c.total - inside);
-        const __m256i all = load256(counts);
-        __m256i low = _mm256_setzero_si256(), high = low;
-        KVCAST_UNROLL
-        for (int pair = 0; pair < static_cast<int>(kSymbols / 2); ++pair) {
-            const __m256i both = _mm256_permutevar8x32_epi32(all, _mm256_set1_epi32(pair));
-            low = _mm256_add_epi32(low, _mm256_madd_epi16(load256(c.costs[pair]), both));
-            high = _mm256_add_epi32(high, _mm256_madd_epi16(load256(c.costs[pair] + 8), both));
-        }
-        // The least sum with its table behind: sums are below 2^27.
-        const __m256i tables = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-        low = _mm256_or_si256(_mm256_slli_epi32(low, 4), tables);
-        high = _mm256_or_si256(_mm256_slli_epi32(high, 4), _mm256_add_epi32(tables, _mm256_set1_epi32(8)));
-        const __m256i eight = _mm256_min_epu32(low, high);
-        __m128i four = _mm_min_epu32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
-        four = _mm_min_epu32(four, _mm_shuffle_epi32(four, _MM_SHUFFLE(1, 0, 3, 2)));
-        four = _mm_min_epu32(four, _mm_shuffle_epi32(four, _MM_SHUFFLE(2, 3, 0, 1)));
-        const auto key = static_cast<std::uint32_t>(_mm_cvtsi128_si32(four));
-        if (i != c.first && key / kSymbols >= least / kSymbols) continue;
+    const std::uint32_t first = std::max(counts.mode, 1u) - 1;
+    for (std::uint32_t center = first; center <= std::min(counts.mode + 1, exponent_mask(dtype)); ++center) {
+        alignas(32) std::int16_t of_symbols[kSymbols];
+        const std::uint32_t* highest = counts.at + ExponentCounts::kSide + center + kSymbolZero;
+        for (std::size_t s = 0; s < kEscape; ++s) of_symbols[s] = static_cast<std::int16_t>(*(highest - s));
+        of_symbols[kEscape] = static_cast<std::int16_t>(count);
+        const std::uint32_t key = least_cost(of_symbols, costs);
+        if (center != first && key / kSymbols >= least / kSymbols) continue;
         least = key;
-        best = i * kSymbols + key % kSymbols;
+        best = center * kSymbols + key % kSymbols;
     }
     return best;
 }

@@ -11,12 +11,11 @@ const Ops& avx512_ops() {
         ops.encode_strips = avx512::encode_strips;
         ops.decode_floats = avx512::decode_floats;
         ops.encode_floats = avx512::encode_floats;
-        ops.count_exponents = avx512::count_exponents;
         ops.choose_exponents = avx512::choose_exponents;
         ops.value_costs = avx512::value_costs;
         ops.load_head = avx512::load_head;
         ops.load_rows = avx512::load_rows;
-        ops.load_bits = avx512::load_bits;
+        ops.load_elements = avx512::load_elements;
         ops.max_magnitude = avx512::max_magnitude;
         ops.moments = avx512::moments;
         ops.quantise = avx512::quantise;

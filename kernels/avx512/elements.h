@@ -48,25 +48,22 @@ KVCAST_AVX512_INLINE Floats floats_of(__m512i low, __m512i high, __m512 scale) {
     return {_mm512_permutex2var_ps(a, first, b), _mm512_permutex2var_ps(a, second, b)};
 }
 
-// Elements of 16 bits in pairs, one of `low` and one of `high`: in each 128-bit lane, elements 0, 4, 1, 5, 2,
-// 6, 3, 7.
+// Values as elements of 16 bits, by turns.
 template <Dtype D>
-KVCAST_AVX512_INLINE __m512i paired16(__m512i low, __m512i high, __m512 scale) {
-    const __m512 a = values_of(low, scale), b = values_of(high, scale);
-    if constexpr (D == Dtype::kF16) {
-        return _mm512_or_si512(rounded_f16(a), _mm512_slli_epi32(rounded_f16(b), 16));
-    } else {
-        return _mm512_ternarylogic_epi32(_mm512_set1_epi32(0xffff), _mm512_srli_epi32(rounded_bf16(a), 16),
-                                         rounded_bf16(b), 0xca);
-    }
+KVCAST_AVX512_INLINE __m512i paired(__m512 even, __m512 odd) {
+    if constexpr (D == Dtype::kF16)
+        return _mm512_or_si512(rounded_f16(even), _mm512_slli_epi32(rounded_f16(odd), 16));
+    const __m512i upper =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(2, 3, 0, 0, 6, 7, 0, 0, 10, 11, 0, 0, 14, 15, 0, 0));
+    return _mm512_mask_shuffle_epi8(rounded_bf16(odd), 0x3333333333333333, rounded_bf16(even), upper);
 }
 
-// The same in order.
+// States, given in the order that unpacking leaves, as elements of 16 bits in order.
 template <Dtype D>
 KVCAST_AVX512_INLINE __m512i elements16(__m512i low, __m512i high, __m512 scale) {
     const __m512i ordered =
         _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
-    return _mm512_shuffle_epi8(paired16<D>(low, high, scale), ordered);
+    return _mm512_shuffle_epi8(paired<D>(values_of(low, scale), values_of(high, scale)), ordered);
 }
 
 // x * f + y * g in units of 2^kTrigBits, of 16-bit integers that were unpacked to pairs.

@@ -20,27 +20,49 @@ using x86::first_lanes;
 
 constexpr std::size_t kTile = 32;            // tokens on their way at once
 constexpr std::size_t kMostChannels = 1024;  // of a head: 64 KiB of scratch memory
+constexpr unsigned kShifts = 14;             // below it, twice a factor fits 16 bits
 
-// Within each 128-bit lane, 8 x 8 elements of 16 bits change places.
-KVCAST_AVX512_INLINE void transpose16(__m512i (&r)[8]) {
-    __m512i a[8], b[8];
-    KVCAST_UNROLL
-    for (int i = 0; i < 4; ++i) {
-        a[2 * i] = _mm512_unpacklo_epi16(r[2 * i], r[2 * i + 1]);
-        a[2 * i + 1] = _mm512_unpackhi_epi16(r[2 * i], r[2 * i + 1]);
-    }
+// Calls tile(token, tokens, whole) for tiles of kTile tokens. Where some are left over, the last tile begins
+// within the one before it; so only what has fewer than kTile altogether is less than a whole one.
+template <typename F>
+KVCAST_AVX512_INLINE void for_tiles(std::size_t tokens, F&& tile) {
+    if (tokens < kTile) return tile(std::size_t{0}, tokens, std::false_type{});
+    for (std::size_t token = 0; token < tokens; token += kTile)
+        tile(std::min(token, tokens - kTile), kTile, std::true_type{});
+}
+
+// A row of a tile, of which `tokens` elements of 16 bits are there.
+template <bool Whole>
+KVCAST_AVX512_INLINE __m512i load_row16(const void* from, std::size_t tokens) {
+    return Whole ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi16(first_lanes(tokens), from);
+}
+
+// The last two of three steps of transpose16().
+KVCAST_AVX512_INLINE void transpose_mixed16(__m512i (&r)[8]) {
+    __m512i b[8];
     KVCAST_UNROLL
     for (int i = 0; i < 8; i += 4) {
-        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 2]);
-        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 2]);
-        b[i + 2] = _mm512_unpacklo_epi32(a[i + 1], a[i + 3]);
-        b[i + 3] = _mm512_unpackhi_epi32(a[i + 1], a[i + 3]);
+        b[i] = _mm512_unpacklo_epi32(r[i], r[i + 2]);
+        b[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 2]);
+        b[i + 2] = _mm512_unpacklo_epi32(r[i + 1], r[i + 3]);
+        b[i + 3] = _mm512_unpackhi_epi32(r[i + 1], r[i + 3]);
     }
     KVCAST_UNROLL
     for (int i = 0; i < 4; ++i) {
         r[2 * i] = _mm512_unpacklo_epi64(b[i], b[i + 4]);
         r[2 * i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 4]);
     }
+}
+
+// Within each 128-bit lane, 8 x 8 elements of 16 bits change places.
+KVCAST_AVX512_INLINE void transpose16(__m512i (&r)[8]) {
+    KVCAST_UNROLL
+    for (int i = 0; i < 8; i += 2) {
+        const __m512i low = _mm512_unpacklo_epi16(r[i], r[i + 1]);
+        r[i + 1] = _mm512_unpackhi_epi16(r[i], r[i + 1]);
+        r[i] = low;
+    }
+    transpose_mixed16(r);
 }
 
 // Within each 128-bit lane, 4 x 4 elements of 32 bits change places.
@@ -57,70 +79,21 @@ KVCAST_AVX512_INLINE void store_at(std::uint8_t* to, __m128i v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), v);
 }
 
-KVCAST_AVX512_INLINE void store_at(std::uint8_t* to, __m256i v) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), v);
-}
-
-// Of 8 tokens, the one at each place of a scratch row of 16-bit elements, and the place of each: see
-// paired16().
-constexpr std::size_t kTokenAt[8] = {0, 4, 1, 5, 2, 6, 3, 7};
-constexpr std::size_t kPlaceOf[8] = {0, 2, 4, 6, 1, 3, 5, 7};
-
-// Stores 16 channels of 32 tokens, transposed: lane L of a[j] and b[j] is token 8 L + kTokenAt[j].
-KVCAST_AVX512_INLINE void store_whole16(const __m512i (&a)[8], const __m512i (&b)[8], std::uint8_t* rows,
-                                        std::size_t row_bytes) {
-    const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
-    const __m512i second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
-    KVCAST_UNROLL
-    for (int j = 0; j < 8; ++j) {
-        std::uint8_t* row = rows + kTokenAt[j] * row_bytes;
-        const __m512i low = _mm512_permutex2var_epi64(a[j], first, b[j]);
-        const __m512i high = _mm512_permutex2var_epi64(a[j], second, b[j]);
-        store_at(row, _mm512_castsi512_si256(low));
-        store_at(row + 8 * row_bytes, _mm512_extracti64x4_epi64(low, 1));
-        store_at(row + 16 * row_bytes, _mm512_castsi512_si256(high));
-        store_at(row + 24 * row_bytes, _mm512_extracti64x4_epi64(high, 1));
-    }
-}
-
-KVCAST_AVX512_INLINE void store_whole_lanes16(const __m512i (&r)[8], std::uint8_t* rows,
-                                              std::size_t row_bytes) {
-    KVCAST_UNROLL
-    for (int j = 0; j < 8; ++j) {
-        std::uint8_t* row = rows + kTokenAt[j] * row_bytes;
-        store_at(row, _mm512_castsi512_si128(r[j]));
-        store_at(row + 8 * row_bytes, _mm512_extracti32x4_epi32(r[j], 1));
-        store_at(row + 16 * row_bytes, _mm512_extracti32x4_epi32(r[j], 2));
-        store_at(row + 24 * row_bytes, _mm512_extracti32x4_epi32(r[j], 3));
-    }
-}
-
-// The same of 8 channels of up to 32 tokens.
+// Stores 8 channels of up to 32 tokens, transposed: lane L of r[j] is token 8 L + j. They go by way of
+// memory, as what takes lanes out of a register is busy with transposing.
+template <bool Whole>
 KVCAST_AVX512_INLINE void store_lanes16(const __m512i (&r)[8], std::size_t tokens, std::uint8_t* rows,
                                         std::size_t row_bytes) {
-    if (tokens >= kTile) return store_whole_lanes16(r, rows, row_bytes);
+    alignas(64) __m128i lanes[8][4];
     KVCAST_UNROLL
-    for (int j = 0; j < 8; ++j) {
-        const std::size_t t = kTokenAt[j];
-        std::uint8_t* row = rows + t * row_bytes;
-        if (t < tokens) store_at(row, _mm512_castsi512_si128(r[j]));
-        if (t + 8 < tokens) store_at(row + 8 * row_bytes, _mm512_extracti32x4_epi32(r[j], 1));
-        if (t + 16 < tokens) store_at(row + 16 * row_bytes, _mm512_extracti32x4_epi32(r[j], 2));
-        if (t + 24 < tokens) store_at(row + 24 * row_bytes, _mm512_extracti32x4_epi32(r[j], 3));
-    }
-}
-
-// The same where words 2 k and 2 k + 1 of a row before transposition were of tokens k and k + 16.
-KVCAST_AVX512_INLINE void store_halves16(const __m512i (&r)[8], std::size_t tokens, std::uint8_t* rows,
-                                         std::size_t row_bytes) {
+    for (int j = 0; j < 8; ++j) _mm512_store_si512(lanes[j], r[j]);
+    asm("" : "+m"(lanes));  // or the compiler takes them out of the registers
     KVCAST_UNROLL
-    for (int j = 0; j < 8; ++j) {
-        const std::size_t t = static_cast<std::size_t>(j) / 2 + static_cast<std::size_t>(j) % 2 * 16;
-        std::uint8_t* row = rows + t * row_bytes;
-        if (t < tokens) store_at(row, _mm512_castsi512_si128(r[j]));
-        if (t + 4 < tokens) store_at(row + 4 * row_bytes, _mm512_extracti32x4_epi32(r[j], 1));
-        if (t + 8 < tokens) store_at(row + 8 * row_bytes, _mm512_extracti32x4_epi32(r[j], 2));
-        if (t + 12 < tokens) store_at(row + 12 * row_bytes, _mm512_extracti32x4_epi32(r[j], 3));
+    for (std::size_t j = 0; j < 8; ++j) {
+        KVCAST_UNROLL
+        for (std::size_t l = 0; l < 4; ++l) {
+            if (Whole || 8 * l + j < tokens) store_at(rows + (8 * l + j) * row_bytes, lanes[j][l]);
+        }
     }
 }
 
@@ -138,24 +111,23 @@ KVCAST_AVX512_INLINE void store_lanes32(const __m512i (&r)[4], std::size_t token
     }
 }
 
-KVCAST_AVX512_INLINE __m128i row_at(const std::uint8_t* rows, std::size_t row_bytes, std::size_t token,
-                                    std::size_t tokens) {
-    if (token >= tokens) return _mm_setzero_si128();
-    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows + token * row_bytes));
-}
-
-// Tokens first, first + step, ... in the four lanes.
+// Tokens first, first + step, ... in the four lanes; zeros for those that are not there.
+template <bool Whole>
 KVCAST_AVX512_INLINE __m512i load_lanes(const std::uint8_t* rows, std::size_t row_bytes, std::size_t first,
                                         std::size_t step, std::size_t tokens) {
-    __m512i r = _mm512_castsi128_si512(row_at(rows, row_bytes, first, tokens));
-    r = _mm512_inserti32x4(r, row_at(rows, row_bytes, first + step, tokens), 1);
-    r = _mm512_inserti32x4(r, row_at(rows, row_bytes, first + 2 * step, tokens), 2);
-    return _mm512_inserti32x4(r, row_at(rows, row_bytes, first + 3 * step, tokens), 3);
+    const auto row = [&](std::size_t token) KVCAST_AVX512_LAMBDA {
+        if (!Whole && token >= tokens) return _mm_setzero_si128();
+        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows + token * row_bytes));
+    };
+    __m512i r = _mm512_castsi128_si512(row(first));
+    r = _mm512_inserti32x4(r, row(first + step), 1);
+    r = _mm512_inserti32x4(r, row(first + 2 * step), 2);
+    return _mm512_inserti32x4(r, row(first + 3 * step), 3);
 }
 
 // ---- states to elements ----
 
-// Scratch memory of one tile: [channel][kTile] elements, those of 16 bits placed as paired16() leaves them.
+// Scratch memory of one tile: [channel][kTile] elements.
 template <Dtype D>
 struct Scratch {
     using Element = std::conditional_t<D == Dtype::kF32, std::uint32_t, std::uint16_t>;
@@ -172,7 +144,7 @@ KVCAST_AVX512_INLINE void put_row(Scratch<D>& scratch, std::size_t channel, __m5
         _mm512_store_ps(row, v.first);
         _mm512_store_ps(row + 16, v.second);
     } else {
-        _mm512_store_si512(row, paired16<D>(low, high, scale));
+        _mm512_store_si512(row, elements16<D>(low, high, scale));
     }
 }
 
@@ -225,29 +197,17 @@ KVCAST_AVX512_INLINE void store_rows(const Scratch<D>& scratch, std::size_t chan
             }
         }
     } else {
-        for (; tokens == kTile && c + 16 <= channels; c += 16) {
-            __m512i a[8], b[8];
-            KVCAST_UNROLL
-            for (int i = 0; i < 8; ++i) a[i] = _mm512_load_si512(scratch.at[c + static_cast<std::size_t>(i)]);
-            transpose16(a);
-            KVCAST_UNROLL
-            for (int i = 0; i < 8; ++i)
-                b[i] = _mm512_load_si512(scratch.at[c + static_cast<std::size_t>(i) + 8]);
-            transpose16(b);
-            store_whole16(a, b, rows + 2 * c, row_bytes);
-        }
         for (; c + 8 <= channels; c += 8) {
             __m512i r[8];
             KVCAST_UNROLL
-            for (int i = 0; i < 8; ++i) r[i] = _mm512_load_si512(scratch.at[c + static_cast<std::size_t>(i)]);
+            for (std::size_t i = 0; i < 8; ++i) r[i] = _mm512_load_si512(scratch.at[c + i]);
             transpose16(r);
-            store_lanes16(r, tokens, rows + 2 * c, row_bytes);
+            store_lanes16<false>(r, tokens, rows + 2 * c, row_bytes);
         }
     }
     for (; c < channels; ++c) {
         for (std::size_t t = 0; t < tokens; ++t) {
-            const std::size_t place = D == Dtype::kF32 ? t : t / 8 * 8 + kPlaceOf[t % 8];
-            const auto element = scratch.at[c][place];
+            const auto element = scratch.at[c][t];
             std::memcpy(rows + t * row_bytes + c * sizeof element, &element, sizeof element);
         }
     }
@@ -287,105 +247,188 @@ bool by_eights(const Rotation& r, std::size_t channels) {
     return r.pair_step == 1 && r.first % 8 == 0 && r.pairs % 8 == 0 && r.partner % 8 == 0;
 }
 
-// Elements of 16 bits and channels that come in eights: nothing leaves the registers on its way to the rows.
+// Elements of 16 bits and channels that come in eights. Neighbouring channels share a vector as soon as they
+// are elements, which is the first of three steps of a transposition.
 template <Dtype D>
-KVCAST_AVX512 void store_eights(const HeadStore& h) {
-    const Rotation& r = h.rotation;
-    const __m512 scale = _mm512_set1_ps(value_of(1, h.scale));
-    for (std::size_t token = 0; token < h.tokens; token += kTile) {
-        const std::size_t tokens = std::min(kTile, h.tokens - token);
-        const std::uint32_t lanes = first_lanes(tokens);
-        auto* rows = static_cast<std::uint8_t*>(h.rows) + token * h.row_bytes;
+class EightsStore {
+  public:
+    KVCAST_AVX512_INLINE explicit EightsStore(const HeadStore& h)
+        : h_(h),
+          scale_(_mm512_set1_ps(value_of(1, h.scale))),
+          half_(_mm512_mul_ps(scale_, _mm512_set1_ps(0.5f))),
+          first_(_mm512_set1_epi32(h.means == nullptr ? 1 : 1 << h.shift)),
+          second_(_mm512_slli_epi32(first_, 16)) {}
+
+    KVCAST_AVX512_INLINE void run() const {
+        for_tiles(h_.tokens, [&](std::size_t token, std::size_t tokens, auto whole)
+                                 KVCAST_AVX512_LAMBDA { store_tile<whole.value>(token, tokens); });
+    }
+
+  private:
+    // Of two channels, for half of the tokens.
+    struct Both {
+        __m512i first;
+        __m512i second;
+    };
+
+    // Words of two channels by turns: those of tokens 0 to 3 of each eight, and of tokens 4 to 7.
+    struct Mixed {
+        __m512i low;
+        __m512i high;
+    };
+
+    template <bool Whole>
+    KVCAST_AVX512_INLINE void store_tile(std::size_t token, std::size_t tokens) const {
+        const Rotation& r = h_.rotation;
+        const std::size_t row_bytes = h_.row_bytes;
+        std::uint8_t* const rows = static_cast<std::uint8_t*>(h_.rows) + token * row_bytes;
         for (std::size_t p = 0; p < r.pairs; p += 8) {
             __m512i first[8], second[8];
             KVCAST_UNROLL
-            for (std::size_t i = 0; i < 8; ++i) {
-                Unpacked a, b;
-                turn_pair(h, p + i, token, lanes, a, b);
-                first[i] = paired16<D>(a.low, a.high, scale);
-                second[i] = paired16<D>(b.low, b.high, scale);
-            }
-            transpose16(first);
-            transpose16(second);
-            store_lanes16(first, tokens, rows + 2 * (r.first + p), h.row_bytes);
-            store_lanes16(second, tokens, rows + 2 * (r.first + p + r.partner), h.row_bytes);
+            for (std::size_t i = 0; i < 8; i += 2) turn<Whole>(p + i, token, tokens, first + i, second + i);
+            transpose_mixed16(first);
+            store_lanes16<Whole>(first, tokens, rows + 2 * (r.first + p), row_bytes);
+            transpose_mixed16(second);
+            store_lanes16<Whole>(second, tokens, rows + 2 * (r.first + p + r.partner), row_bytes);
         }
-        for (std::size_t c = 0; c < h.channels; c += 8) {
-            if (r.pairs != 0 && c == r.first) c = r.first + 2 * r.pairs;
-            if (c >= h.channels) break;
-            __m512i channels[8];
+        const std::size_t turned_end = r.first + 2 * r.pairs;
+        for (std::size_t c = 0; c < h_.channels; c += 8) {
+            if (r.pairs != 0 && c == r.first) c = turned_end;
+            if (c >= h_.channels) break;
+            __m512i mixed[8];
             KVCAST_UNROLL
-            for (std::size_t i = 0; i < 8; ++i) {
-                const __m512i s = states_at(h, c + i, token, lanes);
-                channels[i] = paired16<D>(low_states(s), high_states(s), scale);
+            for (std::size_t i = 0; i < 8; i += 2) {
+                const Mixed s = symbols<Whole>(c + i, c + i + 1, token, tokens);
+                mixed[i] = elements(doubled(s.low, c + i));
+                mixed[i + 1] = elements(doubled(s.high, c + i));
             }
-            transpose16(channels);
-            store_lanes16(channels, tokens, rows + 2 * c, h.row_bytes);
+            transpose_mixed16(mixed);
+            store_lanes16<Whole>(mixed, tokens, rows + 2 * c, row_bytes);
         }
     }
+
+    KVCAST_AVX512_INLINE Mixed mixed(__m512i a, __m512i b) const {
+        return {_mm512_unpacklo_epi16(a, b), _mm512_unpackhi_epi16(a, b)};
+    }
+
+    template <bool Whole>
+    KVCAST_AVX512_INLINE Mixed symbols(std::size_t a, std::size_t b, std::size_t token,
+                                       std::size_t tokens) const {
+        const std::int16_t* tile = h_.tile + token;
+        return mixed(load_row16<Whole>(tile + a * h_.tile_stride, tokens),
+                     load_row16<Whole>(tile + b * h_.tile_stride, tokens));
+    }
+
+    KVCAST_AVX512_INLINE int mean(std::size_t channel) const {
+        return h_.means == nullptr ? 0 : h_.means[channel];
+    }
+
+    // Twice a state and one, before it is cut to 16 bits, so that the range is as far on both sides.
+    KVCAST_AVX512_INLINE Both doubled(__m512i symbols, std::size_t channel) const {
+        return {_mm512_dpwssd_epi32(_mm512_set1_epi32(2 * mean(channel) + 1), symbols,
+                                    _mm512_slli_epi32(first_, 1)),
+                _mm512_dpwssd_epi32(_mm512_set1_epi32(2 * mean(channel + 1) + 1), symbols,
+                                    _mm512_slli_epi32(second_, 1))};
+    }
+
+    KVCAST_AVX512_INLINE __m512 cut(__m512i doubled) const {
+        constexpr int kLeastMagnitude = 2;  // with the sign of the first
+        const __m512 state =
+            _mm512_range_ps(_mm512_cvtepi32_ps(doubled), _mm512_set1_ps(65535.0f), kLeastMagnitude);
+        return _mm512_fmsub_ps(state, half_, half_);
+    }
+
+    KVCAST_AVX512_INLINE __m512i elements(Both doubled) const {
+        return paired<D>(cut(doubled.first), cut(doubled.second));
+    }
+
+    // States of channels a and b by turns.
+    KVCAST_AVX512_INLINE Mixed states(const Mixed& s, std::size_t a, std::size_t b) const {
+        const __m512i mean_a = _mm512_set1_epi32(mean(a)), mean_b = _mm512_set1_epi32(mean(b));
+        return mixed(_mm512_packs_epi32(_mm512_dpwssd_epi32(mean_a, s.low, first_),
+                                        _mm512_dpwssd_epi32(mean_a, s.high, first_)),
+                     _mm512_packs_epi32(_mm512_dpwssd_epi32(mean_b, s.low, second_),
+                                        _mm512_dpwssd_epi32(mean_b, s.high, second_)));
+    }
+
+    KVCAST_AVX512_INLINE __m512 turned_by(__m512i states, __m512i factors) const {
+        return values_of(turned(states, factors), scale_);
+    }
+
+    // Two pairs: of tokens 0 to 3 of each eight, and of the others.
+    template <bool Whole>
+    KVCAST_AVX512_INLINE void turn(std::size_t pair, std::size_t token, std::size_t tokens, __m512i* first,
+                                   __m512i* second) const {
+        const Rotation& r = h_.rotation;
+        __m512 one[2][2], other[2][2];  // [pair][tokens]
+        KVCAST_UNROLL
+        for (std::size_t i = 0; i < 2; ++i) {
+            const std::size_t a = r.first + pair + i, b = a + r.partner;
+            const Mixed s = states(symbols<Whole>(a, b, token, tokens), a, b);
+            const __m512i cos = load_row16<Whole>(r.cos + (pair + i) * r.table_stride + token, tokens);
+            const __m512i sin = load_row16<Whole>(r.sin + (pair + i) * r.table_stride + token, tokens);
+            const Mixed f = mixed(cos, _mm512_sub_epi16(_mm512_setzero_si512(), sin)), g = mixed(sin, cos);
+            one[i][0] = turned_by(s.low, f.low);
+            one[i][1] = turned_by(s.high, f.high);
+            other[i][0] = turned_by(s.low, g.low);
+            other[i][1] = turned_by(s.high, g.high);
+        }
+        KVCAST_UNROLL
+        for (std::size_t k = 0; k < 2; ++k) {
+            first[k] = paired<D>(one[0][k], one[1][k]);
+            second[k] = paired<D>(other[0][k], other[1][k]);
+        }
+    }
+
+    const HeadStore h_;
+    const __m512 scale_;
+    const __m512 half_;
+    const __m512i first_;   // what the first of two words is multiplied by
+    const __m512i second_;  // and the second
+};
+
+template <Dtype D>
+KVCAST_AVX512 void store_eights(const HeadStore& h) {
+    EightsStore<D>(h).run();
 }
 
-// ---- stored bits ----
+// ---- elements as they are ----
 
-KVCAST_AVX512 void store_bits16(const ExactStore& h) {
+KVCAST_AVX512 void store_elements16(const ExactStore& h) {
+    const auto* tile = static_cast<const std::uint16_t*>(h.tile);
     auto* rows = static_cast<std::uint8_t*>(h.rows);
-    const std::size_t whole = h.channels / 8 * 8;
-    for (std::size_t token = 0; token < h.tokens; token += kTile) {
-        const std::size_t tokens = std::min(kTile, h.tokens - token);
-        const std::uint32_t lanes = first_lanes(tokens);
-        for (std::size_t c = 0; c < whole; c += 8) {
+    for_tiles(h.tokens, [&](std::size_t token, std::size_t tokens, auto whole) KVCAST_AVX512_LAMBDA {
+        for (std::size_t c = 0; c + 8 <= h.channels; c += 8) {
             __m512i r[8];
             KVCAST_UNROLL
-            for (int i = 0; i < 8; ++i) {
-                const std::uint32_t* from =
-                    h.tile + (c + static_cast<std::size_t>(i)) * h.tile_stride + token;
-                const __m512i low = _mm512_maskz_loadu_epi32(static_cast<__mmask16>(lanes), from);
-                const __m512i high = _mm512_maskz_loadu_epi32(static_cast<__mmask16>(lanes >> 16), from + 16);
-                r[i] = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
-            }
+            for (std::size_t i = 0; i < 8; ++i)
+                r[i] = load_row16<whole.value>(tile + (c + i) * h.tile_stride + token, tokens);
             transpose16(r);
-            store_halves16(r, tokens, rows + token * h.row_bytes + 2 * c, h.row_bytes);
+            store_lanes16<whole.value>(r, tokens, rows + token * h.row_bytes + 2 * c, h.row_bytes);
         }
-    }
-    ExactStore rest = h;
-    rest.tile += whole * h.tile_stride;
-    rest.channels -= whole;
-    rest.rows = rows + 2 * whole;
-    if (rest.channels != 0) scalar::store_exact(rest);
+    });
 }
 
-KVCAST_AVX512 void store_bits32(const ExactStore& h) {
-    auto* rows = static_cast<std::uint8_t*>(h.rows);
-    const std::size_t whole = h.channels / 4 * 4;
+KVCAST_AVX512 void store_elements32(const ExactStore& h) {
+    const auto* tile = static_cast<const std::uint32_t*>(h.tile);
     for (std::size_t token = 0; token < h.tokens; token += 16) {
         const std::size_t tokens = std::min<std::size_t>(16, h.tokens - token);
         const auto lanes = static_cast<__mmask16>(first_lanes(tokens));
-        for (std::size_t c = 0; c < whole; c += 4) {
+        for (std::size_t c = 0; c + 4 <= h.channels; c += 4) {
             __m512i r[4];
             KVCAST_UNROLL
-            for (int i = 0; i < 4; ++i)
-                r[i] = _mm512_maskz_loadu_epi32(
-                    lanes, h.tile + (c + static_cast<std::size_t>(i)) * h.tile_stride + token);
+            for (std::size_t i = 0; i < 4; ++i)
+                r[i] = _mm512_maskz_loadu_epi32(lanes, tile + (c + i) * h.tile_stride + token);
             transpose32(r);
-            store_lanes32(r, tokens, rows + token * h.row_bytes + 4 * c, h.row_bytes);
+            store_lanes32(r, tokens, static_cast<std::uint8_t*>(h.rows) + token * h.row_bytes + 4 * c,
+                          h.row_bytes);
         }
     }
-    ExactStore rest = h;
-    rest.tile += whole * h.tile_stride;
-    rest.channels -= whole;
-    rest.rows = rows + 4 * whole;
-    if (rest.channels != 0) scalar::store_exact(rest);
 }
 
 // ---- rows to tiles ----
 
 // The elements of the lower and of the upper words of 32 bits, converted.
-struct Bits {
-    KVCAST_AVX512_INLINE static __m512i lower(__m512i v) {
-        return _mm512_and_si512(v, _mm512_set1_epi32(0xffff));
-    }
-    KVCAST_AVX512_INLINE static __m512i upper(__m512i v) { return _mm512_srli_epi32(v, 16); }
-};
 struct FromBf16 {
     KVCAST_AVX512_INLINE static __m512i lower(__m512i v) { return _mm512_slli_epi32(v, 16); }
     KVCAST_AVX512_INLINE static __m512i upper(__m512i v) {
@@ -400,76 +443,97 @@ struct FromF16 {
 };
 
 // 8 channels of up to 32 tokens, transposed: tokens k and k + 16 in the words of lane k.
+template <bool Whole>
 KVCAST_AVX512_INLINE void load_channels16(const std::uint8_t* rows, std::size_t row_bytes, std::size_t tokens,
                                           __m512i (&channels)[8]) {
     KVCAST_UNROLL
-    for (int j = 0; j < 8; ++j)
-        channels[j] =
-            load_lanes(rows, row_bytes,
-                       static_cast<std::size_t>(j) / 2 + static_cast<std::size_t>(j) % 2 * 16, 4, tokens);
+    for (std::size_t j = 0; j < 8; ++j)
+        channels[j] = load_lanes<Whole>(rows, row_bytes, j / 2 + j % 2 * 16, 4, tokens);
     transpose16(channels);
 }
 
-// Rows of 16-bit elements to a channel-major tile of 32 bits, each converted on its way; the channels that
-// are done, a multiple of 8.
+// The same with the tokens in order.
+template <bool Whole>
+KVCAST_AVX512_INLINE void load_ordered16(const std::uint8_t* rows, std::size_t row_bytes, std::size_t tokens,
+                                         __m512i (&channels)[8]) {
+    KVCAST_UNROLL
+    for (std::size_t j = 0; j < 8; ++j) channels[j] = load_lanes<Whole>(rows, row_bytes, j, 8, tokens);
+    transpose16(channels);
+}
+
+// The loads below leave channels over that do not fill a vector.
+
+// Rows of 16-bit elements to a channel-major tile of floats.
 template <typename Convert>
-KVCAST_AVX512_INLINE std::size_t load_tile16(const void* from, std::size_t row_bytes, std::size_t all_tokens,
-                                             std::size_t channels, std::uint32_t* tile, std::size_t stride) {
-    const std::size_t whole = channels / 8 * 8;
-    for (std::size_t token = 0; token < all_tokens; token += kTile) {
-        const auto* rows = static_cast<const std::uint8_t*>(from) + token * row_bytes;
-        const std::size_t tokens = std::min(kTile, all_tokens - token);
+KVCAST_AVX512_INLINE void load_tile16(const HeadLoad& h) {
+    const auto* rows = static_cast<const std::uint8_t*>(h.rows);
+    for_tiles(h.tokens, [&](std::size_t token, std::size_t tokens, auto whole) KVCAST_AVX512_LAMBDA {
         const std::uint32_t lanes = first_lanes(tokens);
-        for (std::size_t c = 0; c < whole; c += 8) {
+        for (std::size_t c = 0; c + 8 <= h.channels; c += 8) {
             __m512i r[8];
-            load_channels16(rows + 2 * c, row_bytes, tokens, r);
+            load_channels16<whole.value>(rows + token * h.row_bytes + 2 * c, h.row_bytes, tokens, r);
             KVCAST_UNROLL
-            for (int i = 0; i < 8; ++i) {
-                std::uint32_t* to = tile + (c + static_cast<std::size_t>(i)) * stride + token;
+            for (std::size_t i = 0; i < 8; ++i) {
+                float* to = h.tile + (c + i) * h.tile_stride + token;
                 _mm512_mask_storeu_epi32(to, static_cast<__mmask16>(lanes), Convert::lower(r[i]));
                 _mm512_mask_storeu_epi32(to + 16, static_cast<__mmask16>(lanes >> 16), Convert::upper(r[i]));
             }
         }
-    }
-    return whole;
+    });
 }
 
-KVCAST_AVX512_INLINE std::size_t load_tile32(const void* from, std::size_t row_bytes, std::size_t all_tokens,
-                                             std::size_t channels, std::uint32_t* tile, std::size_t stride) {
-    const std::size_t whole = channels / 4 * 4;
+// Rows of 16-bit elements to a tile of the same.
+KVCAST_AVX512 void load_elements16(const void* from, std::size_t row_bytes, std::size_t all_tokens,
+                                   std::size_t channels, std::uint16_t* tile, std::size_t stride) {
+    const auto* rows = static_cast<const std::uint8_t*>(from);
+    for_tiles(all_tokens, [&](std::size_t token, std::size_t tokens, auto whole) KVCAST_AVX512_LAMBDA {
+        for (std::size_t c = 0; c + 8 <= channels; c += 8) {
+            __m512i r[8];
+            load_ordered16<whole.value>(rows + token * row_bytes + 2 * c, row_bytes, tokens, r);
+            KVCAST_UNROLL
+            for (std::size_t i = 0; i < 8; ++i) {
+                std::uint16_t* to = tile + (c + i) * stride + token;
+                whole.value ? _mm512_storeu_si512(to, r[i])
+                            : _mm512_mask_storeu_epi16(to, first_lanes(tokens), r[i]);
+            }
+        }
+    });
+}
+
+KVCAST_AVX512 void load_elements32(const void* from, std::size_t row_bytes, std::size_t all_tokens,
+                                   std::size_t channels, void* tile, std::size_t stride) {
+    auto* out = static_cast<std::uint32_t*>(tile);
     for (std::size_t token = 0; token < all_tokens; token += 16) {
         const auto* rows = static_cast<const std::uint8_t*>(from) + token * row_bytes;
         const std::size_t tokens = std::min<std::size_t>(16, all_tokens - token);
-        for (std::size_t c = 0; c < whole; c += 4) {
+        for (std::size_t c = 0; c + 4 <= channels; c += 4) {
             __m512i r[4];
             KVCAST_UNROLL
-            for (int j = 0; j < 4; ++j)
-                r[j] = load_lanes(rows + 4 * c, row_bytes, static_cast<std::size_t>(j), 4, tokens);
+            for (std::size_t j = 0; j < 4; ++j)
+                r[j] = load_lanes<false>(rows + 4 * c, row_bytes, j, 4, tokens);
             transpose32(r);
             KVCAST_UNROLL
-            for (int i = 0; i < 4; ++i)
-                _mm512_mask_storeu_epi32(tile + (c + static_cast<std::size_t>(i)) * stride + token,
+            for (std::size_t i = 0; i < 4; ++i)
+                _mm512_mask_storeu_epi32(out + (c + i) * stride + token,
                                          static_cast<__mmask16>(first_lanes(tokens)), r[i]);
         }
     }
-    return whole;
 }
 
-KVCAST_AVX512 std::size_t load_floats(const HeadLoad& h, std::uint32_t* tile) {
+KVCAST_AVX512 void load_floats(const HeadLoad& h) {
     switch (h.dtype) {
         case Dtype::kBf16:
-            return load_tile16<FromBf16>(h.rows, h.row_bytes, h.tokens, h.channels, tile, h.tile_stride);
+            return load_tile16<FromBf16>(h);
         case Dtype::kF16:
-            return load_tile16<FromF16>(h.rows, h.row_bytes, h.tokens, h.channels, tile, h.tile_stride);
+            return load_tile16<FromF16>(h);
         default:
-            return load_tile32(h.rows, h.row_bytes, h.tokens, h.channels, tile, h.tile_stride);
+            return load_elements32(h.rows, h.row_bytes, h.tokens, h.channels, h.tile, h.tile_stride);
     }
 }
 
-KVCAST_AVX512 std::size_t copy_bits(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens,
-                                    std::size_t channels, std::uint32_t* tile, std::size_t stride) {
-    return dtype == Dtype::kF32 ? load_tile32(rows, row_bytes, tokens, channels, tile, stride)
-                                : load_tile16<Bits>(rows, row_bytes, tokens, channels, tile, stride);
+// Channels at once.
+std::size_t vector_channels(Dtype dtype) {
+    return dtype == Dtype::kF32 ? 4 : 8;
 }
 
 // Calls step(i, lanes) for every Step elements, all of them there, and for what is left; `lanes` is a
@@ -502,16 +566,15 @@ KVCAST_AVX512 void unrotate(float* a, float* b, const std::int16_t* cos, const s
 template <typename Convert>
 KVCAST_AVX512 void load_pairs16(const HeadLoad& h) {
     const Rotation& r = h.rotation;
-    for (std::size_t token = 0; token < h.tokens; token += kTile) {
+    for_tiles(h.tokens, [&](std::size_t token, std::size_t tokens, auto whole) KVCAST_AVX512_LAMBDA {
         const auto* rows = static_cast<const std::uint8_t*>(h.rows) + token * h.row_bytes;
-        const std::size_t tokens = std::min(kTile, h.tokens - token);
         const std::uint32_t lanes = first_lanes(tokens);
         const auto low = static_cast<__mmask16>(lanes), high = static_cast<__mmask16>(lanes >> 16);
         for (std::size_t p = 0; p < r.pairs; p += 8) {
             const std::size_t first = r.first + p, second = first + r.partner;
             __m512i x[8], y[8];
-            load_channels16(rows + 2 * first, h.row_bytes, tokens, x);
-            load_channels16(rows + 2 * second, h.row_bytes, tokens, y);
+            load_channels16<whole.value>(rows + 2 * first, h.row_bytes, tokens, x);
+            load_channels16<whole.value>(rows + 2 * second, h.row_bytes, tokens, y);
             KVCAST_UNROLL
             for (std::size_t i = 0; i < 8; ++i) {
                 const std::int16_t* cos = r.cos + (p + i) * r.table_stride + token;
@@ -530,7 +593,7 @@ KVCAST_AVX512 void load_pairs16(const HeadLoad& h) {
                 _mm512_mask_storeu_ps(b + 16, high, upper.second);
             }
         }
-    }
+    });
 }
 
 // As round_even(), whatever the mode of the processor is.
@@ -541,7 +604,8 @@ KVCAST_AVX512_INLINE __m512i rounded(__m512 x) {
 }  // namespace
 
 void store_head(const HeadStore& head) {
-    if (head.dtype != Dtype::kF32 && by_eights(head.rotation, head.channels))
+    const bool eights = head.shift < kShifts && by_eights(head.rotation, head.channels);
+    if (eights && head.dtype != Dtype::kF32)
         return head.dtype == Dtype::kF16 ? store_eights<Dtype::kF16>(head) : store_eights<Dtype::kBf16>(head);
     if (head.channels > kMostChannels) return scalar::store_head(head);
     switch (head.dtype) {
@@ -556,15 +620,27 @@ void store_head(const HeadStore& head) {
 
 void store_exact(const ExactStore& head) {
     if (head.rotation.pairs != 0 || head.source != head.dtype) return scalar::store_exact(head);
-    return head.dtype == Dtype::kF32 ? store_bits32(head) : store_bits16(head);
+    head.dtype == Dtype::kF32 ? store_elements32(head) : store_elements16(head);
+    const std::size_t bytes = dtype_bytes(head.dtype);
+    const std::size_t done = head.channels / vector_channels(head.dtype) * vector_channels(head.dtype);
+    ExactStore rest = head;
+    rest.tile = static_cast<const std::uint8_t*>(head.tile) + done * head.tile_stride * bytes;
+    rest.channels -= done;
+    rest.rows = static_cast<std::uint8_t*>(head.rows) + done * bytes;
+    if (rest.channels != 0) scalar::store_exact(rest);
 }
 
-void load_bits(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens, std::size_t channels,
-               std::uint32_t* tile, std::size_t tile_stride) {
-    const std::size_t done = copy_bits(rows, row_bytes, dtype, tokens, channels, tile, tile_stride);
+void load_elements(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens,
+                   std::size_t channels, void* tile, std::size_t tile_stride) {
+    dtype == Dtype::kF32
+        ? load_elements32(rows, row_bytes, tokens, channels, tile, tile_stride)
+        : load_elements16(rows, row_bytes, tokens, channels, static_cast<std::uint16_t*>(tile), tile_stride);
+    const std::size_t bytes = dtype_bytes(dtype);
+    const std::size_t done = channels / vector_channels(dtype) * vector_channels(dtype);
     if (done != channels)
-        scalar::load_bits(static_cast<const std::uint8_t*>(rows) + done * dtype_bytes(dtype), row_bytes,
-                          dtype, tokens, channels - done, tile + done * tile_stride, tile_stride);
+        scalar::load_elements(static_cast<const std::uint8_t*>(rows) + done * bytes, row_bytes, dtype, tokens,
+                              channels - done, static_cast<std::uint8_t*>(tile) + done * tile_stride * bytes,
+                              tile_stride);
 }
 
 namespace {
@@ -580,9 +656,9 @@ void load_plain(const HeadLoad& head, std::size_t begin, std::size_t end) {
         some.rotation = {};
         return some;
     };
-    const HeadLoad all = from(begin);
-    const std::size_t done = begin + load_floats(all, reinterpret_cast<std::uint32_t*>(all.tile));
-    if (done != end) scalar::load_head(from(done));
+    load_floats(from(begin));
+    const std::size_t left = (end - begin) % vector_channels(head.dtype);
+    if (left != 0) scalar::load_head(from(end - left));
 }
 
 }  // namespace

@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
+#include <type_traits>
 
 #include "kernels/avx512/slots.h"
 #include "kernels/avx512/target.h"
@@ -234,10 +236,8 @@ KVCAST_AVX512 void decode_abreast(RansDecoder* const* decoders, const Strip* str
     }
 }
 
-KVCAST_AVX512_INLINE Wide widened(__m512i v) {
-    return {_mm512_cvtepu16_epi32(_mm512_castsi512_si256(v)),
-            _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(v, 1))};
-}
+template <Dtype D>
+using ElementOf = std::conditional_t<D == Dtype::kF32, std::uint32_t, std::uint16_t>;
 
 KVCAST_AVX512_INLINE Wide widened_signed(__m512i v) {
     return {_mm512_cvtepi16_epi32(_mm512_castsi512_si256(v)),
@@ -266,7 +266,7 @@ KVCAST_AVX512_INLINE __m512i assembled32(__m512i raw, __m512i high, std::uint32_
 
 template <Dtype D, bool Whole>
 KVCAST_AVX512_INLINE void decode_float_group(States& s, const HalfTable& t, std::uint32_t center,
-                                             std::uint32_t lanes, Words& words, std::uint32_t* bits) {
+                                             std::uint32_t lanes, Words& words, ElementOf<D>* elements) {
     constexpr unsigned planes = mantissa_bits(D) + 1;
     words.prepare();
     __m512i high = take_symbols<Whole>(s, t, lanes, words);
@@ -277,19 +277,16 @@ KVCAST_AVX512_INLINE void decode_float_group(States& s, const HalfTable& t, std:
     if constexpr (planes > 16) upper = take_planes<Whole>(planes - 16, lanes, words);
     if (escapes != 0) [[unlikely]]
         high = take_escapes(high, escapes, words);
-    Wide out;
-    if constexpr (planes > 16) {
+    if constexpr (D == Dtype::kF32) {
         const Wide r = joined(raw, upper), h = widened_signed(high);
-        out = {assembled32(r.first, h.first, center), assembled32(r.last, h.last, center)};
+        _mm512_mask_storeu_epi32(elements, static_cast<__mmask16>(lanes),
+                                 assembled32(r.first, h.first, center));
+        _mm512_mask_storeu_epi32(elements + 16, static_cast<__mmask16>(lanes >> 16),
+                                 assembled32(r.last, h.last, center));
+    } else if constexpr (Whole) {
+        _mm512_storeu_si512(elements, assembled16<D>(raw, high, center));
     } else {
-        out = widened(assembled16<D>(raw, high, center));
-    }
-    if constexpr (Whole) {
-        _mm512_storeu_si512(bits, out.first);
-        _mm512_storeu_si512(bits + 16, out.last);
-    } else {
-        _mm512_mask_storeu_epi32(bits, static_cast<__mmask16>(lanes), out.first);
-        _mm512_mask_storeu_epi32(bits + 16, static_cast<__mmask16>(lanes >> 16), out.last);
+        _mm512_mask_storeu_epi16(elements, lanes, assembled16<D>(raw, high, center));
     }
 }
 
@@ -309,13 +306,14 @@ KVCAST_AVX512 void decode_floats_abreast(RansDecoder* const* decoders, const Flo
         KVCAST_UNROLL
         for (std::size_t d = 0; d < N; ++d)
             decode_float_group<D, true>(states[d], strips[d].table->halves, strips[d].center, ~0u, words[d],
-                                        strips[d].bits + at);
+                                        static_cast<ElementOf<D>*>(strips[d].elements) + at);
     }
     KVCAST_UNROLL
     for (std::size_t d = 0; d < N; ++d) {
         if (at != count)
             decode_float_group<D, false>(states[d], strips[d].table->halves, strips[d].center,
-                                         first_lanes(count - at), words[d], strips[d].bits + at);
+                                         first_lanes(count - at), words[d],
+                                         static_cast<ElementOf<D>*>(strips[d].elements) + at);
         words[d].finish(*decoders[d]);
         store_states(decoders[d]->state, states[d]);
     }
@@ -571,9 +569,16 @@ KVCAST_AVX512_INLINE void encode_float_groups(Putter (&p)[N], const EncodeFloatS
     KVCAST_EACH {
         const EncodeFloatStrip& strip = strips[e];
         const __m512i middle = _mm512_set1_epi16(static_cast<std::int16_t>(strip.center));
-        const Wide b = {_mm512_maskz_loadu_epi32(static_cast<__mmask16>(lanes), strip.bits + at),
-                        _mm512_maskz_loadu_epi32(static_cast<__mmask16>(lanes >> 16), strip.bits + at + 16)};
-        const __m512i upper = halves(b.first, b.last, D == Dtype::kF32 ? 1 : 0);
+        const auto* from = static_cast<const ElementOf<D>*>(strip.elements) + at;
+        __m512i upper, lower = _mm512_setzero_si512();
+        if constexpr (D == Dtype::kF32) {
+            const Wide b = {_mm512_maskz_loadu_epi32(static_cast<__mmask16>(lanes), from),
+                            _mm512_maskz_loadu_epi32(static_cast<__mmask16>(lanes >> 16), from + 16)};
+            upper = halves(b.first, b.last, 1);
+            lower = halves(b.first, b.last, 0);
+        } else {
+            upper = Whole ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi16(lanes, from);
+        }
         const __m512i exponent = _mm512_and_si512(_mm512_srli_epi16(upper, exponent_at), range);
         const __m512i high = _mm512_sub_epi16(middle, exponent);
         Symbols s = symbols_of(high);
@@ -583,7 +588,7 @@ KVCAST_AVX512_INLINE void encode_float_groups(Putter (&p)[N], const EncodeFloatS
         const __m512i raw = _mm512_ternarylogic_epi32(_mm512_set1_epi16((1 << exponent_at) - 1), upper,
                                                       _mm512_srli_epi16(upper, 15 - exponent_at), 0xca);
         put_raw<Whole>(raw, exponent_at + 1, lanes, p[e].next);
-        if constexpr (D == Dtype::kF32) put_raw<Whole>(halves(b.first, b.last, 0), 16, lanes, p[e].next);
+        if constexpr (D == Dtype::kF32) put_raw<Whole>(lower, 16, lanes, p[e].next);
         symbols[e] = s.symbols;
         tables[e] = &strip.table->halves;
     }
@@ -662,64 +667,6 @@ void encode_floats(std::span<RansEncoder* const> encoders, std::span<const Encod
     }
 }
 
-namespace {
-
-// Where the first of the largest of some numbers is; their count is a multiple of 16.
-KVCAST_AVX512 std::uint32_t first_of_most(const std::uint32_t* numbers, std::size_t count) {
-    __m512i most = _mm512_setzero_si512();
-    for (std::size_t i = 0; i < count; i += 16)
-        most = _mm512_max_epu32(most, _mm512_loadu_si512(numbers + i));
-    const __m512i wanted = _mm512_set1_epi32(static_cast<std::int32_t>(_mm512_reduce_max_epu32(most)));
-    std::size_t i = 0;
-    __mmask16 there = 0;
-    for (; (there = _mm512_cmpeq_epi32_mask(_mm512_loadu_si512(numbers + i), wanted)) == 0;) i += 16;
-    return static_cast<std::uint32_t>(i) + static_cast<std::uint32_t>(std::countr_zero(there));
-}
-
-}  // namespace
-
-// Exponents as bytes, then one comparison for each that may occur. Few do: the elements are of one channel.
-KVCAST_AVX512 std::uint32_t count_exponents(const std::uint32_t* bits, std::size_t count, Dtype dtype,
-                                            std::uint32_t* counts) {
-    constexpr std::size_t kVectors = 8;       // of 64 exponents
-    constexpr std::uint32_t kMostKinds = 48;  // beyond, a histogram is faster
-    const __m128i by = _mm_cvtsi32_si128(static_cast<int>(mantissa_bits(dtype)));
-    const __m512i range = _mm512_set1_epi32(static_cast<int>(exponent_mask(dtype)));
-    while (count != 0) {
-        const std::size_t now = std::min(count, 64 * kVectors);
-        alignas(64) std::uint8_t exponents[64 * kVectors];
-        __m512i least = _mm512_set1_epi32(255), most = _mm512_setzero_si512();
-        for (std::size_t i = 0; i < now; i += 16) {
-            const auto lanes = static_cast<__mmask16>(first_lanes(std::min<std::size_t>(16, now - i)));
-            const __m512i b = _mm512_maskz_loadu_epi32(lanes, bits + i);
-            const __m512i e = _mm512_and_si512(_mm512_srl_epi32(b, by), range);
-            least = _mm512_mask_min_epu32(least, lanes, least, e);
-            most = _mm512_mask_max_epu32(most, lanes, most, e);
-            _mm_store_si128(reinterpret_cast<__m128i*>(exponents + i), _mm512_cvtepi32_epi8(e));
-        }
-        const std::uint32_t low = _mm512_reduce_min_epu32(least), high = _mm512_reduce_max_epu32(most);
-        if (high - low >= kMostKinds) {
-            scalar::count_exponents(bits, now, dtype, counts);
-        } else {
-            const std::size_t vectors = (now + 63) / 64;
-            const std::uint64_t last = now % 64 == 0 ? ~std::uint64_t{0} : (std::uint64_t{1} << now % 64) - 1;
-            for (std::uint32_t e = low; e <= high; ++e) {
-                const __m512i wanted = _mm512_set1_epi8(static_cast<char>(e));
-                int n = 0;
-                for (std::size_t v = 0; v < vectors; ++v) {
-                    const std::uint64_t same =
-                        _mm512_cmpeq_epi8_mask(_mm512_load_si512(exponents + 64 * v), wanted);
-                    n += std::popcount(v + 1 == vectors ? same & last : same);
-                }
-                counts[e] += static_cast<std::uint32_t>(n);
-            }
-        }
-        bits += now;
-        count -= now;
-    }
-    return first_of_most(counts, exponent_mask(dtype) + 1);
-}
-
 // Zeros, which are many, are counted; the others' rows are added one by one.
 KVCAST_AVX512 void value_costs(const std::int16_t* values, std::size_t count,
                                const std::uint32_t (*costs)[kValueCosts], std::uint32_t* sums) {
@@ -738,40 +685,218 @@ KVCAST_AVX512 void value_costs(const std::int16_t* values, std::size_t count,
     _mm512_storeu_si512(sums, sum);
 }
 
-KVCAST_AVX512 std::uint32_t choose_exponents(const ExponentChoice& c) {
-    constexpr auto kWindow = static_cast<std::uint32_t>(ExponentChoice::kWindow);
-    const __m512i some = _mm512_loadu_si512(c.counts);
-    const __m512i more = _mm512_maskz_loadu_epi32(first_lanes(kWindow - 16), c.counts + 16);
-    const __m512i window = halves(some, more, 0);
-    std::uint32_t inside = static_cast<std::uint32_t>(_mm512_reduce_add_epi32(some)) - c.counts[kEscape];
-    __m512i sums[ExponentChoice::kCenters];
-    KVCAST_UNROLL
-    for (std::uint32_t i = 0; i < ExponentChoice::kCenters; ++i) {
-        const __m512i falling = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0x0000, 0x00010002, 0x00030004,
-                                                 0x00050006, 0x00070008, 0x0009000a, 0x000b000c, 0x000d000e);
-        const __m512i inner = _mm512_permutexvar_epi16(
-            _mm512_add_epi16(falling, _mm512_set1_epi16(static_cast<short>(i))), window);
-        const __m512i symbols = _mm512_mask_mov_epi16(
-            inner, 1u << kEscape, _mm512_set1_epi16(static_cast<std::int16_t>(c.total - inside)));
-        if (i + 1 < ExponentChoice::kCenters) inside += c.counts[i + kEscape] - c.counts[i];
-        __m512i sum = _mm512_setzero_si512();
+namespace {
+
+// The exponents of elements of one type, 64 at a time.
+template <Dtype D>
+class Exponents {
+  public:
+    static constexpr std::size_t kStep = 64;
+
+    KVCAST_AVX512_INLINE Exponents(const void* elements, std::size_t count)
+        : elements_(static_cast<const ElementOf<D>*>(elements)), count_(count) {}
+
+    std::uint32_t first() const { return bits_of_first() >> mantissa_bits(D) & exponent_mask(D); }
+
+    // How often step() repeats the first one.
+    std::size_t repeated() const { return (kStep - count_ % kStep) % kStep; }
+
+    KVCAST_AVX512_INLINE std::uint32_t most() const {
+        __m512i most = _mm512_setzero_si512();
+        for (std::size_t i = 0; i < count_; i += kStep) {
+            KVCAST_UNROLL
+            for (std::size_t v = 0; v < kVectors; ++v) most = largest(most, vector(i, v));
+        }
+        if constexpr (D == Dtype::kF32) return _mm512_reduce_max_epu32(most) >> mantissa_bits(D);
+        const __m512i high = _mm512_srli_epi32(most, 16),
+                      low = _mm512_and_si512(most, _mm512_set1_epi32(0xffff));
+        return _mm512_reduce_max_epu32(_mm512_max_epu32(high, low)) >> mantissa_bits(D);
+    }
+
+    // The exponents from `at` on, in any order, a byte each. Where there are fewer than 64, the first of all
+    // stands for the others.
+    KVCAST_AVX512_INLINE __m512i step(std::size_t at) const {
+        __m512i e[kVectors];
         KVCAST_UNROLL
-        for (int pair = 0; pair < static_cast<int>(kSymbols / 2); ++pair)
-            sum = _mm512_dpwssd_epi32(sum, _mm512_loadu_si512(c.costs[pair]),
-                                      _mm512_permutexvar_epi32(_mm512_set1_epi32(pair), symbols));
-        sums[i] = sum;
+        for (std::size_t v = 0; v < kVectors; ++v) e[v] = exponents(vector(at, v));
+        if constexpr (D == Dtype::kF32)
+            return _mm512_packus_epi16(_mm512_packus_epi32(e[0], e[1]), _mm512_packus_epi32(e[2], e[3]));
+        return _mm512_packus_epi16(e[0], e[1]);
     }
-    // The least sum with its table behind: sums are below 2^27.
-    const __m512i tables = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    std::uint32_t best = 0, least = ~0u;
-    for (std::uint32_t i = c.first; i <= c.last; ++i) {
-        const __m512i keys = _mm512_or_si512(_mm512_slli_epi32(sums[i], 4), tables);
-        const std::uint32_t key = _mm512_reduce_min_epu32(keys);
-        if (i != c.first && key / kSymbols >= least / kSymbols) continue;
-        least = key;
-        best = i * kSymbols + key % kSymbols;
+
+  private:
+    static constexpr std::size_t kVectors = sizeof(ElementOf<D>);
+    static constexpr std::size_t kLanesOfVector = kStep / kVectors;
+    static constexpr std::uint32_t kMagnitude =
+        exponent_mask(D) << mantissa_bits(D) | ((1u << mantissa_bits(D)) - 1);
+
+    ElementOf<D> bits_of_first() const {
+        ElementOf<D> bits;
+        std::memcpy(&bits, elements_, sizeof bits);
+        return bits;
     }
-    return best;
+
+    KVCAST_AVX512_INLINE __m512i vector(std::size_t at, std::size_t v) const {
+        const std::size_t begin = at + v * kLanesOfVector;
+        const std::size_t lanes = begin < count_ ? count_ - begin : 0;
+        if constexpr (D == Dtype::kF32) {
+            return _mm512_mask_loadu_epi32(
+                _mm512_set1_epi32(static_cast<int>(bits_of_first())),
+                static_cast<__mmask16>(first_lanes(std::min<std::size_t>(lanes, 16))), elements_ + begin);
+        } else {
+            return _mm512_mask_loadu_epi16(_mm512_set1_epi16(static_cast<std::int16_t>(bits_of_first())),
+                                           first_lanes(lanes), elements_ + begin);
+        }
+    }
+
+    KVCAST_AVX512_INLINE static __m512i largest(__m512i a, __m512i b) {
+        if constexpr (D == Dtype::kF32)
+            return _mm512_max_epu32(a, _mm512_and_si512(b, _mm512_set1_epi32(static_cast<int>(kMagnitude))));
+        return _mm512_max_epu16(
+            a, _mm512_and_si512(b, _mm512_set1_epi16(static_cast<std::int16_t>(kMagnitude))));
+    }
+
+    KVCAST_AVX512_INLINE static __m512i exponents(__m512i v) {
+        if constexpr (D == Dtype::kF32)
+            return _mm512_and_si512(_mm512_srli_epi32(v, mantissa_bits(D)),
+                                    _mm512_set1_epi32(static_cast<int>(exponent_mask(D))));
+        return _mm512_and_si512(_mm512_srli_epi16(v, mantissa_bits(D)),
+                                _mm512_set1_epi16(static_cast<std::int16_t>(exponent_mask(D))));
+    }
+
+    const ElementOf<D>* elements_;
+    std::size_t count_;
+};
+
+// How often each of 16 exponents occurs, 16 bits each, and whether there are some below them.
+struct Sixteen {
+    __m256i counts;
+    bool below;
+};
+
+// Counts exponents from `low` on, of which no more than `above` exponents are higher than these 16. A byte
+// that has the bit of its exponent is set in one of two vectors; eight of them, transposed, are eight bytes
+// of as many bits as there are of an exponent.
+template <Dtype D>
+KVCAST_AVX512_INLINE Sixteen count_sixteen(const Exponents<D>& exponents, std::size_t count,
+                                           std::uint32_t low, std::uint32_t above) {
+    constexpr std::size_t kMostSteps = 31;  // whose counts of up to eight fit a byte
+    const __m512i lower =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(1, 2, 4, 8, 16, 32, 64, -128, 0, 0, 0, 0, 0, 0, 0, 0));
+    const __m512i higher = _mm512_bslli_epi128(lower, 8);
+    const __m512i base = _mm512_set1_epi8(static_cast<char>(low));
+    __m512i below = _mm512_setzero_si512(), words = below;
+    for (std::size_t begin = 0; begin < count;) {
+        const std::size_t end = std::min(count, begin + kMostSteps * Exponents<D>::kStep);
+        __m512i first = _mm512_setzero_si512(), second = first;
+        for (; begin < end; begin += Exponents<D>::kStep) {
+            const __m512i at = _mm512_sub_epi8(exponents.step(begin), base);
+            const __m512i index = _mm512_adds_epu8(at, _mm512_set1_epi8(0x70));  // bit 7: not one of these
+            below = _mm512_max_epu8(below, at);
+            first = _mm512_add_epi8(first, _mm512_popcnt_epi8(transposed(_mm512_shuffle_epi8(lower, index))));
+            second =
+                _mm512_add_epi8(second, _mm512_popcnt_epi8(transposed(_mm512_shuffle_epi8(higher, index))));
+        }
+        const __m512i a = _mm512_unpacklo_epi64(first, second), b = _mm512_unpackhi_epi64(first, second);
+        words =
+            _mm512_add_epi16(words, _mm512_add_epi16(_mm512_cvtepu8_epi16(_mm512_castsi512_si256(a)),
+                                                     _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(a, 1))));
+        words =
+            _mm512_add_epi16(words, _mm512_add_epi16(_mm512_cvtepu8_epi16(_mm512_castsi512_si256(b)),
+                                                     _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(b, 1))));
+    }
+    return {_mm256_add_epi16(_mm512_castsi512_si256(words), _mm512_extracti64x4_epi64(words, 1)),
+            _mm512_cmpgt_epu8_mask(below, _mm512_set1_epi8(static_cast<char>(15 + above))) != 0};
+}
+
+// Where the first of the largest of 32 unsigned numbers is, and how large it is.
+struct Largest {
+    std::uint32_t at;
+    std::uint32_t number;
+};
+
+KVCAST_AVX512_INLINE Largest largest_of(__m512i numbers) {
+    const __m256i sixteen =
+        _mm256_max_epu16(_mm512_castsi512_si256(numbers), _mm512_extracti64x4_epi64(numbers, 1));
+    const __m128i eight =
+        _mm_max_epu16(_mm256_castsi256_si128(sixteen), _mm256_extracti128_si256(sixteen, 1));
+    const __m128i most =
+        _mm_xor_si128(_mm_minpos_epu16(_mm_xor_si128(eight, _mm_set1_epi16(-1))), _mm_set1_epi16(-1));
+    const std::uint32_t there = _mm512_cmpeq_epi16_mask(numbers, _mm512_broadcastw_epi16(most));
+    return {static_cast<std::uint32_t>(std::countr_zero(there)),
+            static_cast<std::uint32_t>(_mm_extract_epi16(most, 0))};
+}
+
+// The costs of 16 tables.
+KVCAST_AVX512_INLINE __m512i costs_of(const __m256i& of_symbols, const ExponentCosts& costs) {
+    alignas(32) std::int32_t pairs[kSymbols / 2];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(pairs), of_symbols);
+    __m512i even = _mm512_setzero_si512(), odd = even;
+    KVCAST_UNROLL
+    for (std::size_t p = 0; p < kSymbols / 2; p += 2) {
+        even = _mm512_dpwssd_epi32(even, _mm512_loadu_si512(costs[p]), _mm512_set1_epi32(pairs[p]));
+        odd = _mm512_dpwssd_epi32(odd, _mm512_loadu_si512(costs[p + 1]), _mm512_set1_epi32(pairs[p + 1]));
+    }
+    return _mm512_add_epi32(even, odd);
+}
+
+// As the slot, of exponents that are all, or nearly so, among 32; else false.
+template <Dtype D>
+KVCAST_AVX512 bool choose_of_few(const void* elements, std::size_t count, const ExponentCosts& costs,
+                                 std::uint32_t& chosen) {
+    constexpr std::size_t kMost = 32767 - Exponents<D>::kStep;
+    if (count == 0 || count > kMost) return false;
+    const Exponents<D> exponents(elements, count);
+    const std::uint32_t most = exponents.most(), low = most - 31;  // may be below zero
+    const Sixteen upper = count_sixteen(exponents, count, low + 16, 0);
+    Sixteen lower = {_mm256_setzero_si256(), false};
+    if (upper.below) lower = count_sixteen(exponents, count, low, 16);
+    __m512i counts = _mm512_inserti64x4(_mm512_castsi256_si512(lower.counts), upper.counts, 1);
+    // The first one was repeated; where it is below, it was not counted.
+    if (const std::uint32_t at = exponents.first() - low; at < 32)
+        counts = _mm512_mask_sub_epi16(counts, 1u << at, counts,
+                                       _mm512_set1_epi16(static_cast<std::int16_t>(exponents.repeated())));
+    const Largest mode = largest_of(counts);
+    if (lower.below) {
+        const __m512i pairs = _mm512_madd_epi16(counts, _mm512_set1_epi16(1));
+        const std::size_t others = count - static_cast<std::size_t>(_mm512_reduce_add_epi32(pairs));
+        if (others >= mode.number || mode.at < kSymbolZero + 1) return false;
+    }
+    const std::uint32_t center = low + mode.at;
+    const __m512i falling = _mm512_zextsi256_si512(
+        _mm256_setr_epi16(0, -1, -2, -3, -4, -5, -6, -7, -8, -9, -10, -11, -12, -13, -14, -15));
+    const __m256i total = _mm256_set1_epi16(static_cast<std::int16_t>(count));
+    __m512i sums[3];  // of centers below, at and above the most frequent one
+    KVCAST_UNROLL
+    for (std::uint32_t i = 0; i < 3; ++i) {
+        const __m512i index = _mm512_add_epi16(
+            falling, _mm512_set1_epi16(static_cast<std::int16_t>(mode.at + kSymbolZero - 1 + i)));
+        const __mmask32 there = _mm512_cmplt_epu16_mask(index, _mm512_set1_epi16(32));
+        const __m256i symbols = _mm512_castsi512_si256(_mm512_maskz_permutexvar_epi16(there, index, counts));
+        sums[i] = costs_of(_mm256_mask_mov_epi16(symbols, 1u << kEscape, total), costs);
+    }
+    const __m512i none = _mm512_set1_epi32(-1);
+    if (center == 0) sums[0] = none;
+    if (center == exponent_mask(D)) sums[2] = none;
+    const __m512i least = _mm512_set1_epi32(static_cast<int>(
+        _mm512_reduce_min_epu32(_mm512_min_epu32(sums[0], _mm512_min_epu32(sums[1], sums[2])))));
+    std::uint64_t cheapest = 0;
+    KVCAST_UNROLL
+    for (unsigned i = 0; i < 3; ++i)
+        cheapest |= std::uint64_t{_mm512_cmpeq_epi32_mask(sums[i], least)} << (kSymbols * i);
+    chosen = (center - 1) * kSymbols + static_cast<std::uint32_t>(std::countr_zero(cheapest));
+    return true;
+}
+
+}  // namespace
+
+std::uint32_t choose_exponents(const void* elements, std::size_t count, Dtype dtype,
+                               const ExponentCosts& costs) {
+    std::uint32_t chosen = 0;
+    const bool done = dtype == Dtype::kBf16  ? choose_of_few<Dtype::kBf16>(elements, count, costs, chosen)
+                      : dtype == Dtype::kF16 ? choose_of_few<Dtype::kF16>(elements, count, costs, chosen)
+                                             : choose_of_few<Dtype::kF32>(elements, count, costs, chosen);
+    return done ? chosen : scalar::choose_exponents(elements, count, dtype, costs);
 }
 
 }  // namespace kvcast::kernels::avx512

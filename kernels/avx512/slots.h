@@ -11,15 +11,14 @@ void decode_floats(std::span<RansDecoder* const> decoders, std::span<const Float
                    std::size_t count);
 void encode_floats(std::span<RansEncoder* const> encoders, std::span<const EncodeFloatStrip> strips,
                    Dtype dtype, std::size_t count);
-std::uint32_t count_exponents(const std::uint32_t* bits, std::size_t count, Dtype dtype,
-                              std::uint32_t* counts);
-std::uint32_t choose_exponents(const ExponentChoice& choice);
+std::uint32_t choose_exponents(const void* elements, std::size_t count, Dtype dtype,
+                               const ExponentCosts& costs);
 void load_head(const HeadLoad& head);
 void load_rows(const RowLoad& rows);
 void value_costs(const std::int16_t* values, std::size_t count, const std::uint32_t (*costs)[kValueCosts],
                  std::uint32_t* sums);
-void load_bits(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens, std::size_t channels,
-               std::uint32_t* tile, std::size_t tile_stride);
+void load_elements(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens,
+                   std::size_t channels, void* tile, std::size_t tile_stride);
 float max_magnitude(const float* values, std::size_t count);
 Moments moments(const float* values, std::size_t count, float scale);
 std::uint64_t quantise(const float* values, const std::int16_t* prediction, std::size_t count,

@@ -4,8 +4,10 @@
 #pragma once
 
 // What Ice Lake and Zen 4 have.
-#define KVCAST_AVX512_TARGET \
-    target("avx512f,avx512bw,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,gfni,bmi,bmi2,popcnt")
+#define KVCAST_AVX512_TARGET                                                                               \
+    target(                                                                                                \
+        "avx512f,avx512dq,avx512bw,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2,avx512bitalg,gfni,bmi,bmi2," \
+        "popcnt")
 #define KVCAST_AVX512 __attribute__((KVCAST_AVX512_TARGET))
 #define KVCAST_AVX512_INLINE KVCAST_AVX512 __attribute__((always_inline)) inline
 #define KVCAST_AVX512_LAMBDA __attribute__((KVCAST_AVX512_TARGET, always_inline))  // behind the parameters

@@ -3,33 +3,18 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/scalar/elements.h"
 #include "kernels/scalar/slots.h"
 
 namespace kvcast::kernels::scalar {
 namespace {
 
-std::uint32_t element(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t token,
-                      std::size_t channel) {
-    const auto* row = static_cast<const std::uint8_t*>(rows) + token * row_bytes;
-    if (dtype == Dtype::kF32) {
-        std::uint32_t bits;
-        std::memcpy(&bits, row + channel * 4, 4);
-        return bits;
-    }
-    std::uint16_t bits;
-    std::memcpy(&bits, row + channel * 2, 2);
-    return bits;
+const void* row_of(const void* rows, std::size_t row_bytes, std::size_t token) {
+    return static_cast<const std::uint8_t*>(rows) + token * row_bytes;
 }
 
-void put_element(void* rows, std::size_t row_bytes, Dtype dtype, std::size_t token, std::size_t channel,
-                 std::uint32_t bits) {
-    auto* row = static_cast<std::uint8_t*>(rows) + token * row_bytes;
-    if (dtype == Dtype::kF32) {
-        std::memcpy(row + channel * 4, &bits, 4);
-        return;
-    }
-    const auto half = static_cast<std::uint16_t>(bits);
-    std::memcpy(row + channel * 2, &half, 2);
+void* row_of(void* rows, std::size_t row_bytes, std::size_t token) {
+    return static_cast<std::uint8_t*>(rows) + token * row_bytes;
 }
 
 // a, b: the two channels of a pair for all tokens, turned back by each token's angle.
@@ -75,7 +60,7 @@ template <Dtype D>
 void store_channel(const HeadStore& h, std::size_t channel) {
     const ChannelStates state(h, channel);
     for (std::size_t t = 0; t < h.tokens; ++t) {
-        put_element(h.rows, h.row_bytes, D, t, channel, to_bits(D, value_of(state[t], h.scale)));
+        put_element(row_of(h.rows, h.row_bytes, t), D, channel, to_bits(D, value_of(state[t], h.scale)));
     }
 }
 
@@ -89,8 +74,9 @@ void store_pair(const HeadStore& h, std::size_t pair) {
     const std::int16_t* sin = r.sin + pair * r.table_stride;
     for (std::size_t t = 0; t < h.tokens; ++t) {
         const Rotated v = rotate(a[t], b[t], {cos[t], sin[t]});
-        put_element(h.rows, h.row_bytes, D, t, first, to_bits(D, value_of(v.a, h.scale)));
-        put_element(h.rows, h.row_bytes, D, t, second, to_bits(D, value_of(v.b, h.scale)));
+        void* row = row_of(h.rows, h.row_bytes, t);
+        put_element(row, D, first, to_bits(D, value_of(v.a, h.scale)));
+        put_element(row, D, second, to_bits(D, value_of(v.b, h.scale)));
     }
 }
 
@@ -104,38 +90,41 @@ void store_head_as(const HeadStore& h) {
     }
 }
 
+std::uint32_t element_of(const ExactStore& h, std::size_t channel, std::size_t token) {
+    return element_at(h.tile, h.source, channel * h.tile_stride + token);
+}
+
 void store_exact_pair(const ExactStore& h, std::size_t pair) {
     const Rotation& r = h.rotation;
     const std::size_t first = r.first + pair * r.pair_step;
     const std::size_t second = first + r.partner;
-    const std::uint32_t* a = h.tile + first * h.tile_stride;
-    const std::uint32_t* b = h.tile + second * h.tile_stride;
     for (std::size_t t = 0; t < h.tokens; ++t) {
         const std::int32_t cos = r.cos[pair * r.table_stride + t];
         const std::int32_t sin = r.sin[pair * r.table_stride + t];
-        const float x = from_bits(h.source, a[t]);
-        const float y = from_bits(h.source, b[t]);
-        put_element(h.rows, h.row_bytes, h.dtype, t, first, to_bits(h.dtype, rotate_exact(x, cos, y, -sin)));
-        put_element(h.rows, h.row_bytes, h.dtype, t, second, to_bits(h.dtype, rotate_exact(y, cos, x, sin)));
+        const float x = from_bits(h.source, element_of(h, first, t));
+        const float y = from_bits(h.source, element_of(h, second, t));
+        void* row = row_of(h.rows, h.row_bytes, t);
+        put_element(row, h.dtype, first, to_bits(h.dtype, rotate_exact(x, cos, y, -sin)));
+        put_element(row, h.dtype, second, to_bits(h.dtype, rotate_exact(y, cos, x, sin)));
     }
 }
 
 void store_exact_channel(const ExactStore& h, std::size_t channel) {
-    const std::uint32_t* bits = h.tile + channel * h.tile_stride;
     const bool same = h.source == h.dtype;
     for (std::size_t t = 0; t < h.tokens; ++t) {
-        const std::uint32_t out = same ? bits[t] : to_bits(h.dtype, from_bits(h.source, bits[t]));
-        put_element(h.rows, h.row_bytes, h.dtype, t, channel, out);
+        const std::uint32_t bits = element_of(h, channel, t);
+        put_element(row_of(h.rows, h.row_bytes, t), h.dtype, channel,
+                    same ? bits : to_bits(h.dtype, from_bits(h.source, bits)));
     }
 }
 
 }  // namespace
 
-void load_bits(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens, std::size_t channels,
-               std::uint32_t* tile, std::size_t tile_stride) {
+void load_elements(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens,
+                   std::size_t channels, void* tile, std::size_t tile_stride) {
     for (std::size_t t = 0; t < tokens; ++t) {
         for (std::size_t c = 0; c < channels; ++c)
-            tile[c * tile_stride + t] = element(rows, row_bytes, dtype, t, c);
+            put_element(tile, dtype, c * tile_stride + t, element_at(row_of(rows, row_bytes, t), dtype, c));
     }
 }
 
@@ -143,7 +132,7 @@ void load_head(const HeadLoad& h) {
     for (std::size_t c = 0; c < h.channels; ++c) {
         float* row = h.tile + c * h.tile_stride;
         for (std::size_t t = 0; t < h.tokens; ++t) {
-            row[t] = from_bits(h.dtype, element(h.rows, h.row_bytes, h.dtype, t, c));
+            row[t] = from_bits(h.dtype, element_at(row_of(h.rows, h.row_bytes, t), h.dtype, c));
         }
     }
     const Rotation& r = h.rotation;

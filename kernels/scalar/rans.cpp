@@ -2,6 +2,7 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/scalar/elements.h"
 #include "kernels/scalar/slots.h"
 
 namespace kvcast::kernels::scalar {
@@ -162,8 +163,8 @@ void decode_float_strip(RansDecoder& decoder, const FloatStrip& strip, Dtype dty
         decode_group(decoder, strip.table->alias, mantissa + 1, lanes, high, raw);
         for (unsigned i = 0; i < lanes; ++i) {
             const std::uint32_t exponent = (strip.center - static_cast<std::uint32_t>(high[i])) & range;
-            strip.bits[at + i] =
-                raw[i] >> mantissa << sign_shift | exponent << mantissa | (raw[i] & mantissa_mask);
+            put_element(strip.elements, dtype, at + i,
+                        raw[i] >> mantissa << sign_shift | exponent << mantissa | (raw[i] & mantissa_mask));
         }
     }
 }
@@ -198,7 +199,7 @@ void encode_float_strip(RansEncoder& encoder, const EncodeFloatStrip& strip, Dty
         const std::size_t at = (end - 1) / kLanes * kLanes;
         const auto lanes = static_cast<unsigned>(end - at);
         for (unsigned i = 0; i < lanes; ++i) {
-            const std::uint32_t b = strip.bits[at + i];
+            const std::uint32_t b = element_at(strip.elements, dtype, at + i);
             high[i] =
                 static_cast<std::int32_t>(strip.center) - static_cast<std::int32_t>(b >> mantissa & range);
             raw[i] = (b >> sign_shift & 1u) << mantissa | (b & mantissa_mask);
@@ -230,18 +231,6 @@ void encode_floats(std::span<RansEncoder* const> encoders, std::span<const Encod
         encode_float_strip(*encoders[e], strips[e], dtype, count);
 }
 
-// Four histograms: neighbours often have the same exponent, and one counter would wait for itself.
-std::uint32_t count_exponents(const std::uint32_t* bits, std::size_t count, Dtype dtype,
-                              std::uint32_t* counts) {
-    const unsigned mantissa = mantissa_bits(dtype);
-    const std::uint32_t range = exponent_mask(dtype);
-    std::uint32_t parts[4][256] = {};
-    for (std::size_t i = 0; i < count; ++i) ++parts[i % 4][bits[i] >> mantissa & range];
-    for (std::uint32_t e = 0; e <= range; ++e)
-        counts[e] += parts[0][e] + parts[1][e] + parts[2][e] + parts[3][e];
-    return static_cast<std::uint32_t>(std::max_element(counts, counts + range + 1) - counts);
-}
-
 void value_costs(const std::int16_t* values, std::size_t count, const std::uint32_t (*costs)[kValueCosts],
                  std::uint32_t* sums) {
     std::fill_n(sums, kValueCosts, 0u);
@@ -251,26 +240,32 @@ void value_costs(const std::int16_t* values, std::size_t count, const std::uint3
     }
 }
 
-std::uint32_t choose_exponents(const ExponentChoice& c) {
+// Four histograms: neighbours often have the same exponent, and one counter would wait for itself.
+std::uint32_t choose_exponents(const void* elements, std::size_t count, Dtype dtype,
+                               const ExponentCosts& costs) {
+    constexpr std::uint32_t kSide = kSymbols;  // zeros beyond the exponents that there are
+    const unsigned mantissa = mantissa_bits(dtype);
+    const std::uint32_t range = exponent_mask(dtype);
+    std::uint32_t counts[4][kSide + 256 + kSide] = {};
+    for (std::size_t i = 0; i < count; ++i)
+        ++counts[i % 4][kSide + (element_at(elements, dtype, i) >> mantissa & range)];
+    for (std::size_t e = kSide; e <= kSide + range; ++e)
+        counts[0][e] += counts[1][e] + counts[2][e] + counts[3][e];
+    const std::uint32_t* first = counts[0] + kSide;
+    const auto mode = static_cast<std::uint32_t>(std::max_element(first, first + range + 1) - first);
     std::uint32_t best = 0;
     std::int64_t least = std::numeric_limits<std::int64_t>::max();
-    for (std::uint32_t i = c.first; i <= c.last; ++i) {
-        std::int64_t counts[kSymbols] = {};
-        counts[kEscape] = c.total;
-        for (std::uint32_t s = 0; s < kEscape; ++s) {
-            counts[s] = c.counts[kEscape - 1 + i - s];
-            counts[kEscape] -= counts[s];
-        }
-        std::int64_t sums[kSymbols] = {};
-        for (std::size_t pair = 0; pair < kSymbols / 2; ++pair) {
-            for (std::size_t t = 0; t < kSymbols; ++t)
-                sums[t] +=
-                    counts[2 * pair] * c.costs[pair][t][0] + counts[2 * pair + 1] * c.costs[pair][t][1];
-        }
+    for (std::uint32_t center = std::max(mode, 1u) - 1; center <= std::min(mode + 1, range); ++center) {
+        std::int64_t of_symbol[kSymbols] = {};
+        for (std::uint32_t s = 0; s < kEscape; ++s)
+            of_symbol[s] = counts[0][kSide + center + kSymbolZero - s];
+        of_symbol[kEscape] = static_cast<std::int64_t>(count);
         for (std::uint32_t t = 0; t < kSymbols; ++t) {
-            if (sums[t] >= least) continue;
-            least = sums[t];
-            best = i * kSymbols + t;
+            std::int64_t sum = 0;
+            for (std::size_t s = 0; s < kSymbols; ++s) sum += of_symbol[s] * costs[s / 2][t][s % 2];
+            if (sum >= least) continue;
+            least = sum;
+            best = center * kSymbols + t;
         }
     }
     return best;
