@@ -68,6 +68,7 @@ struct HeadJob {
     kernels::Rotation exact_rotation;
     std::uint8_t* out;  // row 0, channel 0 of this head
     std::size_t row_bytes;
+    bool past_caches;
     bool fits = true;  // side information was in range
 
     std::size_t exact_rows() const { return header.delta.exact_rows; }
@@ -114,7 +115,8 @@ void decode_quantised_bodies(std::span<entropy::BlockReader* const> readers, std
         HeadJob& job = jobs[i];
         job.fits = job.fits && heads[i].fits;
         job.ops.store_head({w.states[i].data(), tokens, tokens, job.dim, job.state_rotation, job.params.scale,
-                            job.dtype, job.body(), job.row_bytes, heads[i].means, job.params.guard_bits});
+                            job.dtype, job.body(), job.row_bytes, heads[i].means, job.params.guard_bits,
+                            job.past_caches});
     }
 }
 
@@ -133,7 +135,7 @@ void decode_exact_bodies(std::span<entropy::BlockReader* const> readers, std::sp
         HeadJob& job = jobs[i];
         job.fits = job.fits && bodies[i].fits;
         job.ops.store_exact({bodies[i].tile, tokens, tokens, job.dim, job.exact_rotation, source, job.dtype,
-                             job.body(), job.row_bytes});
+                             job.body(), job.row_bytes, job.past_caches});
     }
 }
 
@@ -300,6 +302,8 @@ std::pair<std::size_t, Status> ChunkDecoder::decode_group(std::size_t first, std
         open[i].head = block * h.block_heads;
         open[i].stop = std::min((block + 1) * h.block_heads, h.layout.heads_per_layer());
     }
+    const std::size_t values = h.layout.values_per_token() * h.tokens;
+    const bool past_caches = values * kernels::dtype_bytes(s.dtype) >= kernels::kPastCachesFrom;
     const auto job = [&](const OpenBlock& b) -> HeadJob {
         const std::size_t plane = b.head < k_heads ? 0 : 1;
         const std::size_t dim = h.layout.planes[plane].head_dim;
@@ -316,6 +320,7 @@ std::pair<std::size_t, Status> ChunkDecoder::decode_group(std::size_t first, std
                 shift,
                 static_cast<std::uint8_t*>(b.planes[plane].rows) + column * kernels::dtype_bytes(s.dtype),
                 b.planes[plane].row_bytes,
+                past_caches,
                 true};
     };
     BlockGroup({open.data(), count}, workspace.buffers()).run(job);

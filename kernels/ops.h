@@ -168,6 +168,10 @@ struct RowLoad {
     std::size_t value_stride;
 };
 
+// From about so many bytes on that are written and not read again soon, a caller had better let them go past
+// the caches, where a backend can do that: lines then need not be read before they are written.
+inline constexpr std::size_t kPastCachesFrom = std::size_t{1} << 20;
+
 // One head of one plane on its way from int16 states to rows. Where there are means, the tile holds symbols,
 // whose states are saturate16(means[channel] + symbol * 2^shift), shift <= 14.
 struct HeadStore {
@@ -182,6 +186,7 @@ struct HeadStore {
     std::size_t row_bytes;
     const std::int32_t* means = nullptr;  // [channel], 16 bits
     unsigned shift = 0;
+    bool past_caches = false;  // see kPastCachesFrom
 };
 
 // The same from states that lie as rows do. The tables of `rotation` are [token][table_stride] here, one
@@ -209,6 +214,7 @@ struct ExactStore {
     Dtype dtype;
     void* rows;
     std::size_t row_bytes;
+    bool past_caches = false;
 };
 
 // 16 outputs of a matrix by one pair of inputs: lane o holds the entries of inputs 2i and 2i + 1.

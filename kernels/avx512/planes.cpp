@@ -97,6 +97,66 @@ KVCAST_AVX512_INLINE void store_lanes16(const __m512i (&r)[8], std::size_t token
     }
 }
 
+// Writes eights of channels to rows: through the caches, or past them once 32 channels have come together,
+// which must be in order and make whole lines. Those lines leave while the next ones are made, a few with
+// each eight, as only so many can be on their way.
+class EightsWriter {
+  public:
+    static constexpr std::size_t kLine = 64;  // bytes
+    static constexpr std::size_t kChannels = kLine / sizeof(std::uint16_t);
+
+    KVCAST_AVX512_INLINE EightsWriter(void* rows, std::size_t row_bytes, bool past_caches)
+        : rows_(static_cast<std::uint8_t*>(rows)), row_bytes_(row_bytes), past_caches_(past_caches) {}
+
+    // Whether rows are made of whole lines.
+    static bool suits(const void* rows, std::size_t row_bytes) {
+        return reinterpret_cast<std::uintptr_t>(rows) % kLine == 0 && row_bytes % kLine == 0;
+    }
+
+    // Channels that are transposed, of up to kTile tokens.
+    template <bool Whole>
+    KVCAST_AVX512_INLINE void put(const __m512i (&eight)[8], std::size_t token, std::size_t tokens,
+                                  std::size_t channel) {
+        std::uint8_t* const to = rows_ + token * row_bytes_ + 2 * channel;
+        if (!past_caches_) return store_lanes16<Whole>(eight, tokens, to, row_bytes_);
+        const std::size_t in_line = 2 * channel % kLine;
+        store_lanes16<Whole>(eight, tokens, lines_[filling_][0] + in_line, kLine);
+        send(std::min(tokens_left_, kAtOnce));
+        if (in_line + sizeof(__m128i) != kLine) return;
+        filled_ = lines_[filling_][0];
+        filled_to_ = to - in_line;
+        tokens_left_ = tokens;
+        filling_ ^= 1;
+    }
+
+    // Before what was written is read elsewhere.
+    KVCAST_AVX512_INLINE void end() {
+        send(tokens_left_);
+        if (past_caches_) _mm_sfence();
+    }
+
+  private:
+    static constexpr std::size_t kAtOnce = kTile * sizeof(__m128i) / kLine;
+
+    KVCAST_AVX512_INLINE void send(std::size_t lines) {
+        for (std::size_t i = 0; i < lines; ++i) {
+            _mm512_stream_si512(reinterpret_cast<__m512i*>(filled_to_), _mm512_load_si512(filled_));
+            filled_ += kLine;
+            filled_to_ += row_bytes_;
+        }
+        tokens_left_ -= lines;
+    }
+
+    std::uint8_t* rows_;
+    std::size_t row_bytes_;
+    bool past_caches_;
+    unsigned filling_ = 0;
+    const std::uint8_t* filled_ = nullptr;  // what is on its way, and where to
+    std::uint8_t* filled_to_ = nullptr;
+    std::size_t tokens_left_ = 0;
+    alignas(kLine) std::uint8_t lines_[2][kTile][kLine];
+};
+
 // Stores 4 channels of 32 bits and up to 16 tokens, transposed: lane L of r[j] is token 4 L + j.
 KVCAST_AVX512_INLINE void store_lanes32(const __m512i (&r)[4], std::size_t tokens, std::uint8_t* rows,
                                         std::size_t row_bytes) {
@@ -240,11 +300,16 @@ KVCAST_AVX512 void store_head_as(const HeadStore& h) {
     }
 }
 
-// Whether eight pairs at a time have eight neighbours first and eight second, and other channels come in
-// eights too.
-bool by_eights(const Rotation& r, std::size_t channels) {
-    if (channels % 8 != 0 || r.pairs == 0) return channels % 8 == 0;
-    return r.pair_step == 1 && r.first % 8 == 0 && r.pairs % 8 == 0 && r.partner % 8 == 0;
+// Whether `some` pairs at a time have as many neighbours first and as many second, and other channels come in
+// as many too.
+bool come_in(std::size_t some, const Rotation& r, std::size_t channels) {
+    if (channels % some != 0 || r.pairs == 0) return channels % some == 0;
+    return r.pair_step == 1 && r.first % some == 0 && r.pairs % some == 0 && r.partner % some == 0;
+}
+
+bool past_caches(const HeadStore& h) {
+    return h.past_caches && EightsWriter::suits(h.rows, h.row_bytes) &&
+           come_in(EightsWriter::kChannels, h.rotation, h.channels);
 }
 
 // Elements of 16 bits and channels that come in eights. Neighbouring channels share a vector as soon as they
@@ -260,8 +325,13 @@ class EightsStore {
           second_(_mm512_slli_epi32(first_, 16)) {}
 
     KVCAST_AVX512_INLINE void run() const {
-        for_tiles(h_.tokens, [&](std::size_t token, std::size_t tokens, auto whole)
-                                 KVCAST_AVX512_LAMBDA { store_tile<whole.value>(token, tokens); });
+        const bool past = past_caches(h_);
+        EightsWriter out(h_.rows, h_.row_bytes, past), seconds(h_.rows, h_.row_bytes, past);
+        for_tiles(h_.tokens, [&](std::size_t token, std::size_t tokens, auto whole) KVCAST_AVX512_LAMBDA {
+            store_tile<whole.value>(token, tokens, out, seconds);
+        });
+        out.end();
+        seconds.end();
     }
 
   private:
@@ -278,18 +348,17 @@ class EightsStore {
     };
 
     template <bool Whole>
-    KVCAST_AVX512_INLINE void store_tile(std::size_t token, std::size_t tokens) const {
+    KVCAST_AVX512_INLINE void store_tile(std::size_t token, std::size_t tokens, EightsWriter& out,
+                                         EightsWriter& seconds) const {
         const Rotation& r = h_.rotation;
-        const std::size_t row_bytes = h_.row_bytes;
-        std::uint8_t* const rows = static_cast<std::uint8_t*>(h_.rows) + token * row_bytes;
         for (std::size_t p = 0; p < r.pairs; p += 8) {
             __m512i first[8], second[8];
             KVCAST_UNROLL
             for (std::size_t i = 0; i < 8; i += 2) turn<Whole>(p + i, token, tokens, first + i, second + i);
             transpose_mixed16(first);
-            store_lanes16<Whole>(first, tokens, rows + 2 * (r.first + p), row_bytes);
+            out.put<Whole>(first, token, tokens, r.first + p);
             transpose_mixed16(second);
-            store_lanes16<Whole>(second, tokens, rows + 2 * (r.first + p + r.partner), row_bytes);
+            seconds.put<Whole>(second, token, tokens, r.first + p + r.partner);
         }
         const std::size_t turned_end = r.first + 2 * r.pairs;
         for (std::size_t c = 0; c < h_.channels; c += 8) {
@@ -303,7 +372,7 @@ class EightsStore {
                 mixed[i + 1] = elements(doubled(s.high, c + i));
             }
             transpose_mixed16(mixed);
-            store_lanes16<Whole>(mixed, tokens, rows + 2 * c, row_bytes);
+            out.put<Whole>(mixed, token, tokens, c);
         }
     }
 
@@ -396,7 +465,9 @@ KVCAST_AVX512 void store_eights(const HeadStore& h) {
 
 KVCAST_AVX512 void store_elements16(const ExactStore& h) {
     const auto* tile = static_cast<const std::uint16_t*>(h.tile);
-    auto* rows = static_cast<std::uint8_t*>(h.rows);
+    const bool past = h.past_caches && EightsWriter::suits(h.rows, h.row_bytes) &&
+                      h.channels % EightsWriter::kChannels == 0;
+    EightsWriter out(h.rows, h.row_bytes, past);
     for_tiles(h.tokens, [&](std::size_t token, std::size_t tokens, auto whole) KVCAST_AVX512_LAMBDA {
         for (std::size_t c = 0; c + 8 <= h.channels; c += 8) {
             __m512i r[8];
@@ -404,9 +475,10 @@ KVCAST_AVX512 void store_elements16(const ExactStore& h) {
             for (std::size_t i = 0; i < 8; ++i)
                 r[i] = load_row16<whole.value>(tile + (c + i) * h.tile_stride + token, tokens);
             transpose16(r);
-            store_lanes16<whole.value>(r, tokens, rows + token * h.row_bytes + 2 * c, h.row_bytes);
+            out.put<whole.value>(r, token, tokens, c);
         }
     });
+    out.end();
 }
 
 KVCAST_AVX512 void store_elements32(const ExactStore& h) {
@@ -604,7 +676,7 @@ KVCAST_AVX512_INLINE __m512i rounded(__m512 x) {
 }  // namespace
 
 void store_head(const HeadStore& head) {
-    const bool eights = head.shift < kShifts && by_eights(head.rotation, head.channels);
+    const bool eights = head.shift < kShifts && come_in(8, head.rotation, head.channels);
     if (eights && head.dtype != Dtype::kF32)
         return head.dtype == Dtype::kF16 ? store_eights<Dtype::kF16>(head) : store_eights<Dtype::kBf16>(head);
     if (head.channels > kMostChannels) return scalar::store_head(head);
@@ -665,7 +737,7 @@ void load_plain(const HeadLoad& head, std::size_t begin, std::size_t end) {
 
 void load_head(const HeadLoad& head) {
     const Rotation& r = head.rotation;
-    if (r.pairs != 0 && by_eights(r, head.channels) && head.dtype != Dtype::kF32) {
+    if (r.pairs != 0 && come_in(8, r, head.channels) && head.dtype != Dtype::kF32) {
         load_plain(head, 0, r.first);
         head.dtype == Dtype::kBf16 ? load_pairs16<FromBf16>(head) : load_pairs16<FromF16>(head);
         load_plain(head, r.first + 2 * r.pairs, head.channels);

@@ -770,6 +770,64 @@ TEST_P(Backend, StoresSymbolsLikeStates) {
     }
 }
 
+// Rows of whole lines, as allocators give them, of heads beside others that must stay as they are.
+TEST_P(Backend, StoresPastTheCachesLikeScalar) {
+    std::uint64_t seed = 0;
+    for (const std::size_t tokens : {0, 1, 31, 32, 33, 63, 64, 100, 256}) {
+        for (const std::size_t channels : {8, 32, 40, 64, 128}) {
+            for (const std::size_t turned : {std::size_t{0}, channels / 2, channels}) {
+                for (const Dtype dtype : kDtypes) {
+                    const HeadCase c = {tokens, channels,
+                                        turned == 0 ? RopePairing::kNone : RopePairing::kHalf, turned};
+                    const Turn turn(c, ++seed);
+                    std::mt19937_64 random(seed);
+                    std::vector<std::int16_t> tile(channels * tokens);
+                    for (auto& q : tile) q = static_cast<std::int16_t>(random() >> random() % 16);
+                    std::vector<std::int32_t> means(channels);
+                    for (auto& m : means) m = static_cast<std::int16_t>(random());
+                    const std::size_t row_bytes = (channels + 64) / 64 * 64 * 2 * dtype_bytes(dtype);
+                    const std::size_t offset =
+                        seed % 3 * 64 * (seed % 4 == 0 ? 1 : 0) + (seed % 5 == 0 ? 2 : 0);
+                    const auto stored = [&](const Ops& ops, bool past_caches, bool exact) {
+                        Guarded<std::uint8_t> rows(tokens * row_bytes + 256, Edge::kBegin);
+                        std::fill(rows.begin(), rows.end(), std::uint8_t{0xee});
+                        if (exact) {
+                            ops.store_exact({tile.data(),
+                                             tokens,
+                                             tokens,
+                                             channels,
+                                             {},
+                                             Dtype::kBf16,
+                                             Dtype::kBf16,
+                                             rows.data() + offset,
+                                             row_bytes,
+                                             past_caches});
+                        } else {
+                            ops.store_head({tile.data(),
+                                            tokens,
+                                            tokens,
+                                            channels,
+                                            turn.rotation,
+                                            {200, -12},
+                                            dtype,
+                                            rows.data() + offset,
+                                            row_bytes,
+                                            means.data(),
+                                            3,
+                                            past_caches});
+                        }
+                        EXPECT_TRUE(rows.intact());
+                        return rows.values();
+                    };
+                    for (const bool exact : {false, true})
+                        ASSERT_EQ(stored(*GetParam(), true, exact), stored(scalar_ops(), false, exact))
+                            << tokens << " x " << channels << ", " << turned << " turned";
+                }
+            }
+        }
+    }
+}
+
 TEST_P(Backend, StoresStatesLikeTiles) {
     std::uint64_t seed = 0;
     for (const HeadCase& c : head_cases()) {
