@@ -349,7 +349,10 @@ void tiles(const Ops& ops) {
                                      });
     const Floats values = normal(n, 3000, 2);
     slot<States>(ops, "quantise", n, 2 * n, States(n), [=](const Ops& o, States& q) {
-        o.quantise(values.data(), head->prediction.data(), n, 0.7f, 8, 30000, q.data());
+        o.quantise({values.data(), n, head->prediction.data(), 0, 0.7f, 8, 30000, q.data()});
+    });
+    slot<States>(ops, "quantise_from_mean", n, 2 * n, States(n), [=](const Ops& o, States& q) {
+        o.quantise({values.data(), n, nullptr, 1000, 0.7f, 8, 30000, q.data()});
     });
     slot<States>(ops, "reconstruct", n, 2 * n, States(n), [=](const Ops& o, States& states) {
         o.reconstruct(head->states.data(), head->prediction.data(), n, 3, states.data());
@@ -359,6 +362,8 @@ void tiles(const Ops& ops) {
                                         const Moments m = o.moments(values.data(), n, 0.7f);
                                         sums = {m.sum, static_cast<std::int64_t>(m.sum_of_squares)};
                                     });
+    slot<std::int64_t>(ops, "rounded_sum", n, 2 * n, std::int64_t{0},
+                       [=](const Ops& o, std::int64_t& sum) { sum = o.rounded_sum(values.data(), n, 0.7f); });
     // The same numbers as strips of one coefficient each, 32 tokens a tile.
     slot<States>(ops, "strips_to_rows", n, 0, States(n), [=](const Ops& o, States& rows) {
         for (std::size_t t = 0; t < kTokens; t += kLanes) {
@@ -374,8 +379,6 @@ void tiles(const Ops& ops) {
             o.rows_to_strips(at, kLanes, kChannels, tiles.data() + t * kChannels);
         }
     });
-    slot<float>(ops, "max_magnitude", n, 2 * n, 0.0f,
-                [=](const Ops& o, float& most) { most = o.max_magnitude(values.data(), n); });
 }
 
 // ---- products ----

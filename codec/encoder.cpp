@@ -133,11 +133,11 @@ class LayerEncoder {
         float largest = 0;
         for (const HeadPlace& h : places_) {
             if (h.plane != plane) continue;
-            job_.ops.load_head({element(h, job_.exact_rows()), row_bytes(h), layout_.dtype,
-                                job_.body_tokens(), h.dim,
-                                turned ? job_.rope.rotation(job_.exact_rows()) : kernels::Rotation{}, tile(h),
-                                job_.body_tokens()});
-            largest = std::max(largest, job_.ops.max_magnitude(tile(h), h.dim * job_.body_tokens()));
+            const auto turn = turned ? job_.rope.rotation(job_.exact_rows()) : kernels::Rotation{};
+            const float of_head =
+                job_.ops.load_head({element(h, job_.exact_rows()), row_bytes(h), layout_.dtype,
+                                    job_.body_tokens(), h.dim, turn, tile(h), job_.body_tokens()});
+            largest = std::max(largest, of_head);
         }
         const double step = std::isfinite(largest) ? wanted_step(plane, largest) : 0;
         return choose_params(step, largest, job_.header.delta);

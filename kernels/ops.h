@@ -270,6 +270,19 @@ inline constexpr int kValueCostMost = 15;
 // nothing.
 using ExponentCosts = std::int16_t[kSymbols / 2][kSymbols][2];
 
+// Values on their way to symbols: q = nearest integer (ties to even) to (value * inverse_unit - prediction) /
+// 2^shift, clamped to +-limit. |value * inverse_unit| is below 2^22.
+struct Quantisation {
+    const float* values;
+    std::size_t count;
+    const std::int16_t* prediction;  // [count], or null where it is `mean` for all
+    std::int16_t mean;
+    float inverse_unit;
+    unsigned shift;
+    std::int32_t limit;
+    std::int16_t* q;
+};
+
 struct Moments {
     std::int64_t sum;
     std::uint64_t sum_of_squares;
@@ -305,26 +318,24 @@ struct Ops {
                         const std::uint32_t (*costs)[kValueCosts], std::uint32_t* sums);
 
     // Rows to a tile of floats, un-rotated. One multiply-add per output in binary32, products first, not
-    // fused.
-    void (*load_head)(const HeadLoad& head);
+    // fused. Returns the largest magnitude: +infinity where any value is infinite or NaN.
+    float (*load_head)(const HeadLoad& head);
 
-    // The same from rows to rows.
+    // From rows to rows, without the magnitude.
     void (*load_rows)(const RowLoad& rows);
 
     // Rows to a tile of elements of the same type.
     void (*load_elements)(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens,
                           std::size_t channels, void* tile, std::size_t tile_stride);
 
-    // Largest magnitude; +infinity where any value is infinite or NaN.
-    float (*max_magnitude)(const float* values, std::size_t count);
-
     // Sum and sum of squares of round-to-nearest-even(values * scale), which the caller keeps below 2^22.
     Moments (*moments)(const float* values, std::size_t count, float scale);
 
-    // q = nearest integer (ties to even) to (values * inverse_unit - prediction) / 2^shift, clamped to
-    // +-limit. Returns the sum of |q|. |values * inverse_unit| is below 2^22.
-    std::uint64_t (*quantise)(const float* values, const std::int16_t* prediction, std::size_t count,
-                              float inverse_unit, unsigned shift, std::int32_t limit, std::int16_t* q);
+    // The sum alone.
+    std::int64_t (*rounded_sum)(const float* values, std::size_t count, float scale);
+
+    // See Quantisation. Returns the sum of |q|.
+    std::uint64_t (*quantise)(const Quantisation& x);
 
     // states = saturate16(prediction + q * 2^shift); shift <= 14. `states` may be `q`.
     void (*reconstruct)(const std::int16_t* q, const std::int16_t* prediction, std::size_t count,

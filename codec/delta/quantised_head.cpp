@@ -53,10 +53,11 @@ std::int16_t mean_state(std::int16_t mean, const PlaneParams& plane) {
 // The mean of a channel in quarter steps.
 std::int16_t quantised_mean(const kernels::Ops& ops, const float* row, std::size_t count, float inverse_unit,
                             unsigned guard_bits) {
-    const kernels::Moments m = ops.moments(row, count, inverse_unit);
+    const std::int64_t sum = ops.rounded_sum(row, count, inverse_unit);
     const double mean =
-        static_cast<double>(m.sum) / static_cast<double>(count) / (1 << (guard_bits - kMeanFraction));
-    return static_cast<std::int16_t>(std::clamp<double>(std::nearbyint(mean), -kMeanLimit, kMeanLimit));
+        static_cast<double>(sum) / static_cast<double>(count) / (1 << (guard_bits - kMeanFraction));
+    constexpr double shifter = 0x1.8p52;  // rounds at the unit, ties to even
+    return static_cast<std::int16_t>(std::clamp<double>(mean + shifter - shifter, -kMeanLimit, kMeanLimit));
 }
 
 struct HeadWriter {
@@ -66,20 +67,18 @@ struct HeadWriter {
     QuantisedScratch& scratch;
     float inverse_unit;
 
-    void predict_mean(std::size_t channel, std::size_t count) const {
-        std::fill_n(scratch.prediction.data(), count, mean_state(scratch.means[channel], plane));
-    }
+    std::int16_t mean(std::size_t channel) const { return mean_state(scratch.means[channel], plane); }
 
-    std::int16_t quantise(const float* row, std::size_t count, unsigned shift, std::int16_t* symbols) const {
+    std::int16_t quantise(const float* row, std::size_t count, const std::int16_t* prediction,
+                          std::int16_t mean, unsigned shift, std::int16_t* symbols) const {
         const std::uint64_t sum =
-            ops.quantise(row, scratch.prediction.data(), count, inverse_unit, shift, kSymbolLimit, symbols);
+            ops.quantise({row, count, prediction, mean, inverse_unit, shift, kSymbolLimit, symbols});
         return static_cast<std::int16_t>(entropy::class_for(sum, count));
     }
 
     void quantise_by_mean(std::size_t c, const float* row, TileShape shape, std::int16_t* symbols) const {
         scratch.means[c] = quantised_mean(ops, row, shape.tokens, inverse_unit, plane.guard_bits);
-        predict_mean(c, shape.tokens);
-        scratch.classes[c] = quantise(row, shape.tokens, plane.guard_bits, symbols);
+        scratch.classes[c] = quantise(row, shape.tokens, nullptr, mean(c), plane.guard_bits, symbols);
     }
 
     void quantise_by_anchor(std::size_t c, const float* row, TileShape shape, std::int16_t* symbols) const {
@@ -89,13 +88,14 @@ struct HeadWriter {
         float* gathered = scratch.gathered.data();
         anchors.split(row, gathered);
         scratch.means[c] = quantised_mean(ops, gathered, anchors.count(), inverse_unit, plane.guard_bits);
-        predict_mean(c, anchors.count());
-        scratch.classes[c] = quantise(gathered, anchors.count(), fine, symbols);
+        scratch.classes[c] = quantise(gathered, anchors.count(), nullptr, mean(c), fine, symbols);
+        std::fill_n(scratch.prediction.data(), anchors.count(), mean(c));
         ops.reconstruct(symbols, scratch.prediction.data(), anchors.count(), fine, scratch.states.data());
         anchors.spread(scratch.states.data(), scratch.prediction.data());
-        scratch.delta_classes[c] = rest == 0 ? std::int16_t{0}
-                                             : quantise(gathered + anchors.count(), rest, plane.guard_bits,
-                                                        symbols + anchors.count());
+        scratch.delta_classes[c] = rest == 0
+                                       ? std::int16_t{0}
+                                       : quantise(gathered + anchors.count(), rest, scratch.prediction.data(),
+                                                  0, plane.guard_bits, symbols + anchors.count());
     }
 };
 

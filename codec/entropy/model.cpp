@@ -273,44 +273,84 @@ std::span<const std::uint32_t> class_thresholds() {
     return kClassThresholds;
 }
 
+namespace {
+
+// [bits]: thresholds that are at most 2^(bits - 1), which any mean of so many bits has reached.
+constexpr auto kReached = [] {
+    std::array<std::uint8_t, 65> reached = {};
+    for (unsigned bits = 1; bits < reached.size(); ++bits) {
+        while (reached[bits] < std::size(kClassThresholds) &&
+               kClassThresholds[reached[bits]] <= std::uint64_t{1} << (bits - 1))
+            ++reached[bits];
+    }
+    return reached;
+}();
+
+// Thresholds within two octaves, which is how little is known of a quotient by the bits of its parts.
+constexpr unsigned kWithinTwoOctaves = [] {
+    unsigned most = 0;
+    for (std::size_t i = 0; i < std::size(kClassThresholds); ++i) {
+        unsigned n = 0;
+        while (i + n < std::size(kClassThresholds) && kClassThresholds[i + n] <= 4 * kClassThresholds[i]) ++n;
+        most = std::max(most, n);
+    }
+    return most;
+}();
+
+}  // namespace
+
+// The mean reaches a threshold where the sum reaches so much of it for each value.
 unsigned class_for(std::uint64_t sum_of_magnitudes, std::size_t count) {
     if (sum_of_magnitudes == 0) return 0;
-    const std::uint64_t mean = sum_of_magnitudes * 256 / count;
-    const auto* at = std::upper_bound(std::begin(kClassThresholds), std::end(kClassThresholds), mean);
-    return static_cast<unsigned>(at - std::begin(kClassThresholds)) + 1;
+    const std::uint64_t sum = sum_of_magnitudes * 256;
+    const int least_bits = static_cast<int>(std::bit_width(sum)) - static_cast<int>(std::bit_width(count));
+    unsigned c = kReached[static_cast<std::size_t>(std::max(least_bits, 0))];
+    for (unsigned i = 0; i < kWithinTwoOctaves; ++i)
+        c += c < std::size(kClassThresholds) && kClassThresholds[c] * std::uint64_t{count} <= sum ? 1 : 0;
+    return c + 1;
 }
 
 namespace {
 
-// Cost of values as differences to `reference`; stops where it is more than `most`. The sum of value_cost().
-std::uint64_t vector_cost(std::span<const std::int16_t> values, std::int32_t reference, unsigned spread_class,
-                          std::uint64_t most) {
-    const ClassCoding c = class_coding(spread_class);
-    const std::int32_t offset = (c.shift == 0 ? 0 : 1 << (c.shift - 1)) - reference;
-    const std::uint16_t* costs = kCosts[c.table];
-    std::uint64_t cost = std::uint64_t{c.shift} * 256 * values.size();
-    for (std::size_t i = 0; i < values.size() && cost <= most; ++i) {
+// How often each symbol occurs where values, as differences to `reference`, lose their lowest bits.
+using SymbolCounts = std::array<std::uint32_t, kSymbols>;
+
+SymbolCounts count_symbols(std::span<const std::int16_t> values, std::int32_t reference, unsigned shift) {
+    const std::int32_t offset = (shift == 0 ? 0 : 1 << (shift - 1)) - reference;
+    // Neighbours are often alike, and one counter would wait for itself.
+    std::array<SymbolCounts, 4> counts = {};
+    for (std::size_t i = 0; i < values.size(); ++i) {
         const auto symbol =
-            static_cast<std::uint32_t>(((values[i] + offset) >> c.shift) + kernels::kSymbolZero);
-        cost += costs[std::min(symbol, std::uint32_t{kernels::kEscape})];
+            static_cast<std::uint32_t>(((values[i] + offset) >> shift) + kernels::kSymbolZero);
+        ++counts[i % counts.size()][std::min(symbol, std::uint32_t{kernels::kEscape})];
     }
+    for (std::size_t s = 0; s < kSymbols; ++s) counts[0][s] += counts[1][s] + counts[2][s] + counts[3][s];
+    return counts[0];
+}
+
+std::uint64_t cost_of(const SymbolCounts& counts, std::size_t table) {
+    std::uint64_t cost = 0;
+    for (std::size_t s = 0; s < kSymbols; ++s) cost += std::uint64_t{counts[s]} * kCosts[table][s];
     return cost;
 }
 
 }  // namespace
 
+// The lowest class of those that cost least, by the sum of value_cost().
 unsigned cheapest_class(std::span<const std::int16_t> values, std::int32_t reference) {
     const bool all_equal =
         std::all_of(values.begin(), values.end(), [&](std::int16_t v) { return v == reference; });
     if (all_equal) return 0;
-    std::uint64_t sum = 0;
-    for (const std::int16_t v : values) sum += static_cast<std::uint64_t>(std::abs(v - reference));
-    // From a good guess on, most classes are given up after a few values.
-    unsigned best = std::max(class_for(sum, values.size()), 1u);
-    std::uint64_t least = vector_cost(values, reference, best, std::numeric_limits<std::uint64_t>::max());
-    for (unsigned c = 1; c < kClasses; ++c) {
-        const std::uint64_t cost = vector_cost(values, reference, c, least);
-        if (cost < least || (cost == least && c < best)) {
+    unsigned best = 0;
+    std::uint64_t least = std::numeric_limits<std::uint64_t>::max();
+    // Raw bits alone may cost as much; so do more of them.
+    for (unsigned c = 1, shift = 0; c < kClasses && std::uint64_t{shift} * 256 * values.size() < least;
+         ++shift) {
+        const SymbolCounts counts = count_symbols(values, reference, shift);
+        for (; c < kClasses && class_coding(c).shift == shift; ++c) {
+            const std::uint64_t cost =
+                std::uint64_t{shift} * 256 * values.size() + cost_of(counts, class_coding(c).table);
+            if (cost >= least) continue;
             least = cost;
             best = c;
         }

@@ -16,8 +16,8 @@ const Ops& avx2_ops() {
         ops.load_head = avx2::load_head;
         ops.load_rows = avx2::load_rows;
         ops.load_elements = avx2::load_elements;
-        ops.max_magnitude = avx2::max_magnitude;
         ops.moments = avx2::moments;
+        ops.rounded_sum = avx2::rounded_sum;
         ops.quantise = avx2::quantise;
         ops.reconstruct = avx2::reconstruct;
         ops.residual = avx2::residual;

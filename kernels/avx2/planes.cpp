@@ -10,6 +10,7 @@
 #include "kernels/avx2/elements.h"
 #include "kernels/avx2/slots.h"
 #include "kernels/avx2/target.h"
+#include "kernels/scalar/elements.h"
 #include "kernels/x86/lanes.h"
 
 namespace kvcast::kernels::avx2 {
@@ -264,7 +265,24 @@ void load_elements(const void* rows, std::size_t row_bytes, Dtype dtype, std::si
                           channels - done, to + done * tile_stride, tile_stride);
 }
 
-void load_head(const HeadLoad& head) {
+namespace {
+
+KVCAST_AVX2 std::uint32_t largest_magnitude(const float* values, std::size_t count) {
+    const __m256i mask = _mm256_set1_epi32(0x7fffffff);
+    __m256i largest = _mm256_setzero_si256();
+    std::size_t i = 0;
+    for (; i + 8 <= count; i += 8)
+        largest = _mm256_max_epi32(largest, _mm256_and_si256(load256(values + i), mask));
+    alignas(32) std::uint32_t lanes[8];
+    store256(lanes, largest);
+    std::uint32_t bits = *std::max_element(lanes, lanes + 8);
+    for (; i < count; ++i) bits = std::max(bits, std::bit_cast<std::uint32_t>(values[i]) & 0x7fffffffu);
+    return bits;
+}
+
+}  // namespace
+
+float load_head(const HeadLoad& head) {
     if (head.dtype == Dtype::kF32 || head.tokens < kTile) return scalar::load_head(head);
     head.dtype == Dtype::kBf16 ? load_tile<FromBf16>(head) : load_tile<FromF16>(head);
     const std::size_t done = whole_channels(head.channels);
@@ -280,19 +298,10 @@ void load_head(const HeadLoad& head) {
         unrotate(a, a + r.partner * head.tile_stride, r.cos + p * r.table_stride, r.sin + p * r.table_stride,
                  head.tokens);
     }
-}
-
-KVCAST_AVX2 float max_magnitude(const float* values, std::size_t count) {
-    const __m256i mask = _mm256_set1_epi32(0x7fffffff);
-    __m256i largest = _mm256_setzero_si256();
-    std::size_t i = 0;
-    for (; i + 8 <= count; i += 8)
-        largest = _mm256_max_epi32(largest, _mm256_and_si256(load256(values + i), mask));
-    alignas(32) std::uint32_t lanes[8];
-    store256(lanes, largest);
-    std::uint32_t bits = *std::max_element(lanes, lanes + 8);
-    for (; i < count; ++i) bits = std::max(bits, std::bit_cast<std::uint32_t>(values[i]) & 0x7fffffffu);
-    return bits >= 0x7f800000u ? std::numeric_limits<float>::infinity() : std::bit_cast<float>(bits);
+    std::uint32_t largest = 0;
+    for (std::size_t c = 0; c < head.channels; ++c)
+        largest = std::max(largest, largest_magnitude(head.tile + c * head.tile_stride, head.tokens));
+    return scalar::magnitude_of(largest);
 }
 
 KVCAST_AVX2 Moments moments(const float* values, std::size_t count, float scale) {
@@ -312,27 +321,58 @@ KVCAST_AVX2 Moments moments(const float* values, std::size_t count, float scale)
             static_cast<std::uint64_t>(sum_of_lanes(squares)) + rest.sum_of_squares};
 }
 
-KVCAST_AVX2 std::uint64_t quantise(const float* values, const std::int16_t* prediction, std::size_t count,
-                                   float inverse_unit, unsigned shift, std::int32_t limit, std::int16_t* q) {
-    const __m256 factor = _mm256_set1_ps(inverse_unit);
-    const __m256 step = _mm256_set1_ps(power_of_two(-static_cast<int>(shift)));
-    const __m256 most = _mm256_set1_ps(static_cast<float>(limit));
-    const __m256 least = _mm256_sub_ps(_mm256_setzero_ps(), most);
+KVCAST_AVX2 std::int64_t rounded_sum(const float* values, std::size_t count, float scale) {
+    const __m256 factor = _mm256_set1_ps(scale);
     __m256i sum = _mm256_setzero_si256();
     std::size_t i = 0;
     for (; i + 8 <= count; i += 8) {
-        const __m256 x = _mm256_mul_ps(_mm256_loadu_ps(values + i), factor);
-        const __m256 residual = _mm256_mul_ps(_mm256_sub_ps(x, as_floats(prediction + i)), step);
+        const __m256i v = _mm256_cvttps_epi32(rounded(_mm256_mul_ps(_mm256_loadu_ps(values + i), factor)));
+        sum = _mm256_add_epi64(sum, _mm256_cvtepi32_epi64(_mm256_castsi256_si128(v)));
+        sum = _mm256_add_epi64(sum, _mm256_cvtepi32_epi64(_mm256_extracti128_si256(v, 1)));
+    }
+    return sum_of_lanes(sum) + scalar::rounded_sum(values + i, count - i, scale);
+}
+
+namespace {
+
+// The part of it from `begin` on.
+Quantisation rest_of(const Quantisation& x, std::size_t begin) {
+    Quantisation rest = x;
+    rest.values += begin;
+    rest.count -= begin;
+    rest.prediction = x.prediction == nullptr ? nullptr : x.prediction + begin;
+    rest.q += begin;
+    return rest;
+}
+
+template <bool Constant>
+KVCAST_AVX2 std::uint64_t quantise_as(const Quantisation& x) {
+    const __m256 factor = _mm256_set1_ps(x.inverse_unit);
+    const __m256 step = _mm256_set1_ps(power_of_two(-static_cast<int>(x.shift)));
+    const __m256 most = _mm256_set1_ps(static_cast<float>(x.limit));
+    const __m256 least = _mm256_sub_ps(_mm256_setzero_ps(), most);
+    const __m256 mean = _mm256_set1_ps(x.mean);
+    __m256i sum = _mm256_setzero_si256();
+    std::size_t i = 0;
+    for (; i + 8 <= x.count; i += 8) {
+        const __m256 state = _mm256_mul_ps(_mm256_loadu_ps(x.values + i), factor);
+        const __m256 predicted = Constant ? mean : as_floats(x.prediction + i);
+        const __m256 residual = _mm256_mul_ps(_mm256_sub_ps(state, predicted), step);
         const __m256i v = _mm256_cvttps_epi32(rounded(_mm256_min_ps(most, _mm256_max_ps(least, residual))));
         const __m256i packed = _mm256_permute4x64_epi64(_mm256_packs_epi32(v, v), 0xd8);
-        store128(q + i, _mm256_castsi256_si128(packed));
+        store128(x.q + i, _mm256_castsi256_si128(packed));
         const __m256i magnitude = _mm256_abs_epi32(v);
         sum = _mm256_add_epi64(sum,
                                _mm256_add_epi64(_mm256_srli_epi64(magnitude, 32),
                                                 _mm256_and_si256(magnitude, _mm256_set1_epi64x(0xffffffff))));
     }
-    return static_cast<std::uint64_t>(sum_of_lanes(sum)) +
-           scalar::quantise(values + i, prediction + i, count - i, inverse_unit, shift, limit, q + i);
+    return static_cast<std::uint64_t>(sum_of_lanes(sum)) + scalar::quantise(rest_of(x, i));
+}
+
+}  // namespace
+
+std::uint64_t quantise(const Quantisation& x) {
+    return x.prediction == nullptr ? quantise_as<true>(x) : quantise_as<false>(x);
 }
 
 KVCAST_AVX2 void reconstruct(const std::int16_t* q, const std::int16_t* prediction, std::size_t count,

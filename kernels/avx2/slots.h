@@ -13,16 +13,15 @@ void encode_floats(std::span<RansEncoder* const> encoders, std::span<const Encod
                    Dtype dtype, std::size_t count);
 std::uint32_t choose_exponents(const void* elements, std::size_t count, Dtype dtype,
                                const ExponentCosts& costs);
-void load_head(const HeadLoad& head);
+float load_head(const HeadLoad& head);
 void load_rows(const RowLoad& rows);
 void value_costs(const std::int16_t* values, std::size_t count, const std::uint32_t (*costs)[kValueCosts],
                  std::uint32_t* sums);
 void load_elements(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens,
                    std::size_t channels, void* tile, std::size_t tile_stride);
-float max_magnitude(const float* values, std::size_t count);
 Moments moments(const float* values, std::size_t count, float scale);
-std::uint64_t quantise(const float* values, const std::int16_t* prediction, std::size_t count,
-                       float inverse_unit, unsigned shift, std::int32_t limit, std::int16_t* q);
+std::int64_t rounded_sum(const float* values, std::size_t count, float scale);
+std::uint64_t quantise(const Quantisation& x);
 void reconstruct(const std::int16_t* q, const std::int16_t* prediction, std::size_t count, unsigned shift,
                  std::int16_t* states);
 void analyse(const float* residual, std::size_t inputs, const float* matrix, std::size_t row_stride,

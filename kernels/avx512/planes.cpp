@@ -11,6 +11,7 @@
 #include "kernels/avx512/elements.h"
 #include "kernels/avx512/slots.h"
 #include "kernels/avx512/target.h"
+#include "kernels/scalar/elements.h"
 #include "kernels/x86/lanes.h"
 
 namespace kvcast::kernels::avx512 {
@@ -533,11 +534,28 @@ KVCAST_AVX512_INLINE void load_ordered16(const std::uint8_t* rows, std::size_t r
     transpose16(channels);
 }
 
-// The loads below leave channels over that do not fill a vector.
+// The largest magnitude of floats, which are ordered like their bits.
+class Largest {
+  public:
+    KVCAST_AVX512_INLINE Largest() : most_(_mm512_setzero_si512()) {}
+    KVCAST_AVX512_INLINE void see(__m512i floats) {
+        most_ = _mm512_max_epi32(most_, _mm512_and_si512(floats, _mm512_set1_epi32(0x7fffffff)));
+    }
+    KVCAST_AVX512_INLINE void see(__m512 floats) { see(_mm512_castps_si512(floats)); }
+    KVCAST_AVX512_INLINE float magnitude() const {
+        return scalar::magnitude_of(static_cast<std::uint32_t>(_mm512_reduce_max_epi32(most_)));
+    }
+
+  private:
+    __m512i most_;
+};
+
+// The loads below leave channels over that do not fill a vector. What is loaded for tokens that are not there
+// is zero.
 
 // Rows of 16-bit elements to a channel-major tile of floats.
 template <typename Convert>
-KVCAST_AVX512_INLINE void load_tile16(const HeadLoad& h) {
+KVCAST_AVX512_INLINE void load_tile16(const HeadLoad& h, Largest& largest) {
     const auto* rows = static_cast<const std::uint8_t*>(h.rows);
     for_tiles(h.tokens, [&](std::size_t token, std::size_t tokens, auto whole) KVCAST_AVX512_LAMBDA {
         const std::uint32_t lanes = first_lanes(tokens);
@@ -547,8 +565,11 @@ KVCAST_AVX512_INLINE void load_tile16(const HeadLoad& h) {
             KVCAST_UNROLL
             for (std::size_t i = 0; i < 8; ++i) {
                 float* to = h.tile + (c + i) * h.tile_stride + token;
-                _mm512_mask_storeu_epi32(to, static_cast<__mmask16>(lanes), Convert::lower(r[i]));
-                _mm512_mask_storeu_epi32(to + 16, static_cast<__mmask16>(lanes >> 16), Convert::upper(r[i]));
+                const __m512i lower = Convert::lower(r[i]), upper = Convert::upper(r[i]);
+                _mm512_mask_storeu_epi32(to, static_cast<__mmask16>(lanes), lower);
+                _mm512_mask_storeu_epi32(to + 16, static_cast<__mmask16>(lanes >> 16), upper);
+                largest.see(lower);
+                largest.see(upper);
             }
         }
     });
@@ -592,17 +613,6 @@ KVCAST_AVX512 void load_elements32(const void* from, std::size_t row_bytes, std:
     }
 }
 
-KVCAST_AVX512 void load_floats(const HeadLoad& h) {
-    switch (h.dtype) {
-        case Dtype::kBf16:
-            return load_tile16<FromBf16>(h);
-        case Dtype::kF16:
-            return load_tile16<FromF16>(h);
-        default:
-            return load_elements32(h.rows, h.row_bytes, h.tokens, h.channels, h.tile, h.tile_stride);
-    }
-}
-
 // Channels at once.
 std::size_t vector_channels(Dtype dtype) {
     return dtype == Dtype::kF32 ? 4 : 8;
@@ -636,7 +646,7 @@ KVCAST_AVX512 void unrotate(float* a, float* b, const std::int16_t* cos, const s
 
 // Turns channels while they are in registers.
 template <typename Convert>
-KVCAST_AVX512 void load_pairs16(const HeadLoad& h) {
+KVCAST_AVX512_INLINE void load_pairs16(const HeadLoad& h, Largest& largest) {
     const Rotation& r = h.rotation;
     for_tiles(h.tokens, [&](std::size_t token, std::size_t tokens, auto whole) KVCAST_AVX512_LAMBDA {
         const auto* rows = static_cast<const std::uint8_t*>(h.rows) + token * h.row_bytes;
@@ -663,6 +673,10 @@ KVCAST_AVX512 void load_pairs16(const HeadLoad& h) {
                 _mm512_mask_storeu_ps(a + 16, high, upper.first);
                 _mm512_mask_storeu_ps(b, low, lower.second);
                 _mm512_mask_storeu_ps(b + 16, high, upper.second);
+                largest.see(lower.first);
+                largest.see(lower.second);
+                largest.see(upper.first);
+                largest.see(upper.second);
             }
         }
     });
@@ -671,6 +685,12 @@ KVCAST_AVX512 void load_pairs16(const HeadLoad& h) {
 // As round_even(), whatever the mode of the processor is.
 KVCAST_AVX512_INLINE __m512i rounded(__m512 x) {
     return _mm512_cvt_roundps_epi32(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+KVCAST_AVX512_INLINE std::int64_t sum_of(__m512i signed32) {
+    return _mm512_reduce_add_epi64(
+        _mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(signed32)),
+                         _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(signed32, 1))));
 }
 
 }  // namespace
@@ -717,49 +737,77 @@ void load_elements(const void* rows, std::size_t row_bytes, Dtype dtype, std::si
 
 namespace {
 
-// Channels from `begin` to `end`, not turned.
-void load_plain(const HeadLoad& head, std::size_t begin, std::size_t end) {
-    if (begin >= end) return;
+// Channels from `begin` to `end` of 16-bit elements, not turned.
+template <typename Convert>
+KVCAST_AVX512_INLINE float load_plain16(const HeadLoad& head, std::size_t begin, std::size_t end,
+                                        Largest& largest) {
+    if (begin >= end) return 0;
     const auto from = [&](std::size_t channel) {
         HeadLoad some = head;
-        some.rows = static_cast<const std::uint8_t*>(head.rows) + channel * dtype_bytes(head.dtype);
+        some.rows = static_cast<const std::uint16_t*>(head.rows) + channel;
         some.channels = end - channel;
         some.tile += channel * head.tile_stride;
         some.rotation = {};
         return some;
     };
-    load_floats(from(begin));
-    const std::size_t left = (end - begin) % vector_channels(head.dtype);
-    if (left != 0) scalar::load_head(from(end - left));
+    load_tile16<Convert>(from(begin), largest);
+    const std::size_t left = (end - begin) % 8;
+    return left == 0 ? 0 : scalar::load_head(from(end - left));
+}
+
+// Turns what comes in eights.
+template <typename Convert>
+KVCAST_AVX512 float load_eights16(const HeadLoad& h) {
+    const Rotation& r = h.rotation;
+    Largest largest;
+    load_plain16<Convert>(h, 0, r.first, largest);
+    load_pairs16<Convert>(h, largest);
+    load_plain16<Convert>(h, r.first + 2 * r.pairs, h.channels, largest);
+    return largest.magnitude();
+}
+
+template <typename Convert>
+KVCAST_AVX512 float load_all16(const HeadLoad& h) {
+    Largest largest;
+    const float rest = load_plain16<Convert>(h, 0, h.channels, largest);
+    return std::max(largest.magnitude(), rest);
+}
+
+KVCAST_AVX512 float largest_of_tile(const HeadLoad& h) {
+    Largest largest;
+    for (std::size_t c = 0; c < h.channels; ++c) {
+        const float* row = h.tile + c * h.tile_stride;
+        for_lanes<16>(0, h.tokens, [&](std::size_t t, auto whole, std::uint32_t lanes) KVCAST_AVX512_LAMBDA {
+            largest.see(load_some(whole, lanes, row + t));
+        });
+    }
+    return largest.magnitude();
+}
+
+// Any channels, turned where they lie in the tile.
+float load_any(const HeadLoad& h) {
+    const Rotation& r = h.rotation;
+    if (h.dtype == Dtype::kF32) {
+        load_elements(h.rows, h.row_bytes, h.dtype, h.tokens, h.channels, h.tile, h.tile_stride);
+    } else {
+        h.dtype == Dtype::kBf16 ? load_all16<FromBf16>(h) : load_all16<FromF16>(h);
+    }
+    for (std::size_t p = 0; p < r.pairs; ++p) {
+        float* a = h.tile + (r.first + p * r.pair_step) * h.tile_stride;
+        unrotate(a, a + r.partner * h.tile_stride, r.cos + p * r.table_stride, r.sin + p * r.table_stride,
+                 h.tokens);
+    }
+    return largest_of_tile(h);
 }
 
 }  // namespace
 
-void load_head(const HeadLoad& head) {
+float load_head(const HeadLoad& head) {
     const Rotation& r = head.rotation;
-    if (r.pairs != 0 && come_in(8, r, head.channels) && head.dtype != Dtype::kF32) {
-        load_plain(head, 0, r.first);
-        head.dtype == Dtype::kBf16 ? load_pairs16<FromBf16>(head) : load_pairs16<FromF16>(head);
-        load_plain(head, r.first + 2 * r.pairs, head.channels);
-        return;
-    }
-    load_plain(head, 0, head.channels);
-    for (std::size_t p = 0; p < r.pairs; ++p) {
-        float* a = head.tile + (r.first + p * r.pair_step) * head.tile_stride;
-        unrotate(a, a + r.partner * head.tile_stride, r.cos + p * r.table_stride, r.sin + p * r.table_stride,
-                 head.tokens);
-    }
-}
-
-KVCAST_AVX512 float max_magnitude(const float* values, std::size_t count) {
-    const __m512i mask = _mm512_set1_epi32(0x7fffffff);
-    __m512i largest = _mm512_setzero_si512();
-    for_lanes<16>(0, count, [&](std::size_t i, auto whole, std::uint32_t lanes) KVCAST_AVX512_LAMBDA {
-        const __m512i bits = _mm512_castps_si512(load_some(whole, lanes, values + i));
-        largest = _mm512_max_epi32(largest, _mm512_and_si512(bits, mask));
-    });
-    const auto bits = static_cast<std::uint32_t>(_mm512_reduce_max_epi32(largest));
-    return bits >= 0x7f800000u ? std::numeric_limits<float>::infinity() : std::bit_cast<float>(bits);
+    if (head.dtype == Dtype::kF32 || (r.pairs != 0 && !come_in(8, r, head.channels))) return load_any(head);
+    if (r.pairs == 0)
+        return head.dtype == Dtype::kBf16 ? load_all16<FromBf16>(head) : load_all16<FromF16>(head);
+    return head.dtype == Dtype::kBf16 ? load_eights16<FromBf16>(head) : load_eights16<FromF16>(head);
 }
 
 KVCAST_AVX512 Moments moments(const float* values, std::size_t count, float scale) {
@@ -777,14 +825,30 @@ KVCAST_AVX512 Moments moments(const float* values, std::size_t count, float scal
             more_squares = _mm512_add_epi64(more_squares, _mm512_mul_epi32(odd, odd));
             sum = _mm512_add_epi32(sum, v);
         });
-        m.sum += _mm512_reduce_add_epi64(
-            _mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(sum)),
-                             _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(sum, 1))));
+        m.sum += sum_of(sum);
     }
     m.sum_of_squares =
         static_cast<std::uint64_t>(_mm512_reduce_add_epi64(_mm512_add_epi64(squares, more_squares)));
     return m;
 }
+
+KVCAST_AVX512 std::int64_t rounded_sum(const float* values, std::size_t count, float scale) {
+    constexpr std::size_t kMostAtOnce = 16 * 256;  // as above
+    const __m512 factor = _mm512_set1_ps(scale);
+    std::int64_t total = 0;
+    for (std::size_t begin = 0; begin < count; begin += kMostAtOnce) {
+        __m512i sum = _mm512_setzero_si512();
+        for_lanes<16>(begin, std::min(count, begin + kMostAtOnce),
+                      [&](std::size_t i, auto whole, std::uint32_t lanes) KVCAST_AVX512_LAMBDA {
+                          const __m512 v = _mm512_mul_ps(load_some(whole, lanes, values + i), factor);
+                          sum = _mm512_add_epi32(sum, rounded(v));
+                      });
+        total += sum_of(sum);
+    }
+    return total;
+}
+
+namespace {
 
 struct QuantiseStep {
     __m512 factor;
@@ -793,39 +857,41 @@ struct QuantiseStep {
     __m512 least;
 };
 
-KVCAST_AVX512_INLINE __m512i quantised(const QuantiseStep& s, __m512 value, __m512i prediction) {
-    const __m512 state = _mm512_mul_ps(value, s.factor);
-    const __m512 residual = _mm512_mul_ps(_mm512_sub_ps(state, _mm512_cvtepi32_ps(prediction)), s.step);
+KVCAST_AVX512_INLINE __m512i quantised(const QuantiseStep& s, __m512 value, __m512 prediction) {
+    const __m512 residual = _mm512_mul_ps(_mm512_sub_ps(_mm512_mul_ps(value, s.factor), prediction), s.step);
     return rounded(_mm512_min_ps(s.most, _mm512_max_ps(s.least, residual)));
 }
 
-KVCAST_AVX512 std::uint64_t quantise(const float* values, const std::int16_t* prediction, std::size_t count,
-                                     float inverse_unit, unsigned shift, std::int32_t limit,
-                                     std::int16_t* q) {
-    const __m512 most = _mm512_set1_ps(static_cast<float>(limit));
-    const QuantiseStep s = {_mm512_set1_ps(inverse_unit),
-                            _mm512_set1_ps(power_of_two(-static_cast<int>(shift))), most,
+template <bool Constant>
+KVCAST_AVX512 std::uint64_t quantise_as(const Quantisation& x) {
+    const __m512 most = _mm512_set1_ps(static_cast<float>(x.limit));
+    const QuantiseStep s = {_mm512_set1_ps(x.inverse_unit),
+                            _mm512_set1_ps(power_of_two(-static_cast<int>(x.shift))), most,
                             _mm512_sub_ps(_mm512_setzero_ps(), most)};
+    const __m512 mean = _mm512_set1_ps(x.mean);
     const __m512i ordered = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), ones = _mm512_set1_epi16(1);
     std::uint64_t total = 0;
     constexpr std::size_t kMostAtOnce =
         32 * 32768;  // values whose magnitudes' sum stays within 32 bits a lane
-    for (std::size_t begin = 0; begin < count; begin += kMostAtOnce) {
-        const std::size_t end = std::min(count, begin + kMostAtOnce);
+    for (std::size_t begin = 0; begin < x.count; begin += kMostAtOnce) {
+        const std::size_t end = std::min(x.count, begin + kMostAtOnce);
         __m512i sum = _mm512_setzero_si512();
         for_lanes<32>(begin, end, [&](std::size_t i, auto whole, std::uint32_t lanes) KVCAST_AVX512_LAMBDA {
-            const __m512i p = whole.value ? _mm512_loadu_si512(prediction + i)
-                                          : _mm512_maskz_loadu_epi16(lanes, prediction + i);
-            const __m512i a = quantised(s, load_some(whole, lanes, values + i),
-                                        _mm512_cvtepi16_epi32(_mm512_castsi512_si256(p)));
-            const __m512i b = quantised(s, load_some(whole, lanes >> 16, values + i + 16),
-                                        _mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(p, 1)));
+            __m512 first = mean, second = mean;
+            if constexpr (!Constant) {
+                const __m512i p = whole.value ? _mm512_loadu_si512(x.prediction + i)
+                                              : _mm512_maskz_loadu_epi16(lanes, x.prediction + i);
+                first = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm512_castsi512_si256(p)));
+                second = _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(p, 1)));
+            }
+            const __m512i a = quantised(s, load_some(whole, lanes, x.values + i), first);
+            const __m512i b = quantised(s, load_some(whole, lanes >> 16, x.values + i + 16), second);
             __m512i v = _mm512_permutexvar_epi64(ordered, _mm512_packs_epi32(a, b));
             if constexpr (whole.value) {
-                _mm512_storeu_si512(q + i, v);
+                _mm512_storeu_si512(x.q + i, v);
             } else {
                 v = _mm512_maskz_mov_epi16(lanes, v);
-                _mm512_mask_storeu_epi16(q + i, lanes, v);
+                _mm512_mask_storeu_epi16(x.q + i, lanes, v);
             }
             sum = _mm512_dpwssd_epi32(sum, _mm512_abs_epi16(v), ones);
         });
@@ -834,6 +900,12 @@ KVCAST_AVX512 std::uint64_t quantise(const float* values, const std::int16_t* pr
                              _mm512_cvtepu32_epi64(_mm512_extracti64x4_epi64(sum, 1)))));
     }
     return total;
+}
+
+}  // namespace
+
+std::uint64_t quantise(const Quantisation& x) {
+    return x.prediction == nullptr ? quantise_as<true>(x) : quantise_as<false>(x);
 }
 
 KVCAST_AVX512 void reconstruct(const std::int16_t* q, const std::int16_t* prediction, std::size_t count,

@@ -1,9 +1,11 @@
 // Elements of a type that is known at run time, as bits in the low end of 32.
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "kernels/math.h"
 
@@ -27,6 +29,11 @@ inline void put_element(void* elements, Dtype dtype, std::size_t i, std::uint32_
     }
     const auto half = static_cast<std::uint16_t>(bits);
     std::memcpy(static_cast<std::uint8_t*>(elements) + 2 * i, &half, 2);
+}
+
+// The magnitude of the largest bits, without sign, of some floats.
+inline float magnitude_of(std::uint32_t bits) {
+    return bits >= 0x7f800000u ? std::numeric_limits<float>::infinity() : std::bit_cast<float>(bits);
 }
 
 }  // namespace kvcast::kernels::scalar

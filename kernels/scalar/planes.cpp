@@ -17,6 +17,11 @@ void* row_of(void* rows, std::size_t row_bytes, std::size_t token) {
     return static_cast<std::uint8_t*>(rows) + token * row_bytes;
 }
 
+// Magnitudes order like their bits, and NaN above infinity.
+std::uint32_t magnitude_bits(float x) {
+    return std::bit_cast<std::uint32_t>(x) & 0x7fffffffu;
+}
+
 // a, b: the two channels of a pair for all tokens, turned back by each token's angle.
 void unrotate(float* a, float* b, const std::int16_t* cos, const std::int16_t* sin, std::size_t tokens) {
     constexpr float unit = 1.0f / (1 << kTrigBits);
@@ -128,7 +133,7 @@ void load_elements(const void* rows, std::size_t row_bytes, Dtype dtype, std::si
     }
 }
 
-void load_head(const HeadLoad& h) {
+float load_head(const HeadLoad& h) {
     for (std::size_t c = 0; c < h.channels; ++c) {
         float* row = h.tile + c * h.tile_stride;
         for (std::size_t t = 0; t < h.tokens; ++t) {
@@ -141,6 +146,12 @@ void load_head(const HeadLoad& h) {
         unrotate(a, a + r.partner * h.tile_stride, r.cos + p * r.table_stride, r.sin + p * r.table_stride,
                  h.tokens);
     }
+    std::uint32_t largest = 0;
+    for (std::size_t c = 0; c < h.channels; ++c) {
+        const float* row = h.tile + c * h.tile_stride;
+        for (std::size_t t = 0; t < h.tokens; ++t) largest = std::max(largest, magnitude_bits(row[t]));
+    }
+    return magnitude_of(largest);
 }
 
 // Rows of a token are a tile of one.
@@ -149,14 +160,6 @@ void load_rows(const RowLoad& l) {
         load_head({static_cast<const std::uint8_t*>(l.rows) + t * l.row_bytes, l.row_bytes, l.dtype, 1,
                    l.channels, of_token(l.rotation, t), l.values + t * l.value_stride, 1});
     }
-}
-
-float max_magnitude(const float* values, std::size_t count) {
-    std::uint32_t largest = 0;  // magnitudes order like their bits, and NaN above infinity
-    for (std::size_t i = 0; i < count; ++i) {
-        largest = std::max(largest, std::bit_cast<std::uint32_t>(values[i]) & 0x7fffffffu);
-    }
-    return largest >= 0x7f800000u ? std::numeric_limits<float>::infinity() : std::bit_cast<float>(largest);
 }
 
 Moments moments(const float* values, std::size_t count, float scale) {
@@ -169,17 +172,23 @@ Moments moments(const float* values, std::size_t count, float scale) {
     return m;
 }
 
-std::uint64_t quantise(const float* values, const std::int16_t* prediction, std::size_t count,
-                       float inverse_unit, unsigned shift, std::int32_t limit, std::int16_t* q) {
-    const float step = power_of_two(-static_cast<int>(shift));
-    const auto bound = static_cast<float>(limit);
+std::int64_t rounded_sum(const float* values, std::size_t count, float scale) {
+    std::int64_t sum = 0;
+    for (std::size_t i = 0; i < count; ++i) sum += static_cast<std::int64_t>(round_even(values[i] * scale));
+    return sum;
+}
+
+std::uint64_t quantise(const Quantisation& x) {
+    const float step = power_of_two(-static_cast<int>(x.shift));
+    const auto bound = static_cast<float>(x.limit);
     std::uint64_t sum = 0;
-    for (std::size_t i = 0; i < count; ++i) {
-        const float residual = (values[i] * inverse_unit - static_cast<float>(prediction[i])) * step;
+    for (std::size_t i = 0; i < x.count; ++i) {
+        const auto predicted = static_cast<float>(x.prediction == nullptr ? x.mean : x.prediction[i]);
+        const float residual = (x.values[i] * x.inverse_unit - predicted) * step;
         const float rounded = round_even(std::min(bound, std::max(-bound, residual)));
         const auto v = static_cast<std::int16_t>(rounded);
         sum += static_cast<std::uint64_t>(v < 0 ? -v : v);
-        q[i] = v;
+        x.q[i] = v;
     }
     return sum;
 }

@@ -1,7 +1,11 @@
 // The parts below the codec: tables, side vectors, RoPE, headers, identities.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
 
 #include "codec/entropy/block_reader.h"
 #include "codec/entropy/block_writer.h"
@@ -124,6 +128,67 @@ TEST(Blocks, ReturnVectorsAndRefuseValuesOutsideTheirRange) {
     entropy::BlockReader again(kernels::scalar_ops(), block);
     EXPECT_FALSE(again.vector(back, 0, 31));
     EXPECT_FALSE(again.close().ok());
+}
+
+TEST(Classes, FollowTheMeanMagnitude) {
+    const auto plainly = [](std::uint64_t sum, std::size_t count) {
+        if (sum == 0) return 0u;
+        const auto thresholds = entropy::class_thresholds();
+        return static_cast<unsigned>(std::count_if(thresholds.begin(), thresholds.end(),
+                                                   [&](std::uint32_t t) { return t <= sum * 256 / count; })) +
+               1;
+    };
+    for (const std::size_t count : {1, 2, 3, 31, 32, 64, 252, 255, 256, 257, 1000, 65535}) {
+        for (const std::uint32_t threshold : entropy::class_thresholds()) {
+            const std::uint64_t at = threshold * std::uint64_t{count} / 256;
+            for (std::uint64_t sum = at < 3 ? 0 : at - 3; sum <= at + 3; ++sum)
+                ASSERT_EQ(entropy::class_for(sum, count), plainly(sum, count)) << sum << " of " << count;
+        }
+        for (const std::uint64_t sum : {std::uint64_t{0}, std::uint64_t{1}, std::uint64_t{count} * 32767})
+            ASSERT_EQ(entropy::class_for(sum, count), plainly(sum, count)) << sum << " of " << count;
+    }
+}
+
+TEST(Classes, OfAVectorAreTheCheapest) {
+    std::mt19937_64 random(5);
+    for (int round = 0; round < 400; ++round) {
+        std::vector<std::int16_t> values(1 + random() % 100);
+        const auto bits = static_cast<unsigned>(random() % 15);
+        for (auto& v : values)
+            v = static_cast<std::int16_t>(static_cast<std::int16_t>(random()) >> (15 - bits));
+        const auto reference = static_cast<std::int32_t>(random() % 3) - 1;
+        unsigned cheapest = 0;
+        std::uint64_t least = std::numeric_limits<std::uint64_t>::max();
+        for (unsigned c = 1; c < kernels::kClasses; ++c) {
+            std::uint64_t cost = 0;
+            for (const std::int16_t v : values) cost += entropy::value_cost(c, v - reference);
+            if (cost >= least) continue;
+            least = cost;
+            cheapest = c;
+        }
+        const bool equal = std::all_of(values.begin(), values.end(), [&](auto v) { return v == reference; });
+        ASSERT_EQ(entropy::cheapest_class(values, reference), equal ? 0 : cheapest) << round;
+    }
+}
+
+TEST(Blocks, ReferToTheMedianOfAVector) {
+    for (const int spread : {1, 7, 200, 255, 256, 2000}) {
+        std::mt19937_64 random(static_cast<std::uint64_t>(spread));
+        for (int round = 0; round < 50; ++round) {
+            std::vector<std::int16_t> values(1 + random() % 70);
+            for (auto& v : values)
+                v = static_cast<std::int16_t>(static_cast<int>(random() % static_cast<unsigned>(spread + 1)) -
+                                              300);
+            entropy::BlockWriter writer(kernels::scalar_ops());
+            std::vector<std::uint8_t> block;
+            writer.vector(values);
+            writer.finish(block);
+            std::sort(values.begin(), values.end());
+            std::int16_t word = 0;  // in front of what is coded
+            std::memcpy(&word, &block[kBlockStateBytes], sizeof word);
+            ASSERT_EQ(word >> 5, std::clamp<int>(values[values.size() / 2], -1024, 1023));
+        }
+    }
 }
 
 TEST(Rope, SinesAndCosinesAreWithinOneUnit) {

@@ -655,14 +655,17 @@ TEST_P(Backend, LoadsHeadsLikeScalar) {
             const std::size_t width = c.channels + seed % 3, stride = c.tokens + seed % 2;
             const std::size_t elements = c.tokens == 0 ? 0 : (c.tokens - 1) * width + c.channels;
             Guarded<std::uint8_t> rows(random_elements(elements, dtype, seed));
-            const auto run = [&](const Ops& ops) {
+            const auto run = [&](const Ops& ops, float& magnitude) {
                 return as_bits(written<float>(c.channels * stride, 7.0f, [&](float* tile) {
-                    ops.load_head({rows.data(), width * dtype_bytes(dtype), dtype, c.tokens, c.channels,
-                                   turn.rotation, tile, stride});
+                    magnitude = ops.load_head({rows.data(), width * dtype_bytes(dtype), dtype, c.tokens,
+                                               c.channels, turn.rotation, tile, stride});
                 }));
             };
-            ASSERT_EQ(run(*GetParam()), run(scalar_ops()))
+            float magnitude = -1, expected_magnitude = -1;
+            const auto expected = run(scalar_ops(), expected_magnitude);
+            ASSERT_EQ(run(*GetParam(), magnitude), expected)
                 << c.tokens << " x " << c.channels << ", " << c.turned << " turned";
+            ASSERT_EQ(magnitude, expected_magnitude) << c.tokens << " x " << c.channels;
             const auto copied = [&](const Ops& ops) {
                 return written<std::uint8_t>(c.channels * stride * dtype_bytes(dtype), 7,
                                              [&](std::uint8_t* tile) {
@@ -672,6 +675,24 @@ TEST_P(Backend, LoadsHeadsLikeScalar) {
             };
             ASSERT_EQ(copied(*GetParam()), copied(scalar_ops())) << c.tokens << " x " << c.channels;
         }
+    }
+}
+
+TEST_P(Backend, FindsTheLargestMagnitude) {
+    const auto with = [](std::uint32_t element, std::size_t at) {
+        constexpr std::size_t kTokens = 40, kChannels = 24;
+        std::vector<std::uint16_t> rows(kTokens * kChannels, 0xc000);  // -2
+        rows[at] = static_cast<std::uint16_t>(element);
+        std::vector<float> tile(rows.size());
+        return GetParam()->load_head(
+            {rows.data(), 2 * kChannels, Dtype::kBf16, kTokens, kChannels, {}, tile.data(), kTokens});
+    };
+    for (const std::size_t at : {0, 7, 24 * 31 + 3, 24 * 32 + 23, 24 * 40 - 1}) {
+        EXPECT_EQ(with(0xc000, at), 2.0f);
+        EXPECT_EQ(with(0xc040, at), 3.0f);
+        EXPECT_EQ(with(0x4040, at), 3.0f);
+        EXPECT_EQ(with(0xff80, at), std::numeric_limits<float>::infinity());
+        EXPECT_EQ(with(0x7fc0, at), std::numeric_limits<float>::infinity());
     }
 }
 
@@ -897,21 +918,14 @@ constexpr std::size_t kCounts[] = {0, 1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64
 
 TEST_P(Backend, MeasuresLikeScalar) {
     for (const std::size_t count : kCounts) {
-        auto values = random_floats(count, 1000, count);
-        for (int special = 0; special < 4; ++special) {
-            if (count != 0 && special == 1) values[count / 2] = -std::numeric_limits<float>::infinity();
-            if (count != 0 && special == 2) values[count / 2] = std::numeric_limits<float>::quiet_NaN();
-            if (count != 0 && special == 3) values[count / 2] = -3e38f;
-            Guarded<float> v(values);
-            ASSERT_EQ(GetParam()->max_magnitude(v.data(), count),
-                      scalar_ops().max_magnitude(v.data(), count));
-        }
         Guarded<float> v(random_floats(count, 1000, count));
         for (const float scale : {1.0f, 0.37f, 700.0f}) {
             const Moments expected = scalar_ops().moments(v.data(), count, scale);
             const Moments got = GetParam()->moments(v.data(), count, scale);
             ASSERT_EQ(got.sum, expected.sum) << count;
             ASSERT_EQ(got.sum_of_squares, expected.sum_of_squares) << count;
+            ASSERT_EQ(GetParam()->rounded_sum(v.data(), count, scale), expected.sum) << count;
+            ASSERT_EQ(scalar_ops().rounded_sum(v.data(), count, scale), expected.sum) << count;
         }
     }
 }
@@ -928,11 +942,25 @@ TEST_P(Backend, QuantisesLikeScalar) {
                 std::uint64_t sums[2] = {};
                 const auto run = [&](const Ops& ops, std::uint64_t& sum) {
                     return written<std::int16_t>(count, 99, [&](std::int16_t* q) {
-                        sum = ops.quantise(values.data(), prediction.data(), count, 1.3f, shift, limit, q);
+                        sum = ops.quantise(
+                            {values.data(), count, prediction.data(), 99, 1.3f, shift, limit, q});
                     });
                 };
                 const auto expected = run(scalar_ops(), sums[0]);
                 ASSERT_EQ(run(*GetParam(), sums[1]), expected) << count << ", shift " << shift;
+                ASSERT_EQ(sums[0], sums[1]);
+                // One prediction for all is as many that are the same.
+                const std::vector<std::int16_t> same(count, -321);
+                const auto of_mean = [&](const Ops& ops, const std::int16_t* each, std::uint64_t& sum) {
+                    return written<std::int16_t>(count, 99, [&](std::int16_t* q) {
+                        sum = ops.quantise({values.data(), count, each, -321, 1.3f, shift, limit, q});
+                    });
+                };
+                const auto expected_of_mean =
+                    of_mean(scalar_ops(), count == 0 ? nullptr : same.data(), sums[0]);
+                ASSERT_EQ(of_mean(*GetParam(), nullptr, sums[1]), expected_of_mean) << count;
+                ASSERT_EQ(sums[0], sums[1]);
+                ASSERT_EQ(of_mean(scalar_ops(), nullptr, sums[1]), expected_of_mean) << count;
                 ASSERT_EQ(sums[0], sums[1]);
                 Guarded<std::int16_t> q(expected);
                 const auto back = [&](const Ops& ops) {
@@ -1047,7 +1075,7 @@ TEST_P(Backend, IsComplete) {
     const Ops& o = *GetParam();
     EXPECT_TRUE(o.decode_strips && o.encode_strips && o.decode_floats && o.encode_floats &&
                 o.choose_exponents && o.value_costs && o.load_head && o.load_rows && o.load_elements &&
-                o.max_magnitude && o.moments && o.quantise && o.reconstruct && o.residual && o.round_steps &&
+                o.moments && o.rounded_sum && o.quantise && o.reconstruct && o.residual && o.round_steps &&
                 o.strips_to_rows && o.rows_to_strips && o.saturate && o.project && o.project_sparse &&
                 o.analyse && o.store_head && o.store_states && o.store_exact);
 }
