@@ -69,16 +69,32 @@ struct HeadWriter {
 
     std::int16_t mean(std::size_t channel) const { return mean_state(scratch.means[channel], plane); }
 
-    std::int16_t quantise(const float* row, std::size_t count, const std::int16_t* prediction,
-                          std::int16_t mean, unsigned shift, std::int16_t* symbols) const {
-        const std::uint64_t sum =
-            ops.quantise({row, count, prediction, mean, inverse_unit, shift, kSymbolLimit, symbols});
+    // The sum of symbols' magnitudes.
+    std::uint64_t quantise(const float* row, std::size_t count, const std::int16_t* prediction,
+                           std::int16_t mean, unsigned shift, std::int16_t* symbols) const {
+        return ops.quantise({row, count, prediction, mean, inverse_unit, shift, kSymbolLimit, symbols});
+    }
+
+    static std::int16_t class_for(std::uint64_t sum, std::size_t count) {
         return static_cast<std::int16_t>(entropy::class_for(sum, count));
     }
 
-    void quantise_by_mean(std::size_t c, const float* row, TileShape shape, std::int16_t* symbols) const {
-        scratch.means[c] = quantised_mean(ops, row, shape.tokens, inverse_unit, plane.guard_bits);
-        scratch.classes[c] = quantise(row, shape.tokens, nullptr, mean(c), plane.guard_bits, symbols);
+    // Every mean is found before the channel in front of its own is quantised, and classes at last, so that
+    // no step waits for the one before it.
+    void quantise_by_means(const float* tile, TileShape shape, std::int16_t* symbols) const {
+        const auto find_mean = [&](std::size_t c) {
+            if (c < shape.channels)
+                scratch.means[c] = quantised_mean(ops, tile + c * shape.stride, shape.tokens, inverse_unit,
+                                                  plane.guard_bits);
+        };
+        find_mean(0);
+        for (std::size_t c = 0; c < shape.channels; ++c) {
+            find_mean(c + 1);
+            scratch.sums[c] = quantise(tile + c * shape.stride, shape.tokens, nullptr, mean(c),
+                                       plane.guard_bits, symbols + c * shape.stride);
+        }
+        for (std::size_t c = 0; c < shape.channels; ++c)
+            scratch.classes[c] = class_for(scratch.sums[c], shape.tokens);
     }
 
     void quantise_by_anchor(std::size_t c, const float* row, TileShape shape, std::int16_t* symbols) const {
@@ -88,19 +104,22 @@ struct HeadWriter {
         float* gathered = scratch.gathered.data();
         anchors.split(row, gathered);
         scratch.means[c] = quantised_mean(ops, gathered, anchors.count(), inverse_unit, plane.guard_bits);
-        scratch.classes[c] = quantise(gathered, anchors.count(), nullptr, mean(c), fine, symbols);
+        scratch.classes[c] =
+            class_for(quantise(gathered, anchors.count(), nullptr, mean(c), fine, symbols), anchors.count());
         std::fill_n(scratch.prediction.data(), anchors.count(), mean(c));
         ops.reconstruct(symbols, scratch.prediction.data(), anchors.count(), fine, scratch.states.data());
         anchors.spread(scratch.states.data(), scratch.prediction.data());
-        scratch.delta_classes[c] = rest == 0
-                                       ? std::int16_t{0}
-                                       : quantise(gathered + anchors.count(), rest, scratch.prediction.data(),
-                                                  0, plane.guard_bits, symbols + anchors.count());
+        scratch.delta_classes[c] = 0;
+        if (rest == 0) return;
+        const std::uint64_t sum = quantise(gathered + anchors.count(), rest, scratch.prediction.data(), 0,
+                                           plane.guard_bits, symbols + anchors.count());
+        scratch.delta_classes[c] = class_for(sum, rest);
     }
 };
 
 void resize(QuantisedScratch& s, TileShape shape) {
     for (auto* v : {&s.classes, &s.delta_classes, &s.means}) v->resize(shape.channels);
+    s.sums.resize(shape.channels);
     s.mean_states.resize(shape.channels);
     s.prediction.resize(shape.tokens);
     s.states.resize(shape.tokens);
@@ -130,10 +149,11 @@ void write_quantised_head(entropy::BlockWriter& out, const kernels::Ops& ops, co
     resize(scratch, shape);
     const HeadWriter head = {ops, delta, plane, scratch, 1.0f / unit_of(plane.scale)};
     const bool anchored = delta.predictor == Predictor::kAnchor;
-    for (std::size_t c = 0; c < shape.channels; ++c) {
-        const float* row = tile + c * shape.stride;
-        std::int16_t* q = symbols + c * shape.stride;
-        anchored ? head.quantise_by_anchor(c, row, shape, q) : head.quantise_by_mean(c, row, shape, q);
+    if (anchored) {
+        for (std::size_t c = 0; c < shape.channels; ++c)
+            head.quantise_by_anchor(c, tile + c * shape.stride, shape, symbols + c * shape.stride);
+    } else {
+        head.quantise_by_means(tile, shape, symbols);
     }
     out.vector(scratch.classes);
     if (anchored) out.vector(scratch.delta_classes);

@@ -20,6 +20,7 @@ struct QuantisedScratch {
     std::vector<std::int16_t> classes;
     std::vector<std::int16_t> delta_classes;
     std::vector<std::int16_t> means;
+    std::vector<std::uint64_t> sums;
     std::vector<std::int32_t> mean_states;
     std::vector<std::int16_t> prediction;
     std::vector<std::int16_t> states;

@@ -7,36 +7,13 @@
 #include "codec/format/chunk_header.h"
 
 namespace kvcast::entropy {
+
 void BlockWriter::word(std::uint16_t value) {
     items_.push_back({.kind = Kind::kWord, .word = value});
 }
 
-namespace {
-
-// The one in the middle of some numbers in order, the upper one of two.
-std::int16_t median(std::span<const std::int16_t> values, std::vector<std::int16_t>& scratch) {
-    const std::size_t middle = values.size() / 2;
-    const auto [least, most] = std::minmax_element(values.begin(), values.end());
-    std::array<std::uint32_t, 256> counts = {};
-    if (*most - *least < static_cast<int>(counts.size())) {
-        for (const std::int16_t v : values) ++counts[static_cast<std::size_t>(v - *least)];
-        std::size_t below = 0, at = 0;
-        while ((below += counts[at]) <= middle) ++at;
-        return static_cast<std::int16_t>(*least + static_cast<int>(at));
-    }
-    scratch.assign(values.begin(), values.end());
-    const auto place = scratch.begin() + static_cast<std::ptrdiff_t>(middle);
-    std::nth_element(scratch.begin(), place, scratch.end());
-    return *place;
-}
-
-}  // namespace
-
 void BlockWriter::vector(std::span<const std::int16_t> values) {
-    // The median, within what a vector's word can hold.
-    const std::int32_t reference =
-        values.empty() ? 0 : std::clamp<std::int32_t>(median(values, sorted_), -1024, 1023);
-    const unsigned spread_class = cheapest_class(values, reference);
+    const auto [reference, spread_class] = cheapest_vector_model(values);
     word(static_cast<std::uint16_t>(reference * 32 | static_cast<std::int32_t>(spread_class)));
     if (spread_class == 0) return;
     const std::size_t offset = vectors_.size();

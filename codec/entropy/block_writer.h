@@ -88,7 +88,6 @@ class BlockWriter {
     const kernels::Ops& ops_;
     std::vector<Item> items_;
     std::vector<std::int16_t> vectors_;
-    std::vector<std::int16_t> sorted_;
     std::vector<std::uint8_t> scratch_;
 };
 

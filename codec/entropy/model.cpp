@@ -286,12 +286,20 @@ constexpr auto kReached = [] {
     return reached;
 }();
 
+// With one behind them that no mean reaches.
+constexpr auto kThresholds = [] {
+    std::array<std::uint64_t, std::size(kClassThresholds) + 1> out = {};
+    std::copy(std::begin(kClassThresholds), std::end(kClassThresholds), out.begin());
+    out.back() = 1u << 31;
+    return out;
+}();
+
 // Thresholds within two octaves, which is how little is known of a quotient by the bits of its parts.
 constexpr unsigned kWithinTwoOctaves = [] {
     unsigned most = 0;
     for (std::size_t i = 0; i < std::size(kClassThresholds); ++i) {
         unsigned n = 0;
-        while (i + n < std::size(kClassThresholds) && kClassThresholds[i + n] <= 4 * kClassThresholds[i]) ++n;
+        while (kThresholds[i + n] <= 4 * kThresholds[i]) ++n;
         most = std::max(most, n);
     }
     return most;
@@ -306,56 +314,112 @@ unsigned class_for(std::uint64_t sum_of_magnitudes, std::size_t count) {
     const int least_bits = static_cast<int>(std::bit_width(sum)) - static_cast<int>(std::bit_width(count));
     unsigned c = kReached[static_cast<std::size_t>(std::max(least_bits, 0))];
     for (unsigned i = 0; i < kWithinTwoOctaves; ++i)
-        c += c < std::size(kClassThresholds) && kClassThresholds[c] * std::uint64_t{count} <= sum ? 1 : 0;
+        c += static_cast<unsigned>(kThresholds[c] * count <= sum);
     return c + 1;
 }
 
 namespace {
 
-// How often each symbol occurs where values, as differences to `reference`, lose their lowest bits.
-using SymbolCounts = std::array<std::uint32_t, kSymbols>;
+using SymbolCounts = std::array<std::int32_t, kSymbols>;
 
-SymbolCounts count_symbols(std::span<const std::int16_t> values, std::int32_t reference, unsigned shift) {
-    const std::int32_t offset = (shift == 0 ? 0 : 1 << (shift - 1)) - reference;
-    // Neighbours are often alike, and one counter would wait for itself.
-    std::array<SymbolCounts, 4> counts = {};
-    for (std::size_t i = 0; i < values.size(); ++i) {
-        const auto symbol =
-            static_cast<std::uint32_t>(((values[i] + offset) >> shift) + kernels::kSymbolZero);
-        ++counts[i % counts.size()][std::min(symbol, std::uint32_t{kernels::kEscape})];
+// How many of some values are below a bound. Values that lie close together are counted once, for all bounds.
+class Distribution {
+  public:
+    explicit Distribution(std::span<const std::int16_t> values) : values_(values) {
+        const auto [least, most] = std::minmax_element(values.begin(), values.end());
+        least_ = *least;
+        range_ = *most - *least + 1;
+        if (range_ >= kRange) return;
+        std::fill_n(below_.begin(), range_ + 1, 0u);
+        for (const std::int16_t v : values) ++below_[static_cast<std::size_t>(v - least_) + 1];
+        for (std::int32_t i = 0; i < range_; ++i)
+            below_[static_cast<std::size_t>(i) + 1] += below_[static_cast<std::size_t>(i)];
     }
-    for (std::size_t s = 0; s < kSymbols; ++s) counts[0][s] += counts[1][s] + counts[2][s] + counts[3][s];
-    return counts[0];
-}
+
+    bool is_one_value() const { return range_ == 1; }
+
+    // The value in the middle of all in order, the upper one of two.
+    std::int32_t median() const {
+        const std::size_t middle = values_.size() / 2;
+        if (range_ >= kRange) {
+            std::vector<std::int16_t> sorted(values_.begin(), values_.end());
+            const auto place = sorted.begin() + static_cast<std::ptrdiff_t>(middle);
+            std::nth_element(sorted.begin(), place, sorted.end());
+            return *place;
+        }
+        const auto* end = below_.data() + range_ + 1;
+        return least_ +
+               static_cast<std::int32_t>(std::upper_bound(below_.data(), end, middle) - below_.data()) - 1;
+    }
+
+    // How often each symbol occurs where values, as differences to `reference`, lose their lowest bits.
+    SymbolCounts symbols(std::int32_t reference, unsigned shift) const {
+        const std::int32_t half = shift == 0 ? 0 : 1 << (shift - 1);
+        SymbolCounts counts = {};
+        if (range_ >= kRange) {
+            for (const std::int16_t v : values_) {
+                const auto symbol =
+                    static_cast<std::uint32_t>(((v - reference + half) >> shift) + kernels::kSymbolZero);
+                ++counts[std::min(symbol, std::uint32_t{kernels::kEscape})];
+            }
+            return counts;
+        }
+        std::int32_t inside = 0;
+        std::int32_t bound = reference - half - least_ - (kernels::kSymbolZero << shift);
+        std::int32_t before = below(bound);
+        for (std::size_t s = 0; s < kernels::kEscape; ++s) {
+            const std::int32_t after = below(bound += 1 << shift);
+            counts[s] = after - before;
+            inside += counts[s];
+            before = after;
+        }
+        counts[kernels::kEscape] = static_cast<std::int32_t>(values_.size()) - inside;
+        return counts;
+    }
+
+  private:
+    static constexpr std::int32_t kRange = 512;
+
+    // `bound` is relative to the least value.
+    std::int32_t below(std::int32_t bound) const {
+        return static_cast<std::int32_t>(below_[static_cast<std::size_t>(std::clamp(bound, 0, range_))]);
+    }
+
+    std::span<const std::int16_t> values_;
+    std::int32_t least_ = 0;
+    std::int32_t range_ = 0;
+    std::array<std::uint32_t, kRange + 1> below_;  // [value - least_]
+};
 
 std::uint64_t cost_of(const SymbolCounts& counts, std::size_t table) {
     std::uint64_t cost = 0;
-    for (std::size_t s = 0; s < kSymbols; ++s) cost += std::uint64_t{counts[s]} * kCosts[table][s];
+    for (std::size_t s = 0; s < kSymbols; ++s)
+        cost += static_cast<std::uint32_t>(counts[s]) * std::uint64_t{kCosts[table][s]};
     return cost;
 }
 
 }  // namespace
 
-// The lowest class of those that cost least, by the sum of value_cost().
-unsigned cheapest_class(std::span<const std::int16_t> values, std::int32_t reference) {
-    const bool all_equal =
-        std::all_of(values.begin(), values.end(), [&](std::int16_t v) { return v == reference; });
-    if (all_equal) return 0;
-    unsigned best = 0;
+// Of classes that cost the same, the lowest.
+VectorModel cheapest_vector_model(std::span<const std::int16_t> values) {
+    if (values.empty()) return {0, 0};
+    const Distribution distribution(values);
+    VectorModel model = {std::clamp(distribution.median(), kLeastReference, kMostReference), 0};
+    if (distribution.is_one_value() && values[0] == model.reference) return model;
     std::uint64_t least = std::numeric_limits<std::uint64_t>::max();
     // Raw bits alone may cost as much; so do more of them.
     for (unsigned c = 1, shift = 0; c < kClasses && std::uint64_t{shift} * 256 * values.size() < least;
          ++shift) {
-        const SymbolCounts counts = count_symbols(values, reference, shift);
+        const SymbolCounts counts = distribution.symbols(model.reference, shift);
         for (; c < kClasses && class_coding(c).shift == shift; ++c) {
             const std::uint64_t cost =
                 std::uint64_t{shift} * 256 * values.size() + cost_of(counts, class_coding(c).table);
             if (cost >= least) continue;
             least = cost;
-            best = c;
+            model.spread_class = c;
         }
     }
-    return best;
+    return model;
 }
 
 ExponentModel cheapest_exponent_model(const kernels::Ops& ops, kernels::Dtype dtype, const void* elements,

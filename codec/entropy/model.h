@@ -46,8 +46,16 @@ std::span<const std::uint32_t> class_thresholds();
 // The class for `count` values whose magnitudes sum to `sum_of_magnitudes`; 0 where the sum is.
 unsigned class_for(std::uint64_t sum_of_magnitudes, std::size_t count);
 
-// The cheapest class for values that are coded as differences to `reference`.
-unsigned cheapest_class(std::span<const std::int16_t> values, std::int32_t reference);
+// What a side vector is coded by: differences to a reference, of one class; class 0 where there are none.
+struct VectorModel {
+    std::int32_t reference;
+    unsigned spread_class;
+};
+inline constexpr std::int32_t kLeastReference = -1024;
+inline constexpr std::int32_t kMostReference = 1023;
+
+// The median, as far as it can be expressed, and the cheapest class for differences to it.
+VectorModel cheapest_vector_model(std::span<const std::int16_t> values);
 
 // How the exponents of a run of floating-point elements are distributed.
 struct ExponentModel {
