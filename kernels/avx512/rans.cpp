@@ -738,6 +738,8 @@ class Exponents {
 
     KVCAST_AVX512_INLINE __m512i vector(std::size_t at, std::size_t v) const {
         const std::size_t begin = at + v * kLanesOfVector;
+        if (begin + kLanesOfVector <= count_) [[likely]]
+            return _mm512_loadu_si512(elements_ + begin);
         const std::size_t lanes = begin < count_ ? count_ - begin : 0;
         if constexpr (D == Dtype::kF32) {
             return _mm512_mask_loadu_epi32(
