@@ -15,7 +15,9 @@
 
 namespace kvcast {
 
-// Where one plane of one layer goes: `tokens` rows of `width` elements of the wanted dtype. Any alignment.
+// Where one plane of one layer goes: `tokens` rows of `width` elements of the wanted dtype. Any alignment;
+// where all rows begin at multiples of 64 bytes, large chunks can be written past the caches, which is faster
+// into memory that is not in them.
 struct PlaneBuffer {
     void* rows = nullptr;
     std::size_t row_bytes = 0;
