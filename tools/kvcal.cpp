@@ -18,6 +18,7 @@
 #include "tools/common/progress.h"
 #include "tools/model/fisher.h"
 #include "tools/model/kv.h"
+#include "tools/model/process.h"
 #include "tools/model/quality.h"
 #include "tools/model/tokens.h"
 
@@ -486,6 +487,7 @@ void calibrate_all(Arguments a) {
 }  // namespace
 
 int main(int argc, char** argv) {
+    model::prepare_process(argv);
     CLI::App app("Makes the calibration file of the klt profile.", "kvcal");
     Arguments a;
     declare(app, a);

@@ -12,6 +12,7 @@
 #include "tools/common/layer_steps.h"
 #include "tools/common/progress.h"
 #include "tools/model/kv.h"
+#include "tools/model/process.h"
 #include "tools/model/quality.h"
 #include "tools/model/sensitivity.h"
 #include "tools/model/tokens.h"
@@ -264,6 +265,7 @@ void evaluate(const Arguments& a) {
 }  // namespace
 
 int main(int argc, char** argv) {
+    model::prepare_process(argv);
     CLI::App app(
         "Compares what a model predicts on top of decoded KV caches with what it predicts on top of "
         "the exact one.",

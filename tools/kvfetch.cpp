@@ -280,6 +280,7 @@ int run(const Arguments& a) {
 }  // namespace
 
 int main(int argc, char** argv) {
+    prepare_for_engine(argv);
     CLI::App app("Fetches a published KV cache before a deadline, at the best quality the network allows.",
                  "kvfetch");
     Arguments a;

@@ -8,6 +8,7 @@
 #include "codec/format/chunk_header.h"
 #include "tools/common/cli.h"
 #include "tools/model/kv.h"
+#include "tools/model/process.h"
 #include "tools/model/tokenizer.h"
 #include "tools/model/tokens.h"
 
@@ -110,6 +111,7 @@ void prefill(const Arguments& a) {
 }  // namespace
 
 int main(int argc, char** argv) {
+    model::prepare_process(argv);
     CLI::App app("Computes the KV cache of token ids with a model and writes it as a safetensors file.",
                  "kvprefill");
     Arguments a;

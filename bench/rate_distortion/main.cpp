@@ -11,6 +11,7 @@
 #include "tools/common/file.h"
 #include "tools/common/progress.h"
 #include "tools/model/kv.h"
+#include "tools/model/process.h"
 #include "tools/model/quality.h"
 #include "tools/model/tokens.h"
 
@@ -203,6 +204,7 @@ void measure_all(Arguments a) {
 }  // namespace
 
 int main(int argc, char** argv) {
+    model::prepare_process(argv);
     CLI::App app(
         "Rate-distortion of KV cache codecs: bits per value against the change of a model's "
         "predictions.",

@@ -46,6 +46,15 @@ double gaussian_bits(const Eigen::VectorXd& variances, double step) {
     return bits;
 }
 
+// Second moments of rows, of which only one half is computed.
+template <typename Rows>
+MatrixD moments_of(const Rows& rows) {
+    Matrix lower = Matrix::Zero(rows.cols(), rows.cols());
+    lower.selfadjointView<Eigen::Lower>().rankUpdate(rows.transpose());
+    lower.triangularView<Eigen::StrictlyUpper>() = lower.transpose();
+    return lower.cast<double>();
+}
+
 MatrixD solve_ridge(const MatrixD& moments, const MatrixD& cross, double ridge) {
     MatrixD regular = moments;
     regular.diagonal().array() += ridge * std::max(moments.diagonal().mean(), 1e-20);
@@ -57,6 +66,10 @@ class Fitter {
     Fitter(const Units& units, const RowStore& rows, const Matrix& features, const FitOptions& options)
         : units_(units), rows_(rows), features_(features), options_(options) {
         history_.resize((options.layers_back + 1) * units.per_layer());
+        token_moments_ = MatrixD::Zero(features.cols(), features.cols());
+        each_block([&](std::size_t first, std::size_t count) {
+            token_moments_ += moments_of(features.middleRows(index_of(first), index_of(count)));
+        });
     }
 
     UnitFit fit(const UnitPlace& at, const Matrix& metric) {
@@ -126,11 +139,22 @@ class Fitter {
             y.noalias() = centred * out.metric.transpose();
             out.energy += centred.squaredNorm() / static_cast<double>(rows_.rows());
             const Matrix f = features_of(at, out, first, count);
-            const Matrix ff = f.transpose() * f, fy = f.transpose() * y, yy = y.transpose() * y;
-            moments_ += ff.cast<double>();
+            const Matrix fy = f.transpose() * y;
             cross_ += fy.cast<double>();
-            own_ += yy.cast<double>();
+            own_ += moments_of(y);
+            // Token features come last, and what they are among themselves is the same for all units.
+            const Eigen::Index tokens = tokens_of(out), others = f.cols() - tokens;
+            moments_.topLeftCorner(others, others) += moments_of(f.leftCols(others));
+            const Matrix ft = f.leftCols(others).transpose() * f.rightCols(tokens);
+            moments_.topRightCorner(others, tokens) += ft.cast<double>();
         });
+        const Eigen::Index tokens = tokens_of(out), others = moments_.cols() - tokens;
+        moments_.bottomLeftCorner(tokens, others) = moments_.topRightCorner(others, tokens).transpose();
+        if (tokens != 0) moments_.bottomRightCorner(tokens, tokens) = token_moments_;
+    }
+
+    Eigen::Index tokens_of(const UnitFit& fit) const {
+        return fit.sources.empty() || !fit.sources.back().tokens ? 0 : features_.cols();
     }
 
     // Prediction from all sources, and what the first of them alone would give.
@@ -195,6 +219,7 @@ class Fitter {
     std::vector<Matrix> history_;  // reconstructed rows in their metrics, [layer modulo reach + 1][unit]
     Matrix target_;
     MatrixD moments_, cross_, own_;
+    MatrixD token_moments_;
 };
 
 }  // namespace

@@ -253,12 +253,11 @@ void Runner::kv_gradients(const Context& context, std::span<const std::int32_t> 
         const auto wide = network.options().dtype(at::kFloat);
         const at::Tensor plain_k = rotate(k.to(wide).transpose(1, 2), back).set_requires_grad(true);
         const at::Tensor leaf_v = v.to(wide).transpose(1, 2).contiguous().clone().set_requires_grad(true);
-        const at::Tensor turned_k = rotate(plain_k, turn).to(network.options());
-        const at::Tensor used_v = leaf_v.to(network.options());
+        // All layers at once: a selected one would have a gradient as large as that of all.
+        const std::vector<at::Tensor> turned_k = rotate(plain_k, turn).to(network.options()).unbind(0);
+        const std::vector<at::Tensor> used_v = leaf_v.to(network.options()).unbind(0);
         const ExtendKv extend = [&](std::size_t layer, const KeysValues& added) -> KeysValues {
-            const std::int64_t l = signed_of(layer);
-            return {at::cat({turned_k.select(0, l), added.first}, 1),
-                    at::cat({used_v.select(0, l), added.second}, 1)};
+            return {at::cat({turned_k[layer], added.first}, 1), at::cat({used_v[layer], added.second}, 1)};
         };
         const at::Tensor hidden = network.forward(ids, context.next_position(), extend);
         const at::Tensor log_p = network.logits(hidden).log_softmax(-1);

@@ -1,6 +1,7 @@
 #include <chrono>
 
 #include "tools/model/kv.h"
+#include "tools/model/process.h"
 #include "tools/stream/engine.h"
 
 namespace kvcast::tools {
@@ -60,6 +61,10 @@ class TorchEngine final : public Engine {
 };
 
 }  // namespace
+
+void prepare_for_engine(char** argv) {
+    model::prepare_process(argv);
+}
 
 std::unique_ptr<Engine> load_engine(const std::string& folder, int threads) {
     return std::make_unique<TorchEngine>(folder, threads);
