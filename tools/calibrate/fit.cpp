@@ -49,6 +49,7 @@ double gaussian_bits(const Eigen::VectorXd& variances, double step) {
 // Second moments of rows, of which only one half is computed.
 template <typename Rows>
 MatrixD moments_of(const Rows& rows) {
+    if (rows.cols() == 0) return {};
     Matrix lower = Matrix::Zero(rows.cols(), rows.cols());
     lower.selfadjointView<Eigen::Lower>().rankUpdate(rows.transpose());
     lower.triangularView<Eigen::StrictlyUpper>() = lower.transpose();
