@@ -4,7 +4,8 @@
 namespace kvcast::model {
 
 // To be called first in main(). Two defaults cost most of the speed:
-// - OpenBLAS chooses its kernels by the processor's model number, and takes those of SSE3 for a processor that
+// - OpenBLAS chooses its kernels by the processor's model number, and takes those of SSE3 for a processor
+// that
 //   is newer than itself. It chooses while it is loaded, so the process begins anew with OPENBLAS_CORETYPE
 //   naming kernels that the processor can run. Nothing happens where that variable is set, or another BLAS is
 //   used.
