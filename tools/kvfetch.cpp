@@ -280,12 +280,14 @@ int run(const Arguments& a) {
 }  // namespace
 
 int main(int argc, char** argv) {
-    prepare_for_engine(argv);
     CLI::App app("Fetches a published KV cache before a deadline, at the best quality the network allows.",
                  "kvfetch");
     Arguments a;
     declare(app, a);
     int code = kExitOk;
-    const int failed = run_tool(app, argc, argv, [&] { code = run(a); });
+    const int failed = run_tool(app, argc, argv, [&] {
+        if (!a.model.empty()) prepare_for_engine(argv);
+        code = run(a);
+    });
     return failed != kExitOk ? failed : code;
 }

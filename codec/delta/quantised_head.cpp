@@ -1,7 +1,6 @@
 #include "codec/delta/quantised_head.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "kernels/plane_scale.h"
 

@@ -292,12 +292,7 @@ float load_head(const HeadLoad& head) {
     rest.channels -= done;
     rest.tile += done * head.tile_stride;
     scalar::load_head(rest);
-    const Rotation& r = head.rotation;
-    for (std::size_t p = 0; p < r.pairs; ++p) {
-        float* a = head.tile + (r.first + p * r.pair_step) * head.tile_stride;
-        unrotate(a, a + r.partner * head.tile_stride, r.cos + p * r.table_stride, r.sin + p * r.table_stride,
-                 head.tokens);
-    }
+    scalar::turn_back(head, unrotate);
     std::uint32_t largest = 0;
     for (std::size_t c = 0; c < head.channels; ++c)
         largest = std::max(largest, largest_magnitude(head.tile + c * head.tile_stride, head.tokens));

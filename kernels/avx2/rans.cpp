@@ -7,17 +7,18 @@
 #include <array>
 #include <bit>
 #include <cstring>
-#include <type_traits>
 
 #include "kernels/avx2/slots.h"
 #include "kernels/avx2/target.h"
 #include "kernels/avx2/vectors.h"
+#include "kernels/x86/elements.h"
 #include "kernels/x86/lanes.h"
 #include "kernels/x86/words.h"
 
 namespace kvcast::kernels::avx2 {
 namespace {
 
+using x86::ElementOf;
 using x86::first_lanes;
 using x86::Words;
 
@@ -395,9 +396,6 @@ KVCAST_AVX2_INLINE __m256i eighth(const Half& v, std::size_t i) {
     const __m128i quarter = i % 2 == 0 ? _mm256_castsi256_si128(half) : _mm256_extracti128_si256(half, 1);
     return Signed ? _mm256_cvtepi16_epi32(quarter) : _mm256_cvtepu16_epi32(quarter);
 }
-
-template <Dtype D>
-using ElementOf = std::conditional_t<D == Dtype::kF32, std::uint32_t, std::uint16_t>;
 
 // Raw bits to sign and mantissa, exponents put between them: 16 elements of 16 bits, and 8 of 32.
 template <Dtype D>

@@ -12,11 +12,13 @@
 #include "kernels/avx512/slots.h"
 #include "kernels/avx512/target.h"
 #include "kernels/scalar/elements.h"
+#include "kernels/x86/elements.h"
 #include "kernels/x86/lanes.h"
 
 namespace kvcast::kernels::avx512 {
 namespace {
 
+using x86::ElementOf;
 using x86::first_lanes;
 
 constexpr std::size_t kTile = 32;            // tokens on their way at once
@@ -191,8 +193,7 @@ KVCAST_AVX512_INLINE __m512i load_lanes(const std::uint8_t* rows, std::size_t ro
 // Scratch memory of one tile: [channel][kTile] elements.
 template <Dtype D>
 struct Scratch {
-    using Element = std::conditional_t<D == Dtype::kF32, std::uint32_t, std::uint16_t>;
-    alignas(64) Element at[kMostChannels][kTile];
+    alignas(64) ElementOf<D> at[kMostChannels][kTile];
 };
 
 // Puts 32 states, given in the order that unpacking leaves, into a row of scratch memory.
@@ -786,17 +787,12 @@ KVCAST_AVX512 float largest_of_tile(const HeadLoad& h) {
 
 // Any channels, turned where they lie in the tile.
 float load_any(const HeadLoad& h) {
-    const Rotation& r = h.rotation;
     if (h.dtype == Dtype::kF32) {
         load_elements(h.rows, h.row_bytes, h.dtype, h.tokens, h.channels, h.tile, h.tile_stride);
     } else {
         h.dtype == Dtype::kBf16 ? load_all16<FromBf16>(h) : load_all16<FromF16>(h);
     }
-    for (std::size_t p = 0; p < r.pairs; ++p) {
-        float* a = h.tile + (r.first + p * r.pair_step) * h.tile_stride;
-        unrotate(a, a + r.partner * h.tile_stride, r.cos + p * r.table_stride, r.sin + p * r.table_stride,
-                 h.tokens);
-    }
+    scalar::turn_back(h, unrotate);
     return largest_of_tile(h);
 }
 

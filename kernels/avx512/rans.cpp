@@ -7,16 +7,17 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
-#include <type_traits>
 
 #include "kernels/avx512/slots.h"
 #include "kernels/avx512/target.h"
+#include "kernels/x86/elements.h"
 #include "kernels/x86/lanes.h"
 #include "kernels/x86/words.h"
 
 namespace kvcast::kernels::avx512 {
 namespace {
 
+using x86::ElementOf;
 using x86::first_lanes;
 using x86::Words;
 
@@ -235,9 +236,6 @@ KVCAST_AVX512 void decode_abreast(RansDecoder* const* decoders, const Strip* str
         store_states(decoders[d]->state, states[d]);
     }
 }
-
-template <Dtype D>
-using ElementOf = std::conditional_t<D == Dtype::kF32, std::uint32_t, std::uint16_t>;
 
 KVCAST_AVX512_INLINE Wide widened_signed(__m512i v) {
     return {_mm512_cvtepi16_epi32(_mm512_castsi512_si256(v)),

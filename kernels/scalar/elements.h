@@ -1,4 +1,5 @@
-// Elements of a type that is known at run time, as bits in the low end of 32.
+// Elements of a type that is known at run time, as bits in the low end of 32; and what all backends do with
+// the floats of a head.
 #pragma once
 
 #include <bit>
@@ -7,7 +8,7 @@
 #include <cstring>
 #include <limits>
 
-#include "kernels/math.h"
+#include "kernels/ops.h"
 
 namespace kvcast::kernels::scalar {
 
@@ -29,6 +30,17 @@ inline void put_element(void* elements, Dtype dtype, std::size_t i, std::uint32_
     }
     const auto half = static_cast<std::uint16_t>(bits);
     std::memcpy(static_cast<std::uint8_t*>(elements) + 2 * i, &half, 2);
+}
+
+// Turns the pairs of a tile: unrotate(a, b, cos, sin, tokens) does one of them.
+template <typename Unrotate>
+void turn_back(const HeadLoad& h, const Unrotate& unrotate) {
+    const Rotation& r = h.rotation;
+    for (std::size_t p = 0; p < r.pairs; ++p) {
+        float* a = h.tile + (r.first + p * r.pair_step) * h.tile_stride;
+        unrotate(a, a + r.partner * h.tile_stride, r.cos + p * r.table_stride, r.sin + p * r.table_stride,
+                 h.tokens);
+    }
 }
 
 // The magnitude of the largest bits, without sign, of some floats.

@@ -140,12 +140,7 @@ float load_head(const HeadLoad& h) {
             row[t] = from_bits(h.dtype, element_at(row_of(h.rows, h.row_bytes, t), h.dtype, c));
         }
     }
-    const Rotation& r = h.rotation;
-    for (std::size_t p = 0; p < r.pairs; ++p) {
-        float* a = h.tile + (r.first + p * r.pair_step) * h.tile_stride;
-        unrotate(a, a + r.partner * h.tile_stride, r.cos + p * r.table_stride, r.sin + p * r.table_stride,
-                 h.tokens);
-    }
+    turn_back(h, unrotate);
     std::uint32_t largest = 0;
     for (std::size_t c = 0; c < h.channels; ++c) {
         const float* row = h.tile + c * h.tile_stride;

@@ -28,7 +28,8 @@ class Engine {
     virtual KvCache blank(std::span<const std::int32_t> token_ids) = 0;
 };
 
-// To be called first in main(), see tools/model/process.h; does nothing in builds without libtorch.
+// To be called before anything is done for a model, see tools/model/process.h; does nothing in builds without
+// libtorch.
 void prepare_for_engine(char** argv);
 
 // Loads a Hugging Face directory. Throws Error, also where this build has no libtorch.
