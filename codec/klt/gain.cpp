@@ -97,4 +97,18 @@ int cheapest_klt_gain(const kernels::Ops& ops, std::span<const std::int16_t> q,
     return best - kGainMost;
 }
 
+void level_gains(const TokenStrips& strips, std::span<std::int16_t> gains) {
+    for (const TokenStrip& strip : strips.strips()) {
+        const auto tokens = strips.tokens(strip);
+        const std::int16_t gain = gains[tokens[tokens.size() / 2]];
+        for (const std::uint32_t t : tokens) gains[t] = gain;
+    }
+}
+
+void drop_uncoded(std::span<const ClassRun> runs, std::int16_t gain, std::int16_t* q) {
+    for (const ClassRun& run : runs) {
+        if (klt_class(run.base, gain) == 0) std::fill(q + run.begin, q + run.end, std::int16_t{0});
+    }
+}
+
 }  // namespace kvcast

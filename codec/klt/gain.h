@@ -1,10 +1,12 @@
-// The choice of a token's gain: what its coefficients cost in the classes that gains lead to.
+// The choice of a token's gain: what its coefficients cost in the classes that gains lead to, and what a
+// strip makes of it.
 #pragma once
 
 #include <cstdint>
 #include <span>
 #include <vector>
 
+#include "codec/klt/klt_chunk.h"
 #include "kernels/ops.h"
 
 namespace kvcast {
@@ -26,5 +28,12 @@ std::vector<ClassRun> class_runs(std::span<const std::int8_t> classes);
 // The gain with which a token's coefficients of a unit cost least.
 int cheapest_klt_gain(const kernels::Ops& ops, std::span<const std::int16_t> q,
                       std::span<const ClassRun> runs);
+
+// Gives all tokens of a strip the gain of the one in its middle: the strip's classes are then those of each
+// of its tokens, neither too wide for most nor too narrow. `gains` [token].
+void level_gains(const TokenStrips& strips, std::span<std::int16_t> gains);
+
+// Zeros where a gain leaves no bits.
+void drop_uncoded(std::span<const ClassRun> runs, std::int16_t gain, std::int16_t* q);
 
 }  // namespace kvcast

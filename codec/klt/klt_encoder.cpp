@@ -112,16 +112,10 @@ void KltEncoder::quantise_unit(const Job& job, std::size_t layer, std::size_t pl
     }
 }
 
-// Gives all tokens of a strip the gain of the one in its middle: the strip's classes are then those of each
-// of its tokens, neither too wide for most nor too narrow.
 void KltEncoder::level_gains(const Job& job, Unit& unit, std::span<const std::uint32_t> body) {
     unit.list_gains(body);
     token_strips_.make(job.header, body, unit.coded_gains);
-    for (const TokenStrip& strip : token_strips_.strips()) {
-        const auto tokens = token_strips_.tokens(strip);
-        const std::int16_t gain = unit.gains[tokens[tokens.size() / 2]];
-        for (const std::uint32_t t : tokens) unit.gains[t] = gain;
-    }
+    kvcast::level_gains(token_strips_, unit.gains);
 }
 
 // Zeros where a token's gain leaves no bits; states of what is left.
@@ -134,12 +128,8 @@ void KltEncoder::reconstruct_unit(const Job& job, std::size_t layer, std::size_t
         class_runs(unit.classes_of(level).first(coded_coefficients(unit, level)));
     Unit& out = units_[job.unit(layer, plane, part)];
     std::int16_t* const q = out.q.data() + slice.first * width;
-    for (std::size_t t = 0; t < slice.count; ++t) {
-        for (const ClassRun& run : runs) {
-            if (klt_class(run.base, out.gains[slice.first + t]) == 0)
-                std::fill(q + t * width + run.begin, q + t * width + run.end, std::int16_t{0});
-        }
-    }
+    for (std::size_t t = 0; t < slice.count; ++t)
+        drop_uncoded(runs, out.gains[slice.first + t], q + t * width);
     states_.reconstruct(ops_, layer, plane, part, slice, q, job.data.levels[level].multiplier,
                         sums_of(job, plane, part, slice));
 }
