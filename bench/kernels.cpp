@@ -129,7 +129,7 @@ struct Abreast {
         std::vector<RansDecoder*> pointers;
         for (const StripBlock& b : blocks) decoders.push_back(b.decoder());
         for (RansDecoder& d : decoders) pointers.push_back(&d);
-        ops.decode_strips(pointers, targets);
+        ops.decode_strips(pointers, targets, {});
     }
 
     bool encode(const Ops& ops, bool check) {
@@ -217,7 +217,7 @@ void decode_floats(const Ops& ops, std::vector<FloatBlock>& blocks) {
     for (std::size_t at = 0; at < kBlockValues; at += kTokens) {
         for (std::size_t i = 0; i < blocks.size(); ++i)
             strips[i] = {blocks[i].table<DecodeTable>(), blocks[i].model.center, blocks[i].out.data() + at};
-        ops.decode_floats(pointers, strips, Dtype::kBf16, kTokens);
+        ops.decode_floats(pointers, strips, Dtype::kBf16, kTokens, {});
     }
 }
 
@@ -239,30 +239,33 @@ void floats(const Ops& ops, std::size_t abreast) {
 
 // A head of 64 channels and 256 tokens, turned by RoPE over all channels.
 struct Head {
-    RopeTable rope;
+    RopeTable by_pair;
+    RopeTable by_token;
     std::vector<std::int16_t> states;
     std::vector<std::uint16_t> rows;
     std::vector<float> tile;
     std::vector<std::int16_t> prediction;
-    std::vector<std::int32_t> means;
 
     Head()
-        : rope(Rope{.pairing = RopePairing::kHalf,
-                    .offset = 0,
-                    .dim = kChannels,
-                    .frequencies = std::vector<std::uint64_t>(kChannels / 2, 0x0123456789abcdefu)},
-               0, 1, kTokens),
+        : by_pair(RopeTable::by_pair(rope(), 0, 1, kTokens)),
+          by_token(RopeTable::by_token(rope(), 0, 1, kTokens)),
           states(kChannels * kTokens),
           rows(kChannels * kTokens),
           tile(kChannels * kTokens),
-          prediction(kChannels * kTokens),
-          means(kChannels, 1234) {
+          prediction(kChannels * kTokens) {
         const auto drawn = normal(states.size(), 3000, 1);
         for (std::size_t i = 0; i < drawn.size(); ++i) {
             states[i] = static_cast<std::int16_t>(std::clamp(drawn[i], -32000.0f, 32000.0f));
             rows[i] = to_bf16(drawn[i]);
             prediction[i] = static_cast<std::int16_t>(states[i] / 3);
         }
+    }
+
+    static Rope rope() {
+        return {.pairing = RopePairing::kHalf,
+                .offset = 0,
+                .dim = kChannels,
+                .frequencies = std::vector<std::uint64_t>(kChannels / 2, 0x0123456789abcdefu)};
     }
 };
 
@@ -286,7 +289,7 @@ void tiles(const Ops& ops) {
     using Floats = std::vector<float>;
     using States = std::vector<std::int16_t>;
     for (const bool turned : {true, false}) {
-        const Rotation r = turned ? head->rope.rotation() : Rotation{};
+        const Rotation r = turned ? head->by_pair.rotation() : Rotation{};
         const std::string suffix = turned ? "_rope" : "";
         slot<Rows>(ops, "store_head" + suffix, n, 2 * n, Rows(n), [=](const Ops& o, Rows& rows) {
             o.store_head({head->states.data(),
@@ -297,9 +300,7 @@ void tiles(const Ops& ops) {
                           {200, -14},
                           Dtype::kBf16,
                           rows.data(),
-                          row_bytes,
-                          head->means.data(),
-                          1});
+                          row_bytes});
         });
         slot<Floats>(ops, "load_head" + suffix, n, 2 * n, Floats(n), [=](const Ops& o, Floats& tile) {
             o.load_head(
@@ -307,7 +308,7 @@ void tiles(const Ops& ops) {
         });
     }
     for (const bool turned : {true, false}) {
-        const Rotation r = turned ? head->rope.rotation_by_token(0) : Rotation{};
+        const Rotation r = turned ? head->by_token.rotation() : Rotation{};
         const std::string suffix = turned ? "_rope" : "";
         slot<Rows>(ops, "store_states" + suffix, n, 2 * n, Rows(n), [=](const Ops& o, Rows& rows) {
             o.store_states({head->states.data(),

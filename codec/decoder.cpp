@@ -9,24 +9,27 @@
 #include <optional>
 #include <utility>
 
+#include "codec/aligned_vector.h"
 #include "codec/delta/quantised_head.h"
 #include "codec/klt/klt_decoder.h"
 #include "codec/lossless/exact_head.h"
 #include "codec/rope/rope_table.h"
+#include "codec/staged_rows.h"
 
 namespace kvcast {
 
 // Blocks that one worker decodes side by side.
-constexpr std::size_t kAbreast = 4;
+constexpr std::size_t kAbreast = StagedRows::kMost;
 
 struct DecodeWorkspace::Buffers {
     KltDecoder klt;               // first: what it holds is aligned to 64 bytes
     std::uint64_t klt_owner = 0;  // number of the decoder whose layers `klt` is going through
     // Of each block: one head [channel][body token], or one row.
-    std::array<std::vector<std::int16_t>, kAbreast> states;
-    std::array<std::vector<std::uint8_t>, kAbreast> elements;
+    std::array<AlignedVector<std::int16_t>, kAbreast> states;
+    std::array<AlignedVector<std::uint8_t>, kAbreast> elements;
     std::array<QuantisedScratch, kAbreast> quantised;
     std::array<ExactModels, kAbreast> models;
+    StagedRows staged;
 };
 
 DecodeWorkspace::DecodeWorkspace() : buffers_(std::make_unique<Buffers>()) {}
@@ -52,7 +55,7 @@ struct ChunkDecoder::State {
 namespace {
 
 template <typename T>
-void grow(std::vector<T>& v, std::size_t size) {
+void grow(AlignedVector<T>& v, std::size_t size) {
     if (v.size() < size) v.resize(size);
 }
 
@@ -68,12 +71,20 @@ struct HeadJob {
     kernels::Rotation exact_rotation;
     std::uint8_t* out;  // row 0, channel 0 of this head
     std::size_t row_bytes;
-    bool past_caches;
+    bool staged;       // rows do not go straight to where they belong
     bool fits = true;  // side information was in range
 
+    // Whether states need no turn, and elements are as wide as they are.
+    bool states_are_elements() const {
+        return header.delta.predictor == Predictor::kMean && state_rotation.pairs == 0 &&
+               dtype != Dtype::kF32;
+    }
     std::size_t exact_rows() const { return header.delta.exact_rows; }
     std::size_t body_tokens() const { return header.tokens - exact_rows(); }
-    std::uint8_t* body() const { return out + exact_rows() * row_bytes; }
+    StagedRows::Rows body(StagedRows& buffers) const {
+        const StagedRows::Rows there = {out + exact_rows() * row_bytes, row_bytes};
+        return staged ? buffers.place(there, dim * kernels::dtype_bytes(dtype), body_tokens()) : there;
+    }
 };
 
 // A block that is being decoded, at its next head.
@@ -87,7 +98,7 @@ struct OpenBlock {
     bool fits = true;  // side information was in range so far
 };
 
-bool decode_exact_rows(entropy::BlockReader& in, const HeadJob& job, std::vector<std::uint8_t>& row) {
+bool decode_exact_rows(entropy::BlockReader& in, const HeadJob& job, AlignedVector<std::uint8_t>& row) {
     bool fits = true;
     const Dtype source = job.header.layout.dtype;
     grow(row, job.dim * kernels::dtype_bytes(source));
@@ -102,40 +113,50 @@ bool decode_exact_rows(entropy::BlockReader& in, const HeadJob& job, std::vector
 void decode_quantised_bodies(std::span<entropy::BlockReader* const> readers, std::span<HeadJob> jobs,
                              DecodeWorkspace::Buffers& w) {
     const HeadJob& first = jobs[0];
-    const std::size_t tokens = first.body_tokens();
+    const std::size_t tokens = first.body_tokens(), stride = line_stride(tokens);
     std::array<QuantisedHead, kAbreast> heads;
     for (std::size_t i = 0; i < jobs.size(); ++i) {
-        grow(w.states[i], first.dim * tokens);
+        grow(w.states[i], first.dim * stride);
         heads[i].plane = jobs[i].params;
         heads[i].tile = w.states[i].data();
+        if (jobs[i].states_are_elements()) heads[i].elements = jobs[i].dtype;
     }
     read_quantised_heads(readers, first.ops, first.header.delta, {heads.data(), jobs.size()},
-                         {first.dim, tokens, tokens}, w.quantised);
+                         {first.dim, tokens, stride}, w.quantised, w.staged.outgoing());
+    w.staged.send(first.ops);
     for (std::size_t i = 0; i < jobs.size(); ++i) {
         HeadJob& job = jobs[i];
         job.fits = job.fits && heads[i].fits;
-        job.ops.store_head({w.states[i].data(), tokens, tokens, job.dim, job.state_rotation, job.params.scale,
-                            job.dtype, job.body(), job.row_bytes, heads[i].means, job.params.guard_bits,
-                            job.past_caches});
+        const auto [rows, row_bytes] = job.body(w.staged);
+        if (heads[i].elements) {
+            job.ops.store_exact(
+                {w.states[i].data(), stride, tokens, job.dim, {}, job.dtype, job.dtype, rows, row_bytes});
+        } else {
+            job.ops.store_head({w.states[i].data(), stride, tokens, job.dim, job.state_rotation,
+                                job.params.scale, job.dtype, rows, row_bytes});
+        }
     }
 }
 
 void decode_exact_bodies(std::span<entropy::BlockReader* const> readers, std::span<HeadJob> jobs,
                          DecodeWorkspace::Buffers& w) {
     const HeadJob& first = jobs[0];
-    const std::size_t tokens = first.body_tokens();
+    const std::size_t tokens = first.body_tokens(), stride = line_stride(tokens);
     const Dtype source = first.header.layout.dtype;
     std::array<ExactBody, kAbreast> bodies;
     for (std::size_t i = 0; i < jobs.size(); ++i) {
-        grow(w.elements[i], first.dim * tokens * kernels::dtype_bytes(source));
+        grow(w.elements[i], first.dim * stride * kernels::dtype_bytes(source));
         bodies[i].tile = w.elements[i].data();
     }
-    read_exact_bodies(readers, source, {bodies.data(), jobs.size()}, tokens, first.dim, tokens, w.models);
+    read_exact_bodies(readers, source, {bodies.data(), jobs.size()}, stride, first.dim, tokens, w.models,
+                      w.staged.outgoing());
+    w.staged.send(first.ops);
     for (std::size_t i = 0; i < jobs.size(); ++i) {
         HeadJob& job = jobs[i];
         job.fits = job.fits && bodies[i].fits;
-        job.ops.store_exact({bodies[i].tile, tokens, tokens, job.dim, job.exact_rotation, source, job.dtype,
-                             job.body(), job.row_bytes, job.past_caches});
+        const auto [rows, row_bytes] = job.body(w.staged);
+        job.ops.store_exact({bodies[i].tile, stride, tokens, job.dim, job.exact_rotation, source, job.dtype,
+                             rows, row_bytes});
     }
 }
 
@@ -187,8 +208,9 @@ Result<ChunkDecoder> ChunkDecoder::open(std::span<const std::uint8_t> bytes, con
         return Status(ErrorCode::kBadArgument,
                       "the chunk has no RoPE by which to move it to another position");
     }
-    if (h.unrotated) state->absolute = RopeTable(h.layout.rope, base + h.first_token, 1, h.tokens);
-    if (base != h.base_position) state->shift = RopeTable(h.layout.rope, base - h.base_position, 0, h.tokens);
+    if (h.unrotated) state->absolute = chunk_turns(h, base + h.first_token);
+    if (base != h.base_position)
+        state->shift = RopeTable::by_pair(h.layout.rope, base - h.base_position, 0, h.tokens);
     return ChunkDecoder(std::move(state));
 }
 
@@ -233,7 +255,11 @@ Status ChunkDecoder::decode_block(std::size_t layer, std::size_t block, std::spa
     const std::size_t at = layer * blocks + block;
     if (state_->block_begin[at + 1] > state_->bytes.size())
         return in_block(h, layer, block, {ErrorCode::kTruncated, "its bytes are missing"});
-    return decode_group(at, 1, planes, workspace).second;
+    StagedRows& rows = workspace.buffers().staged;
+    rows.drop();
+    Status decoded = decode_group(at, 1, planes, workspace).second;
+    rows.send(*state_->ops);
+    return decoded;
 }
 
 namespace {
@@ -303,7 +329,8 @@ std::pair<std::size_t, Status> ChunkDecoder::decode_group(std::size_t first, std
         open[i].stop = std::min((block + 1) * h.block_heads, h.layout.heads_per_layer());
     }
     const std::size_t values = h.layout.values_per_token() * h.tokens;
-    const bool past_caches = values * kernels::dtype_bytes(s.dtype) >= kernels::kPastCachesFrom;
+    const bool staged =
+        s.ops->sends_past_caches && values * kernels::dtype_bytes(s.dtype) >= StagedRows::kFromBytes;
     const auto job = [&](const OpenBlock& b) -> HeadJob {
         const std::size_t plane = b.head < k_heads ? 0 : 1;
         const std::size_t dim = h.layout.planes[plane].head_dim;
@@ -320,7 +347,7 @@ std::pair<std::size_t, Status> ChunkDecoder::decode_group(std::size_t first, std
                 shift,
                 static_cast<std::uint8_t*>(b.planes[plane].rows) + column * kernels::dtype_bytes(s.dtype),
                 b.planes[plane].row_bytes,
-                past_caches,
+                staged,
                 true};
     };
     BlockGroup({open.data(), count}, workspace.buffers()).run(job);
@@ -409,6 +436,7 @@ Status ChunkDecoder::decode_layers(std::size_t first, std::size_t end, std::span
     std::mutex mutex;
     std::size_t first_failed = end * blocks;  // the same report whatever the order
     Status failure;
+    for (DecodeWorkspace& w : workspaces) w.buffers().staged.drop();
     executor.run((count + abreast - 1) / abreast, [&](std::size_t i, std::size_t worker) {
         const std::size_t begin = first * blocks + i * abreast;
         const std::size_t size = std::min(abreast, end * blocks - begin);
@@ -417,6 +445,7 @@ Status ChunkDecoder::decode_layers(std::size_t first, std::size_t end, std::span
         for (std::size_t l = begin / blocks; l <= (begin + size - 1) / blocks && ended.second.ok(); ++l)
             ended = {l * blocks, verify_layer(l)};
         if (ended.second.ok()) ended = decode_group(begin, size, from_layer, workspaces[worker]);
+        StagedRows::settle(*state_->ops);
         auto& [at, status] = ended;
         if (status.ok()) return;
         const std::lock_guard lock(mutex);
@@ -425,6 +454,7 @@ Status ChunkDecoder::decode_layers(std::size_t first, std::size_t end, std::span
             failure = std::move(status);
         }
     });
+    for (DecodeWorkspace& w : workspaces) w.buffers().staged.send(*state_->ops);
     return failure;
 }
 

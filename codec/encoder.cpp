@@ -6,6 +6,7 @@
 #include <array>
 #include <cmath>
 
+#include "codec/aligned_vector.h"
 #include "codec/chunk_plan.h"
 #include "codec/delta/quantised_head.h"
 #include "codec/klt/klt_encoder.h"
@@ -24,13 +25,13 @@ struct Workspace {
         explicit Part(const kernels::Ops& ops) : writer(ops) {}
 
         entropy::BlockWriter writer;
-        std::vector<std::int16_t> symbols;   // [channel of the layer][body token]
-        std::vector<std::uint8_t> elements;  // the same shape, exact planes
+        AlignedVector<std::int16_t> symbols;   // [channel of the layer][body token], rows Job::stride() apart
+        AlignedVector<std::uint8_t> elements;  // the same shape, exact planes
     };
 
     explicit Workspace(const kernels::Ops& ops) : parts{Part(ops), Part(ops), Part(ops), Part(ops)} {}
 
-    std::vector<float> tile;  // [channel of the layer][body token]
+    AlignedVector<float> tile;  // the same shape again
     std::array<Part, kAbreast> parts;
     QuantisedScratch quantised;
     ExactModels models;
@@ -48,6 +49,7 @@ struct Job {
 
     std::size_t exact_rows() const { return header.delta.exact_rows; }
     std::size_t body_tokens() const { return header.tokens - exact_rows(); }
+    std::size_t stride() const { return line_stride(body_tokens()); }  // of tiles
 };
 
 // A head of a layer: which plane, where its channels lie.
@@ -85,9 +87,9 @@ class LayerEncoder {
     // Loads the layer and decides how each plane is coded.
     void begin() {
         const std::size_t width = places_.back().layer_column + places_.back().dim;
-        w_.tile.resize(std::max(w_.tile.size(), width * job_.body_tokens()));
-        part_.symbols.resize(std::max(part_.symbols.size(), width * job_.body_tokens()));
-        const std::size_t bytes = width * job_.body_tokens() * kernels::dtype_bytes(layout_.dtype);
+        w_.tile.resize(std::max(w_.tile.size(), width * job_.stride()));
+        part_.symbols.resize(std::max(part_.symbols.size(), width * job_.stride()));
+        const std::size_t bytes = width * job_.stride() * kernels::dtype_bytes(layout_.dtype);
         part_.elements.resize(std::max(part_.elements.size(), bytes));
         for (std::size_t p = 0; p < layout_.planes.size(); ++p) params(p) = plan(p);
         out().clear();
@@ -124,7 +126,7 @@ class LayerEncoder {
         return job_.input.planes[layer_ * layout_.planes.size() + h.plane].row_bytes;
     }
 
-    float* tile(const HeadPlace& h) { return w_.tile.data() + h.layer_column * job_.body_tokens(); }
+    float* tile(const HeadPlace& h) { return w_.tile.data() + h.layer_column * job_.stride(); }
 
     // Loads a plane's body and decides how it is coded.
     PlaneParams plan(std::size_t plane) {
@@ -136,7 +138,7 @@ class LayerEncoder {
             const auto turn = turned ? job_.rope.rotation(job_.exact_rows()) : kernels::Rotation{};
             const float of_head =
                 job_.ops.load_head({element(h, job_.exact_rows()), row_bytes(h), layout_.dtype,
-                                    job_.body_tokens(), h.dim, turn, tile(h), job_.body_tokens()});
+                                    job_.body_tokens(), h.dim, turn, tile(h), job_.stride()});
             largest = std::max(largest, of_head);
         }
         const double step = std::isfinite(largest) ? wanted_step(plane, largest) : 0;
@@ -160,7 +162,7 @@ class LayerEncoder {
         for (const HeadPlace& h : places_) {
             if (h.plane != plane) continue;
             for (std::size_t c = 0; c < h.dim; ++c) {
-                const kernels::Moments m = job_.ops.moments(tile(h) + c * tokens, tokens, scale);
+                const kernels::Moments m = job_.ops.moments(tile(h) + c * job_.stride(), tokens, scale);
                 const auto total = static_cast<double>(m.sum);
                 sum += static_cast<double>(m.sum_of_squares) - total * total / static_cast<double>(tokens);
             }
@@ -171,19 +173,19 @@ class LayerEncoder {
 
     void write_head(const HeadPlace& h, entropy::BlockWriter& writer) {
         write_exact_rows(h, writer);
-        const std::size_t tokens = job_.body_tokens();
+        const std::size_t tokens = job_.body_tokens(), stride = job_.stride();
         if (tokens == 0) return;
         if (params(h.plane).mode == PlaneMode::kQuantised) {
             write_quantised_head(writer, job_.ops, job_.header.delta, params(h.plane), tile(h),
-                                 {h.dim, tokens, tokens}, part_.symbols.data() + h.layer_column * tokens,
+                                 {h.dim, tokens, stride}, part_.symbols.data() + h.layer_column * stride,
                                  w_.quantised);
             return;
         }
         void* elements =
-            part_.elements.data() + h.layer_column * tokens * kernels::dtype_bytes(layout_.dtype);
+            part_.elements.data() + h.layer_column * stride * kernels::dtype_bytes(layout_.dtype);
         job_.ops.load_elements(element(h, job_.exact_rows()), row_bytes(h), layout_.dtype, tokens, h.dim,
-                               elements, tokens);
-        write_exact_body(writer, layout_.dtype, elements, tokens, h.dim, tokens, w_.models);
+                               elements, stride);
+        write_exact_body(writer, layout_.dtype, elements, stride, h.dim, tokens, w_.models);
     }
 
     void write_exact_rows(const HeadPlace& h, entropy::BlockWriter& writer) {
@@ -260,8 +262,7 @@ Status ChunkEncoder::encode(const ChunkInput& input, Executor& executor, std::ve
     State& s = *state_;
     if (Status bad = check_input(input, s.options); !bad.ok()) return bad;
     ChunkHeader header = plan_header(input, s.options);
-    const RopeTable rope =
-        header.unrotated ? RopeTable(header.layout.rope, header.position(), 1, header.tokens) : RopeTable();
+    const RopeTable rope = header.unrotated ? chunk_turns(header, header.position()) : RopeTable();
     const std::size_t layers = header.layout.layers;
     while (s.workspaces.size() < executor.workers()) s.workspaces.emplace_back(*s.ops);
     s.blocks.resize(layers);

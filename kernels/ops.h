@@ -15,6 +15,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -30,13 +31,17 @@ struct alignas(64) AliasTable {
     std::uint32_t entry[2 * kSymbols];  // pack_entry()
 };
 
+// Stands for an escape where symbols are looked up as values, or as what those become.
+inline constexpr std::int16_t kEscapeMark = 0x7fff;
+
 // The same table for states that are kept as two vectors of 16-bit halves, high and low.
 struct alignas(64) HalfTable {
     std::uint16_t
         carry[2 * kSymbols];  // [low / 1024 mod 32]: added to low, leaves the entry at bits 10 to 14
     std::uint16_t frequency[2 * kSymbols];  // of an entry, times four
     std::uint16_t rank[2 * kSymbols];       // rank - slot, modulo 2^16
-    std::int16_t value[2 * kSymbols];       // symbol - kSymbolZero
+    std::int16_t value[2 * kSymbols];       // symbol - kSymbolZero; kEscapeMark
+    std::uint16_t symbol[2 * kSymbols];     // times two
 };
 
 // The same in bytes, where look-ups are of bytes: low and high bytes apart.
@@ -92,6 +97,14 @@ struct alignas(64) RansDecoder {
 
 inline constexpr unsigned kMostShift = 11;
 
+// What the values v of a strip become: states s = saturate16(mean + v * 2^shift), shift <= 14, or the
+// elements of 16 bits that those are by `scale`.
+struct Meaning {
+    unsigned shift;
+    std::optional<Dtype> dtype;  // of elements: kBf16 or kF16
+    Scale scale;
+};
+
 // `count` values of one table and shift, in groups of 32: value = (symbol - 7) * 2^shift + raw - 2^(shift -
 // 1), in wrapping 16-bit arithmetic; shift <= kMostShift. Without a table all values are zero and nothing is
 // coded.
@@ -99,7 +112,9 @@ struct Strip {
     const DecodeTable* table;
     unsigned shift;
     std::size_t count;
-    std::int16_t* values;
+    std::int16_t* values;              // or what they become
+    const Meaning* meaning = nullptr;  // values, where there is none
+    std::int16_t mean = 0;
 };
 
 // Floating-point elements of one exponent table: exponent = center - (symbol - 7), modulo the exponent's
@@ -168,12 +183,31 @@ struct RowLoad {
     std::size_t value_stride;
 };
 
-// From about so many bytes on that are written and not read again soon, a caller had better let them go past
-// the caches, where a backend can do that: lines then need not be read before they are written.
-inline constexpr std::size_t kPastCachesFrom = std::size_t{1} << 20;
+// Rows that lie one behind the other in a buffer, on their way to where they belong, past the caches: lines
+// then need not be read before they are written. They leave line by line while something else is decoded, as
+// only so many lines can be on their way. Rows begin where a line does, here and there.
+struct Outgoing {
+    static constexpr std::size_t kLine = 64;  // bytes
 
-// One head of one plane on its way from int16 states to rows. Where there are means, the tile holds symbols,
-// whose states are saturate16(means[channel] + symbol * 2^shift), shift <= 14.
+    const std::uint8_t* from = nullptr;  // what leaves next
+    std::uint8_t* to = nullptr;
+    std::size_t row_bytes = 0;    // whole lines
+    std::size_t between = 0;      // from the end of a row to the next one, there
+    std::size_t left_in_row = 0;  // bytes
+    std::size_t left = 0;         // bytes of all rows
+
+    void leave(std::size_t bytes) {
+        from += bytes;
+        to += bytes;
+        left -= bytes;
+        left_in_row -= bytes;
+        if (left_in_row != 0) return;
+        left_in_row = row_bytes;
+        to += between;
+    }
+};
+
+// One head of one plane on its way from int16 states to rows.
 struct HeadStore {
     const std::int16_t* tile;
     std::size_t tile_stride;
@@ -184,9 +218,6 @@ struct HeadStore {
     Dtype dtype;
     void* rows;
     std::size_t row_bytes;
-    const std::int32_t* means = nullptr;  // [channel], 16 bits
-    unsigned shift = 0;
-    bool past_caches = false;  // see kPastCachesFrom
 };
 
 // The same from states that lie as rows do. The tables of `rotation` are [token][table_stride] here, one
@@ -214,7 +245,6 @@ struct ExactStore {
     Dtype dtype;
     void* rows;
     std::size_t row_bytes;
-    bool past_caches = false;
 };
 
 // 16 outputs of a matrix by one pair of inputs: lane o holds the entries of inputs 2i and 2i + 1.
@@ -293,16 +323,17 @@ struct Ops {
 
     // Strips of several decoders, which may be decoded side by side: strip i belongs to decoder i modulo
     // their number, and each decoder takes its own in order. Decoders that have blocks of like shape gain
-    // most, four of them at once.
-    void (*decode_strips)(std::span<RansDecoder* const> decoders, std::span<const Strip> strips);
+    // most, four of them at once. Beside it, about a line of what is outgoing leaves with every 32 values.
+    void (*decode_strips)(std::span<RansDecoder* const> decoders, std::span<const Strip> strips,
+                          std::span<Outgoing> outgoing);
 
     // The inverse: each encoder gets its strips in the reverse of the decoder's order. Four encoders at once
     // are twice as fast as one.
     void (*encode_strips)(std::span<RansEncoder* const> encoders, std::span<const EncodeStrip> strips);
 
-    // One strip of `count` elements of type `dtype` from each decoder.
+    // The same of strips of `count` elements each, all of type `dtype`.
     void (*decode_floats)(std::span<RansDecoder* const> decoders, std::span<const FloatStrip> strips,
-                          Dtype dtype, std::size_t count);
+                          Dtype dtype, std::size_t count, std::span<Outgoing> outgoing);
     void (*encode_floats)(std::span<RansEncoder* const> encoders, std::span<const EncodeFloatStrip> strips,
                           Dtype dtype, std::size_t count);
 
@@ -379,6 +410,13 @@ struct Ops {
     void (*store_head)(const HeadStore& head);
     void (*store_states)(const StateStore& states);
     void (*store_exact)(const ExactStore& head);
+
+    // All that is left, which may be nothing. Before other threads read what has left in this one, here or
+    // beside decoding, this is to be called last.
+    void (*send)(Outgoing& rows);
+
+    // Whether rows go past the caches; where not, a caller had better store them where they belong.
+    bool sends_past_caches;
 };
 
 // The complete, portable backend.

@@ -1,6 +1,7 @@
 #include "codec/delta/quantised_head.h"
 
 #include <algorithm>
+#include <array>
 
 #include "kernels/plane_scale.h"
 
@@ -119,7 +120,6 @@ struct HeadWriter {
 void resize(QuantisedScratch& s, TileShape shape) {
     for (auto* v : {&s.classes, &s.delta_classes, &s.means}) v->resize(shape.channels);
     s.sums.resize(shape.channels);
-    s.mean_states.resize(shape.channels);
     s.prediction.resize(shape.tokens);
     s.states.resize(shape.tokens);
     s.joined.resize(shape.tokens);
@@ -167,12 +167,19 @@ void write_quantised_head(entropy::BlockWriter& out, const kernels::Ops& ops, co
 
 namespace {
 
-// Side information of one head; false where it is out of range.
-bool read_side(entropy::BlockReader& in, const DeltaParams& delta, QuantisedScratch& s) {
+// Side information of heads.
+void read_side(std::span<entropy::BlockReader* const> readers, const DeltaParams& delta,
+               std::span<QuantisedHead> heads, std::span<QuantisedScratch> scratch) {
     constexpr std::int32_t last_class = entropy::kClasses - 1;
-    bool fits = in.vector(s.classes, 0, last_class);
-    if (delta.predictor == Predictor::kAnchor) fits = in.vector(s.delta_classes, 0, last_class) && fits;
-    return in.vector(s.means, -kMeanLimit, kMeanLimit) && fits;
+    const auto read = [&](std::vector<std::int16_t> QuantisedScratch::*values, std::int32_t low,
+                          std::int32_t high) {
+        std::array<entropy::SideVector, entropy::BlockReader::kMostAbreast> vectors;
+        for (std::size_t i = 0; i < readers.size(); ++i) vectors[i] = {scratch[i].*values, &heads[i].fits};
+        entropy::BlockReader::vectors(readers, {vectors.data(), readers.size()}, low, high);
+    };
+    read(&QuantisedScratch::classes, 0, last_class);
+    if (delta.predictor == Predictor::kAnchor) read(&QuantisedScratch::delta_classes, 0, last_class);
+    read(&QuantisedScratch::means, -kMeanLimit, kMeanLimit);
 }
 
 // Symbols of one channel, in place, to states.
@@ -191,36 +198,40 @@ void reconstruct_by_anchor(const kernels::Ops& ops, const DeltaParams& delta, co
 
 void read_quantised_heads(std::span<entropy::BlockReader* const> readers, const kernels::Ops& ops,
                           const DeltaParams& delta, std::span<QuantisedHead> heads, TileShape shape,
-                          std::span<QuantisedScratch> scratch) {
+                          std::span<QuantisedScratch> scratch, std::span<kernels::Outgoing> outgoing) {
     const bool anchored = delta.predictor == Predictor::kAnchor;
+    const std::size_t n = readers.size();
     const std::size_t first = anchored ? Anchors(delta, shape.tokens).count() : shape.tokens;
-    for (std::size_t i = 0; i < readers.size(); ++i) {
+    std::array<kernels::Meaning, entropy::BlockReader::kMostAbreast> meanings;
+    for (std::size_t i = 0; i < n; ++i) {
         resize(scratch[i], shape);
-        heads[i].fits = read_side(*readers[i], delta, scratch[i]);
+        meanings[i] = {heads[i].plane.guard_bits, heads[i].elements, heads[i].plane.scale};
     }
+    read_side(readers, delta, heads, scratch);
+    const entropy::ClassDecoding* const decodings = entropy::class_decodings();
     std::vector<kernels::Strip>& strips = scratch[0].strips;
-    strips.clear();
+    strips.resize(shape.channels * n * (anchored ? 2 : 1));
+    kernels::Strip* strip = strips.data();
     for (std::size_t c = 0; c < shape.channels; ++c) {
-        for (std::size_t i = 0; i < readers.size(); ++i)
-            strips.push_back(entropy::decoding_strip(as_class(scratch[i].classes[c]), first,
-                                                     heads[i].tile + c * shape.stride));
-        for (std::size_t i = 0; anchored && i < readers.size(); ++i)
-            strips.push_back(entropy::decoding_strip(as_class(scratch[i].delta_classes[c]),
-                                                     shape.tokens - first,
-                                                     heads[i].tile + c * shape.stride + first));
-    }
-    entropy::BlockReader::strips(readers, strips);
-    for (std::size_t i = 0; i < readers.size(); ++i) {
-        QuantisedHead& head = heads[i];
-        QuantisedScratch& s = scratch[i];
-        if (anchored) {
-            for (std::size_t c = 0; c < shape.channels; ++c)
-                reconstruct_by_anchor(ops, delta, head.plane, c, head.tile + c * shape.stride, shape, s);
-        } else {
-            for (std::size_t c = 0; c < shape.channels; ++c)
-                s.mean_states[c] = mean_state(s.means[c], head.plane);
-            head.means = s.mean_states.data();
+        for (std::size_t i = 0; i < n; ++i) {
+            const entropy::ClassDecoding& coded = decodings[scratch[i].classes[c]];
+            *strip++ = {coded.table,
+                        coded.shift,
+                        first,
+                        heads[i].tile + c * shape.stride,
+                        anchored ? nullptr : &meanings[i],
+                        mean_state(scratch[i].means[c], heads[i].plane)};
         }
+        for (std::size_t i = 0; anchored && i < n; ++i) {
+            *strip++ = entropy::decoding_strip(as_class(scratch[i].delta_classes[c]), shape.tokens - first,
+                                               heads[i].tile + c * shape.stride + first);
+        }
+    }
+    entropy::BlockReader::strips(readers, strips, outgoing);
+    for (std::size_t i = 0; anchored && i < n; ++i) {
+        for (std::size_t c = 0; c < shape.channels; ++c)
+            reconstruct_by_anchor(ops, delta, heads[i].plane, c, heads[i].tile + c * shape.stride, shape,
+                                  scratch[i]);
     }
 }
 

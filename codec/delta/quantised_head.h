@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -21,7 +22,6 @@ struct QuantisedScratch {
     std::vector<std::int16_t> delta_classes;
     std::vector<std::int16_t> means;
     std::vector<std::uint64_t> sums;
-    std::vector<std::int32_t> mean_states;
     std::vector<std::int16_t> prediction;
     std::vector<std::int16_t> states;
     std::vector<std::int16_t> joined;
@@ -49,20 +49,20 @@ void write_quantised_head(entropy::BlockWriter& out, const kernels::Ops& ops, co
                           const PlaneParams& plane, const float* tile, TileShape shape, std::int16_t* symbols,
                           QuantisedScratch& scratch);
 
-// One head that is read: its plane's parameters, where its states go, or its symbols with the means that they
-// are relative to (see kernels::HeadStore), which stay valid until `scratch` is used again; and whether its
-// side information was in range (the tile is filled all the same).
+// One head that is read: its plane's parameters, where its states go, or, predicted from means, the elements
+// of 16 bits that those are where a type is given; and whether its side information was in range (the tile is
+// filled all the same).
 struct QuantisedHead {
     PlaneParams plane;
     std::int16_t* tile = nullptr;
-    const std::int32_t* means = nullptr;
+    std::optional<kernels::Dtype> elements;
     bool fits = true;
 };
 
 // Reads the next head of each of some blocks, all of one shape, side by side. `scratch` has one entry per
-// reader.
+// reader. Lines of what is outgoing leave meanwhile.
 void read_quantised_heads(std::span<entropy::BlockReader* const> readers, const kernels::Ops& ops,
                           const DeltaParams& delta, std::span<QuantisedHead> heads, TileShape shape,
-                          std::span<QuantisedScratch> scratch);
+                          std::span<QuantisedScratch> scratch, std::span<kernels::Outgoing> outgoing);
 
 }  // namespace kvcast

@@ -29,17 +29,11 @@ std::uint16_t BlockReader::word() {
 }
 
 bool BlockReader::vector(std::span<std::int16_t> values, std::int32_t low, std::int32_t high) {
-    const std::uint16_t head = word();
-    const std::int32_t reference = static_cast<std::int16_t>(head) >> 5;
-    strip(head & 31u, values.size(), values.data());
-    bool inside = true;
-    for (std::int16_t& v : values) {
-        const std::int32_t sum = v + reference;
-        const std::int32_t clamped = std::clamp(sum, low, high);
-        inside = inside && clamped == sum;
-        v = static_cast<std::int16_t>(clamped);
-    }
-    return inside;
+    BlockReader* const reader = this;
+    bool fits = true;
+    const SideVector one = {values, &fits};
+    vectors({&reader, 1}, {&one, 1}, low, high);
+    return fits;
 }
 
 void BlockReader::strip(unsigned spread_class, std::size_t count, std::int16_t* values) {
@@ -49,30 +43,59 @@ void BlockReader::strip(unsigned spread_class, std::size_t count, std::int16_t* 
 
 void BlockReader::strips(std::span<const kernels::Strip> strips) {
     kernels::RansDecoder* const decoder = &decoder_;
-    ops_.decode_strips({&decoder, 1}, strips);
+    ops_.decode_strips({&decoder, 1}, strips, {});
 }
 
 void BlockReader::floats(ExponentModel model, kernels::Dtype dtype, std::size_t count, void* elements) {
     BlockReader* const reader = this;
-    floats({&reader, 1}, {&model, 1}, dtype, count, {&elements, 1});
+    const kernels::FloatStrip strip = {exponent_decodings() + model.table, model.center, elements};
+    floats({&reader, 1}, {&strip, 1}, dtype, count, {});
 }
 
-void BlockReader::strips(std::span<BlockReader* const> readers, std::span<const kernels::Strip> strips) {
+void BlockReader::strips(std::span<BlockReader* const> readers, std::span<const kernels::Strip> strips,
+                         std::span<kernels::Outgoing> outgoing) {
     std::array<kernels::RansDecoder*, BlockReader::kMostAbreast> decoders = {};
     for (std::size_t i = 0; i < readers.size(); ++i) decoders[i] = &readers[i]->decoder_;
-    readers[0]->ops_.decode_strips({decoders.data(), readers.size()}, strips);
+    readers[0]->ops_.decode_strips({decoders.data(), readers.size()}, strips, outgoing);
 }
 
-void BlockReader::floats(std::span<BlockReader* const> readers, std::span<const ExponentModel> models,
-                         kernels::Dtype dtype, std::size_t count, std::span<void* const> elements) {
+void BlockReader::floats(std::span<BlockReader* const> readers, std::span<const kernels::FloatStrip> strips,
+                         kernels::Dtype dtype, std::size_t count, std::span<kernels::Outgoing> outgoing) {
     std::array<kernels::RansDecoder*, BlockReader::kMostAbreast> decoders = {};
-    std::array<kernels::FloatStrip, BlockReader::kMostAbreast> strips = {};
-    for (std::size_t i = 0; i < readers.size(); ++i) {
-        decoders[i] = &readers[i]->decoder_;
-        strips[i] = {&decode_table(kFirstExponentTable + models[i].table), models[i].center, elements[i]};
+    for (std::size_t i = 0; i < readers.size(); ++i) decoders[i] = &readers[i]->decoder_;
+    readers[0]->ops_.decode_floats({decoders.data(), readers.size()}, strips, dtype, count, outgoing);
+}
+
+namespace {
+
+// Adds the reference, and clamps the sums into the range; whether they were in it.
+bool add_reference(std::span<std::int16_t> values, int reference, std::int32_t low, std::int32_t high) {
+    const auto least = static_cast<std::int16_t>(std::max(low - reference, -32768));
+    const auto most = static_cast<std::int16_t>(std::min(high - reference, 32767));
+    std::int16_t changed = 0;
+    for (std::int16_t& v : values) {
+        const std::int16_t inside = std::min(std::max(v, least), most);
+        changed = static_cast<std::int16_t>(changed | (inside ^ v));
+        v = static_cast<std::int16_t>(inside + reference);
     }
-    readers[0]->ops_.decode_floats({decoders.data(), readers.size()}, {strips.data(), readers.size()}, dtype,
-                                   count);
+    return changed == 0;
+}
+
+}  // namespace
+
+void BlockReader::vectors(std::span<BlockReader* const> readers, std::span<const SideVector> vectors,
+                          std::int32_t low, std::int32_t high) {
+    std::array<kernels::Strip, kMostAbreast> coded = {};
+    std::array<int, kMostAbreast> references = {};
+    for (std::size_t i = 0; i < readers.size(); ++i) {
+        const std::uint16_t head = readers[i]->word();
+        references[i] = static_cast<std::int16_t>(head) >> 5;
+        coded[i] = decoding_strip(head & 31u, vectors[i].values.size(), vectors[i].values.data());
+    }
+    strips(readers, {coded.data(), readers.size()}, {});
+    for (std::size_t i = 0; i < readers.size(); ++i) {
+        if (!add_reference(vectors[i].values, references[i], low, high)) *vectors[i].fits = false;
+    }
 }
 
 Status BlockReader::next_piece(std::span<const std::uint8_t> piece) {

@@ -13,6 +13,12 @@
 
 namespace kvcast::entropy {
 
+// Where a side vector goes, and a flag that is cleared where a value is out of range.
+struct SideVector {
+    std::span<std::int16_t> values;
+    bool* fits;
+};
+
 class BlockReader {
   public:
     // `block` holds at least the 128 bytes of coder states and outlives the reader.
@@ -34,11 +40,14 @@ class BlockReader {
     void floats(ExponentModel model, kernels::Dtype dtype, std::size_t count, void* elements);
 
     // The same from up to kMostAbreast blocks at once, of one backend, which is faster than one after
-    // another: strip i belongs to reader i modulo their number.
+    // another: strip i belongs to reader i modulo their number. Lines of what is outgoing leave meanwhile.
     static constexpr std::size_t kMostAbreast = 8;
-    static void strips(std::span<BlockReader* const> readers, std::span<const kernels::Strip> strips);
-    static void floats(std::span<BlockReader* const> readers, std::span<const ExponentModel> models,
-                       kernels::Dtype dtype, std::size_t count, std::span<void* const> elements);
+    static void strips(std::span<BlockReader* const> readers, std::span<const kernels::Strip> strips,
+                       std::span<kernels::Outgoing> outgoing);
+    static void floats(std::span<BlockReader* const> readers, std::span<const kernels::FloatStrip> strips,
+                       kernels::Dtype dtype, std::size_t count, std::span<kernels::Outgoing> outgoing);
+    static void vectors(std::span<BlockReader* const> readers, std::span<const SideVector> vectors,
+                        std::int32_t low, std::int32_t high);
 
     // Bytes of the piece that are not read yet. States hold some of what comes next: between two points of a
     // block the difference tells what lies between them up to a few words.

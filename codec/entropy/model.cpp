@@ -94,8 +94,11 @@ HalfTable half_table(const AliasTable& alias) {
         const std::uint32_t rank = (slot + kernels::entry_adjust(entry)) & kernels::kProbabilityMask;
         out.frequency[i] = static_cast<std::uint16_t>(kernels::entry_frequency(entry) * 4);
         out.rank[i] = static_cast<std::uint16_t>(rank - slot);
-        out.value[i] =
-            static_cast<std::int16_t>(static_cast<int>(kernels::entry_symbol(entry)) - kernels::kSymbolZero);
+        const std::uint32_t symbol = kernels::entry_symbol(entry);
+        out.value[i] = symbol == kernels::kEscape
+                           ? kernels::kEscapeMark
+                           : static_cast<std::int16_t>(static_cast<int>(symbol) - kernels::kSymbolZero);
+        out.symbol[i] = static_cast<std::uint16_t>(2 * symbol);
     }
     return out;
 }
@@ -240,7 +243,11 @@ const ClassDecoding* class_decodings() {
 
 kernels::Strip decoding_strip(unsigned spread_class, std::size_t count, std::int16_t* values) {
     const ClassDecoding& c = class_decodings()[spread_class];
-    return {c.table, c.shift, count, values};
+    return {c.table, c.shift, count, values, nullptr, 0};
+}
+
+const DecodeTable* exponent_decodings() {
+    return &all_tables().decode[kFirstExponentTable];
 }
 
 const EncodeTable& encode_table(std::size_t table) {

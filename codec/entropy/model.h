@@ -63,6 +63,9 @@ struct ExponentModel {
     std::uint32_t table;  // 0..15, counted from kFirstExponentTable
 };
 
+// [table of an exponent model]
+const kernels::DecodeTable* exponent_decodings();
+
 // Code length of an element in 1/256 bit, sign and mantissa included.
 std::uint64_t element_cost(ExponentModel model, kernels::Dtype dtype, std::uint32_t bits);
 

@@ -121,7 +121,7 @@ void KltDecoder::store_slice(TokenSlice slice, std::size_t plane, const PlaneBuf
     const std::size_t dim = layout.planes[plane].head_dim, width = layout.planes[plane].width();
     const std::int16_t* states = states_.plane(next_layer_, plane) + slice.first * width;
     const bool turned = plane == 0 && chunk_.header->unrotated;
-    const auto rotation = turned ? chunk_.absolute->rotation_by_token(slice.first) : kernels::Rotation{};
+    const auto rotation = turned ? chunk_.absolute->rotation(slice.first) : kernels::Rotation{};
     const std::size_t parts = chunk_.calibration->data().parts[plane];
     const std::size_t heads_per_part = layout.planes[plane].heads / parts;
     auto* rows = static_cast<std::uint8_t*>(out.rows) + slice.first * out.row_bytes;

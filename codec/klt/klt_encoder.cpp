@@ -63,7 +63,7 @@ void KltEncoder::load_plane(const Job& job, std::size_t layer, std::size_t plane
     const Dtype dtype = job.input.layout->dtype;
     scratch.values.resize(std::max(scratch.values.size(), shape.width() * slice.count));
     const bool turned = plane == 0 && job.header.unrotated;
-    const auto rotation = turned ? job.rope.rotation_by_token(slice.first) : kernels::Rotation{};
+    const auto rotation = turned ? job.rope.rotation(slice.first) : kernels::Rotation{};
     for (std::size_t head = 0; head < shape.heads; ++head) {
         const auto* at = static_cast<const std::uint8_t*>(rows.rows) + slice.first * rows.row_bytes +
                          head * shape.head_dim * kernels::dtype_bytes(dtype);

@@ -48,26 +48,30 @@ void write_exact_body(entropy::BlockWriter& out, Dtype dtype, const void* tile, 
 
 void read_exact_bodies(std::span<entropy::BlockReader* const> readers, Dtype dtype,
                        std::span<ExactBody> bodies, std::size_t tile_stride, std::size_t channels,
-                       std::size_t tokens, std::span<ExactModels> models) {
+                       std::size_t tokens, std::span<ExactModels> models,
+                       std::span<kernels::Outgoing> outgoing) {
     const auto last_exponent = static_cast<std::int32_t>(kernels::exponent_mask(dtype));
+    std::array<entropy::SideVector, entropy::BlockReader::kMostAbreast> centers, tables;
     for (std::size_t i = 0; i < readers.size(); ++i) {
         models[i].centers.resize(channels);
         models[i].tables.resize(channels);
-        bodies[i].fits = readers[i]->vector(models[i].centers, 0, last_exponent);
-        bodies[i].fits = readers[i]->vector(models[i].tables, 0, kLastTable) && bodies[i].fits;
+        centers[i] = {models[i].centers, &bodies[i].fits};
+        tables[i] = {models[i].tables, &bodies[i].fits};
     }
-    std::array<ExponentModel, entropy::BlockReader::kMostAbreast> model = {};
-    std::array<void*, entropy::BlockReader::kMostAbreast> row = {};
+    entropy::BlockReader::vectors(readers, {centers.data(), readers.size()}, 0, last_exponent);
+    entropy::BlockReader::vectors(readers, {tables.data(), readers.size()}, 0, kLastTable);
     const std::size_t stride_bytes = tile_stride * kernels::dtype_bytes(dtype);
+    const kernels::DecodeTable* const decodings = entropy::exponent_decodings();
+    std::vector<kernels::FloatStrip>& strips = models[0].strips;
+    strips.resize(channels * readers.size());
+    kernels::FloatStrip* strip = strips.data();
     for (std::size_t c = 0; c < channels; ++c) {
         for (std::size_t i = 0; i < readers.size(); ++i) {
-            model[i] = {static_cast<std::uint32_t>(models[i].centers[c]),
-                        static_cast<std::uint32_t>(models[i].tables[c])};
-            row[i] = static_cast<std::uint8_t*>(bodies[i].tile) + c * stride_bytes;
+            *strip++ = {decodings + models[i].tables[c], static_cast<std::uint32_t>(models[i].centers[c]),
+                        static_cast<std::uint8_t*>(bodies[i].tile) + c * stride_bytes};
         }
-        entropy::BlockReader::floats(readers, {model.data(), readers.size()}, dtype, tokens,
-                                     {row.data(), readers.size()});
     }
+    entropy::BlockReader::floats(readers, strips, dtype, tokens, outgoing);
 }
 
 }  // namespace kvcast

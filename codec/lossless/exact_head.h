@@ -23,6 +23,7 @@ bool read_exact_row(entropy::BlockReader& in, kernels::Dtype dtype, void* row, s
 struct ExactModels {
     std::vector<std::int16_t> centers;
     std::vector<std::int16_t> tables;
+    std::vector<kernels::FloatStrip> strips;
 };
 
 // A channel-major tile [channels][tile_stride] of which the first `tokens` of each row are coded. The tile
@@ -37,8 +38,10 @@ struct ExactBody {
 };
 
 // Reads a body from each of some blocks, all of one shape, side by side; `models` has one entry per reader.
+// Lines of what is outgoing leave meanwhile.
 void read_exact_bodies(std::span<entropy::BlockReader* const> readers, kernels::Dtype dtype,
                        std::span<ExactBody> bodies, std::size_t tile_stride, std::size_t channels,
-                       std::size_t tokens, std::span<ExactModels> models);
+                       std::size_t tokens, std::span<ExactModels> models,
+                       std::span<kernels::Outgoing> outgoing);
 
 }  // namespace kvcast

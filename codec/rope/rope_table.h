@@ -4,9 +4,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <vector>
 
-#include "codec/format/layout.h"
+#include "codec/aligned_vector.h"
+#include "codec/format/chunk_header.h"
 #include "kernels/ops.h"
 
 namespace kvcast {
@@ -17,24 +17,37 @@ class RopeTable {
     RopeTable() = default;
 
     // Token t is at position first + t * stride, modulo 2^64; stride 0 turns all tokens by the same angle.
-    RopeTable(const Rope& rope, std::uint64_t first, std::uint64_t stride, std::size_t tokens);
+    // What kernels read of token `aligned` begins where a cache line does.
+    static RopeTable by_pair(const Rope& rope, std::uint64_t first, std::uint64_t stride, std::size_t tokens,
+                             std::size_t aligned = 0);
+
+    // The same as Ops::store_states and load_rows want it.
+    static RopeTable by_token(const Rope& rope, std::uint64_t first, std::uint64_t stride,
+                              std::size_t tokens);
 
     // For kernels, over tokens from `token` on. Points into this object.
     kernels::Rotation rotation(std::size_t token = 0) const;
 
-    // The same with tables as Ops::store_states wants them.
-    kernels::Rotation rotation_by_token(std::size_t token) const;
-
   private:
+    RopeTable(const Rope& rope, std::size_t row, std::size_t token_step);
+
+    // put(pair, token, turn) for all of them.
+    template <typename Put>
+    static void for_turns(const Rope& rope, std::uint64_t first, std::uint64_t stride, std::size_t tokens,
+                          Put&& put);
+
     std::size_t pairs_ = 0;
     std::size_t first_ = 0;
     std::size_t pair_step_ = 0;
     std::size_t partner_ = 0;
-    std::size_t tokens_ = 0;
-    std::vector<std::int16_t> cos_;  // [pair][token]
-    std::vector<std::int16_t> sin_;
-    std::vector<std::int16_t> cos_by_token_;  // [token][pair]
-    std::vector<std::int16_t> sin_by_token_;
+    std::size_t row_ = 0;         // entries of a row of the tables: tokens, or pairs
+    std::size_t token_step_ = 0;  // from one token to the next
+    std::size_t begin_ = 0;       // of token 0
+    AlignedVector<std::int16_t> cos_;
+    AlignedVector<std::int16_t> sin_;
 };
+
+// What turns the rows of a chunk whose first token is at `position`, as its profile's kernels want it.
+RopeTable chunk_turns(const ChunkHeader& header, std::uint64_t position);
 
 }  // namespace kvcast

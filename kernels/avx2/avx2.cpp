@@ -31,6 +31,8 @@ const Ops& avx2_ops() {
         ops.store_head = avx2::store_head;
         ops.store_states = avx2::store_states;
         ops.store_exact = avx2::store_exact;
+        ops.send = avx2::send;
+        ops.sends_past_caches = true;
         return ops;
     }();
     return table;

@@ -82,13 +82,7 @@ KVCAST_AVX2_INLINE void put_row(Scratch& scratch, std::size_t channel, __m256i l
 
 // 16 states of a channel.
 KVCAST_AVX2_INLINE __m256i states_at(const HeadStore& h, std::size_t channel, std::size_t token) {
-    const __m256i tile = load256(h.tile + channel * h.tile_stride + token);
-    if (h.means == nullptr) return tile;
-    const __m256i mean = _mm256_set1_epi32(h.means[channel]), factor = _mm256_set1_epi32(1 << h.shift);
-    const __m256i zero = _mm256_setzero_si256();
-    const __m256i low = _mm256_madd_epi16(_mm256_unpacklo_epi16(tile, zero), factor);
-    const __m256i high = _mm256_madd_epi16(_mm256_unpackhi_epi16(tile, zero), factor);
-    return _mm256_packs_epi32(_mm256_add_epi32(mean, low), _mm256_add_epi32(mean, high));
+    return load256(h.tile + channel * h.tile_stride + token);
 }
 
 template <Dtype D>

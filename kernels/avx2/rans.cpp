@@ -7,12 +7,17 @@
 #include <array>
 #include <bit>
 #include <cstring>
+#include <utility>
 
+#include "kernels/avx2/elements.h"
 #include "kernels/avx2/slots.h"
 #include "kernels/avx2/target.h"
 #include "kernels/avx2/vectors.h"
+#include "kernels/scalar/elements.h"
 #include "kernels/x86/elements.h"
+#include "kernels/x86/groups.h"
 #include "kernels/x86/lanes.h"
+#include "kernels/x86/sender.h"
 #include "kernels/x86/words.h"
 
 namespace kvcast::kernels::avx2 {
@@ -20,7 +25,12 @@ namespace {
 
 using x86::ElementOf;
 using x86::first_lanes;
+using x86::for_groups;
+using x86::Sender;
+using x86::strips_each;
 using x86::Words;
+
+constexpr std::size_t kMostAbreast = 2;  // decoders
 
 constexpr std::size_t kVectors = 4;  // of 8 lanes
 
@@ -160,15 +170,11 @@ KVCAST_AVX2_INLINE __m256i half_lanes(std::uint32_t lower, std::uint32_t upper) 
     return _mm256_cmpeq_epi16(_mm256_and_si256(bits, each), each);
 }
 
-// Symbols of 32 lanes, in order.
-struct Taken {
-    Half values;            // symbol - kSymbolZero
-    std::uint32_t escapes;  // lanes
-};
-
-// Takes a symbol out of each lane that is set in `lanes` (all of them where Whole) and refills.
+// Takes a symbol out of each lane that is set in `lanes` (all of them where Whole) and refills: bytes, in
+// order.
 template <bool Whole>
-KVCAST_AVX2_INLINE Taken take_symbols(HalfStates& s, const ByteTable& t, std::uint32_t lanes, Words& words) {
+KVCAST_AVX2_INLINE __m256i take_symbols(HalfStates& s, const ByteTable& t, std::uint32_t lanes,
+                                        Words& words) {
     const __m256i bucket = _mm256_packus_epi16(_mm256_srli_epi16(s.low[0], kBucketBits),
                                                _mm256_srli_epi16(s.low[1], kBucketBits));
     const __m256i last[2] = {looked_up_bytes(t.last[0], bucket), looked_up_bytes(t.last[1], bucket)};
@@ -222,11 +228,18 @@ KVCAST_AVX2_INLINE Taken take_symbols(HalfStates& s, const ByteTable& t, std::ui
         s.high[v] = _mm256_or_si256(high[v], _mm256_and_si256(low[v], refill[v]));
         s.low[v] = _mm256_or_si256(_mm256_andnot_si256(refill[v], low[v]), next[v]);
     }
-    const __m256i value = _mm256_sub_epi8(symbol, _mm256_set1_epi8(kSymbolZero));
-    const __m256i escaped = _mm256_cmpeq_epi8(symbol, _mm256_set1_epi8(kEscape));
-    return {{_mm256_cvtepi8_epi16(_mm256_castsi256_si128(value)),
-             _mm256_cvtepi8_epi16(_mm256_extracti128_si256(value, 1))},
-            static_cast<std::uint32_t>(_mm256_movemask_epi8(escaped))};
+    return symbol;
+}
+
+KVCAST_AVX2_INLINE std::uint32_t escapes_in(__m256i symbols) {
+    return static_cast<std::uint32_t>(
+        _mm256_movemask_epi8(_mm256_cmpeq_epi8(symbols, _mm256_set1_epi8(kEscape))));
+}
+
+KVCAST_AVX2_INLINE Half values_in(__m256i symbols) {
+    const __m256i value = _mm256_sub_epi8(symbols, _mm256_set1_epi8(kSymbolZero));
+    return {_mm256_cvtepi8_epi16(_mm256_castsi256_si128(value)),
+            _mm256_cvtepi8_epi16(_mm256_extracti128_si256(value, 1))};
 }
 
 // One bit per lane of 16 bits that is all ones.
@@ -296,13 +309,87 @@ KVCAST_AVX2_INLINE Half take_raw(unsigned planes, bool both, Words& words) {
     return {_mm256_and_si256(raw.low, mask), _mm256_and_si256(raw.high, mask)};
 }
 
-KVCAST_AVX2_INLINE Half take_escapes(const Half& high, std::uint32_t escapes, Words& words) {
-    alignas(32) std::uint16_t lanes[kLanes];
-    store256(lanes, high.low);
-    store256(lanes + 16, high.high);
-    for (; escapes != 0; escapes &= escapes - 1, words.next += 2)
-        std::memcpy(&lanes[std::countr_zero(escapes)], words.next, 2);
+// ---- what values become ----
+
+// 16 states as elements.
+template <Dtype D>
+KVCAST_AVX2_INLINE __m256i elements_in_order(__m256i states, const Strip& strip) {
+    return elements16<D>(low_states(states), high_states(states),
+                         _mm256_set1_ps(kernels::value_of(1, strip.meaning->scale)));
+}
+
+KVCAST_AVX2_INLINE __m256i meant_by(__m256i states, const Strip& strip) {
+    const auto dtype = strip.meaning->dtype;
+    if (!dtype) return states;
+    return *dtype == Dtype::kF16 ? elements_in_order<Dtype::kF16>(states, strip)
+                                 : elements_in_order<Dtype::kBf16>(states, strip);
+}
+
+KVCAST_AVX2_INLINE __m256i states_of(__m256i low, __m256i high, const Strip& strip) {
+    const __m128i shift = _mm_cvtsi32_si128(static_cast<int>(strip.meaning->shift));
+    const __m256i mean = _mm256_set1_epi32(strip.mean);
+    return _mm256_packs_epi32(_mm256_add_epi32(mean, _mm256_sll_epi32(low, shift)),
+                              _mm256_add_epi32(mean, _mm256_sll_epi32(high, shift)));
+}
+
+// Values that are there to what they become.
+KVCAST_AVX2 void become(const Strip& strip) {
+    std::size_t i = 0;
+    for (; i + 16 <= strip.count; i += 16) {
+        const __m256i v = load256(strip.values + i);
+        store256(strip.values + i, meant_by(states_of(low_states(v), high_states(v), strip), strip));
+    }
+    for (; i < strip.count; ++i) strip.values[i] = scalar::meant(strip, strip.values[i]);
+}
+
+// What the symbols of a strip become, where it has no raw bits.
+class Numbers {
+  public:
+    KVCAST_AVX2_INLINE explicit Numbers(const Strip& strip)
+        : meant_(strip.meaning != nullptr && strip.shift == 0) {
+        if (!meant_) return;
+        const __m256i values = states_of(_mm256_setr_epi32(-7, -6, -5, -4, -3, -2, -1, 0),
+                                         _mm256_setr_epi32(1, 2, 3, 4, 5, 6, 7, 8), strip);
+        const __m256i numbers = meant_by(_mm256_permute4x64_epi64(values, 0xd8), strip);
+        const __m256i bytes = _mm256_shuffle_epi8(
+            numbers, _mm256_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15,  //
+                                      0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
+        _mm256_store_si256(reinterpret_cast<__m256i*>(bytes_), _mm256_permute4x64_epi64(bytes, 0xd8));
+    }
+
+    bool meant() const { return meant_; }
+
+    // What is meant() by symbols.
+    KVCAST_AVX2_INLINE Half of(__m256i symbols) const {
+        const __m256i low = looked_up_bytes(bytes_[0], symbols), high = looked_up_bytes(bytes_[1], symbols);
+        const __m256i a = _mm256_unpacklo_epi8(low, high), b = _mm256_unpackhi_epi8(low, high);
+        return {_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31)};
+    }
+
+  private:
+    alignas(32) std::uint8_t bytes_[2][16];  // [byte of a number][symbol]
+    bool meant_;
+};
+
+// ---- decoding ----
+
+// Puts what the words of escaped lanes stand for in their places.
+template <typename Meant>
+KVCAST_AVX2_INLINE Half take_escapes(const Half& numbers, std::uint32_t escapes, Words& words,
+                                     Meant&& meant) {
+    alignas(32) std::int16_t lanes[kLanes];
+    store256(lanes, numbers.low);
+    store256(lanes + 16, numbers.high);
+    for (; escapes != 0; escapes &= escapes - 1, words.next += 2) {
+        std::int16_t value;
+        std::memcpy(&value, words.next, 2);
+        lanes[std::countr_zero(escapes)] = meant(value);
+    }
     return {load256(lanes), load256(lanes + 16)};
+}
+
+KVCAST_AVX2_INLINE Half take_escapes(const Half& numbers, std::uint32_t escapes, Words& words) {
+    return take_escapes(numbers, escapes, words, [](std::int16_t v) { return v; });
 }
 
 KVCAST_AVX2_INLINE __m256i value_of(__m256i high, __m256i raw, unsigned shift) {
@@ -311,79 +398,87 @@ KVCAST_AVX2_INLINE __m256i value_of(__m256i high, __m256i raw, unsigned shift) {
     return _mm256_sub_epi16(_mm256_add_epi16(shifted, raw), half);
 }
 
+// One group of `lanes` of a strip.
 template <bool Whole>
-KVCAST_AVX2_INLINE void decode_group(HalfStates& s, const ByteTable& t, unsigned shift, std::uint32_t lanes,
-                                     Words& words, std::int16_t* values) {
+KVCAST_AVX2_INLINE void decode_group(HalfStates& s, const Strip& strip, const Numbers& numbers,
+                                     std::uint32_t lanes, Words& words, std::size_t at) {
     words.prepare();
-    const Taken taken = take_symbols<Whole>(s, t, lanes, words);
-    const std::uint32_t escapes = Whole ? taken.escapes : taken.escapes & lanes;
-    Half high = taken.values;
-    Half raw = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-    if (shift != 0) raw = take_raw(shift, Whole || lanes > 0xffff, words);
-    if (escapes != 0) [[unlikely]]
-        high = take_escapes(high, escapes, words);
-    const __m256i a = value_of(high.low, raw.low, shift), b = value_of(high.high, raw.high, shift);
+    const __m256i symbols = take_symbols<Whole>(s, strip.table->bytes, lanes, words);
+    std::uint32_t escapes = escapes_in(symbols);
+    if constexpr (!Whole) escapes &= lanes;
+    Half value;
+    if (numbers.meant()) {
+        value = numbers.of(symbols);
+        if (escapes != 0) [[unlikely]]
+            value =
+                take_escapes(value, escapes, words, [&](std::int16_t v) { return scalar::meant(strip, v); });
+    } else {
+        value = values_in(symbols);
+        Half raw = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+        if (strip.shift != 0) raw = take_raw(strip.shift, Whole || lanes > 0xffff, words);
+        if (escapes != 0) [[unlikely]]
+            value = take_escapes(value, escapes, words);
+        value = {value_of(value.low, raw.low, strip.shift), value_of(value.high, raw.high, strip.shift)};
+    }
+    std::int16_t* const to = strip.values + at;
     if constexpr (Whole) {
-        store256(values, a);
-        store256(values + 16, b);
+        store256(to, value.low);
+        store256(to + 16, value.high);
     } else {
         alignas(32) std::int16_t out[kLanes];
-        store256(out, a);
-        store256(out + 16, b);
-        std::memcpy(values, out, sizeof(std::int16_t) * static_cast<unsigned>(std::popcount(lanes)));
+        store256(out, value.low);
+        store256(out + 16, value.high);
+        std::memcpy(to, out, sizeof(std::int16_t) * static_cast<unsigned>(std::popcount(lanes)));
     }
 }
 
-KVCAST_AVX2_INLINE void decode_alone(HalfStates& s, Words& words, const Strip& strip) {
-    if (strip.table == nullptr) {
-        std::fill_n(strip.values, strip.count, std::int16_t{0});
-        return;
+// Up to so many lines.
+KVCAST_AVX2_INLINE void send_lines(Sender& sender, std::size_t lines) {
+    KVCAST_UNROLL
+    for (std::size_t i = 0; i < lines; ++i) {
+        if (!sender.any()) return;
+        const auto* from = reinterpret_cast<const __m256i*>(sender.from());
+        auto* to = reinterpret_cast<__m256i*>(sender.to());
+        _mm256_stream_si256(to, _mm256_load_si256(from));
+        _mm256_stream_si256(to + 1, _mm256_load_si256(from + 1));
+        sender.left();
     }
-    const ByteTable& t = strip.table->bytes;
-    std::size_t at = 0;
-    for (; at + kLanes <= strip.count; at += kLanes)
-        decode_group<true>(s, t, strip.shift, ~0u, words, strip.values + at);
-    if (at != strip.count)
-        decode_group<false>(s, t, strip.shift, first_lanes(strip.count - at), words, strip.values + at);
 }
 
-// N decoders step by step: while one waits for its states, the others go on.
-template <std::size_t N>
-KVCAST_AVX2 void decode_abreast(RansDecoder* const* decoders, const Strip* strips, std::size_t steps,
-                                std::size_t stride) {
-    HalfStates states[N];
-    Words words[N];
-    Words::Tail tails[N];
+// What is left of a strip from a whole group on.
+KVCAST_AVX2_INLINE void decode_alone(HalfStates& s, Words& words, const Strip& strip, const Numbers& numbers,
+                                     std::size_t at, Sender& sender) {
+    for (; at + kLanes <= strip.count; at += kLanes) {
+        decode_group<true>(s, strip, numbers, ~0u, words, at);
+        send_lines(sender, 1);
+    }
+    if (at != strip.count) decode_group<false>(s, strip, numbers, first_lanes(strip.count - at), words, at);
+    if (strip.meaning != nullptr && !numbers.meant()) become(strip);
+}
+
+// One strip of each decoder: as long as all have whole groups, group by group, so that while one waits for
+// its states, the others go on.
+template <std::size_t N, std::size_t... D>
+KVCAST_AVX2_INLINE void decode_step(std::index_sequence<D...>, HalfStates (&states)[N], const Strip* strips,
+                                    Words (&words)[N], Sender& sender) {
+    const Numbers numbers[N] = {Numbers(strips[D])...};
+    std::size_t whole = N == 1 ? 0 : strips[0].count / kLanes * kLanes;
     KVCAST_UNROLL
     for (std::size_t d = 0; d < N; ++d) {
-        states[d] = load_halves(decoders[d]->state);
-        words[d].begin(*decoders[d], tails[d]);
+        if (strips[d].table == nullptr || strips[d].count != strips[0].count) whole = 0;
     }
-    for (std::size_t step = 0; step < steps; ++step, strips += stride) {
-        std::size_t at = 0;
-        if constexpr (N > 1) {
-            bool alike = true;
-            KVCAST_UNROLL
-            for (std::size_t d = 0; d < N; ++d)
-                alike = alike && strips[d].table != nullptr && strips[d].count == strips[0].count;
-            for (; alike && at + kLanes <= strips[0].count; at += kLanes) {
-                KVCAST_UNROLL
-                for (std::size_t d = 0; d < N; ++d)
-                    decode_group<true>(states[d], strips[d].table->bytes, strips[d].shift, ~0u, words[d],
-                                       strips[d].values + at);
-            }
-        }
+    for (std::size_t at = 0; at != whole; at += kLanes) {
         KVCAST_UNROLL
-        for (std::size_t d = 0; d < N; ++d) {
-            const Strip& s = strips[d];
-            if (at != s.count)
-                decode_alone(states[d], words[d], {s.table, s.shift, s.count - at, s.values + at});
-        }
+        for (std::size_t d = 0; d < N; ++d)
+            decode_group<true>(states[d], strips[d], numbers[d], ~0u, words[d], at);
+        send_lines(sender, N);
     }
     KVCAST_UNROLL
     for (std::size_t d = 0; d < N; ++d) {
-        words[d].finish(*decoders[d]);
-        store_halves(decoders[d]->state, states[d]);
+        if (strips[d].table == nullptr)
+            std::fill_n(strips[d].values, strips[d].count, scalar::meant(strips[d], 0));
+        else
+            decode_alone(states[d], words[d], strips[d], numbers[d], whole, sender);
     }
 }
 
@@ -424,9 +519,9 @@ KVCAST_AVX2_INLINE void decode_float_group(HalfStates& s, const ByteTable& t, st
                                            std::uint32_t lanes, Words& words, ElementOf<D>* elements) {
     constexpr unsigned planes = mantissa_bits(D) + 1;
     words.prepare();
-    const Taken taken = take_symbols<Whole>(s, t, lanes, words);
-    const std::uint32_t escapes = Whole ? taken.escapes : taken.escapes & lanes;
-    Half high = taken.values;
+    const __m256i symbols = take_symbols<Whole>(s, t, lanes, words);
+    const std::uint32_t escapes = Whole ? escapes_in(symbols) : escapes_in(symbols) & lanes;
+    Half high = values_in(symbols);
     const bool both = Whole || lanes > 0xffff;
     const Half raw = take_raw(std::min(planes, 16u), both, words);
     Half upper = {_mm256_setzero_si256(), _mm256_setzero_si256()};
@@ -451,8 +546,29 @@ KVCAST_AVX2_INLINE void decode_float_group(HalfStates& s, const ByteTable& t, st
 }
 
 template <std::size_t N, Dtype D>
-KVCAST_AVX2 void decode_floats_abreast(RansDecoder* const* decoders, const FloatStrip* strips,
-                                       std::size_t count) {
+KVCAST_AVX2_INLINE void decode_float_step(HalfStates (&states)[N], const FloatStrip* strips,
+                                          std::size_t count, Words (&words)[N], Sender& sender) {
+    std::size_t at = 0;
+    for (; at + kLanes <= count; at += kLanes) {
+        KVCAST_UNROLL
+        for (std::size_t d = 0; d < N; ++d)
+            decode_float_group<D, true>(states[d], strips[d].table->bytes, strips[d].center, ~0u, words[d],
+                                        static_cast<ElementOf<D>*>(strips[d].elements) + at);
+        send_lines(sender, N);
+    }
+    if (at == count) return;
+    KVCAST_UNROLL
+    for (std::size_t d = 0; d < N; ++d)
+        decode_float_group<D, false>(states[d], strips[d].table->bytes, strips[d].center,
+                                     first_lanes(count - at), words[d],
+                                     static_cast<ElementOf<D>*>(strips[d].elements) + at);
+}
+
+// N decoders, each strip of theirs given to `step`.
+template <std::size_t N, typename Strip, typename Step>
+KVCAST_AVX2_INLINE void decode_abreast(RansDecoder* const* decoders, const Strip* strips, std::size_t steps,
+                                       std::size_t stride, std::span<Outgoing> outgoing, Step&& step) {
+    Sender sender(outgoing);
     HalfStates states[N];
     Words words[N];
     Words::Tail tails[N];
@@ -461,31 +577,42 @@ KVCAST_AVX2 void decode_floats_abreast(RansDecoder* const* decoders, const Float
         states[d] = load_halves(decoders[d]->state);
         words[d].begin(*decoders[d], tails[d]);
     }
-    std::size_t at = 0;
-    for (; at + kLanes <= count; at += kLanes) {
-        KVCAST_UNROLL
-        for (std::size_t d = 0; d < N; ++d)
-            decode_float_group<D, true>(states[d], strips[d].table->bytes, strips[d].center, ~0u, words[d],
-                                        static_cast<ElementOf<D>*>(strips[d].elements) + at);
-    }
+    for (std::size_t i = 0; i < steps; ++i, strips += stride) step(states, strips, words, sender);
     KVCAST_UNROLL
     for (std::size_t d = 0; d < N; ++d) {
-        if (at != count)
-            decode_float_group<D, false>(states[d], strips[d].table->bytes, strips[d].center,
-                                         first_lanes(count - at), words[d],
-                                         static_cast<ElementOf<D>*>(strips[d].elements) + at);
         words[d].finish(*decoders[d]);
         store_halves(decoders[d]->state, states[d]);
     }
+    sender.finish();
+}
+
+template <std::size_t N>
+KVCAST_AVX2 void decode_strips_abreast(RansDecoder* const* decoders, const Strip* strips, std::size_t steps,
+                                       std::size_t stride, std::span<Outgoing> outgoing) {
+    decode_abreast<N>(decoders, strips, steps, stride, outgoing,
+                      [](auto& states, const Strip* some, auto& words, Sender& sender) KVCAST_AVX2_LAMBDA {
+                          decode_step(std::make_index_sequence<N>(), states, some, words, sender);
+                      });
+}
+
+template <std::size_t N, Dtype D>
+KVCAST_AVX2 void decode_floats_abreast(RansDecoder* const* decoders, const FloatStrip* strips,
+                                       std::size_t steps, std::size_t stride, std::size_t count,
+                                       std::span<Outgoing> outgoing) {
+    decode_abreast<N>(
+        decoders, strips, steps, stride, outgoing,
+        [&](auto& states, const FloatStrip* some, auto& words, Sender& sender)
+            KVCAST_AVX2_LAMBDA { decode_float_step<N, D>(states, some, count, words, sender); });
 }
 
 template <Dtype D>
 void decode_floats_as(std::span<RansDecoder* const> decoders, std::span<const FloatStrip> strips,
-                      std::size_t count) {
-    std::size_t d = 0;
-    for (; d + 2 <= decoders.size(); d += 2)
-        decode_floats_abreast<2, D>(decoders.data() + d, strips.data() + d, count);
-    if (d < decoders.size()) decode_floats_abreast<1, D>(decoders.data() + d, strips.data() + d, count);
+                      std::size_t count, std::span<Outgoing> outgoing) {
+    const std::size_t stride = decoders.size(), steps = strips_each(strips.size(), stride);
+    for_groups<kMostAbreast>(stride, [&](auto n, std::size_t d) {
+        decode_floats_abreast<n.value, D>(decoders.data() + d, strips.data() + d, steps, stride, count,
+                                          outgoing);
+    });
 }
 
 // ---- encoding ----
@@ -710,12 +837,12 @@ KVCAST_AVX2 void encode_float_strip(RansEncoder& encoder, const EncodeFloatStrip
 
 }  // namespace
 
-void decode_strips(std::span<RansDecoder* const> decoders, std::span<const Strip> strips) {
-    const std::size_t stride = decoders.size();
-    const std::size_t steps = stride == 0 ? 0 : strips.size() / stride;
-    std::size_t d = 0;
-    for (; d + 2 <= stride; d += 2) decode_abreast<2>(decoders.data() + d, strips.data() + d, steps, stride);
-    if (d < stride) decode_abreast<1>(decoders.data() + d, strips.data() + d, steps, stride);
+void decode_strips(std::span<RansDecoder* const> decoders, std::span<const Strip> strips,
+                   std::span<Outgoing> outgoing) {
+    const std::size_t stride = decoders.size(), steps = strips_each(strips.size(), stride);
+    for_groups<kMostAbreast>(stride, [&](auto n, std::size_t d) {
+        decode_strips_abreast<n.value>(decoders.data() + d, strips.data() + d, steps, stride, outgoing);
+    });
 }
 
 void encode_strips(std::span<RansEncoder* const> encoders, std::span<const EncodeStrip> strips) {
@@ -723,14 +850,14 @@ void encode_strips(std::span<RansEncoder* const> encoders, std::span<const Encod
 }
 
 void decode_floats(std::span<RansDecoder* const> decoders, std::span<const FloatStrip> strips, Dtype dtype,
-                   std::size_t count) {
+                   std::size_t count, std::span<Outgoing> outgoing) {
     switch (dtype) {
         case Dtype::kBf16:
-            return decode_floats_as<Dtype::kBf16>(decoders, strips, count);
+            return decode_floats_as<Dtype::kBf16>(decoders, strips, count, outgoing);
         case Dtype::kF16:
-            return decode_floats_as<Dtype::kF16>(decoders, strips, count);
+            return decode_floats_as<Dtype::kF16>(decoders, strips, count, outgoing);
         default:
-            return decode_floats_as<Dtype::kF32>(decoders, strips, count);
+            return decode_floats_as<Dtype::kF32>(decoders, strips, count, outgoing);
     }
 }
 
@@ -878,6 +1005,13 @@ KVCAST_AVX2 std::uint32_t choose_exponents(const void* elements, std::size_t cou
         best = center * kSymbols + key % kSymbols;
     }
     return best;
+}
+
+KVCAST_AVX2 void send(Outgoing& rows) {
+    Sender sender({&rows, 1});
+    while (sender.any()) send_lines(sender, 1);
+    sender.finish();
+    _mm_sfence();
 }
 
 }  // namespace kvcast::kernels::avx2

@@ -29,6 +29,8 @@ const Ops& avx512_ops() {
         ops.store_head = avx512::store_head;
         ops.store_states = avx512::store_states;
         ops.store_exact = avx512::store_exact;
+        ops.send = avx512::send;
+        ops.sends_past_caches = true;
         return ops;
     }();
     return table;

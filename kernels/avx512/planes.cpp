@@ -23,7 +23,6 @@ using x86::first_lanes;
 
 constexpr std::size_t kTile = 32;            // tokens on their way at once
 constexpr std::size_t kMostChannels = 1024;  // of a head: 64 KiB of scratch memory
-constexpr unsigned kShifts = 14;             // below it, twice a factor fits 16 bits
 
 // Calls tile(token, tokens, whole) for tiles of kTile tokens. Where some are left over, the last tile begins
 // within the one before it; so only what has fewer than kTile altogether is less than a whole one.
@@ -82,82 +81,65 @@ KVCAST_AVX512_INLINE void store_at(std::uint8_t* to, __m128i v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), v);
 }
 
-// Stores 8 channels of up to 32 tokens, transposed: lane L of r[j] is token 8 L + j. They go by way of
-// memory, as what takes lanes out of a register is busy with transposing.
-template <bool Whole>
-KVCAST_AVX512_INLINE void store_lanes16(const __m512i (&r)[8], std::size_t tokens, std::uint8_t* rows,
-                                        std::size_t row_bytes) {
-    alignas(64) __m128i lanes[8][4];
-    KVCAST_UNROLL
-    for (int j = 0; j < 8; ++j) _mm512_store_si512(lanes[j], r[j]);
-    asm("" : "+m"(lanes));  // or the compiler takes them out of the registers
-    KVCAST_UNROLL
-    for (std::size_t j = 0; j < 8; ++j) {
-        KVCAST_UNROLL
-        for (std::size_t l = 0; l < 4; ++l) {
-            if (Whole || 8 * l + j < tokens) store_at(rows + (8 * l + j) * row_bytes, lanes[j][l]);
-        }
-    }
-}
-
-// Writes eights of channels to rows: through the caches, or past them once 32 channels have come together,
-// which must be in order and make whole lines. Those lines leave while the next ones are made, a few with
-// each eight, as only so many can be on their way.
+// Writes channels of 16-bit elements to rows, eight of them at a time. They go by way of memory, as what
+// takes lanes out of a register is busy with transposing; and line by line where channels come in order and
+// in kChannels, since then far fewer stores do it.
 class EightsWriter {
   public:
-    static constexpr std::size_t kLine = 64;  // bytes
-    static constexpr std::size_t kChannels = kLine / sizeof(std::uint16_t);
+    static constexpr std::size_t kChannels = 32;
 
-    KVCAST_AVX512_INLINE EightsWriter(void* rows, std::size_t row_bytes, bool past_caches)
-        : rows_(static_cast<std::uint8_t*>(rows)), row_bytes_(row_bytes), past_caches_(past_caches) {}
+    KVCAST_AVX512_INLINE EightsWriter(void* rows, std::size_t row_bytes, bool lines)
+        : rows_(static_cast<std::uint8_t*>(rows)), row_bytes_(row_bytes), lines_(lines) {}
 
-    // Whether rows are made of whole lines.
-    static bool suits(const void* rows, std::size_t row_bytes) {
-        return reinterpret_cast<std::uintptr_t>(rows) % kLine == 0 && row_bytes % kLine == 0;
-    }
-
-    // Channels that are transposed, of up to kTile tokens.
+    // Channels that are transposed, of up to kTile tokens: lane L of r[j] is token 8 L + j.
     template <bool Whole>
-    KVCAST_AVX512_INLINE void put(const __m512i (&eight)[8], std::size_t token, std::size_t tokens,
+    KVCAST_AVX512_INLINE void put(const __m512i (&r)[8], std::size_t token, std::size_t tokens,
                                   std::size_t channel) {
-        std::uint8_t* const to = rows_ + token * row_bytes_ + 2 * channel;
-        if (!past_caches_) return store_lanes16<Whole>(eight, tokens, to, row_bytes_);
-        const std::size_t in_line = 2 * channel % kLine;
-        store_lanes16<Whole>(eight, tokens, lines_[filling_][0] + in_line, kLine);
-        send(std::min(tokens_left_, kAtOnce));
-        if (in_line + sizeof(__m128i) != kLine) return;
-        filled_ = lines_[filling_][0];
-        filled_to_ = to - in_line;
-        tokens_left_ = tokens;
-        filling_ ^= 1;
-    }
-
-    // Before what was written is read elsewhere.
-    KVCAST_AVX512_INLINE void end() {
-        send(tokens_left_);
-        if (past_caches_) _mm_sfence();
+        const std::size_t eight = channel / 8 % kEights;
+        KVCAST_UNROLL
+        for (int j = 0; j < 8; ++j) _mm512_store_si512(lanes_[eight][j], r[j]);
+        asm("" : "+m"(lanes_));  // or the compiler takes them out of the registers
+        std::uint8_t* const rows = rows_ + token * row_bytes_ + 2 * channel;
+        if (!Whole || !lines_) {
+            put_lanes<Whole>(lanes_[eight], tokens, rows);
+        } else if (eight == kEights - 1) {
+            put_lines(rows - 16 * eight);
+        }
     }
 
   private:
-    static constexpr std::size_t kAtOnce = kTile * sizeof(__m128i) / kLine;
+    static constexpr std::size_t kEights = kChannels / 8;
+    using Lanes = __m128i[8][4];
 
-    KVCAST_AVX512_INLINE void send(std::size_t lines) {
-        for (std::size_t i = 0; i < lines; ++i) {
-            _mm512_stream_si512(reinterpret_cast<__m512i*>(filled_to_), _mm512_load_si512(filled_));
-            filled_ += kLine;
-            filled_to_ += row_bytes_;
+    template <bool Whole>
+    KVCAST_AVX512_INLINE void put_lanes(const Lanes& lanes, std::size_t tokens, std::uint8_t* rows) const {
+        KVCAST_UNROLL
+        for (std::size_t j = 0; j < 8; ++j) {
+            KVCAST_UNROLL
+            for (std::size_t l = 0; l < 4; ++l) {
+                if (Whole || 8 * l + j < tokens) store_at(rows + (8 * l + j) * row_bytes_, lanes[j][l]);
+            }
         }
-        tokens_left_ -= lines;
+    }
+
+    KVCAST_AVX512_INLINE void put_lines(std::uint8_t* rows) const {
+        KVCAST_UNROLL
+        for (std::size_t j = 0; j < 8; ++j) {
+            KVCAST_UNROLL
+            for (std::size_t l = 0; l < 4; ++l) {
+                __m512i line = _mm512_castsi128_si512(lanes_[0][j][l]);
+                line = _mm512_inserti32x4(line, lanes_[1][j][l], 1);
+                line = _mm512_inserti32x4(line, lanes_[2][j][l], 2);
+                _mm512_storeu_si512(rows + (8 * l + j) * row_bytes_,
+                                    _mm512_inserti32x4(line, lanes_[3][j][l], 3));
+            }
+        }
     }
 
     std::uint8_t* rows_;
     std::size_t row_bytes_;
-    bool past_caches_;
-    unsigned filling_ = 0;
-    const std::uint8_t* filled_ = nullptr;  // what is on its way, and where to
-    std::uint8_t* filled_to_ = nullptr;
-    std::size_t tokens_left_ = 0;
-    alignas(kLine) std::uint8_t lines_[2][kTile][kLine];
+    bool lines_;
+    alignas(64) Lanes lanes_[kEights];
 };
 
 // Stores 4 channels of 32 bits and up to 16 tokens, transposed: lane L of r[j] is token 4 L + j.
@@ -213,12 +195,7 @@ KVCAST_AVX512_INLINE void put_row(Scratch<D>& scratch, std::size_t channel, __m5
 // Up to 32 states of a channel.
 KVCAST_AVX512_INLINE __m512i states_at(const HeadStore& h, std::size_t channel, std::size_t token,
                                        std::uint32_t lanes) {
-    const __m512i tile = _mm512_maskz_loadu_epi16(lanes, h.tile + channel * h.tile_stride + token);
-    if (h.means == nullptr) return tile;
-    const __m512i mean = _mm512_set1_epi32(h.means[channel]), factor = _mm512_set1_epi32(1 << h.shift);
-    const __m512i zero = _mm512_setzero_si512();
-    return _mm512_packs_epi32(_mm512_dpwssd_epi32(mean, _mm512_unpacklo_epi16(tile, zero), factor),
-                              _mm512_dpwssd_epi32(mean, _mm512_unpackhi_epi16(tile, zero), factor));
+    return _mm512_maskz_loadu_epi16(lanes, h.tile + channel * h.tile_stride + token);
 }
 
 // 32 states in the order that unpacking leaves.
@@ -247,6 +224,7 @@ template <Dtype D>
 KVCAST_AVX512_INLINE void store_rows(const Scratch<D>& scratch, std::size_t channels, std::size_t tokens,
                                      std::uint8_t* rows, std::size_t row_bytes) {
     std::size_t c = 0;
+    EightsWriter out(rows, row_bytes, false);
     if constexpr (D == Dtype::kF32) {
         for (; c + 4 <= channels; c += 4) {
             for (std::size_t t = 0; t < tokens; t += 16) {
@@ -264,7 +242,7 @@ KVCAST_AVX512_INLINE void store_rows(const Scratch<D>& scratch, std::size_t chan
             KVCAST_UNROLL
             for (std::size_t i = 0; i < 8; ++i) r[i] = _mm512_load_si512(scratch.at[c + i]);
             transpose16(r);
-            store_lanes16<false>(r, tokens, rows + 2 * c, row_bytes);
+            out.put<false>(r, 0, tokens, c);
         }
     }
     for (; c < channels; ++c) {
@@ -309,11 +287,6 @@ bool come_in(std::size_t some, const Rotation& r, std::size_t channels) {
     return r.pair_step == 1 && r.first % some == 0 && r.pairs % some == 0 && r.partner % some == 0;
 }
 
-bool past_caches(const HeadStore& h) {
-    return h.past_caches && EightsWriter::suits(h.rows, h.row_bytes) &&
-           come_in(EightsWriter::kChannels, h.rotation, h.channels);
-}
-
 // Elements of 16 bits and channels that come in eights. Neighbouring channels share a vector as soon as they
 // are elements, which is the first of three steps of a transposition.
 template <Dtype D>
@@ -322,29 +295,18 @@ class EightsStore {
     KVCAST_AVX512_INLINE explicit EightsStore(const HeadStore& h)
         : h_(h),
           scale_(_mm512_set1_ps(value_of(1, h.scale))),
-          half_(_mm512_mul_ps(scale_, _mm512_set1_ps(0.5f))),
-          first_(_mm512_set1_epi32(h.means == nullptr ? 1 : 1 << h.shift)),
-          second_(_mm512_slli_epi32(first_, 16)) {}
+          turned_zero_(_mm512_mul_ps(scale_, _mm512_set1_ps(kTurnedZero))) {}
 
     KVCAST_AVX512_INLINE void run() const {
-        const bool past = past_caches(h_);
-        EightsWriter out(h_.rows, h_.row_bytes, past), seconds(h_.rows, h_.row_bytes, past);
+        const bool lines = come_in(EightsWriter::kChannels, h_.rotation, h_.channels);
+        EightsWriter out(h_.rows, h_.row_bytes, lines), seconds(h_.rows, h_.row_bytes, lines);
         for_tiles(h_.tokens, [&](std::size_t token, std::size_t tokens, auto whole) KVCAST_AVX512_LAMBDA {
             store_tile<whole.value>(token, tokens, out, seconds);
         });
-        out.end();
-        seconds.end();
     }
 
   private:
-    // Of two channels, for half of the tokens.
-    struct Both {
-        __m512i first;
-        __m512i second;
-    };
-
-    // Words of two channels by turns: those of tokens 0 to 3 of each eight, and of tokens 4 to 7.
-    struct Mixed {
+    struct Mixed {  // channels by turns, of tokens 0 to 3 of each eight, and of the others
         __m512i low;
         __m512i high;
     };
@@ -369,61 +331,44 @@ class EightsStore {
             __m512i mixed[8];
             KVCAST_UNROLL
             for (std::size_t i = 0; i < 8; i += 2) {
-                const Mixed s = symbols<Whole>(c + i, c + i + 1, token, tokens);
-                mixed[i] = elements(doubled(s.low, c + i));
-                mixed[i + 1] = elements(doubled(s.high, c + i));
+                const Mixed s = states<Whole>(c + i, c + i + 1, token, tokens);
+                mixed[i] = elements(s.low);
+                mixed[i + 1] = elements(s.high);
             }
             transpose_mixed16(mixed);
             out.put<Whole>(mixed, token, tokens, c);
         }
     }
 
-    KVCAST_AVX512_INLINE Mixed mixed(__m512i a, __m512i b) const {
+    KVCAST_AVX512_INLINE static Mixed mixed(__m512i a, __m512i b) {
         return {_mm512_unpacklo_epi16(a, b), _mm512_unpackhi_epi16(a, b)};
     }
 
+    // States of channels a and b by turns.
     template <bool Whole>
-    KVCAST_AVX512_INLINE Mixed symbols(std::size_t a, std::size_t b, std::size_t token,
-                                       std::size_t tokens) const {
+    KVCAST_AVX512_INLINE Mixed states(std::size_t a, std::size_t b, std::size_t token,
+                                      std::size_t tokens) const {
         const std::int16_t* tile = h_.tile + token;
         return mixed(load_row16<Whole>(tile + a * h_.tile_stride, tokens),
                      load_row16<Whole>(tile + b * h_.tile_stride, tokens));
     }
 
-    KVCAST_AVX512_INLINE int mean(std::size_t channel) const {
-        return h_.means == nullptr ? 0 : h_.means[channel];
+    KVCAST_AVX512_INLINE __m512i elements(__m512i states) const {
+        return paired<D>(values_of(_mm512_srai_epi32(_mm512_slli_epi32(states, 16), 16), scale_),
+                         values_of(_mm512_srai_epi32(states, 16), scale_));
     }
 
-    // Twice a state and one, before it is cut to 16 bits, so that the range is as far on both sides.
-    KVCAST_AVX512_INLINE Both doubled(__m512i symbols, std::size_t channel) const {
-        return {_mm512_dpwssd_epi32(_mm512_set1_epi32(2 * mean(channel) + 1), symbols,
-                                    _mm512_slli_epi32(first_, 1)),
-                _mm512_dpwssd_epi32(_mm512_set1_epi32(2 * mean(channel + 1) + 1), symbols,
-                                    _mm512_slli_epi32(second_, 1))};
-    }
-
-    KVCAST_AVX512_INLINE __m512 cut(__m512i doubled) const {
-        constexpr int kLeastMagnitude = 2;  // with the sign of the first
-        const __m512 state =
-            _mm512_range_ps(_mm512_cvtepi32_ps(doubled), _mm512_set1_ps(65535.0f), kLeastMagnitude);
-        return _mm512_fmsub_ps(state, half_, half_);
-    }
-
-    KVCAST_AVX512_INLINE __m512i elements(Both doubled) const {
-        return paired<D>(cut(doubled.first), cut(doubled.second));
-    }
-
-    // States of channels a and b by turns.
-    KVCAST_AVX512_INLINE Mixed states(const Mixed& s, std::size_t a, std::size_t b) const {
-        const __m512i mean_a = _mm512_set1_epi32(mean(a)), mean_b = _mm512_set1_epi32(mean(b));
-        return mixed(_mm512_packs_epi32(_mm512_dpwssd_epi32(mean_a, s.low, first_),
-                                        _mm512_dpwssd_epi32(mean_a, s.high, first_)),
-                     _mm512_packs_epi32(_mm512_dpwssd_epi32(mean_b, s.low, second_),
-                                        _mm512_dpwssd_epi32(mean_b, s.high, second_)));
-    }
+    // What turned() gives is below 2^17 once it is made positive: as the mantissa of a float, it needs no
+    // conversion.
+    static constexpr float kTurnedZero = 0x1p23f + 0x1p16f;
 
     KVCAST_AVX512_INLINE __m512 turned_by(__m512i states, __m512i factors) const {
-        return values_of(turned(states, factors), scale_);
+        constexpr int kExponent = 0x4b000000;  // of 2^23
+        const __m512i half = _mm512_set1_epi32((1 << (kTrigBits - 1)) + (1 << (16 + kTrigBits)));
+        const __m512i sum = _mm512_dpwssd_epi32(half, states, factors);
+        const __m512i bits =
+            _mm512_shldi_epi32(_mm512_set1_epi32(kExponent >> (32 - kTrigBits)), sum, 32 - kTrigBits);
+        return _mm512_fmsub_ps(_mm512_castsi512_ps(bits), scale_, turned_zero_);
     }
 
     // Two pairs: of tokens 0 to 3 of each eight, and of the others.
@@ -434,8 +379,8 @@ class EightsStore {
         __m512 one[2][2], other[2][2];  // [pair][tokens]
         KVCAST_UNROLL
         for (std::size_t i = 0; i < 2; ++i) {
-            const std::size_t a = r.first + pair + i, b = a + r.partner;
-            const Mixed s = states(symbols<Whole>(a, b, token, tokens), a, b);
+            const std::size_t a = r.first + pair + i;
+            const Mixed s = states<Whole>(a, a + r.partner, token, tokens);
             const __m512i cos = load_row16<Whole>(r.cos + (pair + i) * r.table_stride + token, tokens);
             const __m512i sin = load_row16<Whole>(r.sin + (pair + i) * r.table_stride + token, tokens);
             const Mixed f = mixed(cos, _mm512_sub_epi16(_mm512_setzero_si512(), sin)), g = mixed(sin, cos);
@@ -453,10 +398,11 @@ class EightsStore {
 
     const HeadStore h_;
     const __m512 scale_;
-    const __m512 half_;
-    const __m512i first_;   // what the first of two words is multiplied by
-    const __m512i second_;  // and the second
+    const __m512 turned_zero_;  // kTurnedZero times the scale
 };
+
+// Up to which exponent of the scale that is finite.
+constexpr int kMostTurnedExponent = 96;
 
 template <Dtype D>
 KVCAST_AVX512 void store_eights(const HeadStore& h) {
@@ -467,9 +413,7 @@ KVCAST_AVX512 void store_eights(const HeadStore& h) {
 
 KVCAST_AVX512 void store_elements16(const ExactStore& h) {
     const auto* tile = static_cast<const std::uint16_t*>(h.tile);
-    const bool past = h.past_caches && EightsWriter::suits(h.rows, h.row_bytes) &&
-                      h.channels % EightsWriter::kChannels == 0;
-    EightsWriter out(h.rows, h.row_bytes, past);
+    EightsWriter out(h.rows, h.row_bytes, h.channels % EightsWriter::kChannels == 0);
     for_tiles(h.tokens, [&](std::size_t token, std::size_t tokens, auto whole) KVCAST_AVX512_LAMBDA {
         for (std::size_t c = 0; c + 8 <= h.channels; c += 8) {
             __m512i r[8];
@@ -480,7 +424,6 @@ KVCAST_AVX512 void store_elements16(const ExactStore& h) {
             out.put<whole.value>(r, token, tokens, c);
         }
     });
-    out.end();
 }
 
 KVCAST_AVX512 void store_elements32(const ExactStore& h) {
@@ -697,7 +640,8 @@ KVCAST_AVX512_INLINE std::int64_t sum_of(__m512i signed32) {
 }  // namespace
 
 void store_head(const HeadStore& head) {
-    const bool eights = head.shift < kShifts && come_in(8, head.rotation, head.channels);
+    const bool eights =
+        head.scale.exponent <= kMostTurnedExponent && come_in(8, head.rotation, head.channels);
     if (eights && head.dtype != Dtype::kF32)
         return head.dtype == Dtype::kF16 ? store_eights<Dtype::kF16>(head) : store_eights<Dtype::kBf16>(head);
     if (head.channels > kMostChannels) return scalar::store_head(head);

@@ -7,11 +7,16 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <utility>
 
+#include "kernels/avx512/elements.h"
 #include "kernels/avx512/slots.h"
 #include "kernels/avx512/target.h"
+#include "kernels/scalar/elements.h"
 #include "kernels/x86/elements.h"
+#include "kernels/x86/groups.h"
 #include "kernels/x86/lanes.h"
+#include "kernels/x86/sender.h"
 #include "kernels/x86/words.h"
 
 namespace kvcast::kernels::avx512 {
@@ -19,7 +24,12 @@ namespace {
 
 using x86::ElementOf;
 using x86::first_lanes;
+using x86::for_groups;
+using x86::Sender;
+using x86::strips_each;
 using x86::Words;
+
+constexpr std::size_t kMostAbreast = 4;  // decoders
 
 struct States {
     __m512i high;  // the halves of lanes 0..31
@@ -59,14 +69,25 @@ KVCAST_AVX512_INLINE void store_states(std::uint32_t* state, const States& s) {
     _mm512_store_si512(state + 16, wide.last);
 }
 
+// Up to so many lines.
+KVCAST_AVX512_INLINE void send_lines(Sender& sender, std::size_t lines) {
+    KVCAST_UNROLL
+    for (std::size_t i = 0; i < lines; ++i) {
+        if (!sender.any()) return;
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(sender.to()), _mm512_load_si512(sender.from()));
+        sender.left();
+    }
+}
+
 KVCAST_AVX512_INLINE __m512i looked_up(const void* numbers, __m512i index) {
     return _mm512_permutexvar_epi16(index, _mm512_load_si512(numbers));
 }
 
-// Takes a symbol out of each lane that is set in `lanes` (all of them where Whole) and refills: what the 32
-// symbols stand for, 16 bits each.
+// Takes a symbol out of each lane that is set in `lanes` (all of them where Whole) and refills: the number of
+// 16 bits that each entry stands for.
 template <bool Whole>
-KVCAST_AVX512_INLINE __m512i take_symbols(States& s, const HalfTable& t, std::uint32_t lanes, Words& words) {
+KVCAST_AVX512_INLINE __m512i take_symbols(States& s, const HalfTable& t, const void* numbers,
+                                          std::uint32_t lanes, Words& words) {
     const __m512i carry = looked_up(t.carry, _mm512_srli_epi16(s.low, kBucketBits));
     const __m512i entry = _mm512_srli_epi16(_mm512_add_epi16(s.low, carry), kBucketBits);
     const __m512i frequency = looked_up(t.frequency, entry);
@@ -88,10 +109,12 @@ KVCAST_AVX512_INLINE __m512i take_symbols(States& s, const HalfTable& t, std::ui
     s.high = _mm512_mask_mov_epi16(high, refill, low);
     s.low = _mm512_mask_expand_epi16(low, refill, _mm512_loadu_si512(words.next));
     words.next += 2 * std::popcount(static_cast<std::uint32_t>(refill));
-    return looked_up(t.value, entry);
+    return looked_up(numbers, entry);
 }
 
-constexpr std::int16_t kEscapeValue = static_cast<int>(kEscape) - kSymbolZero;
+KVCAST_AVX512_INLINE std::uint32_t escapes_in(__m512i numbers) {
+    return _mm512_cmpeq_epi16_mask(numbers, _mm512_set1_epi16(kEscapeMark));
+}
 
 // Row r of eight bits to column 7 - r, in each quadword.
 KVCAST_AVX512_INLINE __m512i transposed(__m512i bits) {
@@ -119,13 +142,15 @@ alignas(64) constexpr auto kLaneRows = [] {
         std::uint8_t lanes[64];
         std::uint8_t of_two[64];
         std::uint8_t of_one[64];
-        std::uint8_t words[64];  // lanes from what is transposed
+        std::uint8_t words[64];   // lanes from what is transposed
+        std::uint8_t octets[64];  // its first bytes, twice
     } rows = {};
     for (unsigned i = 0; i < 64; ++i) {
         rows.lanes[i] = static_cast<std::uint8_t>(2 * (i / 8 % 4 * 8 + 7 - i % 8) + i / 32);
         rows.of_two[i] = static_cast<std::uint8_t>(i / 32 * 32 + i % 4 * 8 + i / 4 % 8);
         rows.of_one[i] = static_cast<std::uint8_t>(i / 16 % 2 * 32 + i % 2 * 8 + i / 2 % 8);
         rows.words[i] = static_cast<std::uint8_t>(i % 2 * 32 + i / 2);
+        rows.octets[i] = static_cast<std::uint8_t>(i / 2);
     }
     return rows;
 }();
@@ -142,24 +167,120 @@ KVCAST_AVX512_INLINE __m512i take_planes(unsigned planes, std::uint32_t lanes, W
     return _mm512_and_si512(bits, _mm512_set1_epi16(static_cast<std::int16_t>((1u << planes) - 1)));
 }
 
-// Puts the words of escaped lanes in place of their symbols' values.
-KVCAST_AVX512_INLINE __m512i take_escapes(__m512i high, std::uint32_t escapes, Words& words) {
-    alignas(64) std::uint16_t lanes[kLanes];
-    _mm512_store_si512(lanes, high);
-    for (; escapes != 0; escapes &= escapes - 1, words.next += 2)
-        std::memcpy(&lanes[std::countr_zero(escapes)], words.next, 2);
+// ---- what values become ----
+
+// Whether what a strip's symbols become can be looked up: no raw bits, and no symbol but the escape becomes
+// kEscapeMark.
+KVCAST_AVX512_INLINE bool can_look_up(const Strip& strip) {
+    if (strip.meaning == nullptr || strip.shift != 0) return false;
+    return strip.meaning->dtype || strip.mean + (kSymbolZero << strip.meaning->shift) < kEscapeMark;
+}
+
+template <Dtype D>
+KVCAST_AVX512_INLINE __m512i elements_of(__m512i states, const Strip& strip) {
+    const __m512 values = values_of(states, _mm512_set1_ps(value_of(1, strip.meaning->scale)));
+    return D == Dtype::kF16 ? rounded_f16(values) : _mm512_srli_epi32(rounded_bf16(values), 16);
+}
+
+// What the symbols of a strip become, by entries of its table.
+KVCAST_AVX512_INLINE __m512i meant_entries(const Strip& strip) {
+    const __m512i values = _mm512_setr_epi32(-7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7, 8);
+    const Meaning& m = *strip.meaning;
+    const __m512i sums =
+        _mm512_add_epi32(_mm512_set1_epi32(strip.mean),
+                         _mm512_sll_epi32(values, _mm_cvtsi32_si128(static_cast<int>(m.shift))));
+    const __m512i states =
+        _mm512_max_epi32(_mm512_min_epi32(sums, _mm512_set1_epi32(32767)), _mm512_set1_epi32(-32768));
+    const __m512i meant = !m.dtype                  ? states
+                          : *m.dtype == Dtype::kF16 ? elements_of<Dtype::kF16>(states, strip)
+                                                    : elements_of<Dtype::kBf16>(states, strip);
+    const __m512i marked = _mm512_mask_mov_epi32(meant, 1u << kEscape, _mm512_set1_epi32(kEscapeMark));
+    return _mm512_permutexvar_epi16(_mm512_load_si512(strip.table->halves.symbol), marked);
+}
+
+template <typename Elements>
+KVCAST_AVX512_INLINE void become(const Strip& strip, Elements&& elements) {
+    const __m512i mean = _mm512_set1_epi32(strip.mean), zero = _mm512_setzero_si512();
+    const __m512i factor = _mm512_set1_epi32(1 << strip.meaning->shift);
+    for (std::size_t i = 0; i < strip.count; i += kLanes) {
+        const std::uint32_t lanes = first_lanes(strip.count - i);
+        const __m512i v = _mm512_maskz_loadu_epi16(lanes, strip.values + i);
+        const __m512i states =
+            _mm512_packs_epi32(_mm512_dpwssd_epi32(mean, _mm512_unpacklo_epi16(v, zero), factor),
+                               _mm512_dpwssd_epi32(mean, _mm512_unpackhi_epi16(v, zero), factor));
+        _mm512_mask_storeu_epi16(strip.values + i, lanes, elements(states));
+    }
+}
+
+template <Dtype D>
+KVCAST_AVX512 void become_elements(const Strip& strip) {
+    const __m512 scale = _mm512_set1_ps(value_of(1, strip.meaning->scale));
+    become(strip, [&](__m512i states) KVCAST_AVX512_LAMBDA {
+        return elements16<D>(low_states(states), high_states(states), scale);
+    });
+}
+
+KVCAST_AVX512 void become_states(const Strip& strip) {
+    become(strip, [&](__m512i states) KVCAST_AVX512_LAMBDA { return states; });
+}
+
+// Values that are there to what they become.
+void become(const Strip& strip) {
+    const auto dtype = strip.meaning->dtype;
+    if (!dtype) return become_states(strip);
+    *dtype == Dtype::kF16 ? become_elements<Dtype::kF16>(strip) : become_elements<Dtype::kBf16>(strip);
+}
+
+// What the symbols of a strip are looked up as.
+class Numbers {
+  public:
+    KVCAST_AVX512_INLINE explicit Numbers(const Strip& strip) : meant_(can_look_up(strip)) {
+        numbers_ = strip.table->halves.value;
+        if (!meant_) return;
+        _mm512_store_si512(own_, meant_entries(strip));
+        numbers_ = own_;
+    }
+    Numbers(const Numbers&) = delete;
+
+    const void* numbers() const { return numbers_; }
+    // Whether they are what values become.
+    bool meant() const { return meant_; }
+
+  private:
+    alignas(64) std::int16_t own_[2 * kSymbols];
+    const std::int16_t* numbers_;
+    bool meant_;
+};
+
+// ---- decoding ----
+
+// Puts what the words of escaped lanes stand for in their places.
+template <typename Meant>
+KVCAST_AVX512_INLINE __m512i take_escapes(__m512i numbers, std::uint32_t escapes, Words& words,
+                                          Meant&& meant) {
+    alignas(64) std::int16_t lanes[kLanes];
+    _mm512_store_si512(lanes, numbers);
+    for (; escapes != 0; escapes &= escapes - 1, words.next += 2) {
+        std::int16_t value;
+        std::memcpy(&value, words.next, 2);
+        lanes[std::countr_zero(escapes)] = meant(value);
+    }
     return _mm512_load_si512(lanes);
 }
 
-// One group of `lanes`: values of a strip.
+KVCAST_AVX512_INLINE __m512i take_escapes(__m512i numbers, std::uint32_t escapes, Words& words) {
+    return take_escapes(numbers, escapes, words, [](std::int16_t v) { return v; });
+}
+
+// One group of `lanes` of a strip.
 template <bool Whole>
-KVCAST_AVX512_INLINE void decode_group(States& s, const HalfTable& t, unsigned shift, std::uint32_t lanes,
-                                       Words& words, std::int16_t* values) {
+KVCAST_AVX512_INLINE void decode_group(States& s, const Strip& strip, const Numbers& numbers,
+                                       std::uint32_t lanes, Words& words, std::size_t at) {
     words.prepare();
-    __m512i value = take_symbols<Whole>(s, t, lanes, words);
-    std::uint32_t escapes = _mm512_cmpeq_epi16_mask(value, _mm512_set1_epi16(kEscapeValue));
+    __m512i value = take_symbols<Whole>(s, strip.table->halves, numbers.numbers(), lanes, words);
+    std::uint32_t escapes = escapes_in(value);
     if constexpr (!Whole) escapes &= lanes;
-    if (shift != 0) {
+    if (const unsigned shift = strip.shift; shift != 0) {
         const __m512i raw = take_planes<Whole>(shift, lanes, words);
         if (escapes != 0) [[unlikely]]
             value = take_escapes(value, escapes, words);
@@ -167,26 +288,33 @@ KVCAST_AVX512_INLINE void decode_group(States& s, const HalfTable& t, unsigned s
         value = _mm512_sll_epi16(value, _mm_cvtsi32_si128(static_cast<int>(shift)));
         value = _mm512_sub_epi16(_mm512_add_epi16(value, raw), half);
     } else if (escapes != 0) [[unlikely]] {
-        value = take_escapes(value, escapes, words);
+        value = take_escapes(value, escapes, words,
+                             [&](std::int16_t v) { return numbers.meant() ? scalar::meant(strip, v) : v; });
     }
     if constexpr (Whole) {
-        _mm512_storeu_si512(values, value);
+        _mm512_storeu_si512(strip.values + at, value);
     } else {
-        _mm512_mask_storeu_epi16(values, lanes, value);
+        _mm512_mask_storeu_epi16(strip.values + at, lanes, value);
     }
 }
 
-KVCAST_AVX512_INLINE void decode_alone(States& s, Words& words, const Strip& strip) {
+KVCAST_AVX512_INLINE void finish_strip(const Strip& strip, const Numbers& numbers) {
+    if (strip.meaning != nullptr && !numbers.meant()) become(strip);
+}
+
+KVCAST_AVX512_INLINE void decode_alone(States& s, Words& words, const Strip& strip, Sender& sender) {
     if (strip.table == nullptr) {
-        std::fill_n(strip.values, strip.count, std::int16_t{0});
+        std::fill_n(strip.values, strip.count, scalar::meant(strip, 0));
         return;
     }
-    const HalfTable& t = strip.table->halves;
+    const Numbers numbers(strip);
     std::size_t at = 0;
-    for (; at + kLanes <= strip.count; at += kLanes)
-        decode_group<true>(s, t, strip.shift, ~0u, words, strip.values + at);
-    if (at != strip.count)
-        decode_group<false>(s, t, strip.shift, first_lanes(strip.count - at), words, strip.values + at);
+    for (; at + kLanes <= strip.count; at += kLanes) {
+        decode_group<true>(s, strip, numbers, ~0u, words, at);
+        send_lines(sender, 1);
+    }
+    if (at != strip.count) decode_group<false>(s, strip, numbers, first_lanes(strip.count - at), words, at);
+    finish_strip(strip, numbers);
 }
 
 template <std::size_t N>
@@ -198,10 +326,42 @@ KVCAST_AVX512_INLINE bool alike(const Strip* strips) {
     return same;
 }
 
-// N decoders step by step: while one waits for its states, the others go on.
+// Strips of as many values each, group by group: while one decoder waits for its states, the others go on.
+template <std::size_t N, std::size_t... D>
+KVCAST_AVX512_INLINE void decode_alike(std::index_sequence<D...>, States (&states)[N], const Strip* strips,
+                                       Words (&words)[N], Sender& sender) {
+    const Numbers numbers[N] = {Numbers(strips[D])...};
+    const std::size_t count = strips[0].count;
+    std::size_t at = 0;
+    for (; at + kLanes <= count; at += kLanes) {
+        KVCAST_UNROLL
+        for (std::size_t d = 0; d < N; ++d)
+            decode_group<true>(states[d], strips[d], numbers[d], ~0u, words[d], at);
+        send_lines(sender, N);
+    }
+    KVCAST_UNROLL
+    for (std::size_t d = 0; d < N; ++d) {
+        if (at != count)
+            decode_group<false>(states[d], strips[d], numbers[d], first_lanes(count - at), words[d], at);
+        finish_strip(strips[d], numbers[d]);
+    }
+}
+
+// One strip of each decoder.
 template <std::size_t N>
-KVCAST_AVX512 void decode_abreast(RansDecoder* const* decoders, const Strip* strips, std::size_t steps,
-                                  std::size_t stride) {
+KVCAST_AVX512_INLINE void decode_step(States (&states)[N], const Strip* strips, Words (&words)[N],
+                                      Sender& sender) {
+    if (N != 1 && alike<N>(strips))
+        return decode_alike(std::make_index_sequence<N>(), states, strips, words, sender);
+    KVCAST_UNROLL
+    for (std::size_t d = 0; d < N; ++d) decode_alone(states[d], words[d], strips[d], sender);
+}
+
+// N decoders, each strip of theirs given to `step`.
+template <std::size_t N, typename Strip, typename Step>
+KVCAST_AVX512_INLINE void decode_abreast(RansDecoder* const* decoders, const Strip* strips, std::size_t steps,
+                                         std::size_t stride, std::span<Outgoing> outgoing, Step&& step) {
+    Sender sender(outgoing);
     States states[N];
     Words words[N];
     Words::Tail tails[N];
@@ -210,31 +370,21 @@ KVCAST_AVX512 void decode_abreast(RansDecoder* const* decoders, const Strip* str
         states[d] = load_states(decoders[d]->state);
         words[d].begin(*decoders[d], tails[d]);
     }
-    for (std::size_t step = 0; step < steps; ++step, strips += stride) {
-        if (N == 1 || !alike<N>(strips)) {
-            KVCAST_UNROLL
-            for (std::size_t d = 0; d < N; ++d) decode_alone(states[d], words[d], strips[d]);
-            continue;
-        }
-        const std::size_t count = strips[0].count;
-        std::size_t at = 0;
-        for (; at + kLanes <= count; at += kLanes) {
-            KVCAST_UNROLL
-            for (std::size_t d = 0; d < N; ++d)
-                decode_group<true>(states[d], strips[d].table->halves, strips[d].shift, ~0u, words[d],
-                                   strips[d].values + at);
-        }
-        if (at == count) continue;
-        KVCAST_UNROLL
-        for (std::size_t d = 0; d < N; ++d)
-            decode_group<false>(states[d], strips[d].table->halves, strips[d].shift, first_lanes(count - at),
-                                words[d], strips[d].values + at);
-    }
+    for (std::size_t i = 0; i < steps; ++i, strips += stride) step(states, strips, words, sender);
     KVCAST_UNROLL
     for (std::size_t d = 0; d < N; ++d) {
         words[d].finish(*decoders[d]);
         store_states(decoders[d]->state, states[d]);
     }
+    sender.finish();
+}
+
+template <std::size_t N>
+KVCAST_AVX512 void decode_strips_abreast(RansDecoder* const* decoders, const Strip* strips, std::size_t steps,
+                                         std::size_t stride, std::span<Outgoing> outgoing) {
+    decode_abreast<N>(decoders, strips, steps, stride, outgoing,
+                      [](auto& states, const Strip* some, auto& words, Sender& sender)
+                          KVCAST_AVX512_LAMBDA { decode_step(states, some, words, sender); });
 }
 
 KVCAST_AVX512_INLINE Wide widened_signed(__m512i v) {
@@ -242,15 +392,52 @@ KVCAST_AVX512_INLINE Wide widened_signed(__m512i v) {
             _mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(v, 1))};
 }
 
-// Raw bits to sign and mantissa, exponents put between them: elements of 16 bits and of 32.
+// What the symbols of a strip of elements of 16 bits are looked up as: exponents, in their place.
 template <Dtype D>
-KVCAST_AVX512_INLINE __m512i assembled16(__m512i raw, __m512i high, std::uint32_t center) {
-    constexpr int mantissa = static_cast<int>(mantissa_bits(D));
-    const __m512i exponent = _mm512_sub_epi16(_mm512_set1_epi16(static_cast<std::int16_t>(center)), high);
-    const __m512i magnitude = _mm512_ternarylogic_epi32(_mm512_set1_epi16((1 << mantissa) - 1), raw,
-                                                        _mm512_slli_epi16(exponent, mantissa), 0xca);
-    return _mm512_ternarylogic_epi32(_mm512_set1_epi16(0x7fff), magnitude,
-                                     _mm512_slli_epi16(raw, 15 - mantissa), 0xca);
+class ExponentNumbers {
+  public:
+    KVCAST_AVX512_INLINE explicit ExponentNumbers(const FloatStrip& strip) : center_(strip.center) {
+        const __m512i values = _mm512_load_si512(strip.table->halves.value);
+        const __m512i centers = _mm512_set1_epi16(static_cast<std::int16_t>(center_));
+        const __m512i exponents = _mm512_and_si512(_mm512_sub_epi16(centers, values),
+                                                   _mm512_set1_epi16(static_cast<std::int16_t>(kMask)));
+        const __m512i placed = _mm512_slli_epi16(exponents, kMantissa);
+        _mm512_store_si512(numbers_, _mm512_mask_mov_epi16(placed, escapes_in(values), values));
+    }
+
+    const void* numbers() const { return numbers_; }
+    std::int16_t of(std::int16_t value) const {
+        return static_cast<std::int16_t>(((center_ - static_cast<std::uint32_t>(value)) & kMask)
+                                         << kMantissa);
+    }
+
+  private:
+    static constexpr unsigned kMantissa = mantissa_bits(D);
+    static constexpr std::uint32_t kMask = exponent_mask(D);
+
+    alignas(64) std::int16_t numbers_[2 * kSymbols];
+    std::uint32_t center_;
+};
+
+// Symbols as they are, for elements of 32 bits.
+template <>
+class ExponentNumbers<Dtype::kF32> {
+  public:
+    explicit ExponentNumbers(const FloatStrip& strip) : numbers_(strip.table->halves.value) {}
+    const void* numbers() const { return numbers_; }
+    static std::int16_t of(std::int16_t value) { return value; }
+
+  private:
+    const std::int16_t* numbers_;
+};
+
+// Eight raw bits of 32 lanes, in both bytes of each.
+KVCAST_AVX512_INLINE __m512i take_octets(std::uint32_t lanes, Words& words) {
+    const bool two = lanes > 0xffff;
+    const __m512i rows = _mm512_permutexvar_epi8(
+        _mm512_load_si512(two ? kPlaneRows.of_two : kPlaneRows.of_one), _mm512_loadu_si512(words.next));
+    words.next += two ? 32 : 16;
+    return _mm512_permutexvar_epi8(_mm512_load_si512(kLaneRows.octets), transposed(rows));
 }
 
 KVCAST_AVX512_INLINE __m512i assembled32(__m512i raw, __m512i high, std::uint32_t center) {
@@ -262,70 +449,92 @@ KVCAST_AVX512_INLINE __m512i assembled32(__m512i raw, __m512i high, std::uint32_
                                      _mm512_slli_epi32(raw, 31 - mantissa), 0xca);
 }
 
+// `high`: what symbols were looked up as.
+KVCAST_AVX512_INLINE __m512i taken_exponents(__m512i high, const auto& exponents, std::uint32_t lanes,
+                                             Words& words) {
+    const std::uint32_t escapes = escapes_in(high) & lanes;
+    if (escapes == 0) [[likely]]
+        return high;
+    return take_escapes(high, escapes, words, [&](std::int16_t v) { return exponents.of(v); });
+}
+
+// Raw bits, sign and mantissa in their places.
 template <Dtype D, bool Whole>
-KVCAST_AVX512_INLINE void decode_float_group(States& s, const HalfTable& t, std::uint32_t center,
-                                             std::uint32_t lanes, Words& words, ElementOf<D>* elements) {
-    constexpr unsigned planes = mantissa_bits(D) + 1;
+KVCAST_AVX512_INLINE __m512i take_raw16(std::uint32_t lanes, Words& words) {
+    if constexpr (D == Dtype::kBf16) return take_octets(lanes, words);
+    constexpr int mantissa = static_cast<int>(mantissa_bits(Dtype::kF16));
+    const __m512i bits = take_planes<Whole>(mantissa + 1, lanes, words);
+    return _mm512_ternarylogic_epi32(_mm512_set1_epi16((1 << mantissa) - 1), bits,
+                                     _mm512_slli_epi16(bits, 15 - mantissa), 0xca);
+}
+
+template <Dtype D, bool Whole>
+KVCAST_AVX512_INLINE void decode_float_group(States& s, const FloatStrip& strip,
+                                             const ExponentNumbers<D>& exponents, std::uint32_t lanes,
+                                             Words& words, std::size_t at) {
+    auto* const elements = static_cast<ElementOf<D>*>(strip.elements) + at;
     words.prepare();
-    __m512i high = take_symbols<Whole>(s, t, lanes, words);
-    std::uint32_t escapes = _mm512_cmpeq_epi16_mask(high, _mm512_set1_epi16(kEscapeValue));
-    if constexpr (!Whole) escapes &= lanes;
-    const __m512i raw = take_planes<Whole>(std::min(planes, 16u), lanes, words);
-    __m512i upper = _mm512_setzero_si512();
-    if constexpr (planes > 16) upper = take_planes<Whole>(planes - 16, lanes, words);
-    if (escapes != 0) [[unlikely]]
-        high = take_escapes(high, escapes, words);
+    const __m512i high = take_symbols<Whole>(s, strip.table->halves, exponents.numbers(), lanes, words);
     if constexpr (D == Dtype::kF32) {
-        const Wide r = joined(raw, upper), h = widened_signed(high);
+        const __m512i lower = take_planes<Whole>(16, lanes, words);
+        const __m512i upper = take_planes<Whole>(mantissa_bits(D) + 1 - 16, lanes, words);
+        const Wide r = joined(lower, upper),
+                   h = widened_signed(taken_exponents(high, exponents, lanes, words));
         _mm512_mask_storeu_epi32(elements, static_cast<__mmask16>(lanes),
-                                 assembled32(r.first, h.first, center));
+                                 assembled32(r.first, h.first, strip.center));
         _mm512_mask_storeu_epi32(elements + 16, static_cast<__mmask16>(lanes >> 16),
-                                 assembled32(r.last, h.last, center));
-    } else if constexpr (Whole) {
-        _mm512_storeu_si512(elements, assembled16<D>(raw, high, center));
+                                 assembled32(r.last, h.last, strip.center));
     } else {
-        _mm512_mask_storeu_epi16(elements, lanes, assembled16<D>(raw, high, center));
+        constexpr auto outside = static_cast<std::int16_t>(0x8000 | ((1 << mantissa_bits(D)) - 1));
+        const __m512i raw = take_raw16<D, Whole>(lanes, words);
+        const __m512i element = _mm512_ternarylogic_epi32(
+            _mm512_set1_epi16(outside), raw, taken_exponents(high, exponents, lanes, words), 0xca);
+        if constexpr (Whole) {
+            _mm512_storeu_si512(elements, element);
+        } else {
+            _mm512_mask_storeu_epi16(elements, lanes, element);
+        }
     }
 }
 
-template <std::size_t N, Dtype D>
-KVCAST_AVX512 void decode_floats_abreast(RansDecoder* const* decoders, const FloatStrip* strips,
-                                         std::size_t count) {
-    States states[N];
-    Words words[N];
-    Words::Tail tails[N];
-    KVCAST_UNROLL
-    for (std::size_t d = 0; d < N; ++d) {
-        states[d] = load_states(decoders[d]->state);
-        words[d].begin(*decoders[d], tails[d]);
-    }
+template <Dtype D, std::size_t N, std::size_t... I>
+KVCAST_AVX512_INLINE void decode_float_step(std::index_sequence<I...>, States (&states)[N],
+                                            const FloatStrip* strips, std::size_t count, Words (&words)[N],
+                                            Sender& sender) {
+    const ExponentNumbers<D> exponents[N] = {ExponentNumbers<D>(strips[I])...};
     std::size_t at = 0;
     for (; at + kLanes <= count; at += kLanes) {
         KVCAST_UNROLL
         for (std::size_t d = 0; d < N; ++d)
-            decode_float_group<D, true>(states[d], strips[d].table->halves, strips[d].center, ~0u, words[d],
-                                        static_cast<ElementOf<D>*>(strips[d].elements) + at);
+            decode_float_group<D, true>(states[d], strips[d], exponents[d], ~0u, words[d], at);
+        send_lines(sender, N);
     }
+    if (at == count) return;
     KVCAST_UNROLL
-    for (std::size_t d = 0; d < N; ++d) {
-        if (at != count)
-            decode_float_group<D, false>(states[d], strips[d].table->halves, strips[d].center,
-                                         first_lanes(count - at), words[d],
-                                         static_cast<ElementOf<D>*>(strips[d].elements) + at);
-        words[d].finish(*decoders[d]);
-        store_states(decoders[d]->state, states[d]);
-    }
+    for (std::size_t d = 0; d < N; ++d)
+        decode_float_group<D, false>(states[d], strips[d], exponents[d], first_lanes(count - at), words[d],
+                                     at);
+}
+
+template <std::size_t N, Dtype D>
+KVCAST_AVX512 void decode_floats_abreast(RansDecoder* const* decoders, const FloatStrip* strips,
+                                         std::size_t steps, std::size_t stride, std::size_t count,
+                                         std::span<Outgoing> outgoing) {
+    decode_abreast<N>(
+        decoders, strips, steps, stride, outgoing,
+        [&](auto& states, const FloatStrip* some, auto& words, Sender& sender) KVCAST_AVX512_LAMBDA {
+            decode_float_step<D>(std::make_index_sequence<N>(), states, some, count, words, sender);
+        });
 }
 
 template <Dtype D>
 void decode_floats_as(std::span<RansDecoder* const> decoders, std::span<const FloatStrip> strips,
-                      std::size_t count) {
-    std::size_t d = 0;
-    for (; d + 4 <= decoders.size(); d += 4)
-        decode_floats_abreast<4, D>(decoders.data() + d, strips.data() + d, count);
-    for (; d + 2 <= decoders.size(); d += 2)
-        decode_floats_abreast<2, D>(decoders.data() + d, strips.data() + d, count);
-    if (d < decoders.size()) decode_floats_abreast<1, D>(decoders.data() + d, strips.data() + d, count);
+                      std::size_t count, std::span<Outgoing> outgoing) {
+    const std::size_t stride = decoders.size(), steps = strips_each(strips.size(), stride);
+    for_groups<kMostAbreast>(stride, [&](auto n, std::size_t d) {
+        decode_floats_abreast<n.value, D>(decoders.data() + d, strips.data() + d, steps, stride, count,
+                                          outgoing);
+    });
 }
 
 // ---- encoding ----
@@ -623,24 +832,23 @@ void encode_floats_as(std::span<RansEncoder* const> encoders, std::span<const En
 
 }  // namespace
 
-void decode_strips(std::span<RansDecoder* const> decoders, std::span<const Strip> strips) {
-    const std::size_t stride = decoders.size();
-    const std::size_t steps = stride == 0 ? 0 : strips.size() / stride;
-    std::size_t d = 0;
-    for (; d + 4 <= stride; d += 4) decode_abreast<4>(decoders.data() + d, strips.data() + d, steps, stride);
-    for (; d + 2 <= stride; d += 2) decode_abreast<2>(decoders.data() + d, strips.data() + d, steps, stride);
-    if (d < stride) decode_abreast<1>(decoders.data() + d, strips.data() + d, steps, stride);
+void decode_strips(std::span<RansDecoder* const> decoders, std::span<const Strip> strips,
+                   std::span<Outgoing> outgoing) {
+    const std::size_t stride = decoders.size(), steps = strips_each(strips.size(), stride);
+    for_groups<kMostAbreast>(stride, [&](auto n, std::size_t d) {
+        decode_strips_abreast<n.value>(decoders.data() + d, strips.data() + d, steps, stride, outgoing);
+    });
 }
 
 void decode_floats(std::span<RansDecoder* const> decoders, std::span<const FloatStrip> strips, Dtype dtype,
-                   std::size_t count) {
+                   std::size_t count, std::span<Outgoing> outgoing) {
     switch (dtype) {
         case Dtype::kBf16:
-            return decode_floats_as<Dtype::kBf16>(decoders, strips, count);
+            return decode_floats_as<Dtype::kBf16>(decoders, strips, count, outgoing);
         case Dtype::kF16:
-            return decode_floats_as<Dtype::kF16>(decoders, strips, count);
+            return decode_floats_as<Dtype::kF16>(decoders, strips, count, outgoing);
         default:
-            return decode_floats_as<Dtype::kF32>(decoders, strips, count);
+            return decode_floats_as<Dtype::kF32>(decoders, strips, count, outgoing);
     }
 }
 
@@ -897,6 +1105,13 @@ std::uint32_t choose_exponents(const void* elements, std::size_t count, Dtype dt
                       : dtype == Dtype::kF16 ? choose_of_few<Dtype::kF16>(elements, count, costs, chosen)
                                              : choose_of_few<Dtype::kF32>(elements, count, costs, chosen);
     return done ? chosen : scalar::choose_exponents(elements, count, dtype, costs);
+}
+
+KVCAST_AVX512 void send(Outgoing& rows) {
+    Sender sender({&rows, 1});
+    while (sender.any()) send_lines(sender, 1);
+    sender.finish();
+    _mm_sfence();
 }
 
 }  // namespace kvcast::kernels::avx512

@@ -5,10 +5,11 @@
 
 namespace kvcast::kernels::avx512 {
 
-void decode_strips(std::span<RansDecoder* const> decoders, std::span<const Strip> strips);
+void decode_strips(std::span<RansDecoder* const> decoders, std::span<const Strip> strips,
+                   std::span<Outgoing> outgoing);
 void encode_strips(std::span<RansEncoder* const> encoders, std::span<const EncodeStrip> strips);
 void decode_floats(std::span<RansDecoder* const> decoders, std::span<const FloatStrip> strips, Dtype dtype,
-                   std::size_t count);
+                   std::size_t count, std::span<Outgoing> outgoing);
 void encode_floats(std::span<RansEncoder* const> encoders, std::span<const EncodeFloatStrip> strips,
                    Dtype dtype, std::size_t count);
 std::uint32_t choose_exponents(const void* elements, std::size_t count, Dtype dtype,
@@ -33,6 +34,7 @@ void saturate(const std::int32_t* sums, std::size_t count, std::int16_t* states)
 void store_head(const HeadStore& head);
 void store_states(const StateStore& states);
 void store_exact(const ExactStore& head);
+void send(Outgoing& rows);
 void project(const Projection& p);
 void project_sparse(const Projection& p);
 

@@ -32,6 +32,15 @@ inline void put_element(void* elements, Dtype dtype, std::size_t i, std::uint32_
     std::memcpy(static_cast<std::uint8_t*>(elements) + 2 * i, &half, 2);
 }
 
+// What a value of a strip becomes.
+inline std::int16_t meant(const Strip& strip, std::int16_t value) {
+    if (strip.meaning == nullptr) return value;
+    const Meaning& m = *strip.meaning;
+    const std::int16_t state = state_of(strip.mean, value, m.shift);
+    if (!m.dtype) return state;
+    return static_cast<std::int16_t>(to_bits(*m.dtype, value_of(state, m.scale)));
+}
+
 // Turns the pairs of a tile: unrotate(a, b, cos, sin, tokens) does one of them.
 template <typename Unrotate>
 void turn_back(const HeadLoad& h, const Unrotate& unrotate) {

@@ -45,25 +45,9 @@ Rotation of_token(const Rotation& all, std::size_t token) {
     return one;
 }
 
-// The states of a channel.
-class ChannelStates {
-  public:
-    ChannelStates(const HeadStore& h, std::size_t channel)
-        : tile_(h.tile + channel * h.tile_stride),
-          mean_(h.means == nullptr ? std::int16_t{0} : static_cast<std::int16_t>(h.means[channel])),
-          shift_(h.means == nullptr ? 0 : h.shift) {}
-
-    std::int16_t operator[](std::size_t token) const { return state_of(mean_, tile_[token], shift_); }
-
-  private:
-    const std::int16_t* tile_;
-    std::int16_t mean_;
-    unsigned shift_;
-};
-
 template <Dtype D>
 void store_channel(const HeadStore& h, std::size_t channel) {
-    const ChannelStates state(h, channel);
+    const std::int16_t* state = h.tile + channel * h.tile_stride;
     for (std::size_t t = 0; t < h.tokens; ++t) {
         put_element(row_of(h.rows, h.row_bytes, t), D, channel, to_bits(D, value_of(state[t], h.scale)));
     }
@@ -74,7 +58,8 @@ void store_pair(const HeadStore& h, std::size_t pair) {
     const Rotation& r = h.rotation;
     const std::size_t first = r.first + pair * r.pair_step;
     const std::size_t second = first + r.partner;
-    const ChannelStates a(h, first), b(h, second);
+    const std::int16_t* a = h.tile + first * h.tile_stride;
+    const std::int16_t* b = h.tile + second * h.tile_stride;
     const std::int16_t* cos = r.cos + pair * r.table_stride;
     const std::int16_t* sin = r.sin + pair * r.table_stride;
     for (std::size_t t = 0; t < h.tokens; ++t) {
@@ -260,6 +245,13 @@ void store_exact(const ExactStore& head) {
     for (std::size_t c = 0; c < head.channels; ++c) {
         const bool turned = c >= r.first && c < r.first + 2 * r.pairs;
         if (!turned) store_exact_channel(head, c);
+    }
+}
+
+void send(Outgoing& rows) {
+    while (rows.left != 0) {
+        std::memcpy(rows.to, rows.from, rows.left_in_row);
+        rows.leave(rows.left_in_row);
     }
 }
 

@@ -134,7 +134,7 @@ void encode_group(RansEncoder& e, const EncodeTable& table, unsigned planes, uns
 
 void decode_strip(RansDecoder& decoder, const Strip& strip) {
     if (strip.table == nullptr) {
-        std::fill_n(strip.values, strip.count, std::int16_t{0});
+        std::fill_n(strip.values, strip.count, meant(strip, 0));
         return;
     }
     std::int32_t high[kLanes];
@@ -146,7 +146,7 @@ void decode_strip(RansDecoder& decoder, const Strip& strip) {
         decode_group(decoder, strip.table->alias, shift, lanes, high, raw);
         for (unsigned i = 0; i < lanes; ++i) {
             const std::int32_t value = high[i] * (1 << shift) + static_cast<std::int32_t>(raw[i]) - half;
-            strip.values[at + i] = static_cast<std::int16_t>(value);
+            strip.values[at + i] = meant(strip, static_cast<std::int16_t>(value));
         }
     }
 }
@@ -211,14 +211,17 @@ void encode_float_strip(RansEncoder& encoder, const EncodeFloatStrip& strip, Dty
 
 }  // namespace
 
-void decode_strips(std::span<RansDecoder* const> decoders, std::span<const Strip> strips) {
+void decode_strips(std::span<RansDecoder* const> decoders, std::span<const Strip> strips,
+                   std::span<Outgoing> outgoing) {
+    for (Outgoing& rows : outgoing) send(rows);
     for (std::size_t i = 0; i < strips.size(); ++i) decode_strip(*decoders[i % decoders.size()], strips[i]);
 }
 
 void decode_floats(std::span<RansDecoder* const> decoders, std::span<const FloatStrip> strips, Dtype dtype,
-                   std::size_t count) {
-    for (std::size_t d = 0; d < decoders.size(); ++d)
-        decode_float_strip(*decoders[d], strips[d], dtype, count);
+                   std::size_t count, std::span<Outgoing> outgoing) {
+    for (Outgoing& rows : outgoing) send(rows);
+    for (std::size_t i = 0; i < strips.size(); ++i)
+        decode_float_strip(*decoders[i % decoders.size()], strips[i], dtype, count);
 }
 
 void encode_strips(std::span<RansEncoder* const> encoders, std::span<const EncodeStrip> strips) {

@@ -30,6 +30,8 @@ const Ops& scalar_ops() {
         .store_head = scalar::store_head,
         .store_states = scalar::store_states,
         .store_exact = scalar::store_exact,
+        .send = scalar::send,
+        .sends_past_caches = false,
     };
     return table;
 }

@@ -51,7 +51,10 @@ TEST(Tables, AreTheSameInHalvesAndBytes) {
             ASSERT_EQ((sum >> kernels::kBucketBits) % 32, entry) << "table " << t << ", low half " << low;
             ASSERT_EQ(table.halves.frequency[entry], 4 * kernels::entry_frequency(packed));
             ASSERT_EQ(static_cast<std::uint16_t>(slot + table.halves.rank[entry]), rank);
-            ASSERT_EQ(table.halves.value[entry], static_cast<int>(symbol) - kernels::kSymbolZero);
+            ASSERT_EQ(table.halves.symbol[entry], 2 * symbol);
+            ASSERT_EQ(table.halves.value[entry], symbol == kernels::kEscape
+                                                     ? kernels::kEscapeMark
+                                                     : static_cast<int>(symbol) - kernels::kSymbolZero);
 
             const kernels::ByteTable& b = table.bytes;
             const auto word = [](const std::uint8_t(&bytes)[2][kernels::kSymbols], std::size_t at) {

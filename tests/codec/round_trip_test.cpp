@@ -1,8 +1,13 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <memory>
+#include <utility>
 
 #include "tests/codec/synthetic.h"
+#include "tests/guarded.h"
 
 namespace kvcast::test {
 namespace {
@@ -95,6 +100,99 @@ TEST(Delta, KeepsEveryValueWithinHalfAStepAndSinksExactly) {
                     expect_close(c);
                 }
             }
+        }
+    }
+}
+
+// Memory for a cache whose rows begin `offset` bytes behind a page's begin, and stay `gap` bytes apart.
+class Memory {
+  public:
+    Memory(const Cache& like, std::size_t gap, std::size_t offset) {
+        const std::size_t tokens = like.ids.size();
+        for (std::size_t i = 0; i < like.planes.size(); ++i) {
+            const std::size_t row = like.row_bytes(i);
+            row_bytes_.push_back(row);
+            planes_.push_back(
+                std::make_unique<GuardedBytes>(offset + tokens * (row + gap), Edge::kBegin, 0xee));
+            std::memset(planes_.back()->data(), 0xee, planes_.back()->size());
+            buffers_.push_back({planes_.back()->data() + offset, row + gap});
+        }
+    }
+
+    std::span<const PlaneBuffer> buffers() const { return buffers_; }
+
+    // Plane by plane; fails the test where anything lies between rows.
+    std::vector<std::vector<std::uint8_t>> values(std::size_t tokens) const {
+        std::vector<std::vector<std::uint8_t>> out(buffers_.size());
+        for (std::size_t i = 0; i < buffers_.size(); ++i) {
+            EXPECT_TRUE(planes_[i]->intact());
+            for (std::size_t t = 0; t < tokens; ++t) {
+                const auto* row =
+                    static_cast<const std::uint8_t*>(buffers_[i].rows) + t * buffers_[i].row_bytes;
+                out[i].insert(out[i].end(), row, row + row_bytes_[i]);
+                EXPECT_TRUE(std::all_of(row + row_bytes_[i], row + buffers_[i].row_bytes,
+                                        [](std::uint8_t b) { return b == 0xee; }));
+            }
+        }
+        return out;
+    }
+
+  private:
+    std::vector<std::size_t> row_bytes_;
+    std::vector<std::unique_ptr<GuardedBytes>> planes_;
+    std::vector<PlaneBuffer> buffers_;
+};
+
+// Chunks so large that their rows go past the caches: into rows of whole lines, of others, and by several
+// workers, all the same; and workspaces whose last chunk was damaged, or whose memory is gone, do no harm.
+TEST(Decoder, WritesTheSameRowsPastTheCaches) {
+    for (const Dtype dtype : {Dtype::kBf16, Dtype::kF32}) {
+        for (const Profile profile : {Profile::kLossless, Profile::kDelta}) {
+            Case c = {"",
+                      make_layout(5, {{3, 64}, {2, 96}}, dtype, RopePairing::kHalf),
+                      300,
+                      Content::kGaussian,
+                      {}};
+            c.options.profile = profile;
+            c.options.level = 3;
+            c.chunk = 300;
+            const Cache cache = make_cache(c);
+            ASSERT_GT(cache.layout.values_per_token() * 300 * kernels::dtype_bytes(dtype),
+                      std::size_t{1} << 20);
+            const std::vector<std::uint8_t> object = encode(cache, c);
+            std::vector<std::uint8_t> damaged = object;
+            damaged[object.size() * 2 / 3] ^= 1;
+            ThreadPool pool(3);
+            SerialExecutor serial;
+            std::vector<DecodeWorkspace> workspaces(4);
+            std::vector<std::vector<std::uint8_t>> expected;
+            for (Executor* executor : {static_cast<Executor*>(&serial), static_cast<Executor*>(&pool)}) {
+                for (const auto& [gap, offset] :
+                     {std::pair<std::size_t, std::size_t>{2, 2}, {0, 0}, {64, 128}, {64, 32}, {16, 64}}) {
+                    {
+                        const Memory lost(cache, gap, offset);
+                        auto decoder = ChunkDecoder::open(damaged, {});
+                        ASSERT_TRUE(decoder.ok());
+                        ASSERT_EQ(decoder.value().decode(lost.buffers(), *executor, workspaces).code(),
+                                  ErrorCode::kBlockChecksum);
+                    }
+                    const Memory memory(cache, gap, offset);
+                    auto decoder = ChunkDecoder::open(object, {});
+                    ASSERT_TRUE(decoder.ok());
+                    const Status decoded = decoder.value().decode(memory.buffers(), *executor, workspaces);
+                    ASSERT_TRUE(decoded.ok()) << decoded.message();
+                    if (expected.empty()) expected = memory.values(300);
+                    ASSERT_EQ(memory.values(300), expected)
+                        << gap << " between rows, " << offset << " in front";
+                    const Memory by_block(cache, gap, offset);
+                    for (std::size_t l = 0; l < 5; ++l)
+                        ASSERT_TRUE(decoder.value()
+                                        .decode_layer(l, by_block.buffers().subspan(2 * l, 2), workspaces[0])
+                                        .ok());
+                    ASSERT_EQ(by_block.values(300), expected);
+                }
+            }
+            ASSERT_TRUE(profile != Profile::kLossless || expected == cache.planes);
         }
     }
 }

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <map>
 #include <random>
@@ -220,6 +221,50 @@ Decoded decode_with(const std::vector<Stream>& streams, F&& decode) {
     return out;
 }
 
+// Rows that leave while something is decoded, of odd numbers and none, into memory with other rows between.
+class Leaving {
+  public:
+    explicit Leaving(std::uint64_t seed) {
+        std::mt19937_64 random(seed);
+        for (std::size_t i = 0; i < seed % 4; ++i) {
+            const std::size_t row = (1 + random() % 4) * Outgoing::kLine, rows = random() % 90;
+            const std::size_t stride = row + random() % 3 * Outgoing::kLine;
+            std::vector<std::uint8_t> bytes(row * rows), there(stride * rows, 0xee);
+            for (auto& b : bytes) b = static_cast<std::uint8_t>(random());
+            from_.push_back(std::make_unique<Guarded<std::uint8_t>>(bytes));
+            to_.push_back(std::make_unique<Guarded<std::uint8_t>>(there));
+            outgoing_.push_back(
+                {from_.back()->data(), to_.back()->data(), row, stride - row, row, row * rows});
+            for (std::size_t r = 0; r < rows; ++r)
+                std::memcpy(there.data() + r * stride, bytes.data() + r * row, row);
+            expected_.push_back(there);
+        }
+    }
+
+    std::span<Outgoing> outgoing() { return outgoing_; }
+
+    std::size_t left() const {
+        std::size_t bytes = 0;
+        for (const Outgoing& o : outgoing_) bytes += o.left;
+        return bytes;
+    }
+
+    // Sends what is left; whether all has arrived, and nothing else was touched.
+    bool arrived(const Ops& ops) {
+        for (Outgoing& o : outgoing_) ops.send(o);
+        bool same = left() == 0;
+        for (std::size_t i = 0; i < to_.size(); ++i)
+            same = same && to_[i]->intact() && to_[i]->values() == expected_[i];
+        return same;
+    }
+
+  private:
+    std::vector<std::unique_ptr<Guarded<std::uint8_t>>> from_;
+    std::vector<std::unique_ptr<Guarded<std::uint8_t>>> to_;
+    std::vector<Outgoing> outgoing_;
+    std::vector<std::vector<std::uint8_t>> expected_;
+};
+
 // Some strips per decoder, encoded by `ops` side by side.
 struct StripProblem {
     std::size_t abreast;
@@ -260,7 +305,9 @@ struct StripProblem {
         });
     }
 
-    Decoded decode(const Ops& ops, const std::vector<Stream>& streams) const {
+    // To values, or to what `meant` makes of strip number i.
+    Decoded decode(const Ops& ops, const std::vector<Stream>& streams,
+                   const std::function<void(std::size_t, Strip&)>& meant = {}) const {
         return decode_with(streams, [&](std::span<RansDecoder* const> decoders) {
             std::vector<std::unique_ptr<Guarded<std::int16_t>>> out;
             std::vector<Strip> strips;
@@ -269,8 +316,11 @@ struct StripProblem {
                 const auto coding = entropy::class_coding(std::max(c.spread_class, 1u));
                 strips.push_back({c.spread_class == 0 ? nullptr : &entropy::decode_table(coding.table),
                                   coding.shift, c.count, out.back()->data()});
+                if (meant) meant(strips.size() - 1, strips.back());
             }
-            ops.decode_strips(decoders, strips);
+            Leaving leaving(streams.size());
+            ops.decode_strips(decoders, strips, leaving.outgoing());
+            EXPECT_TRUE(leaving.arrived(ops));
             std::vector<std::vector<std::int32_t>> got;
             for (auto& v : out) {
                 EXPECT_TRUE(v->intact());
@@ -295,6 +345,71 @@ TEST_P(Backend, CodesStripsLikeScalar) {
                                        expected.values[i].begin(), expected.values[i].end()));
             for (const auto left : expected.left) ASSERT_EQ(left, 0);
         }
+    }
+}
+
+// States and elements of values, for means at both ends of their range and between.
+TEST_P(Backend, MakesOfStripsWhatTheyMean) {
+    for (const std::size_t abreast : {1, 2, 3, 4}) {
+        const StripProblem problem(abreast, true, 10 + abreast);
+        const auto streams = problem.encode(scalar_ops());
+        for (int round = 0; round < 40; ++round) {
+            std::mt19937_64 random(static_cast<std::uint64_t>(round));
+            std::vector<Meaning> meanings;
+            const int exponents[] = {kMinExponent, -12, kMaxExponent};
+            for (std::size_t d = 0; d < abreast; ++d) {
+                meanings.push_back(
+                    {static_cast<unsigned>(random() % 15),
+                     std::nullopt,
+                     {static_cast<std::int32_t>(128 + random() % 128), exponents[random() % 3]}});
+                if (random() % 3 != 0) meanings.back().dtype = random() % 2 == 0 ? Dtype::kBf16 : Dtype::kF16;
+            }
+            std::vector<std::int16_t> means;
+            for (std::size_t i = 0; i < problem.cases.size(); ++i) {
+                const auto near = static_cast<int>(random() % 9);
+                const int ends[] = {32767 - near, near - 32768,
+                                    static_cast<std::int16_t>(random() >> random() % 16)};
+                means.push_back(static_cast<std::int16_t>(ends[random() % 3]));
+            }
+            const auto meant = [&](std::size_t i, Strip& strip) {
+                strip.meaning = &meanings[i % abreast];
+                strip.mean = means[i];
+            };
+            Decoded expected = problem.decode(scalar_ops(), streams);
+            for (std::size_t i = 0; i < expected.values.size(); ++i) {
+                const Meaning& m = meanings[i % abreast];
+                for (auto& v : expected.values[i]) {
+                    const std::int16_t state = state_of(means[i], static_cast<std::int16_t>(v), m.shift);
+                    v = m.dtype ? static_cast<std::int16_t>(to_bits(*m.dtype, value_of(state, m.scale)))
+                                : state;
+                }
+            }
+            ASSERT_EQ(problem.decode(scalar_ops(), streams, meant), expected) << round;
+            ASSERT_EQ(problem.decode(*GetParam(), streams, meant), expected) << round << " of " << abreast;
+        }
+    }
+}
+
+TEST_P(Backend, SendsRowsMeanwhile) {
+    const StripProblem problem(4, true, 3);
+    const auto streams = problem.encode(scalar_ops());
+    for (std::uint64_t seed = 0; seed < 40; ++seed) {
+        Leaving leaving(seed);
+        const std::size_t before = leaving.left();
+        std::vector<std::vector<std::int16_t>> out;
+        decode_with(streams, [&](std::span<RansDecoder* const> decoders) {
+            std::vector<Strip> strips;
+            for (const StripCase& c : problem.cases) {
+                const auto coding = entropy::class_coding(std::max(c.spread_class, 1u));
+                out.emplace_back(c.count);
+                strips.push_back({c.spread_class == 0 ? nullptr : &entropy::decode_table(coding.table),
+                                  coding.shift, c.count, out.back().data()});
+            }
+            GetParam()->decode_strips(decoders, strips, leaving.outgoing());
+            return std::vector<std::vector<std::int32_t>>();
+        });
+        ASSERT_TRUE(before == 0 || leaving.left() < before) << seed;
+        ASSERT_TRUE(leaving.arrived(*GetParam())) << seed;
     }
 }
 
@@ -323,10 +438,12 @@ TEST_P(Backend, CodesNothingAtAll) {
     RansDecoder decoder = {};
     RansDecoder* const one = &decoder;
     const Ops& ops = *GetParam();
-    ops.decode_strips({&one, 1}, {});
-    ops.decode_strips({}, {});
+    ops.decode_strips({&one, 1}, {}, {});
+    ops.decode_strips({}, {}, {});
     ops.encode_strips({}, {});
-    ops.decode_floats({}, {}, Dtype::kBf16, 8);
+    ops.decode_floats({}, {}, Dtype::kBf16, 8, {});
+    Outgoing nothing;
+    ops.send(nothing);
     ops.encode_floats({}, {}, Dtype::kBf16, 8);
     EXPECT_EQ(decoder.overrun, 0u);
 }
@@ -348,7 +465,10 @@ std::vector<T> written(std::size_t count, T fill, F&& run) {
     return out.values();
 }
 
+// Some strips of as many elements each per decoder.
 struct FloatProblem {
+    static constexpr std::size_t kSteps = 2;
+
     Dtype dtype;
     std::size_t count;
     std::size_t abreast;
@@ -359,7 +479,7 @@ struct FloatProblem {
         : dtype(d), count(n), abreast(width) {
         std::mt19937_64 random(seed);
         const std::uint32_t range = exponent_mask(d);
-        for (std::size_t i = 0; i < abreast; ++i) {
+        for (std::size_t i = 0; i < kSteps * abreast; ++i) {
             const auto center = static_cast<std::uint32_t>(random() % (range + 1));
             models.push_back({center, static_cast<std::uint32_t>(random() % entropy::kExponentTables)});
             std::vector<std::uint8_t> own(count * dtype_bytes(d));
@@ -378,13 +498,15 @@ struct FloatProblem {
     }
 
     std::vector<Stream> encode(const Ops& ops) const {
-        const std::size_t room = 4 * count + (count + 15) / 16 * 2 * 24;
+        const std::size_t room = kSteps * (4 * count + (count + 15) / 16 * 2 * 24);
         return encode_with(abreast, room, [&](std::span<RansEncoder* const> encoders) {
-            std::vector<EncodeFloatStrip> strips;
-            for (std::size_t i = 0; i < abreast; ++i)
-                strips.push_back({&entropy::encode_table(entropy::kFirstExponentTable + models[i].table),
-                                  models[i].center, elements[i].data()});
-            ops.encode_floats(encoders, strips, dtype, count);
+            for (std::size_t step = kSteps; step-- > 0;) {
+                std::vector<EncodeFloatStrip> strips;
+                for (std::size_t i = step * abreast; i < (step + 1) * abreast; ++i)
+                    strips.push_back({&entropy::encode_table(entropy::kFirstExponentTable + models[i].table),
+                                      models[i].center, elements[i].data()});
+                ops.encode_floats(encoders, strips, dtype, count);
+            }
         });
     }
 
@@ -397,7 +519,9 @@ struct FloatProblem {
                 strips.push_back({&entropy::decode_table(entropy::kFirstExponentTable + m.table), m.center,
                                   out.back()->data()});
             }
-            ops.decode_floats(decoders, strips, dtype, count);
+            Leaving leaving(count);
+            ops.decode_floats(decoders, strips, dtype, count, leaving.outgoing());
+            EXPECT_TRUE(leaving.arrived(ops));
             std::vector<std::vector<std::int32_t>> got;
             for (auto& v : out) {
                 EXPECT_TRUE(v->intact());
@@ -420,7 +544,7 @@ TEST_P(Backend, CodesFloatsLikeScalar) {
                 ASSERT_EQ(problem.encode(*GetParam()), streams) << count << " of " << abreast;
                 const Decoded expected = problem.decode(scalar_ops(), streams);
                 ASSERT_EQ(problem.decode(*GetParam(), streams), expected) << count << " of " << abreast;
-                for (std::size_t i = 0; i < abreast; ++i) {
+                for (std::size_t i = 0; i < problem.elements.size(); ++i) {
                     ASSERT_TRUE(std::equal(expected.values[i].begin(), expected.values[i].end(),
                                            problem.elements[i].begin(), problem.elements[i].end()));
                 }
@@ -741,8 +865,7 @@ TEST_P(Backend, StoresHeadsLikeScalar) {
             const auto run = [&](const Ops& ops) {
                 return written<std::uint8_t>(bytes, 0xee, [&](std::uint8_t* rows) {
                     ops.store_head({tile.data(), stride, c.tokens, c.channels, turn.rotation, scale, dtype,
-                                    rows, width * dtype_bytes(dtype), nullptr,
-                                    static_cast<unsigned>(seed % 15)});  // which is of symbols only
+                                    rows, width * dtype_bytes(dtype)});
                 });
             };
             ASSERT_EQ(run(*GetParam()), run(scalar_ops()))
@@ -751,48 +874,8 @@ TEST_P(Backend, StoresHeadsLikeScalar) {
     }
 }
 
-// Symbols and means give what their states give.
-TEST_P(Backend, StoresSymbolsLikeStates) {
-    std::uint64_t seed = 0;
-    for (const HeadCase& c : head_cases()) {
-        for (const Dtype dtype : kDtypes) {
-            const Turn turn(c, ++seed);
-            std::mt19937_64 random(seed);
-            const std::size_t width = c.channels + seed % 3, stride = c.tokens + seed % 2;
-            const auto shift = static_cast<unsigned>(random() % 15);
-            std::vector<std::int16_t> symbols(c.channels * stride), states(c.channels * stride);
-            for (auto& q : symbols) q = static_cast<std::int16_t>(random() >> random() % 16);
-            std::vector<std::int32_t> mean_states(c.channels);
-            for (std::size_t i = 0; i < c.channels; ++i) {
-                const auto mean = static_cast<std::int16_t>(random() >> random() % 16);
-                mean_states[i] = mean;
-                const std::vector<std::int16_t> prediction(stride, mean);
-                scalar_ops().reconstruct(symbols.data() + i * stride, prediction.data(), stride, shift,
-                                         states.data() + i * stride);
-            }
-            Guarded<std::int16_t> tile(symbols);
-            Guarded<std::int32_t> means(mean_states);
-            const Scale scale = {static_cast<std::int32_t>(128 + random() % 128), -12};
-            const std::size_t bytes =
-                c.tokens == 0 ? 0 : ((c.tokens - 1) * width + c.channels) * dtype_bytes(dtype);
-            const auto expected = written<std::uint8_t>(bytes, 0xee, [&](std::uint8_t* rows) {
-                scalar_ops().store_head({states.data(), stride, c.tokens, c.channels, turn.rotation, scale,
-                                         dtype, rows, width * dtype_bytes(dtype)});
-            });
-            for (const Ops* ops : {&scalar_ops(), GetParam()}) {
-                const auto got = written<std::uint8_t>(bytes, 0xee, [&](std::uint8_t* rows) {
-                    ops->store_head({tile.data(), stride, c.tokens, c.channels, turn.rotation, scale, dtype,
-                                     rows, width * dtype_bytes(dtype), means.data(), shift});
-                });
-                ASSERT_EQ(got, expected) << ops->name << ", " << c.tokens << " x " << c.channels << ", "
-                                         << c.turned << " turned, shift " << shift;
-            }
-        }
-    }
-}
-
 // Rows of whole lines, as allocators give them, of heads beside others that must stay as they are.
-TEST_P(Backend, StoresPastTheCachesLikeScalar) {
+TEST_P(Backend, StoresLinesLikeScalar) {
     std::uint64_t seed = 0;
     for (const std::size_t tokens : {0, 1, 31, 32, 33, 63, 64, 100, 256}) {
         for (const std::size_t channels : {8, 32, 40, 64, 128}) {
@@ -804,12 +887,10 @@ TEST_P(Backend, StoresPastTheCachesLikeScalar) {
                     std::mt19937_64 random(seed);
                     std::vector<std::int16_t> tile(channels * tokens);
                     for (auto& q : tile) q = static_cast<std::int16_t>(random() >> random() % 16);
-                    std::vector<std::int32_t> means(channels);
-                    for (auto& m : means) m = static_cast<std::int16_t>(random());
                     const std::size_t row_bytes = (channels + 64) / 64 * 64 * 2 * dtype_bytes(dtype);
                     const std::size_t offset =
                         seed % 3 * 64 * (seed % 4 == 0 ? 1 : 0) + (seed % 5 == 0 ? 2 : 0);
-                    const auto stored = [&](const Ops& ops, bool past_caches, bool exact) {
+                    const auto stored = [&](const Ops& ops, bool exact) {
                         Guarded<std::uint8_t> rows(tokens * row_bytes + 256, Edge::kBegin);
                         std::fill(rows.begin(), rows.end(), std::uint8_t{0xee});
                         if (exact) {
@@ -821,8 +902,7 @@ TEST_P(Backend, StoresPastTheCachesLikeScalar) {
                                              Dtype::kBf16,
                                              Dtype::kBf16,
                                              rows.data() + offset,
-                                             row_bytes,
-                                             past_caches});
+                                             row_bytes});
                         } else {
                             ops.store_head({tile.data(),
                                             tokens,
@@ -832,16 +912,13 @@ TEST_P(Backend, StoresPastTheCachesLikeScalar) {
                                             {200, -12},
                                             dtype,
                                             rows.data() + offset,
-                                            row_bytes,
-                                            means.data(),
-                                            3,
-                                            past_caches});
+                                            row_bytes});
                         }
                         EXPECT_TRUE(rows.intact());
                         return rows.values();
                     };
                     for (const bool exact : {false, true})
-                        ASSERT_EQ(stored(*GetParam(), true, exact), stored(scalar_ops(), false, exact))
+                        ASSERT_EQ(stored(*GetParam(), exact), stored(scalar_ops(), exact))
                             << tokens << " x " << channels << ", " << turned << " turned";
                 }
             }
