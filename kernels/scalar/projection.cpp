@@ -8,17 +8,31 @@ namespace {
 // Tokens that share one pass over a matrix.
 constexpr std::size_t kTokenTile = 4;
 
-// Dot products of one matrix row with N feature rows. Compilers turn the loop into multiply-add instructions
-// of pairs, whatever the backend's name.
-template <std::size_t N>
-void dot(const std::int16_t* row, const std::int16_t* features, std::size_t stride, std::size_t inputs,
-         std::int32_t* out) {
-    for (std::size_t t = 0; t < N; ++t) {
-        const std::int16_t* f = features + t * stride;
-        std::int32_t sum = 0;
-        for (std::size_t i = 0; i < inputs; ++i) sum += std::int32_t{row[i]} * f[i];
-        out[t] = sum;
+std::int32_t dot(const std::int16_t* row, const std::int16_t* features, std::size_t inputs) {
+    std::int32_t sum = 0;
+    for (std::size_t i = 0; i < inputs; ++i) sum += std::int32_t{row[i]} * features[i];
+    return sum;
+}
+
+// The same with four rows of features. Compilers turn the loop into multiply-add instructions of pairs,
+// whatever the backend's name, which read the matrix once for all four.
+void dot_four(const std::int16_t* row, const std::int16_t* features, std::size_t stride, std::size_t inputs,
+              std::int32_t (&sums)[kTokenTile]) {
+    const std::int16_t* const b = features + stride;
+    const std::int16_t* const c = b + stride;
+    const std::int16_t* const d = c + stride;
+    std::int32_t with_a = 0, with_b = 0, with_c = 0, with_d = 0;
+    for (std::size_t i = 0; i < inputs; ++i) {
+        const std::int32_t m = row[i];
+        with_a += m * features[i];
+        with_b += m * b[i];
+        with_c += m * c[i];
+        with_d += m * d[i];
     }
+    sums[0] = with_a;
+    sums[1] = with_b;
+    sums[2] = with_c;
+    sums[3] = with_d;
 }
 
 }  // namespace
@@ -31,10 +45,10 @@ void project(const Projection& p) {
             const std::int16_t* row = p.matrix + o * p.inputs;
             std::int32_t sums[kTokenTile];
             if (tokens == kTokenTile) {
-                dot<kTokenTile>(row, features, p.feature_stride, p.inputs, sums);
+                dot_four(row, features, p.feature_stride, p.inputs, sums);
             } else {
                 for (std::size_t t = 0; t < tokens; ++t)
-                    dot<1>(row, features + t * p.feature_stride, p.feature_stride, p.inputs, sums + t);
+                    sums[t] = dot(row, features + t * p.feature_stride, p.inputs);
             }
             for (std::size_t t = 0; t < tokens; ++t)
                 p.sums[(first + t) * p.sum_stride + o] += shifted_sum(sums[t] * p.multiplier, p.shifts[o]);
