@@ -11,8 +11,8 @@ namespace kvcast::kernels::x86 {
 class Sender {
   public:
     explicit Sender(std::span<Outgoing> outgoing)
-        : next_(outgoing.data()), last_(outgoing.data() + outgoing.size()), begun_(!outgoing.empty()) {
-        if (begun_) now_ = *next_;
+        : current_(outgoing.data()), end_(outgoing.data() + outgoing.size()) {
+        if (current_ != end_) now_ = *current_;
         skip_empty();
     }
 
@@ -20,28 +20,29 @@ class Sender {
     const std::uint8_t* from() const { return now_.from; }
     std::uint8_t* to() const { return now_.to; }
 
+    // After a line of what is there.
     void left() {
         now_.leave(Outgoing::kLine);
         if (now_.left == 0) [[unlikely]]
             skip_empty();
     }
 
+    // Leaves what is outgoing as far as it came.
     void finish() {
-        if (begun_) *next_ = now_;
+        if (current_ != end_) *current_ = now_;
     }
 
   private:
     void skip_empty() {
-        while (now_.left == 0 && next_ != last_ && next_ + 1 != last_) {
-            *next_ = now_;
-            now_ = *++next_;
+        while (now_.left == 0 && current_ != end_ && current_ + 1 != end_) {
+            *current_ = now_;
+            now_ = *++current_;
         }
     }
 
-    Outgoing now_;
-    Outgoing* next_;
-    Outgoing* last_;
-    bool begun_;
+    Outgoing now_;  // a copy of the current one
+    Outgoing* current_;
+    Outgoing* end_;
 };
 
 }  // namespace kvcast::kernels::x86
