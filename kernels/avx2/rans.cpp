@@ -373,18 +373,13 @@ class Numbers {
 
 // ---- decoding ----
 
-// Puts what the words of escaped lanes stand for in their places.
 template <typename Meant>
 KVCAST_AVX2_INLINE Half take_escapes(const Half& numbers, std::uint32_t escapes, Words& words,
                                      Meant&& meant) {
     alignas(32) std::int16_t lanes[kLanes];
     store256(lanes, numbers.low);
     store256(lanes + 16, numbers.high);
-    for (; escapes != 0; escapes &= escapes - 1, words.next += 2) {
-        std::int16_t value;
-        std::memcpy(&value, words.next, 2);
-        lanes[std::countr_zero(escapes)] = meant(value);
-    }
+    x86::take_escapes(lanes, escapes, words, meant);
     return {load256(lanes), load256(lanes + 16)};
 }
 

@@ -254,17 +254,12 @@ class Numbers {
 
 // ---- decoding ----
 
-// Puts what the words of escaped lanes stand for in their places.
 template <typename Meant>
 KVCAST_AVX512_INLINE __m512i take_escapes(__m512i numbers, std::uint32_t escapes, Words& words,
                                           Meant&& meant) {
     alignas(64) std::int16_t lanes[kLanes];
     _mm512_store_si512(lanes, numbers);
-    for (; escapes != 0; escapes &= escapes - 1, words.next += 2) {
-        std::int16_t value;
-        std::memcpy(&value, words.next, 2);
-        lanes[std::countr_zero(escapes)] = meant(value);
-    }
+    x86::take_escapes(lanes, escapes, words, meant);
     return _mm512_load_si512(lanes);
 }
 

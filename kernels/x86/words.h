@@ -2,6 +2,7 @@
 // first: the last bytes of a stream are read from a copy with zeros behind it.
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -62,5 +63,16 @@ class Words {
     std::uint8_t* tail_ = nullptr;
     bool overrun_ = false;
 };
+
+// Puts what the words of escaped lanes stand for in their places. Inlined, so that Words stays in registers.
+template <typename Meant>
+__attribute__((always_inline)) inline void take_escapes(std::int16_t* lanes, std::uint32_t escapes,
+                                                        Words& words, Meant&& meant) {
+    for (; escapes != 0; escapes &= escapes - 1, words.next += 2) {
+        std::int16_t value;
+        std::memcpy(&value, words.next, 2);
+        lanes[std::countr_zero(escapes)] = meant(value);
+    }
+}
 
 }  // namespace kvcast::kernels::x86
