@@ -49,6 +49,14 @@ std::vector<std::uint32_t> body_tokens(const ChunkHeader& h) {
     return body;
 }
 
+void add_exact_tokens(ChunkHeader& header, std::span<std::uint8_t> unfit) {
+    for (const std::uint32_t t : header.klt.exact_tokens) unfit[t] = 1;
+    header.klt.exact_tokens.clear();
+    for (std::uint32_t t = 0; t < header.tokens; ++t) {
+        if (unfit[t] != 0) header.klt.exact_tokens.push_back(t);
+    }
+}
+
 std::vector<TokenSlice> body_slices(const ChunkHeader& h, const std::vector<std::uint32_t>& body,
                                     std::size_t longest) {
     std::vector<TokenSlice> slices;

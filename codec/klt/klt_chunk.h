@@ -23,6 +23,9 @@ Status check_klt_options(const ChunkHeader& header, const CalibrationData& data)
 // Tokens that are coded by coefficients, in order.
 std::vector<std::uint32_t> body_tokens(const ChunkHeader& header);
 
+// Makes exact tokens of those that are marked as unfit, beside those that are exact already. `unfit` [token].
+void add_exact_tokens(ChunkHeader& header, std::span<std::uint8_t> unfit);
+
 // Runs of body tokens of one level, at most `longest` each.
 std::vector<TokenSlice> body_slices(const ChunkHeader& header, const std::vector<std::uint32_t>& body,
                                     std::size_t longest);

@@ -251,11 +251,7 @@ Status KltEncoder::encode(const ChunkInput& input, const KltAnalysis& analysis, 
     sums_.resize(header.tokens * widest);
     const std::vector<std::uint32_t> chosen = body_tokens(header);
     quantise_planes(job, body_slices(header, chosen, kSliceTokens), chosen, executor);
-    for (const std::uint32_t t : header.klt.exact_tokens) unfit_[t] = 1;
-    header.klt.exact_tokens.clear();
-    for (std::uint32_t t = 0; t < header.tokens; ++t) {
-        if (unfit_[t] != 0) header.klt.exact_tokens.push_back(t);
-    }
+    add_exact_tokens(header, unfit_);
     const std::vector<std::uint32_t> body = body_tokens(header);
     const std::size_t run = header.klt.run_layers;
     const std::size_t runs = (layers + run - 1) / run;

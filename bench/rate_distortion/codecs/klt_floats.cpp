@@ -80,7 +80,8 @@ class FloatChunk {
         for (std::size_t l = 0; l < data_.layout.layers; ++l) {
             for (std::size_t p = 0; p < data_.layout.planes.size(); ++p) code_plane(l, p);
         }
-        settle_exact_tokens();
+        add_exact_tokens(header_, unfit_);
+        body_ = body_tokens(header_);
         for (std::size_t l = 0; l < data_.layout.layers; ++l) {
             for (std::size_t p = 0; p < data_.layout.planes.size(); ++p)
                 store(l, p, out[l * data_.layout.planes.size() + p]);
@@ -209,15 +210,6 @@ class FloatChunk {
         level_gains(strips, unit.gains);
         for (const std::uint32_t t : chosen_) drop_uncoded(runs, unit.gains[t], unit.q.row(t).data());
         return unit;
-    }
-
-    void settle_exact_tokens() {
-        for (const std::uint32_t t : header_.klt.exact_tokens) unfit_[t] = 1;
-        header_.klt.exact_tokens.clear();
-        for (std::uint32_t t = 0; t < header_.tokens; ++t) {
-            if (unfit_[t] != 0) header_.klt.exact_tokens.push_back(t);
-        }
-        body_ = body_tokens(header_);
     }
 
     void write_blocks() {
