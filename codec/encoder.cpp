@@ -9,6 +9,7 @@
 #include "codec/aligned_vector.h"
 #include "codec/chunk_plan.h"
 #include "codec/delta/quantised_head.h"
+#include "codec/fetch_ahead.h"
 #include "codec/klt/klt_encoder.h"
 #include "codec/lossless/exact_head.h"
 #include "codec/rope/rope_table.h"
@@ -35,6 +36,7 @@ struct Workspace {
     std::array<Part, kAbreast> parts;
     QuantisedScratch quantised;
     ExactModels models;
+    FetchAhead ahead;
 };
 
 // One chunk on its way; layers only write their own part of it.
@@ -46,6 +48,7 @@ struct Job {
     const RopeTable& rope;
     std::vector<std::vector<std::uint8_t>>& blocks;  // [layer]
     std::vector<entropy::BlockCost>* costs;          // [layer], or null
+    bool alone;                                      // one worker does it all
 
     std::size_t exact_rows() const { return header.delta.exact_rows; }
     std::size_t body_tokens() const { return header.tokens - exact_rows(); }
@@ -75,10 +78,12 @@ std::vector<HeadPlace> head_places(const Layout& layout) {
 
 class LayerEncoder {
   public:
-    // What is coded of the layer refers to `part` of the workspace.
-    LayerEncoder(const Job& job, std::size_t layer, Workspace& w, std::size_t part)
+    // What is coded of the layer refers to `part` of the workspace. Where `followed`, the same worker takes
+    // the next layer next.
+    LayerEncoder(const Job& job, std::size_t layer, Workspace& w, std::size_t part, bool followed)
         : job_(job),
           layer_(layer),
+          followed_(followed),
           w_(w),
           part_(w.parts[part]),
           layout_(*job.input.layout),
@@ -92,6 +97,7 @@ class LayerEncoder {
         const std::size_t bytes = width * job_.stride() * kernels::dtype_bytes(layout_.dtype);
         part_.elements.resize(std::max(part_.elements.size(), bytes));
         for (std::size_t p = 0; p < layout_.planes.size(); ++p) params(p) = plan(p);
+        fetch_after(layout_.planes.size() - 1, width);
         out().clear();
     }
 
@@ -116,14 +122,38 @@ class LayerEncoder {
         return job_.header.planes[layer_ * layout_.planes.size() + plane];
     }
 
+    const PlaneRows& rows(std::size_t plane) const {
+        return job_.input.planes[layer_ * layout_.planes.size() + plane];
+    }
+
     const std::uint8_t* element(const HeadPlace& h, std::size_t token) const {
-        const PlaneRows& rows = job_.input.planes[layer_ * layout_.planes.size() + h.plane];
-        return static_cast<const std::uint8_t*>(rows.rows) + token * rows.row_bytes +
+        return static_cast<const std::uint8_t*>(rows(h.plane).rows) + token * row_bytes(h) +
                h.column * kernels::dtype_bytes(layout_.dtype);
     }
 
-    std::size_t row_bytes(const HeadPlace& h) const {
-        return job_.input.planes[layer_ * layout_.planes.size() + h.plane].row_bytes;
+    std::size_t row_bytes(const HeadPlace& h) const { return rows(h.plane).row_bytes; }
+
+    // Bodies of channels of `plane` or, where the layer has no such plane, of the next layer's first one are
+    // needed after `steps` more steps.
+    void fetch(std::size_t plane, std::size_t column, std::size_t channels, std::size_t steps) {
+        if (plane == layout_.planes.size() && !followed_) return w_.ahead.stop();
+        const PlaneRows& from = rows(plane);
+        const std::size_t element_bytes = kernels::dtype_bytes(layout_.dtype);
+        const auto* body = static_cast<const std::uint8_t*>(from.rows) + job_.exact_rows() * from.row_bytes;
+        w_.ahead.aim(body + column * element_bytes, from.row_bytes, channels * element_bytes,
+                     job_.body_tokens(), steps);
+    }
+
+    // The plane after this one.
+    void fetch_after(std::size_t plane, std::size_t steps) {
+        fetch(plane + 1, 0, layout_.planes[(plane + 1) % layout_.planes.size()].width(), steps);
+    }
+
+    // The head after this one, while its channels are looked at.
+    void fetch_after(const HeadPlace& h) {
+        const bool last = &h == &places_.back();
+        const HeadPlace& next = last ? places_.front() : *(&h + 1);
+        fetch(last ? layout_.planes.size() : next.plane, next.column, next.dim, h.dim);
     }
 
     float* tile(const HeadPlace& h) { return w_.tile.data() + h.layer_column * job_.stride(); }
@@ -141,6 +171,7 @@ class LayerEncoder {
                                     job_.body_tokens(), h.dim, turn, tile(h), job_.stride()});
             largest = std::max(largest, of_head);
         }
+        if (plane + 1 < layout_.planes.size()) fetch_after(plane, layout_.planes[plane].width());
         const double step = std::isfinite(largest) ? wanted_step(plane, largest) : 0;
         return choose_params(step, largest, job_.header.delta);
     }
@@ -162,6 +193,7 @@ class LayerEncoder {
         for (const HeadPlace& h : places_) {
             if (h.plane != plane) continue;
             for (std::size_t c = 0; c < h.dim; ++c) {
+                w_.ahead.step();
                 const kernels::Moments m = job_.ops.moments(tile(h) + c * job_.stride(), tokens, scale);
                 const auto total = static_cast<double>(m.sum);
                 sum += static_cast<double>(m.sum_of_squares) - total * total / static_cast<double>(tokens);
@@ -178,14 +210,15 @@ class LayerEncoder {
         if (params(h.plane).mode == PlaneMode::kQuantised) {
             write_quantised_head(writer, job_.ops, job_.header.delta, params(h.plane), tile(h),
                                  {h.dim, tokens, stride}, part_.symbols.data() + h.layer_column * stride,
-                                 w_.quantised);
+                                 w_.quantised, w_.ahead);
             return;
         }
         void* elements =
             part_.elements.data() + h.layer_column * stride * kernels::dtype_bytes(layout_.dtype);
         job_.ops.load_elements(element(h, job_.exact_rows()), row_bytes(h), layout_.dtype, tokens, h.dim,
                                elements, stride);
-        write_exact_body(writer, layout_.dtype, elements, stride, h.dim, tokens, w_.models);
+        fetch_after(h);
+        write_exact_body(writer, layout_.dtype, elements, stride, h.dim, tokens, w_.models, w_.ahead);
     }
 
     void write_exact_rows(const HeadPlace& h, entropy::BlockWriter& writer) {
@@ -195,6 +228,7 @@ class LayerEncoder {
 
     const Job& job_;
     std::size_t layer_;
+    bool followed_;
     Workspace& w_;
     Workspace::Part& part_;
     const Layout& layout_;
@@ -211,7 +245,7 @@ void encode_layers(const Job& job, std::size_t first, Workspace& w) {
     std::array<BlockWriter::Block, kAbreast> blocks;
     layers.reserve(count);
     for (std::size_t i = 0; i < count; ++i) {
-        LayerEncoder& l = layers.emplace_back(job, first + i, w, i);
+        LayerEncoder& l = layers.emplace_back(job, first + i, w, i, i + 1 < count);
         l.begin();
         l.take_down(0, w.parts[i].writer);
         blocks[i] = {&w.parts[i].writer, &l.out(), l.cost()};
@@ -224,7 +258,7 @@ void encode_layers(const Job& job, std::size_t first, Workspace& w) {
 }
 
 void encode_layer(const Job& job, std::size_t layer, Workspace& w) {
-    LayerEncoder l(job, layer, w, 0);
+    LayerEncoder l(job, layer, w, 0, job.alone && layer + 1 < job.header.layout.layers);
     l.begin();
     const std::size_t all = job.header.blocks_per_layer();
     for (std::size_t first = 0; first < all; first += kAbreast) {
@@ -276,8 +310,14 @@ Status ChunkEncoder::encode(const ChunkInput& input, Executor& executor, std::ve
         Status coded = s.klt.encode(input, *s.analysis, header, rope, executor, s.blocks, costs);
         if (!coded.ok()) return coded;
     } else {
-        const Job job = {
-            input, s.options, *s.ops, header, rope, s.blocks, report != nullptr ? &costs : nullptr};
+        const Job job = {input,
+                         s.options,
+                         *s.ops,
+                         header,
+                         rope,
+                         s.blocks,
+                         report != nullptr ? &costs : nullptr,
+                         executor.workers() == 1};
         if (header.blocks_per_layer() == 1) {
             executor.run((layers + kAbreast - 1) / kAbreast, [&](std::size_t i, std::size_t worker) {
                 encode_layers(job, kAbreast * i, s.workspaces[worker]);

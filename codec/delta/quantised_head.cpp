@@ -65,6 +65,7 @@ struct HeadWriter {
     const DeltaParams& delta;
     const PlaneParams& plane;
     QuantisedScratch& scratch;
+    FetchAhead& ahead;
     float inverse_unit;
 
     std::int16_t mean(std::size_t channel) const { return mean_state(scratch.means[channel], plane); }
@@ -89,6 +90,7 @@ struct HeadWriter {
         };
         find_mean(0);
         for (std::size_t c = 0; c < shape.channels; ++c) {
+            ahead.step();
             find_mean(c + 1);
             scratch.sums[c] = quantise(tile + c * shape.stride, shape.tokens, nullptr, mean(c),
                                        plane.guard_bits, symbols + c * shape.stride);
@@ -98,6 +100,7 @@ struct HeadWriter {
     }
 
     void quantise_by_anchor(std::size_t c, const float* row, TileShape shape, std::int16_t* symbols) const {
+        ahead.step();
         const Anchors anchors(delta, shape.tokens);
         const std::size_t rest = shape.tokens - anchors.count();
         const unsigned fine = plane.guard_bits - delta.anchor_shift;
@@ -144,9 +147,9 @@ PlaneParams choose_params(double step, float max_magnitude, const DeltaParams& d
 
 void write_quantised_head(entropy::BlockWriter& out, const kernels::Ops& ops, const DeltaParams& delta,
                           const PlaneParams& plane, const float* tile, TileShape shape, std::int16_t* symbols,
-                          QuantisedScratch& scratch) {
+                          QuantisedScratch& scratch, FetchAhead& ahead) {
     resize(scratch, shape);
-    const HeadWriter head = {ops, delta, plane, scratch, 1.0f / unit_of(plane.scale)};
+    const HeadWriter head = {ops, delta, plane, scratch, ahead, 1.0f / unit_of(plane.scale)};
     const bool anchored = delta.predictor == Predictor::kAnchor;
     if (anchored) {
         for (std::size_t c = 0; c < shape.channels; ++c)

@@ -11,6 +11,7 @@
 
 #include "codec/entropy/block_reader.h"
 #include "codec/entropy/block_writer.h"
+#include "codec/fetch_ahead.h"
 #include "codec/format/chunk_header.h"
 
 namespace kvcast {
@@ -47,7 +48,7 @@ PlaneParams choose_params(double step, float max_magnitude, const DeltaParams& d
 // Quantises a tile of floats into `symbols` (same shape and stride) and takes them down in the writer.
 void write_quantised_head(entropy::BlockWriter& out, const kernels::Ops& ops, const DeltaParams& delta,
                           const PlaneParams& plane, const float* tile, TileShape shape, std::int16_t* symbols,
-                          QuantisedScratch& scratch);
+                          QuantisedScratch& scratch, FetchAhead& ahead);
 
 // One head that is read: its plane's parameters, where its states go, or, predicted from means, the elements
 // of 16 bits that those are where a type is given; and whether its side information was in range (the tile is

@@ -26,12 +26,13 @@ bool read_exact_row(entropy::BlockReader& in, Dtype dtype, void* row, std::size_
 }
 
 void write_exact_body(entropy::BlockWriter& out, Dtype dtype, const void* tile, std::size_t tile_stride,
-                      std::size_t channels, std::size_t tokens, ExactModels& models) {
+                      std::size_t channels, std::size_t tokens, ExactModels& models, FetchAhead& ahead) {
     models.centers.resize(channels);
     models.tables.resize(channels);
     const std::size_t stride_bytes = tile_stride * kernels::dtype_bytes(dtype);
     const auto* rows = static_cast<const std::uint8_t*>(tile);
     for (std::size_t c = 0; c < channels; ++c) {
+        ahead.step();
         const ExponentModel m =
             entropy::cheapest_exponent_model(out.ops(), dtype, rows + c * stride_bytes, tokens);
         models.centers[c] = static_cast<std::int16_t>(m.center);

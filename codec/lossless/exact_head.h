@@ -10,6 +10,7 @@
 
 #include "codec/entropy/block_reader.h"
 #include "codec/entropy/block_writer.h"
+#include "codec/fetch_ahead.h"
 
 namespace kvcast {
 
@@ -29,7 +30,8 @@ struct ExactModels {
 // A channel-major tile [channels][tile_stride] of which the first `tokens` of each row are coded. The tile
 // must stay until the writer finishes.
 void write_exact_body(entropy::BlockWriter& out, kernels::Dtype dtype, const void* tile,
-                      std::size_t tile_stride, std::size_t channels, std::size_t tokens, ExactModels& models);
+                      std::size_t tile_stride, std::size_t channels, std::size_t tokens, ExactModels& models,
+                      FetchAhead& ahead);
 
 // A body that is read: where it goes, and whether its models were in range (the tile is filled all the same).
 struct ExactBody {
