@@ -340,14 +340,14 @@ void tiles(const Ops& ops) {
     slot<Rows>(ops, "load_elements", n, 2 * n, Rows(n), [=](const Ops& o, Rows& tile) {
         o.load_elements(head->rows.data(), row_bytes, Dtype::kBf16, kTokens, kChannels, tile.data(), kTokens);
     });
-    slot<std::vector<std::uint32_t>>(ops, "choose_exponents", n, 2 * n, std::vector<std::uint32_t>(kChannels),
-                                     [=](const Ops& o, std::vector<std::uint32_t>& chosen) {
-                                         for (std::size_t c = 0; c < kChannels; ++c) {
-                                             const auto m = entropy::cheapest_exponent_model(
-                                                 o, Dtype::kBf16, &head->rows[c * kTokens], kTokens);
-                                             chosen[c] = m.center * 16 + m.table;
-                                         }
-                                     });
+    slot<std::vector<std::uint32_t>>(
+        ops, "choose_exponents", n, 2 * n, std::vector<std::uint32_t>(kChannels),
+        [=](const Ops& o, std::vector<std::uint32_t>& chosen) {
+            std::vector<entropy::ExponentModel> models(kChannels);
+            entropy::cheapest_exponent_models(
+                o, {head->rows.data(), 2 * kTokens, kChannels, kTokens, Dtype::kBf16}, models);
+            for (std::size_t c = 0; c < kChannels; ++c) chosen[c] = models[c].center * 16 + models[c].table;
+        });
     const Floats values = normal(n, 3000, 2);
     slot<States>(ops, "quantise", n, 2 * n, States(n), [=](const Ops& o, States& q) {
         o.quantise({values.data(), n, head->prediction.data(), 0, 0.7f, 8, 30000, q.data()});

@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "codec/aligned_vector.h"
+#include "codec/chunk_assembly.h"
 #include "codec/chunk_plan.h"
 #include "codec/delta/quantised_head.h"
 #include "codec/fetch_ahead.h"
@@ -46,9 +47,9 @@ struct Job {
     const kernels::Ops& ops;
     ChunkHeader& header;
     const RopeTable& rope;
-    std::vector<std::vector<std::uint8_t>>& blocks;  // [layer]
-    std::vector<entropy::BlockCost>* costs;          // [layer], or null
-    bool alone;                                      // one worker does it all
+    ChunkAssembly& object;
+    std::vector<entropy::BlockCost>* costs;  // [layer], or null
+    bool alone;                              // one worker does it all
 
     std::size_t exact_rows() const { return header.delta.exact_rows; }
     std::size_t body_tokens() const { return header.tokens - exact_rows(); }
@@ -98,7 +99,6 @@ class LayerEncoder {
         part_.elements.resize(std::max(part_.elements.size(), bytes));
         for (std::size_t p = 0; p < layout_.planes.size(); ++p) params(p) = plan(p);
         fetch_after(layout_.planes.size() - 1, width);
-        out().clear();
     }
 
     // Takes the heads of a block down.
@@ -107,15 +107,16 @@ class LayerEncoder {
         for (std::size_t h = block * job_.header.block_heads; h < stop; ++h) write_head(places_[h], writer);
     }
 
-    // Where the layer's blocks go, one after another, and what they should cost.
-    std::vector<std::uint8_t>& out() { return job_.blocks[layer_]; }
+    // What the layer's blocks should cost.
     entropy::BlockCost* cost() { return job_.costs != nullptr ? &(*job_.costs)[layer_] : nullptr; }
 
-    void note_size(std::size_t block, std::size_t bytes) {
+    // Notes the layer's blocks one after another.
+    void note(std::size_t block, std::span<const std::uint8_t> bytes) {
         job_.header.block_bytes[layer_ * job_.header.blocks_per_layer() + block] =
-            static_cast<std::uint32_t>(bytes);
+            static_cast<std::uint32_t>(bytes.size());
+        std::uint32_t& crc = job_.header.layer_crc[layer_];
+        crc = crc32(bytes, crc);
     }
-    void end() { job_.header.layer_crc[layer_] = crc32(out()); }
 
   private:
     PlaneParams& params(std::size_t plane) {
@@ -237,41 +238,67 @@ class LayerEncoder {
 
 using entropy::BlockWriter;
 
-// Blocks are coded side by side, which takes little longer than one of them: those of one layer, or of some
-// layers that have one each.
-void encode_layers(const Job& job, std::size_t first, Workspace& w) {
+// Blocks are coded side by side, which takes little longer than one of them: some of one layer or, where
+// layers have one each, those of some layers. What is coded at once is a part of the object.
+class SideBySide {
+  public:
+    void put(LayerEncoder& layer, std::size_t block, BlockWriter& writer) {
+        layer.take_down(block, writer);
+        places_[count_] = {&layer, block};
+        blocks_[count_++] = {&writer, layer.cost(), {}};
+    }
+
+    void finish(ChunkAssembly& object, std::size_t part) {
+        BlockWriter::finish_all(std::span(blocks_).first(count_));
+        std::array<ChunkAssembly::Bytes, kAbreast> pieces;
+        for (std::size_t i = 0; i < count_; ++i) {
+            pieces[i] = blocks_[i].bytes;
+            places_[i].layer->note(places_[i].block, pieces[i]);
+        }
+        object.add(part, std::span(pieces).first(count_));
+    }
+
+  private:
+    struct Place {
+        LayerEncoder* layer;
+        std::size_t block;
+    };
+
+    std::array<Place, kAbreast> places_;
+    std::array<BlockWriter::Block, kAbreast> blocks_;
+    std::size_t count_ = 0;
+};
+
+std::size_t groups_of(std::size_t count) {
+    return (count + kAbreast - 1) / kAbreast;
+}
+
+// Layers of one block each.
+void encode_layers(const Job& job, std::size_t group, Workspace& w) {
+    const std::size_t first = kAbreast * group;
     const std::size_t count = std::min(kAbreast, job.header.layout.layers - first);
     std::vector<LayerEncoder> layers;
-    std::array<BlockWriter::Block, kAbreast> blocks;
     layers.reserve(count);
+    SideBySide blocks;
     for (std::size_t i = 0; i < count; ++i) {
         LayerEncoder& l = layers.emplace_back(job, first + i, w, i, i + 1 < count);
         l.begin();
-        l.take_down(0, w.parts[i].writer);
-        blocks[i] = {&w.parts[i].writer, &l.out(), l.cost()};
+        blocks.put(l, 0, w.parts[i].writer);
     }
-    BlockWriter::finish_all(std::span(blocks).first(count));
-    for (std::size_t i = 0; i < count; ++i) {
-        layers[i].note_size(0, blocks[i].bytes);
-        layers[i].end();
-    }
+    blocks.finish(job.object, group);
 }
 
 void encode_layer(const Job& job, std::size_t layer, Workspace& w) {
     LayerEncoder l(job, layer, w, 0, job.alone && layer + 1 < job.header.layout.layers);
     l.begin();
-    const std::size_t all = job.header.blocks_per_layer();
-    for (std::size_t first = 0; first < all; first += kAbreast) {
-        const std::size_t count = std::min(kAbreast, all - first);
-        std::array<BlockWriter::Block, kAbreast> blocks;
-        for (std::size_t i = 0; i < count; ++i) {
-            l.take_down(first + i, w.parts[i].writer);
-            blocks[i] = {&w.parts[i].writer, &l.out(), l.cost()};
-        }
-        BlockWriter::finish_all(std::span(blocks).first(count));
-        for (std::size_t i = 0; i < count; ++i) l.note_size(first + i, blocks[i].bytes);
+    const std::size_t all = job.header.blocks_per_layer(), groups = groups_of(all);
+    for (std::size_t group = 0; group < groups; ++group) {
+        SideBySide blocks;
+        const std::size_t first = kAbreast * group;
+        for (std::size_t b = first; b < std::min(all, first + kAbreast); ++b)
+            blocks.put(l, b, w.parts[b - first].writer);
+        blocks.finish(job.object, layer * groups + group);
     }
-    l.end();
 }
 
 }  // namespace
@@ -280,7 +307,7 @@ struct ChunkEncoder::State {
     EncodeOptions options;
     const kernels::Ops* ops;
     std::vector<Workspace> workspaces;
-    std::vector<std::vector<std::uint8_t>> blocks;
+    ChunkAssembly object;
     KltEncoder klt;
     std::shared_ptr<const KltAnalysis> analysis;  // made for the first klt chunk
 };
@@ -299,7 +326,6 @@ Status ChunkEncoder::encode(const ChunkInput& input, Executor& executor, std::ve
     const RopeTable rope = header.unrotated ? chunk_turns(header, header.position()) : RopeTable();
     const std::size_t layers = header.layout.layers;
     while (s.workspaces.size() < executor.workers()) s.workspaces.emplace_back(*s.ops);
-    s.blocks.resize(layers);
     std::vector<entropy::BlockCost> costs(report != nullptr ? layers : 0);
     if (header.profile == Profile::kKlt) {
         if (s.analysis == nullptr) {
@@ -307,7 +333,8 @@ Status ChunkEncoder::encode(const ChunkInput& input, Executor& executor, std::ve
             if (!made.ok()) return made.status();
             s.analysis = std::move(made.value());
         }
-        Status coded = s.klt.encode(input, *s.analysis, header, rope, executor, s.blocks, costs);
+        s.object.begin(object, (layers + header.klt.run_layers - 1) / header.klt.run_layers);
+        Status coded = s.klt.encode(input, *s.analysis, header, rope, executor, s.object, costs);
         if (!coded.ok()) return coded;
     } else {
         const Job job = {input,
@@ -315,14 +342,16 @@ Status ChunkEncoder::encode(const ChunkInput& input, Executor& executor, std::ve
                          *s.ops,
                          header,
                          rope,
-                         s.blocks,
+                         s.object,
                          report != nullptr ? &costs : nullptr,
                          executor.workers() == 1};
         if (header.blocks_per_layer() == 1) {
-            executor.run((layers + kAbreast - 1) / kAbreast, [&](std::size_t i, std::size_t worker) {
-                encode_layers(job, kAbreast * i, s.workspaces[worker]);
+            s.object.begin(object, groups_of(layers));
+            executor.run(groups_of(layers), [&](std::size_t group, std::size_t worker) {
+                encode_layers(job, group, s.workspaces[worker]);
             });
         } else {
+            s.object.begin(object, layers * groups_of(header.blocks_per_layer()));
             executor.run(layers, [&](std::size_t layer, std::size_t worker) {
                 encode_layer(job, layer, s.workspaces[worker]);
             });
@@ -331,16 +360,14 @@ Status ChunkEncoder::encode(const ChunkInput& input, Executor& executor, std::ve
 
     Result<std::vector<std::uint8_t>> head = write_header(header);
     if (!head.ok()) return head.status();
-    object.assign(head.value().begin(), head.value().end());  // in the caller's memory, if it has some
+    s.object.finish(head.value());
     if (report != nullptr) {
-        *report = {object.size(), header.payload_bytes(), {}};
+        *report = {head.value().size(), header.payload_bytes(), {}};
         for (const entropy::BlockCost& c : costs) {
             report->ideal.payload += c.payload;
             report->ideal.side += c.side;
         }
     }
-    object.reserve(object.size() + header.payload_bytes());
-    for (const auto& blocks : s.blocks) object.insert(object.end(), blocks.begin(), blocks.end());
     chain = header.chain;
     return {};
 }

@@ -300,6 +300,19 @@ inline constexpr int kValueCostMost = 15;
 // nothing.
 using ExponentCosts = std::int16_t[kSymbols / 2][kSymbols][2];
 
+// Rows of `count` floating-point elements each, stored as their type is.
+struct ElementRows {
+    const void* elements;
+    std::size_t stride_bytes;  // from one row to the next
+    std::size_t rows;
+    std::size_t count;
+    Dtype dtype;
+
+    const std::uint8_t* row(std::size_t i) const {
+        return static_cast<const std::uint8_t*>(elements) + i * stride_bytes;
+    }
+};
+
 // Values on their way to symbols: q = nearest integer (ties to even) to (value * inverse_unit - prediction) /
 // 2^shift, clamped to +-limit. |value * inverse_unit| is below 2^22.
 struct Quantisation {
@@ -337,11 +350,10 @@ struct Ops {
     void (*encode_floats)(std::span<RansEncoder* const> encoders, std::span<const EncodeFloatStrip> strips,
                           Dtype dtype, std::size_t count);
 
-    // Which exponent table is the cheapest for `count` floating-point elements, and around which center: the
-    // most frequent exponent (the lowest of several), the one below it or the one above it, as far as the
-    // type has them. Returns 16 times the center plus the table; the lowest of several that cost the same.
-    std::uint32_t (*choose_exponents)(const void* elements, std::size_t count, Dtype dtype,
-                                      const ExponentCosts& costs);
+    // Which exponent table is the cheapest for each row, and around which center: the most frequent exponent
+    // (the lowest of several), the one below it or the one above it, as far as the type has them. 16 times
+    // the center plus the table; the lowest of several that cost the same.
+    void (*choose_exponents)(const ElementRows& rows, const ExponentCosts& costs, std::uint32_t* chosen);
 
     // sums[i] = sum of costs[|v|][i] over `count` values v, whose magnitudes are at most kValueCostMost; the
     // sums fit 32 bits.

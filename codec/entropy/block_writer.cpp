@@ -102,49 +102,47 @@ void BlockWriter::begin(kernels::RansEncoder& encoder) {
     encoder.next = scratch_.data() + scratch_.size();
 }
 
-void BlockWriter::finish_run(std::span<std::vector<std::uint8_t>*> pieces, std::span<BlockCost> costs) {
-    if (!costs.empty()) {
+BlockWriter::Bytes BlockWriter::finish_run(std::span<Bytes> pieces, std::span<BlockCost> ideal) {
+    if (!ideal.empty()) {
         std::size_t piece = 0;
         for (const Item& item : items_) {
-            item.kind == Kind::kBoundary ? static_cast<void>(++piece) : add_cost(item, costs[piece]);
+            item.kind == Kind::kBoundary ? static_cast<void>(++piece) : add_cost(item, ideal[piece]);
         }
     }
     kernels::RansEncoder encoder;
     begin(encoder);
     std::size_t piece = pieces.size();
-    const std::uint8_t* end = encoder.next;
-    const auto close = [&] {
-        if (piece < pieces.size()) pieces[piece]->assign(const_cast<const std::uint8_t*>(encoder.next), end);
-        end = encoder.next;
+    const std::uint8_t* piece_end = encoder.next;
+    const auto close = [&](const std::uint8_t* next) {
+        if (piece < pieces.size()) pieces[piece] = {next, piece_end};
+        piece_end = next;
     };
     for (auto item = items_.rbegin(); item != items_.rend(); ++item) {
         if (item->kind == Kind::kBoundary) {
-            close();
+            close(encoder.next);
             --piece;
         } else {
             encode(*item, encoder);
         }
     }
-    close();
-    const auto* states = reinterpret_cast<const std::uint8_t*>(encoder.state);
-    pieces[0]->insert(pieces[0]->begin(), states, states + kBlockStateBytes);
-    items_.clear();
-    vectors_.clear();
+    const Bytes all = end(encoder);
+    close(all.data());
+    return all;
 }
 
 // What an encoder has written, its states in front.
-void BlockWriter::end(const kernels::RansEncoder& encoder, std::vector<std::uint8_t>& out) {
-    const auto* states = reinterpret_cast<const std::uint8_t*>(encoder.state);
-    out.insert(out.end(), states, states + kBlockStateBytes);
-    out.insert(out.end(), const_cast<const std::uint8_t*>(encoder.next),
-               const_cast<const std::uint8_t*>(scratch_.data() + scratch_.size()));
+BlockWriter::Bytes BlockWriter::end(kernels::RansEncoder& encoder) {
+    encoder.next -= kBlockStateBytes;
+    std::memcpy(encoder.next, encoder.state, kBlockStateBytes);
     items_.clear();
     vectors_.clear();
+    return {encoder.next, scratch_.data() + scratch_.size()};
 }
 
-void BlockWriter::finish(std::vector<std::uint8_t>& out, BlockCost* ideal) {
-    Block alone = {this, &out, ideal};
+BlockWriter::Bytes BlockWriter::finish() {
+    Block alone = {this};
     finish_all({&alone, 1});
+    return alone.bytes;
 }
 
 bool BlockWriter::alike(const Item& a, const Item& b) {
@@ -178,11 +176,8 @@ class BlockWriter::Abreast {
                 --left_[leader];
             }
         }
-        for (std::size_t i = 0; i < blocks_.size(); ++i) {
-            const std::size_t before = blocks_[i].out->size();
-            blocks_[i].writer->end(encoders_[i], *blocks_[i].out);
-            blocks_[i].bytes = blocks_[i].out->size() - before;
-        }
+        for (std::size_t i = 0; i < blocks_.size(); ++i)
+            blocks_[i].bytes = blocks_[i].writer->end(encoders_[i]);
     }
 
   private:

@@ -39,23 +39,22 @@ class BlockWriter {
     // Ends one piece of a run that shares the coder's states (FORMAT.md, section 5.7).
     void boundary();
 
-    // Like finish(), but gives every piece that boundary() ended a vector of its own; the first begins with
-    // the states. `pieces` has one entry per boundary; costs, where given, too.
-    void finish_run(std::span<std::vector<std::uint8_t>*> pieces, std::span<BlockCost> costs = {});
+    // Ends the block and starts a new one. Bytes that are handed out are the writer's, until it ends another.
+    using Bytes = std::span<const std::uint8_t>;
+    Bytes finish();
 
-    // Appends the block to `out` and starts a new one. Where `ideal` is given, what the block should have
-    // cost is added to it, which takes longer than the encoding.
-    void finish(std::vector<std::uint8_t>& out, BlockCost* ideal = nullptr);
+    // Like finish(), but tells the pieces that boundary() ended apart; they lie one after another, and the
+    // first begins with the states. `pieces` has one entry per boundary; `ideal`, where given, too: what
+    // they should have cost is added to it, which takes longer than the encoding.
+    Bytes finish_run(std::span<Bytes> pieces, std::span<BlockCost> ideal = {});
 
     // finish() for up to kMostAbreast writers at once, which takes little longer than one of them where their
     // blocks are of like shape. All were made with the same backend.
     static constexpr std::size_t kMostAbreast = 4;
     struct Block {
         BlockWriter* writer = nullptr;
-        std::vector<std::uint8_t>* out =
-            nullptr;  // several may append to one: the first block is the first there
-        BlockCost* ideal = nullptr;
-        std::size_t bytes = 0;  // of the block
+        BlockCost* ideal = nullptr;  // as of finish_run()
+        Bytes bytes = {};
     };
     static void finish_all(std::span<Block> blocks);
 
@@ -75,7 +74,7 @@ class BlockWriter {
     std::size_t greatest_size() const;
     void add_cost(const Item& item, BlockCost& cost) const;
     void begin(kernels::RansEncoder& encoder);
-    void end(const kernels::RansEncoder& encoder, std::vector<std::uint8_t>& out);
+    Bytes end(kernels::RansEncoder& encoder);
     static bool alike(const Item& a, const Item& b);
     static bool is_strip(const Item& item) { return item.kind == Kind::kStrip || item.kind == Kind::kVector; }
     kernels::EncodeStrip strip_of(const Item& item) const;

@@ -429,10 +429,18 @@ VectorModel cheapest_vector_model(std::span<const std::int16_t> values) {
     return model;
 }
 
-ExponentModel cheapest_exponent_model(const kernels::Ops& ops, kernels::Dtype dtype, const void* elements,
-                                      std::size_t count) {
-    const std::uint32_t chosen = ops.choose_exponents(elements, count, dtype, exponent_costs().of);
-    return {chosen / kSymbols, chosen % kSymbols};
+void cheapest_exponent_models(const kernels::Ops& ops, const kernels::ElementRows& rows,
+                              std::span<ExponentModel> models) {
+    constexpr std::size_t kAtOnce = 64;
+    std::array<std::uint32_t, kAtOnce> chosen;
+    kernels::ElementRows some = rows;
+    for (std::size_t i = 0; i < rows.rows; i += kAtOnce) {
+        some.elements = rows.row(i);
+        some.rows = std::min(kAtOnce, rows.rows - i);
+        ops.choose_exponents(some, exponent_costs().of, chosen.data());
+        for (std::size_t k = 0; k < some.rows; ++k)
+            models[i + k] = {chosen[k] / kSymbols, chosen[k] % kSymbols};
+    }
 }
 
 }  // namespace kvcast::entropy

@@ -69,8 +69,8 @@ const kernels::DecodeTable* exponent_decodings();
 // Code length of an element in 1/256 bit, sign and mantissa included.
 std::uint64_t element_cost(ExponentModel model, kernels::Dtype dtype, std::uint32_t bits);
 
-// The cheapest model for a run of `count` elements, stored as their type is.
-ExponentModel cheapest_exponent_model(const kernels::Ops& ops, kernels::Dtype dtype, const void* elements,
-                                      std::size_t count);
+// The cheapest model for each row. Some rows at once take less time than one after another.
+void cheapest_exponent_models(const kernels::Ops& ops, const kernels::ElementRows& rows,
+                              std::span<ExponentModel> models);
 
 }  // namespace kvcast::entropy

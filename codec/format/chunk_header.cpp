@@ -440,8 +440,8 @@ Result<std::vector<std::uint8_t>> write_header(const ChunkHeader& h) {
     return bytes;
 }
 
-std::uint32_t crc32(std::span<const std::uint8_t> bytes) {
-    return libdeflate_crc32(0, bytes.data(), bytes.size());
+std::uint32_t crc32(std::span<const std::uint8_t> bytes, std::uint32_t before) {
+    return libdeflate_crc32(before, bytes.data(), bytes.size());
 }
 
 }  // namespace kvcast

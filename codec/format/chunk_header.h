@@ -117,7 +117,7 @@ Result<ChunkHeader> read_header(std::span<const std::uint8_t> bytes);
 // read_header would say of the result.
 Result<std::vector<std::uint8_t>> write_header(const ChunkHeader& header);
 
-// CRC-32 (IEEE 802.3), the format's only checksum.
-std::uint32_t crc32(std::span<const std::uint8_t> bytes);
+// CRC-32 (IEEE 802.3), the format's only checksum; of what follows bytes whose checksum is `before`.
+std::uint32_t crc32(std::span<const std::uint8_t> bytes, std::uint32_t before = 0);
 
 }  // namespace kvcast

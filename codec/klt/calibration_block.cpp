@@ -178,8 +178,7 @@ void CalibrationBlockWriter::classes(std::size_t levels, std::span<const std::in
 }
 
 void CalibrationBlockWriter::finish(ByteWriter& out) {
-    std::vector<std::uint8_t> bytes;
-    writer_.finish(bytes);
+    const entropy::BlockWriter::Bytes bytes = writer_.finish();
     out.varint(bytes.size());
     out.bytes(bytes);
 }

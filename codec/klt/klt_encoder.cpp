@@ -222,8 +222,7 @@ void KltEncoder::write_layer(const Job& job, std::size_t layer, const std::vecto
 }
 
 Status KltEncoder::encode(const ChunkInput& input, const KltAnalysis& analysis, ChunkHeader& header,
-                          const RopeTable& rope, Executor& executor,
-                          std::vector<std::vector<std::uint8_t>>& blocks,
+                          const RopeTable& rope, Executor& executor, ChunkAssembly& object,
                           std::span<entropy::BlockCost> costs) {
     const CalibrationData& data = analysis.calibration().data();
     if (Status s = check_klt_options(header, data); !s.ok()) return s;
@@ -258,16 +257,15 @@ Status KltEncoder::encode(const ChunkInput& input, const KltAnalysis& analysis, 
     while (writers_.size() < executor.workers()) writers_.emplace_back(ops_);
     executor.run(runs, [&](std::size_t i, std::size_t worker) {
         const std::size_t first = i * run, stop = std::min(layers, first + run);
-        std::vector<std::vector<std::uint8_t>*> pieces;
+        for (std::size_t l = first; l < stop; ++l) write_layer(job, l, body, writers_[worker]);
+        std::vector<entropy::BlockWriter::Bytes> blocks(stop - first);
+        const entropy::BlockWriter::Bytes all =
+            writers_[worker].finish_run(blocks, costs.empty() ? costs : costs.subspan(first, stop - first));
         for (std::size_t l = first; l < stop; ++l) {
-            write_layer(job, l, body, writers_[worker]);
-            pieces.push_back(&blocks[l]);
+            header.block_bytes[l] = static_cast<std::uint32_t>(blocks[l - first].size());
+            header.layer_crc[l] = crc32(blocks[l - first]);
         }
-        writers_[worker].finish_run(pieces, costs.empty() ? costs : costs.subspan(first, stop - first));
-        for (std::size_t l = first; l < stop; ++l) {
-            header.block_bytes[l] = static_cast<std::uint32_t>(blocks[l].size());
-            header.layer_crc[l] = crc32(blocks[l]);
-        }
+        object.add(i, {&all, 1});
     });
     return {};
 }

@@ -10,6 +10,7 @@
 #include <span>
 #include <vector>
 
+#include "codec/chunk_assembly.h"
 #include "codec/encoder.h"
 #include "codec/entropy/block_writer.h"
 #include "codec/klt/gain.h"
@@ -42,10 +43,10 @@ class KltEncoder {
     explicit KltEncoder(const kernels::Ops& ops) : ops_(ops) {}
 
     // Fills header.klt.exact_tokens (which holds the tokens that are exact by choice), block sizes and
-    // checksums, and `blocks` [layer]. `costs`, where given, has one entry per layer. kBadArgument where the
-    // calibration does not fit the layout or has no such level.
+    // checksums, and `object`, a part of it for each run of layers. `costs`, where given, has one entry per
+    // layer. kBadArgument where the calibration does not fit the layout or has no such level.
     Status encode(const ChunkInput& input, const KltAnalysis& analysis, ChunkHeader& header,
-                  const RopeTable& rope, Executor& executor, std::vector<std::vector<std::uint8_t>>& blocks,
+                  const RopeTable& rope, Executor& executor, ChunkAssembly& object,
                   std::span<entropy::BlockCost> costs);
 
   private:

@@ -1,5 +1,6 @@
 #include "codec/lossless/exact_head.h"
 
+#include <algorithm>
 #include <array>
 
 namespace kvcast {
@@ -9,11 +10,13 @@ using entropy::ExponentModel;
 using kernels::Dtype;
 
 constexpr std::int32_t kLastTable = entropy::kExponentTables - 1;
+constexpr std::size_t kRowsAtOnce = 4;  // whose models are chosen together
 
 }  // namespace
 
 void write_exact_row(entropy::BlockWriter& out, Dtype dtype, const void* row, std::size_t count) {
-    const ExponentModel model = entropy::cheapest_exponent_model(out.ops(), dtype, row, count);
+    ExponentModel model = {};
+    entropy::cheapest_exponent_models(out.ops(), {row, 0, 1, count, dtype}, {&model, 1});
     out.word(static_cast<std::uint16_t>(model.center | model.table << 8));
     out.floats(model, dtype, count, row);
 }
@@ -31,12 +34,16 @@ void write_exact_body(entropy::BlockWriter& out, Dtype dtype, const void* tile, 
     models.tables.resize(channels);
     const std::size_t stride_bytes = tile_stride * kernels::dtype_bytes(dtype);
     const auto* rows = static_cast<const std::uint8_t*>(tile);
-    for (std::size_t c = 0; c < channels; ++c) {
+    for (std::size_t c = 0; c < channels; c += kRowsAtOnce) {
         ahead.step();
-        const ExponentModel m =
-            entropy::cheapest_exponent_model(out.ops(), dtype, rows + c * stride_bytes, tokens);
-        models.centers[c] = static_cast<std::int16_t>(m.center);
-        models.tables[c] = static_cast<std::int16_t>(m.table);
+        std::array<ExponentModel, kRowsAtOnce> chosen;
+        const std::size_t some = std::min(kRowsAtOnce, channels - c);
+        entropy::cheapest_exponent_models(
+            out.ops(), {rows + c * stride_bytes, stride_bytes, some, tokens, dtype}, chosen);
+        for (std::size_t k = 0; k < some; ++k) {
+            models.centers[c + k] = static_cast<std::int16_t>(chosen[k].center);
+            models.tables[c + k] = static_cast<std::int16_t>(chosen[k].table);
+        }
     }
     out.vector(models.centers);
     out.vector(models.tables);

@@ -978,11 +978,8 @@ KVCAST_AVX2_INLINE std::uint32_t least_cost(const std::int16_t (&of_symbols)[kSy
     return static_cast<std::uint32_t>(_mm_cvtsi128_si32(four));
 }
 
-}  // namespace
-
-KVCAST_AVX2 std::uint32_t choose_exponents(const void* elements, std::size_t count, Dtype dtype,
-                                           const ExponentCosts& costs) {
-    if (count > 32767) return scalar::choose_exponents(elements, count, dtype, costs);
+KVCAST_AVX2 std::uint32_t choose_for_row(const void* elements, std::size_t count, Dtype dtype,
+                                         const ExponentCosts& costs) {
     const auto count_as = dtype == Dtype::kBf16  ? count_exponents<Dtype::kBf16>
                           : dtype == Dtype::kF16 ? count_exponents<Dtype::kF16>
                                                  : count_exponents<Dtype::kF32>;
@@ -1000,6 +997,14 @@ KVCAST_AVX2 std::uint32_t choose_exponents(const void* elements, std::size_t cou
         best = center * kSymbols + key % kSymbols;
     }
     return best;
+}
+
+}  // namespace
+
+void choose_exponents(const ElementRows& rows, const ExponentCosts& costs, std::uint32_t* chosen) {
+    if (rows.count > 32767) return scalar::choose_exponents(rows, costs, chosen);
+    for (std::size_t i = 0; i < rows.rows; ++i)
+        chosen[i] = choose_for_row(rows.row(i), rows.count, rows.dtype, costs);
 }
 
 KVCAST_AVX2 void send(Outgoing& rows) {

@@ -12,8 +12,7 @@ void decode_floats(std::span<RansDecoder* const> decoders, std::span<const Float
                    std::size_t count, std::span<Outgoing> outgoing);
 void encode_floats(std::span<RansEncoder* const> encoders, std::span<const EncodeFloatStrip> strips,
                    Dtype dtype, std::size_t count);
-std::uint32_t choose_exponents(const void* elements, std::size_t count, Dtype dtype,
-                               const ExponentCosts& costs);
+void choose_exponents(const ElementRows& rows, const ExponentCosts& costs, std::uint32_t* chosen);
 float load_head(const HeadLoad& head);
 void load_rows(const RowLoad& rows);
 void value_costs(const std::int16_t* values, std::size_t count, const std::uint32_t (*costs)[kValueCosts],

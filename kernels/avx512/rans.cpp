@@ -888,12 +888,13 @@ KVCAST_AVX512 void value_costs(const std::int16_t* values, std::size_t count,
 
 namespace {
 
-// The exponents of elements of one type, 64 at a time.
-template <Dtype D>
+// The exponents of elements of one type, 64 at a time; Whole: they come in as many.
+template <Dtype D, bool Whole>
 class Exponents {
   public:
     static constexpr std::size_t kStep = 64;
 
+    Exponents() = default;
     KVCAST_AVX512_INLINE Exponents(const void* elements, std::size_t count)
         : elements_(static_cast<const ElementOf<D>*>(elements)), count_(count) {}
 
@@ -939,7 +940,7 @@ class Exponents {
 
     KVCAST_AVX512_INLINE __m512i vector(std::size_t at, std::size_t v) const {
         const std::size_t begin = at + v * kLanesOfVector;
-        if (begin + kLanesOfVector <= count_) [[likely]]
+        if (Whole || begin + kLanesOfVector <= count_) [[likely]]
             return _mm512_loadu_si512(elements_ + begin);
         const std::size_t lanes = begin < count_ ? count_ - begin : 0;
         if constexpr (D == Dtype::kF32) {
@@ -967,8 +968,8 @@ class Exponents {
                                 _mm512_set1_epi16(static_cast<std::int16_t>(exponent_mask(D))));
     }
 
-    const ElementOf<D>* elements_;
-    std::size_t count_;
+    const ElementOf<D>* elements_ = nullptr;
+    std::size_t count_ = 0;
 };
 
 // How often each of 16 exponents occurs, 16 bits each, and whether there are some below them.
@@ -977,39 +978,54 @@ struct Sixteen {
     bool below;
 };
 
-// Counts exponents from `low` on, of which no more than `above` exponents are higher than these 16. A byte
-// that has the bit of its exponent is set in one of two vectors; eight of them, transposed, are eight bytes
-// of as many bits as there are of an exponent.
-template <Dtype D>
-KVCAST_AVX512_INLINE Sixteen count_sixteen(const Exponents<D>& exponents, std::size_t count,
-                                           std::uint32_t low, std::uint32_t above) {
+// Counts exponents of N rows from `low` on, of which no more than `above` exponents are higher than these 16.
+// A byte that has the bit of its exponent is set in one of two vectors; eight of them, transposed, are eight
+// bytes of as many bits as there are of an exponent.
+template <std::size_t N, typename Exponents>
+KVCAST_AVX512_INLINE void count_sixteen(const Exponents (&rows)[N], std::size_t count,
+                                        const std::uint32_t (&low)[N], std::uint32_t above,
+                                        Sixteen (&sixteen)[N]) {
     constexpr std::size_t kMostSteps = 31;  // whose counts of up to eight fit a byte
     const __m512i lower =
         _mm512_broadcast_i32x4(_mm_setr_epi8(1, 2, 4, 8, 16, 32, 64, -128, 0, 0, 0, 0, 0, 0, 0, 0));
     const __m512i higher = _mm512_bslli_epi128(lower, 8);
-    const __m512i base = _mm512_set1_epi8(static_cast<char>(low));
-    __m512i below = _mm512_setzero_si512(), words = below;
-    for (std::size_t begin = 0; begin < count;) {
-        const std::size_t end = std::min(count, begin + kMostSteps * Exponents<D>::kStep);
-        __m512i first = _mm512_setzero_si512(), second = first;
-        for (; begin < end; begin += Exponents<D>::kStep) {
-            const __m512i at = _mm512_sub_epi8(exponents.step(begin), base);
-            const __m512i index = _mm512_adds_epu8(at, _mm512_set1_epi8(0x70));  // bit 7: not one of these
-            below = _mm512_max_epu8(below, at);
-            first = _mm512_add_epi8(first, _mm512_popcnt_epi8(transposed(_mm512_shuffle_epi8(lower, index))));
-            second =
-                _mm512_add_epi8(second, _mm512_popcnt_epi8(transposed(_mm512_shuffle_epi8(higher, index))));
-        }
-        const __m512i a = _mm512_unpacklo_epi64(first, second), b = _mm512_unpackhi_epi64(first, second);
-        words =
-            _mm512_add_epi16(words, _mm512_add_epi16(_mm512_cvtepu8_epi16(_mm512_castsi512_si256(a)),
-                                                     _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(a, 1))));
-        words =
-            _mm512_add_epi16(words, _mm512_add_epi16(_mm512_cvtepu8_epi16(_mm512_castsi512_si256(b)),
-                                                     _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(b, 1))));
+    Each<N> base, below, words;
+    KVCAST_EACH {
+        base[e] = _mm512_set1_epi8(static_cast<char>(low[e]));
+        below[e] = words[e] = _mm512_setzero_si512();
     }
-    return {_mm256_add_epi16(_mm512_castsi512_si256(words), _mm512_extracti64x4_epi64(words, 1)),
-            _mm512_cmpgt_epu8_mask(below, _mm512_set1_epi8(static_cast<char>(15 + above))) != 0};
+    for (std::size_t begin = 0; begin < count;) {
+        const std::size_t end = std::min(count, begin + kMostSteps * Exponents::kStep);
+        Each<N> first, second;
+        KVCAST_EACH first[e] = second[e] = _mm512_setzero_si512();
+        for (; begin < end; begin += Exponents::kStep) {
+            KVCAST_EACH {
+                const __m512i at = _mm512_sub_epi8(rows[e].step(begin), base[e]);
+                const __m512i index = _mm512_adds_epu8(at, _mm512_set1_epi8(0x70));  // bit 7: none of these
+                below[e] = _mm512_max_epu8(below[e], at);
+                first[e] = _mm512_add_epi8(first[e],
+                                           _mm512_popcnt_epi8(transposed(_mm512_shuffle_epi8(lower, index))));
+                second[e] = _mm512_add_epi8(
+                    second[e], _mm512_popcnt_epi8(transposed(_mm512_shuffle_epi8(higher, index))));
+            }
+        }
+        KVCAST_EACH {
+            const __m512i a = _mm512_unpacklo_epi64(first[e], second[e]);
+            const __m512i b = _mm512_unpackhi_epi64(first[e], second[e]);
+            words[e] = _mm512_add_epi16(
+                words[e], _mm512_add_epi16(_mm512_cvtepu8_epi16(_mm512_castsi512_si256(a)),
+                                           _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(a, 1))));
+            words[e] = _mm512_add_epi16(
+                words[e], _mm512_add_epi16(_mm512_cvtepu8_epi16(_mm512_castsi512_si256(b)),
+                                           _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(b, 1))));
+        }
+    }
+    KVCAST_EACH {
+        sixteen[e].counts =
+            _mm256_add_epi16(_mm512_castsi512_si256(words[e]), _mm512_extracti64x4_epi64(words[e], 1));
+        sixteen[e].below =
+            _mm512_cmpgt_epu8_mask(below[e], _mm512_set1_epi8(static_cast<char>(15 + above))) != 0;
+    }
 }
 
 // Where the first of the largest of 32 unsigned numbers is, and how large it is.
@@ -1034,6 +1050,7 @@ KVCAST_AVX512_INLINE Largest largest_of(__m512i numbers) {
 KVCAST_AVX512_INLINE __m512i costs_of(const __m256i& of_symbols, const ExponentCosts& costs) {
     alignas(32) std::int32_t pairs[kSymbols / 2];
     _mm256_store_si256(reinterpret_cast<__m256i*>(pairs), of_symbols);
+    asm("" : "+m"(pairs));  // or the compiler takes them out of the register, which takes longer
     __m512i even = _mm512_setzero_si512(), odd = even;
     KVCAST_UNROLL
     for (std::size_t p = 0; p < kSymbols / 2; p += 2) {
@@ -1043,63 +1060,112 @@ KVCAST_AVX512_INLINE __m512i costs_of(const __m256i& of_symbols, const ExponentC
     return _mm512_add_epi32(even, odd);
 }
 
-// As the slot, of exponents that are all, or nearly so, among 32; else false.
-template <Dtype D>
-KVCAST_AVX512 bool choose_of_few(const void* elements, std::size_t count, const ExponentCosts& costs,
-                                 std::uint32_t& chosen) {
-    constexpr std::size_t kMost = 32767 - Exponents<D>::kStep;
-    if (count == 0 || count > kMost) return false;
-    const Exponents<D> exponents(elements, count);
-    const std::uint32_t most = exponents.most(), low = most - 31;  // may be below zero
-    const Sixteen upper = count_sixteen(exponents, count, low + 16, 0);
-    Sixteen lower = {_mm256_setzero_si256(), false};
-    if (upper.below) lower = count_sixteen(exponents, count, low, 16);
-    __m512i counts = _mm512_inserti64x4(_mm512_castsi256_si512(lower.counts), upper.counts, 1);
-    // The first one was repeated; where it is below, it was not counted.
-    if (const std::uint32_t at = exponents.first() - low; at < 32)
-        counts = _mm512_mask_sub_epi16(counts, 1u << at, counts,
-                                       _mm512_set1_epi16(static_cast<std::int16_t>(exponents.repeated())));
-    const Largest mode = largest_of(counts);
-    if (lower.below) {
-        const __m512i pairs = _mm512_madd_epi16(counts, _mm512_set1_epi16(1));
-        const std::size_t others = count - static_cast<std::size_t>(_mm512_reduce_add_epi32(pairs));
-        if (others >= mode.number || mode.at < kSymbolZero + 1) return false;
+// As the slot, for N rows whose exponents are all, or nearly so, among 32; else false.
+template <std::size_t N, Dtype D, bool Whole>
+KVCAST_AVX512 bool choose_of_few(const ElementRows& from, std::size_t at, const ExponentCosts& costs,
+                                 std::uint32_t* chosen) {
+    using Rows = Exponents<D, Whole>;
+    const std::size_t count = from.count;
+    Rows rows[N];
+    std::uint32_t low[N], middle[N];
+    KVCAST_EACH {
+        rows[e] = Rows(from.row(at + e), count);
+        low[e] = rows[e].most() - 31;  // may be below zero
+        middle[e] = low[e] + 16;
     }
-    const std::uint32_t center = low + mode.at;
+    Sixteen upper[N], lower[N];
+    count_sixteen<N>(rows, count, middle, 0, upper);
+    bool below = false;
+    KVCAST_EACH {
+        lower[e] = {_mm256_setzero_si256(), false};
+        below = below || upper[e].below;
+    }
+    if (below) [[unlikely]]
+        count_sixteen<N>(rows, count, low, 16, lower);
+    Each<N> counts, least, sums[3];  // of centers below, at and above the most frequent one
+    Largest mode[N];
+    KVCAST_EACH {
+        counts[e] = _mm512_inserti64x4(_mm512_castsi256_si512(lower[e].counts), upper[e].counts, 1);
+        // The first one was repeated; where it is below, it was not counted.
+        if (const std::uint32_t first = rows[e].first() - low[e]; !Whole && first < 32)
+            counts[e] =
+                _mm512_mask_sub_epi16(counts[e], 1u << first, counts[e],
+                                      _mm512_set1_epi16(static_cast<std::int16_t>(rows[e].repeated())));
+        mode[e] = largest_of(counts[e]);
+    }
+    KVCAST_EACH {
+        if (!lower[e].below) [[likely]]
+            continue;
+        const __m512i pairs = _mm512_madd_epi16(counts[e], _mm512_set1_epi16(1));
+        const std::size_t others = count - static_cast<std::size_t>(_mm512_reduce_add_epi32(pairs));
+        if (others >= mode[e].number || mode[e].at < kSymbolZero + 1) return false;
+    }
     const __m512i falling = _mm512_zextsi256_si512(
         _mm256_setr_epi16(0, -1, -2, -3, -4, -5, -6, -7, -8, -9, -10, -11, -12, -13, -14, -15));
     const __m256i total = _mm256_set1_epi16(static_cast<std::int16_t>(count));
-    __m512i sums[3];  // of centers below, at and above the most frequent one
     KVCAST_UNROLL
     for (std::uint32_t i = 0; i < 3; ++i) {
-        const __m512i index = _mm512_add_epi16(
-            falling, _mm512_set1_epi16(static_cast<std::int16_t>(mode.at + kSymbolZero - 1 + i)));
-        const __mmask32 there = _mm512_cmplt_epu16_mask(index, _mm512_set1_epi16(32));
-        const __m256i symbols = _mm512_castsi512_si256(_mm512_maskz_permutexvar_epi16(there, index, counts));
-        sums[i] = costs_of(_mm256_mask_mov_epi16(symbols, 1u << kEscape, total), costs);
+        KVCAST_EACH {
+            const __m512i index = _mm512_add_epi16(
+                falling, _mm512_set1_epi16(static_cast<std::int16_t>(mode[e].at + kSymbolZero - 1 + i)));
+            const __mmask32 there = _mm512_cmplt_epu16_mask(index, _mm512_set1_epi16(32));
+            const __m256i symbols =
+                _mm512_castsi512_si256(_mm512_maskz_permutexvar_epi16(there, index, counts[e]));
+            sums[i][e] = costs_of(_mm256_mask_mov_epi16(symbols, 1u << kEscape, total), costs);
+        }
     }
-    const __m512i none = _mm512_set1_epi32(-1);
-    if (center == 0) sums[0] = none;
-    if (center == exponent_mask(D)) sums[2] = none;
-    const __m512i least = _mm512_set1_epi32(static_cast<int>(
-        _mm512_reduce_min_epu32(_mm512_min_epu32(sums[0], _mm512_min_epu32(sums[1], sums[2])))));
-    std::uint64_t cheapest = 0;
-    KVCAST_UNROLL
-    for (unsigned i = 0; i < 3; ++i)
-        cheapest |= std::uint64_t{_mm512_cmpeq_epi32_mask(sums[i], least)} << (kSymbols * i);
-    chosen = (center - 1) * kSymbols + static_cast<std::uint32_t>(std::countr_zero(cheapest));
+    KVCAST_EACH {
+        const std::uint32_t center = low[e] + mode[e].at;
+        const __m512i none = _mm512_set1_epi32(-1);
+        if (center == 0) sums[0][e] = none;
+        if (center == exponent_mask(D)) sums[2][e] = none;
+        least[e] = _mm512_set1_epi32(static_cast<int>(
+            _mm512_reduce_min_epu32(_mm512_min_epu32(sums[0][e], _mm512_min_epu32(sums[1][e], sums[2][e])))));
+    }
+    KVCAST_EACH {
+        std::uint64_t cheapest = 0;
+        KVCAST_UNROLL
+        for (unsigned i = 0; i < 3; ++i)
+            cheapest |= std::uint64_t{_mm512_cmpeq_epi32_mask(sums[i][e], least[e])} << (kSymbols * i);
+        chosen[at + e] =
+            (low[e] + mode[e].at - 1) * kSymbols + static_cast<std::uint32_t>(std::countr_zero(cheapest));
+    }
     return true;
+}
+
+// Two rows side by side: what has to be known of one before the next step has the other's work in between.
+template <Dtype D, bool Whole>
+void choose_as(const ElementRows& rows, const ExponentCosts& costs, std::uint32_t* chosen) {
+    for (std::size_t i = 0; i < rows.rows;) {
+        if (i + 2 <= rows.rows && choose_of_few<2, D, Whole>(rows, i, costs, chosen)) {
+            i += 2;
+            continue;
+        }
+        if (!choose_of_few<1, D, Whole>(rows, i, costs, chosen))
+            scalar::choose_exponents({rows.row(i), 0, 1, rows.count, D}, costs, chosen + i);
+        ++i;
+    }
+}
+
+template <Dtype D>
+void choose_as(const ElementRows& rows, const ExponentCosts& costs, std::uint32_t* chosen) {
+    rows.count % Exponents<D, true>::kStep == 0 ? choose_as<D, true>(rows, costs, chosen)
+                                                : choose_as<D, false>(rows, costs, chosen);
 }
 
 }  // namespace
 
-std::uint32_t choose_exponents(const void* elements, std::size_t count, Dtype dtype,
-                               const ExponentCosts& costs) {
-    std::uint32_t chosen = 0;
-    const bool done = dtype == Dtype::kBf16  ? choose_of_few<Dtype::kBf16>(elements, count, costs, chosen)
-                      : dtype == Dtype::kF16 ? choose_of_few<Dtype::kF16>(elements, count, costs, chosen)
-                                             : choose_of_few<Dtype::kF32>(elements, count, costs, chosen);
-    return done ? chosen : scalar::choose_exponents(elements, count, dtype, costs);
+void choose_exponents(const ElementRows& rows, const ExponentCosts& costs, std::uint32_t* chosen) {
+    constexpr std::size_t kMost = 32767 - 64;  // elements of a row, whose counts fit 16 bits
+    if (rows.count == 0 || rows.count > kMost) return scalar::choose_exponents(rows, costs, chosen);
+    switch (rows.dtype) {
+        case Dtype::kBf16:
+            return choose_as<Dtype::kBf16>(rows, costs, chosen);
+        case Dtype::kF16:
+            return choose_as<Dtype::kF16>(rows, costs, chosen);
+        default:
+            return choose_as<Dtype::kF32>(rows, costs, chosen);
+    }
 }
 
 KVCAST_AVX512 void send(Outgoing& rows) {

@@ -243,9 +243,11 @@ void value_costs(const std::int16_t* values, std::size_t count, const std::uint3
     }
 }
 
+namespace {
+
 // Four histograms: neighbours often have the same exponent, and one counter would wait for itself.
-std::uint32_t choose_exponents(const void* elements, std::size_t count, Dtype dtype,
-                               const ExponentCosts& costs) {
+std::uint32_t choose_for_row(const void* elements, std::size_t count, Dtype dtype,
+                             const ExponentCosts& costs) {
     constexpr std::uint32_t kSide = kSymbols;  // zeros beyond the exponents that there are
     const unsigned mantissa = mantissa_bits(dtype);
     const std::uint32_t range = exponent_mask(dtype);
@@ -272,6 +274,13 @@ std::uint32_t choose_exponents(const void* elements, std::size_t count, Dtype dt
         }
     }
     return best;
+}
+
+}  // namespace
+
+void choose_exponents(const ElementRows& rows, const ExponentCosts& costs, std::uint32_t* chosen) {
+    for (std::size_t i = 0; i < rows.rows; ++i)
+        chosen[i] = choose_for_row(rows.row(i), rows.count, rows.dtype, costs);
 }
 
 }  // namespace kvcast::kernels::scalar

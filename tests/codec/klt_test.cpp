@@ -489,8 +489,8 @@ class HandMade {
                       ByteWriter& out) {
         entropy::BlockWriter writer(kernels::scalar_ops());
         for (const Vector& v : vectors) writer.vector(v);
-        std::vector<std::uint8_t> bytes;
-        writer.finish(bytes);
+        const entropy::BlockWriter::Bytes coded = writer.finish();
+        std::vector<std::uint8_t> bytes(coded.begin(), coded.end());
         bytes.resize(bytes.size() - cut + more);
         out.varint(bytes.size());
         out.bytes(bytes);

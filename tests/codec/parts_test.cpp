@@ -103,10 +103,8 @@ TEST(Blocks, ReturnStripsOfEveryClassAndLength) {
                 values[i] = static_cast<std::int16_t>(i % 13 == 5 ? (i % 2 ? 30000 : -30000) : v);
             }
             entropy::BlockWriter writer(kernels::scalar_ops());
-            std::vector<std::uint8_t> block;
             writer.strip(spread_class, values);
-            writer.finish(block);
-            entropy::BlockReader reader(kernels::scalar_ops(), block);
+            entropy::BlockReader reader(kernels::scalar_ops(), writer.finish());
             std::vector<std::int16_t> back(count);
             reader.strip(spread_class, count, back.data());
             ASSERT_TRUE(reader.close().ok()) << reader.close().message();
@@ -118,10 +116,9 @@ TEST(Blocks, ReturnStripsOfEveryClassAndLength) {
 TEST(Blocks, ReturnVectorsAndRefuseValuesOutsideTheirRange) {
     const std::vector<std::int16_t> values = {5, 5, 6, 900, -3, 0, 12, 16000, -16000};
     entropy::BlockWriter writer(kernels::scalar_ops());
-    std::vector<std::uint8_t> block;
     writer.vector(values);
     writer.word(4711);
-    writer.finish(block);
+    const entropy::BlockWriter::Bytes block = writer.finish();
     std::vector<std::int16_t> back(values.size());
     entropy::BlockReader reader(kernels::scalar_ops(), block);
     EXPECT_TRUE(reader.vector(back, -16000, 16000));

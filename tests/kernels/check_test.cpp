@@ -580,7 +580,16 @@ void draw_costs(ExponentCosts& costs, std::uint64_t kinds, std::mt19937_64& rand
         table[1] = static_cast<std::int16_t>(kinds / 2 + random() % 2);
 }
 
+using Chosen = std::vector<std::uint32_t>;
+
+Chosen choose(const Ops& ops, const ElementRows& rows, const ExponentCosts& costs) {
+    Chosen chosen(rows.rows);
+    ops.choose_exponents(rows, costs, chosen.data());
+    return chosen;
+}
+
 TEST_P(Backend, ChoosesExponentsLikeScalar) {
+    constexpr std::size_t kRows = 5;
     std::mt19937_64 random(2);
     ExponentCosts costs;
     std::map<std::uint32_t, int> seen;
@@ -597,12 +606,19 @@ TEST_P(Backend, ChoosesExponentsLikeScalar) {
                                                                 : round == 1 ? range + 1 - kinds / 2
                                                                              : random()) &
                                      range;
-                    const Guarded<std::uint8_t> from(elements_of(dtype, count, low, kinds, random));
-                    const std::uint32_t expected =
-                        scalar_ops().choose_exponents(from.data(), count, dtype, costs);
-                    ASSERT_EQ(GetParam()->choose_exponents(from.data(), count, dtype, costs), expected)
+                    // Rows of one kind, and one of all kinds in between.
+                    std::vector<std::uint8_t> bytes;
+                    for (std::size_t row = 0; row < kRows; ++row) {
+                        const auto more =
+                            elements_of(dtype, count, low, row == kRows / 2 ? 256 : kinds, random);
+                        bytes.insert(bytes.end(), more.begin(), more.end());
+                    }
+                    const Guarded<std::uint8_t> from(bytes);
+                    const ElementRows rows = {from.data(), count * dtype_bytes(dtype), kRows, count, dtype};
+                    const Chosen expected = choose(scalar_ops(), rows, costs);
+                    ASSERT_EQ(choose(*GetParam(), rows, costs), expected)
                         << count << " from " << low << " of " << kinds << " kinds";
-                    ++seen[expected % kSymbols];
+                    for (const std::uint32_t c : expected) ++seen[c % kSymbols];
                 }
             }
         }
@@ -621,8 +637,8 @@ TEST_P(Backend, ChoosesExponentsBesideZeros) {
             for (std::size_t i = 0; i < zeros; ++i)
                 bytes[2 * (i * 37 % 256)] = bytes[2 * (i * 37 % 256) + 1] = 0;
             const Guarded<std::uint8_t> from(bytes);
-            ASSERT_EQ(GetParam()->choose_exponents(from.data(), 256, Dtype::kBf16, costs),
-                      scalar_ops().choose_exponents(from.data(), 256, Dtype::kBf16, costs))
+            const ElementRows row = {from.data(), 0, 1, 256, Dtype::kBf16};
+            ASSERT_EQ(choose(*GetParam(), row, costs), choose(scalar_ops(), row, costs))
                 << zeros << " zeros, " << kinds << " kinds";
         }
     }
@@ -655,7 +671,7 @@ TEST(ScalarExponents, AreTheCheapestOfThreeCenters) {
                 best = center * kSymbols + table;
             }
         }
-        ASSERT_EQ(scalar_ops().choose_exponents(bytes.data(), 60, Dtype::kF16, costs), best);
+        ASSERT_EQ(choose(scalar_ops(), {bytes.data(), 0, 1, 60, Dtype::kF16}, costs), Chosen{best});
     }
 }
 

@@ -217,10 +217,8 @@ class FloatChunk {
         for (std::size_t first = 0; first < layers; first += run) {
             const std::size_t count = std::min(run, layers - first);
             for (std::size_t l = first; l < first + count; ++l) write_layer(l);
-            std::vector<std::vector<std::uint8_t>> blocks(count);
-            std::vector<std::vector<std::uint8_t>*> pieces;
-            for (auto& block : blocks) pieces.push_back(&block);
-            writer_.finish_run(pieces);
+            std::vector<entropy::BlockWriter::Bytes> blocks(count);
+            writer_.finish_run(blocks);
             strips_.clear();
             for (std::size_t i = 0; i < count; ++i)
                 header_.block_bytes[first + i] = static_cast<std::uint32_t>(blocks[i].size());
