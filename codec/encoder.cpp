@@ -20,6 +20,10 @@ namespace {
 
 constexpr std::size_t kAbreast = entropy::BlockWriter::kMostAbreast;
 
+// In which rows may be fetched, for each channel of heads that are coded exactly side by side: while models
+// are chosen, and while it is coded.
+constexpr std::size_t kStepsOfChannel = 2;
+
 // Buffers of one worker; they grow to the largest layer seen and stay. What a writer refers to stays apart
 // for each of the blocks that are coded side by side.
 struct Workspace {
@@ -38,22 +42,6 @@ struct Workspace {
     QuantisedScratch quantised;
     ExactModels models;
     FetchAhead ahead;
-};
-
-// One chunk on its way; layers only write their own part of it.
-struct Job {
-    const ChunkInput& input;
-    const EncodeOptions& options;
-    const kernels::Ops& ops;
-    ChunkHeader& header;
-    const RopeTable& rope;
-    ChunkAssembly& object;
-    std::vector<entropy::BlockCost>* costs;  // [layer], or null
-    bool alone;                              // one worker does it all
-
-    std::size_t exact_rows() const { return header.delta.exact_rows; }
-    std::size_t body_tokens() const { return header.tokens - exact_rows(); }
-    std::size_t stride() const { return line_stride(body_tokens()); }  // of tiles
 };
 
 // A head of a layer: which plane, where its channels lie.
@@ -77,34 +65,116 @@ std::vector<HeadPlace> head_places(const Layout& layout) {
     return places;
 }
 
-class LayerEncoder {
-  public:
-    // What is coded of the layer refers to `part` of the workspace. Where `followed`, the same worker takes
-    // the next layer next.
-    LayerEncoder(const Job& job, std::size_t layer, Workspace& w, std::size_t part, bool followed)
-        : job_(job),
-          layer_(layer),
-          followed_(followed),
-          w_(w),
-          part_(w.parts[part]),
-          layout_(*job.input.layout),
-          places_(head_places(layout_)) {}
+// A block: which heads of which layer, from `first` on.
+struct BlockPlace {
+    std::size_t layer;
+    std::size_t block;  // of the layer
+    std::size_t first;
+    std::size_t heads;
+};
 
-    // Loads the layer and decides how each plane is coded.
-    void begin() {
-        const std::size_t width = places_.back().layer_column + places_.back().dim;
-        w_.tile.resize(std::max(w_.tile.size(), width * job_.stride()));
-        part_.symbols.resize(std::max(part_.symbols.size(), width * job_.stride()));
-        const std::size_t bytes = width * job_.stride() * kernels::dtype_bytes(layout_.dtype);
-        part_.elements.resize(std::max(part_.elements.size(), bytes));
-        for (std::size_t p = 0; p < layout_.planes.size(); ++p) params(p) = plan(p);
-        fetch_after(layout_.planes.size() - 1, width);
+// One chunk on its way; layers only write their own part of it.
+struct Job {
+    const ChunkInput& input;
+    const EncodeOptions& options;
+    const kernels::Ops& ops;
+    ChunkHeader& header;
+    const RopeTable& rope;
+    ChunkAssembly& object;
+    std::vector<entropy::BlockCost>* costs;  // [layer], or null
+    bool alone;                              // one worker does it all
+    std::vector<HeadPlace> places = head_places(*input.layout);
+
+    const Layout& layout() const { return *input.layout; }
+    std::size_t exact_rows() const { return header.delta.exact_rows; }
+    std::size_t body_tokens() const { return header.tokens - exact_rows(); }
+    std::size_t stride() const { return line_stride(body_tokens()); }  // of tiles
+    std::size_t layer_width() const { return places.back().layer_column + places.back().dim; }
+
+    // Nothing of a layer has to be known before its last head is coded.
+    bool head_by_head() const { return header.profile == Profile::kLossless; }
+
+    const PlaneRows& rows(std::size_t layer, std::size_t plane) const {
+        return input.planes[layer * layout().planes.size() + plane];
     }
 
-    // Takes the heads of a block down.
-    void take_down(std::size_t block, entropy::BlockWriter& writer) {
-        const std::size_t stop = std::min((block + 1) * job_.header.block_heads, places_.size());
-        for (std::size_t h = block * job_.header.block_heads; h < stop; ++h) write_head(places_[h], writer);
+    const std::uint8_t* element(std::size_t layer, const HeadPlace& h, std::size_t token) const {
+        const PlaneRows& from = rows(layer, h.plane);
+        return static_cast<const std::uint8_t*>(from.rows) + token * from.row_bytes +
+               h.column * kernels::dtype_bytes(layout().dtype);
+    }
+
+    // Adds bodies of channels from a head's first one on.
+    void fetch(FetchAhead& ahead, std::size_t layer, const HeadPlace& h, std::size_t channels) const {
+        ahead.add(element(layer, h, exact_rows()), rows(layer, h.plane).row_bytes,
+                  channels * kernels::dtype_bytes(layout().dtype), body_tokens());
+    }
+
+    // Blocks are coded side by side, which takes little longer than one of them: up to kAbreast of one layer
+    // or, where layers have one each, of as many layers. Each such group is a part of the object.
+    std::size_t groups_of_layer() const { return (header.blocks_per_layer() + kAbreast - 1) / kAbreast; }
+    std::size_t groups() const {
+        const std::size_t layers = layout().layers;
+        return header.blocks_per_layer() == 1 ? (layers + kAbreast - 1) / kAbreast
+                                              : layers * groups_of_layer();
+    }
+
+    // Sets the blocks of a group and returns how many they are.
+    std::size_t group(std::size_t index, std::array<BlockPlace, kAbreast>& blocks) const {
+        const std::size_t per_layer = header.blocks_per_layer(), heads = header.block_heads;
+        const bool one_each = per_layer == 1;
+        const std::size_t layer = one_each ? kAbreast * index : index / groups_of_layer();
+        const std::size_t block = one_each ? 0 : kAbreast * (index % groups_of_layer());
+        const std::size_t left = one_each ? layout().layers - layer : per_layer - block;
+        const std::size_t count = std::min(kAbreast, left);
+        for (std::size_t i = 0; i < count; ++i) {
+            BlockPlace& b = blocks[i];
+            b.layer = one_each ? layer + i : layer;
+            b.block = one_each ? 0 : block + i;
+            b.first = b.block * heads;
+            b.heads = std::min(heads, places.size() - b.first);
+        }
+        return count;
+    }
+};
+
+class LayerEncoder {
+  public:
+    LayerEncoder(const Job& job, std::size_t layer, Workspace& w)
+        : job_(job), layer_(layer), w_(w), layout_(job.layout()) {}
+
+    // Loads the layer and decides how each plane is coded. Where `followed`, the same worker takes the next
+    // layer next.
+    void begin(bool followed) {
+        if (job_.head_by_head()) return;
+        const std::size_t planes = layout_.planes.size();
+        w_.tile.resize(std::max(w_.tile.size(), job_.layer_width() * job_.stride()));
+        for (std::size_t p = 0; p < planes; ++p) params(p) = plan(p);
+        w_.ahead.clear();
+        if (!followed) return;
+        job_.fetch(w_.ahead, layer_ + 1, job_.places.front(), layout_.planes.front().width());
+        w_.ahead.spread(job_.layer_width());
+    }
+
+    // Takes a head down in the part's writer.
+    void take_down(const HeadPlace& h, Workspace::Part& part) {
+        write_exact_rows(h, part.writer);
+        const std::size_t tokens = job_.body_tokens(), stride = job_.stride();
+        if (tokens == 0) return;
+        const std::size_t at = job_.head_by_head() ? 0 : h.layer_column * stride;
+        const std::size_t values = job_.head_by_head() ? h.dim * stride : job_.layer_width() * stride;
+        if (params(h.plane).mode == PlaneMode::kQuantised) {
+            part.symbols.resize(std::max(part.symbols.size(), values));
+            write_quantised_head(part.writer, job_.ops, job_.header.delta, params(h.plane), tile(h),
+                                 {h.dim, tokens, stride}, part.symbols.data() + at, w_.quantised, w_.ahead);
+            return;
+        }
+        const std::size_t element_bytes = kernels::dtype_bytes(layout_.dtype);
+        part.elements.resize(std::max(part.elements.size(), values * element_bytes));
+        void* elements = part.elements.data() + at * element_bytes;
+        job_.ops.load_elements(job_.element(layer_, h, job_.exact_rows()), row_bytes(h), layout_.dtype,
+                               tokens, h.dim, elements, stride);
+        write_exact_body(part.writer, layout_.dtype, elements, stride, h.dim, tokens, w_.models, w_.ahead);
     }
 
     // What the layer's blocks should cost.
@@ -123,56 +193,28 @@ class LayerEncoder {
         return job_.header.planes[layer_ * layout_.planes.size() + plane];
     }
 
-    const PlaneRows& rows(std::size_t plane) const {
-        return job_.input.planes[layer_ * layout_.planes.size() + plane];
-    }
-
-    const std::uint8_t* element(const HeadPlace& h, std::size_t token) const {
-        return static_cast<const std::uint8_t*>(rows(h.plane).rows) + token * row_bytes(h) +
-               h.column * kernels::dtype_bytes(layout_.dtype);
-    }
-
-    std::size_t row_bytes(const HeadPlace& h) const { return rows(h.plane).row_bytes; }
-
-    // Bodies of channels of `plane` or, where the layer has no such plane, of the next layer's first one are
-    // needed after `steps` more steps.
-    void fetch(std::size_t plane, std::size_t column, std::size_t channels, std::size_t steps) {
-        if (plane == layout_.planes.size() && !followed_) return w_.ahead.stop();
-        const PlaneRows& from = rows(plane);
-        const std::size_t element_bytes = kernels::dtype_bytes(layout_.dtype);
-        const auto* body = static_cast<const std::uint8_t*>(from.rows) + job_.exact_rows() * from.row_bytes;
-        w_.ahead.aim(body + column * element_bytes, from.row_bytes, channels * element_bytes,
-                     job_.body_tokens(), steps);
-    }
-
-    // The plane after this one.
-    void fetch_after(std::size_t plane, std::size_t steps) {
-        fetch(plane + 1, 0, layout_.planes[(plane + 1) % layout_.planes.size()].width(), steps);
-    }
-
-    // The head after this one, while its channels are looked at.
-    void fetch_after(const HeadPlace& h) {
-        const bool last = &h == &places_.back();
-        const HeadPlace& next = last ? places_.front() : *(&h + 1);
-        fetch(last ? layout_.planes.size() : next.plane, next.column, next.dim, h.dim);
-    }
+    std::size_t row_bytes(const HeadPlace& h) const { return job_.rows(layer_, h.plane).row_bytes; }
 
     float* tile(const HeadPlace& h) { return w_.tile.data() + h.layer_column * job_.stride(); }
 
     // Loads a plane's body and decides how it is coded.
     PlaneParams plan(std::size_t plane) {
-        if (job_.header.profile == Profile::kLossless || job_.body_tokens() == 0) return {};
+        if (job_.body_tokens() == 0) return {};
         const bool turned = plane == 0 && job_.header.unrotated;
         float largest = 0;
-        for (const HeadPlace& h : places_) {
+        w_.ahead.clear();
+        for (const HeadPlace& h : job_.places) {
+            if (h.plane == plane + 1 && h.column == 0) {
+                job_.fetch(w_.ahead, layer_, h, layout_.planes[h.plane].width());
+                w_.ahead.spread(layout_.planes[plane].width());
+            }
             if (h.plane != plane) continue;
             const auto turn = turned ? job_.rope.rotation(job_.exact_rows()) : kernels::Rotation{};
             const float of_head =
-                job_.ops.load_head({element(h, job_.exact_rows()), row_bytes(h), layout_.dtype,
+                job_.ops.load_head({job_.element(layer_, h, job_.exact_rows()), row_bytes(h), layout_.dtype,
                                     job_.body_tokens(), h.dim, turn, tile(h), job_.stride()});
             largest = std::max(largest, of_head);
         }
-        if (plane + 1 < layout_.planes.size()) fetch_after(plane, layout_.planes[plane].width());
         const double step = std::isfinite(largest) ? wanted_step(plane, largest) : 0;
         return choose_params(step, largest, job_.header.delta);
     }
@@ -191,7 +233,7 @@ class LayerEncoder {
         const std::size_t tokens = job_.body_tokens();
         const float scale = kernels::power_of_two(20 - std::ilogb(largest));
         double sum = 0;
-        for (const HeadPlace& h : places_) {
+        for (const HeadPlace& h : job_.places) {
             if (h.plane != plane) continue;
             for (std::size_t c = 0; c < h.dim; ++c) {
                 w_.ahead.step();
@@ -204,102 +246,93 @@ class LayerEncoder {
         return std::sqrt(std::max(0.0, sum) / values) / scale;
     }
 
-    void write_head(const HeadPlace& h, entropy::BlockWriter& writer) {
-        write_exact_rows(h, writer);
-        const std::size_t tokens = job_.body_tokens(), stride = job_.stride();
-        if (tokens == 0) return;
-        if (params(h.plane).mode == PlaneMode::kQuantised) {
-            write_quantised_head(writer, job_.ops, job_.header.delta, params(h.plane), tile(h),
-                                 {h.dim, tokens, stride}, part_.symbols.data() + h.layer_column * stride,
-                                 w_.quantised, w_.ahead);
-            return;
-        }
-        void* elements =
-            part_.elements.data() + h.layer_column * stride * kernels::dtype_bytes(layout_.dtype);
-        job_.ops.load_elements(element(h, job_.exact_rows()), row_bytes(h), layout_.dtype, tokens, h.dim,
-                               elements, stride);
-        fetch_after(h);
-        write_exact_body(writer, layout_.dtype, elements, stride, h.dim, tokens, w_.models, w_.ahead);
-    }
-
     void write_exact_rows(const HeadPlace& h, entropy::BlockWriter& writer) {
         for (std::size_t t = 0; t < job_.exact_rows(); ++t)
-            write_exact_row(writer, layout_.dtype, element(h, t), h.dim);
+            write_exact_row(writer, layout_.dtype, job_.element(layer_, h, t), h.dim);
     }
 
     const Job& job_;
     std::size_t layer_;
-    bool followed_;
     Workspace& w_;
-    Workspace::Part& part_;
     const Layout& layout_;
-    std::vector<HeadPlace> places_;
 };
 
 using entropy::BlockWriter;
 
-// Blocks are coded side by side, which takes little longer than one of them: some of one layer or, where
-// layers have one each, those of some layers. What is coded at once is a part of the object.
-class SideBySide {
+// One group of blocks.
+class GroupEncoder {
   public:
-    void put(LayerEncoder& layer, std::size_t block, BlockWriter& writer) {
-        layer.take_down(block, writer);
-        places_[count_] = {&layer, block};
-        blocks_[count_++] = {&writer, layer.cost(), {}};
-    }
+    GroupEncoder(const Job& job, std::size_t index, Workspace& w)
+        : job_(job), index_(index), w_(w), count_(job.group(index, places_)) {}
 
-    void finish(ChunkAssembly& object, std::size_t part) {
-        BlockWriter::finish_all(std::span(blocks_).first(count_));
+    // Groups of one layer begin it once.
+    void run(bool begins_layers) {
+        for (std::size_t i = 0; i < count_; ++i) {
+            LayerEncoder layer(job_, places_[i].layer, w_);
+            blocks_[i] = {&w_.parts[i].writer, layer.cost(), {}};
+            if (begins_layers && (i == 0 || places_[i].layer != places_[i - 1].layer))
+                layer.begin(followed(i));
+            if (!job_.head_by_head()) take_down(i, places_[i].first, places_[i].heads);
+        }
+        if (job_.head_by_head()) code_head_by_head();
+        BlockWriter::finish_all(blocks(), w_.ahead);
         std::array<ChunkAssembly::Bytes, kAbreast> pieces;
         for (std::size_t i = 0; i < count_; ++i) {
             pieces[i] = blocks_[i].bytes;
-            places_[i].layer->note(places_[i].block, pieces[i]);
+            LayerEncoder(job_, places_[i].layer, w_).note(places_[i].block, pieces[i]);
         }
-        object.add(part, std::span(pieces).first(count_));
+        job_.object.add(index_, std::span(pieces).first(count_));
     }
 
   private:
-    struct Place {
-        LayerEncoder* layer;
-        std::size_t block;
-    };
+    std::span<BlockWriter::Block> blocks() { return std::span(blocks_).first(count_); }
 
-    std::array<Place, kAbreast> places_;
-    std::array<BlockWriter::Block, kAbreast> blocks_;
-    std::size_t count_ = 0;
+    bool followed(std::size_t i) const {
+        const std::size_t next = places_[i].layer + 1;
+        return i + 1 < count_ ? places_[i + 1].layer == next : job_.alone && next < job_.layout().layers;
+    }
+
+    void take_down(std::size_t i, std::size_t first, std::size_t heads) {
+        LayerEncoder layer(job_, places_[i].layer, w_);
+        for (std::size_t h = first; h < first + heads; ++h) layer.take_down(job_.places[h], w_.parts[i]);
+    }
+
+    // The last head first, and only one of each block in memory at a time.
+    void code_head_by_head() {
+        for (std::size_t h = places_[0].heads; h-- > 0;) {
+            fetch_before(h);
+            for (std::size_t i = 0; i < count_; ++i) {
+                if (h < places_[i].heads) take_down(i, places_[i].first + h, 1);
+            }
+            BlockWriter::code_all(blocks(), w_.ahead);
+        }
+    }
+
+    // What comes after head `h` of each block.
+    void fetch_before(std::size_t h) {
+        std::array<BlockPlace, kAbreast> next = places_;
+        std::size_t count = count_;
+        w_.ahead.clear();
+        if (h == 0) {
+            if (!job_.alone || index_ + 1 == job_.groups()) return;
+            count = job_.group(index_ + 1, next);
+        }
+        for (std::size_t i = 0; i < count; ++i) {
+            const std::size_t head = h == 0 ? next[i].heads - 1 : h - 1;
+            if (head >= next[i].heads) continue;
+            const HeadPlace& place = job_.places[next[i].first + head];
+            job_.fetch(w_.ahead, next[i].layer, place, place.dim);
+        }
+        w_.ahead.spread(kStepsOfChannel * job_.places[places_[0].first + h].dim);
+    }
+
+    const Job& job_;
+    std::size_t index_;
+    Workspace& w_;
+    std::array<BlockPlace, kAbreast> places_;
+    std::size_t count_;
+    std::array<BlockWriter::Block, kAbreast> blocks_ = {};
 };
-
-std::size_t groups_of(std::size_t count) {
-    return (count + kAbreast - 1) / kAbreast;
-}
-
-// Layers of one block each.
-void encode_layers(const Job& job, std::size_t group, Workspace& w) {
-    const std::size_t first = kAbreast * group;
-    const std::size_t count = std::min(kAbreast, job.header.layout.layers - first);
-    std::vector<LayerEncoder> layers;
-    layers.reserve(count);
-    SideBySide blocks;
-    for (std::size_t i = 0; i < count; ++i) {
-        LayerEncoder& l = layers.emplace_back(job, first + i, w, i, i + 1 < count);
-        l.begin();
-        blocks.put(l, 0, w.parts[i].writer);
-    }
-    blocks.finish(job.object, group);
-}
-
-void encode_layer(const Job& job, std::size_t layer, Workspace& w) {
-    LayerEncoder l(job, layer, w, 0, job.alone && layer + 1 < job.header.layout.layers);
-    l.begin();
-    const std::size_t all = job.header.blocks_per_layer(), groups = groups_of(all);
-    for (std::size_t group = 0; group < groups; ++group) {
-        SideBySide blocks;
-        const std::size_t first = kAbreast * group;
-        for (std::size_t b = first; b < std::min(all, first + kAbreast); ++b)
-            blocks.put(l, b, w.parts[b - first].writer);
-        blocks.finish(job.object, layer * groups + group);
-    }
-}
 
 }  // namespace
 
@@ -345,17 +378,12 @@ Status ChunkEncoder::encode(const ChunkInput& input, Executor& executor, std::ve
                          s.object,
                          report != nullptr ? &costs : nullptr,
                          executor.workers() == 1};
-        if (header.blocks_per_layer() == 1) {
-            s.object.begin(object, groups_of(layers));
-            executor.run(groups_of(layers), [&](std::size_t group, std::size_t worker) {
-                encode_layers(job, group, s.workspaces[worker]);
-            });
-        } else {
-            s.object.begin(object, layers * groups_of(header.blocks_per_layer()));
-            executor.run(layers, [&](std::size_t layer, std::size_t worker) {
-                encode_layer(job, layer, s.workspaces[worker]);
-            });
-        }
+        s.object.begin(object, job.groups());
+        const std::size_t of_task = header.blocks_per_layer() == 1 ? 1 : job.groups_of_layer();
+        executor.run(job.groups() / of_task, [&](std::size_t task, std::size_t worker) {
+            for (std::size_t g = 0; g < of_task; ++g)
+                GroupEncoder(job, task * of_task + g, s.workspaces[worker]).run(g == 0);
+        });
     }
 
     Result<std::vector<std::uint8_t>> head = write_header(header);

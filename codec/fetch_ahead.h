@@ -1,8 +1,9 @@
 // Rows that are read next, brought into the second-level cache while something else is computed: rows of
-// heads lie too far apart for the processor to see them coming, and all at once they take as long as they
-// would take when they are needed. A hint only: nothing is read, and no address is invalid.
+// heads lie too far apart for the processor to see them coming, and fetched all at once they take as long as
+// they would when they are needed. A hint only: nothing is read, and no address is invalid.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 
@@ -10,41 +11,54 @@ namespace kvcast {
 
 class FetchAhead {
   public:
-    // `count` rows of `bytes` bytes each, in shares that `steps` calls of step() are enough for. What was
-    // left of other rows is forgotten.
-    void aim(const void* rows, std::size_t row_bytes, std::size_t bytes, std::size_t count,
-             std::size_t steps) {
-        row_ = reinterpret_cast<std::uintptr_t>(rows);
-        row_bytes_ = row_bytes;
-        bytes_ = bytes;
-        left_ = count;
-        next_ = row_ / kLine * kLine;
-        if (steps != 0) share_ = (count * (bytes / kLine + 2) + steps - 1) / steps;
+    static constexpr std::size_t kMost = 4;  // ranges of rows
+
+    // Forgets what has not been fetched yet.
+    void clear() { at_ = count_ = 0; }
+
+    // `count` rows of `bytes` bytes each.
+    void add(const void* rows, std::size_t row_bytes, std::size_t bytes, std::size_t count) {
+        if (count != 0) ranges_[count_++] = {reinterpret_cast<std::uintptr_t>(rows), row_bytes, bytes, count};
     }
 
-    void stop() { left_ = 0; }
+    // All of it with the next so many steps.
+    void spread(std::size_t steps) {
+        std::size_t lines = 0;
+        for (std::size_t i = 0; i < count_; ++i) lines += ranges_[i].rows * (ranges_[i].bytes / kLine + 1);
+        share_ = (lines + steps - 1) / steps;
+        next_ = ranges_[0].row / kLine * kLine;
+    }
 
     void step() {
-        for (std::size_t i = 0; i < share_ && left_ != 0; ++i) {
-            __builtin_prefetch(reinterpret_cast<const void*>(next_), 0, kSecondLevel);
-            next_ += kLine;
-            if (next_ < row_ + bytes_) continue;
-            row_ += row_bytes_;
-            next_ = row_ / kLine * kLine;
-            --left_;
-        }
+        for (std::size_t i = 0; i < share_ && at_ < count_; ++i) fetch_line();
     }
 
   private:
     static constexpr std::size_t kLine = 64;
     static constexpr int kSecondLevel = 2;
 
-    std::uintptr_t row_ = 0;
+    struct Range {
+        std::uintptr_t row;  // the next one
+        std::size_t row_bytes;
+        std::size_t bytes;
+        std::size_t rows;  // left
+    };
+
+    void fetch_line() {
+        __builtin_prefetch(reinterpret_cast<const void*>(next_), 0, kSecondLevel);
+        next_ += kLine;
+        Range& r = ranges_[at_];
+        if (next_ < r.row + r.bytes) return;
+        r.row += r.row_bytes;
+        if (--r.rows == 0 && ++at_ == count_) return;
+        next_ = ranges_[at_].row / kLine * kLine;
+    }
+
+    std::array<Range, kMost> ranges_ = {};
+    std::size_t count_ = 0;
+    std::size_t at_ = 0;       // range
     std::uintptr_t next_ = 0;  // line
-    std::size_t row_bytes_ = 0;
-    std::size_t bytes_ = 0;  // of a row
-    std::size_t left_ = 0;   // rows
-    std::size_t share_ = 0;  // lines of one step
+    std::size_t share_ = 0;    // lines of one step
 };
 
 }  // namespace kvcast

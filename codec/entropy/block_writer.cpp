@@ -54,12 +54,12 @@ kernels::EncodeFloatStrip BlockWriter::floats_of(const Item& item) {
     return {&encode_table(kFirstExponentTable + item.model.table), item.model.center, item.values};
 }
 
-void BlockWriter::encode(const Item& item, kernels::RansEncoder& encoder) const {
-    kernels::RansEncoder* const target = &encoder;
+void BlockWriter::encode(const Item& item) {
+    kernels::RansEncoder* const target = &encoder_;
     if (item.kind == Kind::kWord) {
         const auto word = static_cast<std::uint16_t>(item.word);
-        encoder.next -= sizeof(word);
-        std::memcpy(encoder.next, &word, sizeof(word));
+        encoder_.next -= sizeof(word);
+        std::memcpy(encoder_.next, &word, sizeof(word));
     } else if (item.kind == Kind::kFloats) {
         const kernels::EncodeFloatStrip strip = floats_of(item);
         ops_.encode_floats({&target, 1}, {&strip, 1}, item.dtype, item.count);
@@ -95,11 +95,19 @@ void BlockWriter::boundary() {
     items_.push_back({.kind = Kind::kBoundary});
 }
 
-// A fresh coder at the end of the scratch memory.
-void BlockWriter::begin(kernels::RansEncoder& encoder) {
-    scratch_.resize(std::max(scratch_.size(), greatest_size()));
-    std::fill(std::begin(encoder.state), std::end(encoder.state), kernels::kStateLow);
-    encoder.next = scratch_.data() + scratch_.size();
+// For what was taken down, in front of what is coded.
+void BlockWriter::make_room() {
+    const std::size_t coded =
+        begun_ ? static_cast<std::size_t>(scratch_.data() + scratch_.size() - encoder_.next) : 0;
+    if (const std::size_t size = coded + greatest_size(); size > scratch_.size()) {
+        std::vector<std::uint8_t> larger(size);
+        std::copy(scratch_.end() - static_cast<std::ptrdiff_t>(coded), scratch_.end(),
+                  larger.end() - static_cast<std::ptrdiff_t>(coded));
+        scratch_ = std::move(larger);
+    }
+    encoder_.next = scratch_.data() + scratch_.size() - coded;
+    if (!begun_) std::fill(std::begin(encoder_.state), std::end(encoder_.state), kernels::kStateLow);
+    begun_ = true;
 }
 
 BlockWriter::Bytes BlockWriter::finish_run(std::span<Bytes> pieces, std::span<BlockCost> ideal) {
@@ -109,39 +117,40 @@ BlockWriter::Bytes BlockWriter::finish_run(std::span<Bytes> pieces, std::span<Bl
             item.kind == Kind::kBoundary ? static_cast<void>(++piece) : add_cost(item, ideal[piece]);
         }
     }
-    kernels::RansEncoder encoder;
-    begin(encoder);
+    make_room();
     std::size_t piece = pieces.size();
-    const std::uint8_t* piece_end = encoder.next;
+    const std::uint8_t* piece_end = encoder_.next;
     const auto close = [&](const std::uint8_t* next) {
         if (piece < pieces.size()) pieces[piece] = {next, piece_end};
         piece_end = next;
     };
     for (auto item = items_.rbegin(); item != items_.rend(); ++item) {
         if (item->kind == Kind::kBoundary) {
-            close(encoder.next);
+            close(encoder_.next);
             --piece;
         } else {
-            encode(*item, encoder);
+            encode(*item);
         }
     }
-    const Bytes all = end(encoder);
+    const Bytes all = end();
     close(all.data());
     return all;
 }
 
-// What an encoder has written, its states in front.
-BlockWriter::Bytes BlockWriter::end(kernels::RansEncoder& encoder) {
-    encoder.next -= kBlockStateBytes;
-    std::memcpy(encoder.next, encoder.state, kBlockStateBytes);
+// What was coded, the states in front.
+BlockWriter::Bytes BlockWriter::end() {
+    encoder_.next -= kBlockStateBytes;
+    std::memcpy(encoder_.next, encoder_.state, kBlockStateBytes);
     items_.clear();
     vectors_.clear();
-    return {encoder.next, scratch_.data() + scratch_.size()};
+    begun_ = false;
+    return {encoder_.next, scratch_.data() + scratch_.size()};
 }
 
 BlockWriter::Bytes BlockWriter::finish() {
     Block alone = {this};
-    finish_all({&alone, 1});
+    FetchAhead nothing;
+    finish_all({&alone, 1}, nothing);
     return alone.bytes;
 }
 
@@ -152,9 +161,10 @@ bool BlockWriter::alike(const Item& a, const Item& b) {
 
 class BlockWriter::Abreast {
   public:
-    explicit Abreast(std::span<Block> blocks) : blocks_(blocks), ops_(blocks[0].writer->ops_) {
+    Abreast(std::span<Block> blocks, FetchAhead& ahead)
+        : blocks_(blocks), ops_(blocks[0].writer->ops_), ahead_(ahead) {
         for (std::size_t i = 0; i < blocks.size(); ++i) {
-            blocks[i].writer->begin(encoders_[i]);
+            blocks[i].writer->make_room();
             left_[i] = blocks[i].writer->items_.size();
         }
     }
@@ -163,6 +173,7 @@ class BlockWriter::Abreast {
         for (;;) {
             const std::size_t most = *std::max_element(left_.begin(), left_.end());
             if (most == 0) break;
+            ahead_.step();
             // Those that are as far as the one with most items left, or can go with it.
             const auto leader =
                 static_cast<std::size_t>(std::find(left_.begin(), left_.end(), most) - left_.begin());
@@ -172,12 +183,14 @@ class BlockWriter::Abreast {
             } else if (is_strip(next(leader))) {
                 encode_strips();
             } else {
-                blocks_[leader].writer->encode(next(leader), encoders_[leader]);
+                blocks_[leader].writer->encode(next(leader));
                 --left_[leader];
             }
         }
-        for (std::size_t i = 0; i < blocks_.size(); ++i)
-            blocks_[i].bytes = blocks_[i].writer->end(encoders_[i]);
+        for (const Block& b : blocks_) {
+            b.writer->items_.clear();
+            b.writer->vectors_.clear();
+        }
     }
 
   private:
@@ -187,7 +200,7 @@ class BlockWriter::Abreast {
         together_ = 0;
         for (std::size_t i = 0; i < blocks_.size(); ++i) {
             if (i != leader && (left_[i] == 0 || !alike(next(i), next(leader)))) continue;
-            targets_[together_] = &encoders_[i];
+            targets_[together_] = &blocks_[i].writer->encoder_;
             owners_[together_++] = i;
         }
     }
@@ -225,7 +238,7 @@ class BlockWriter::Abreast {
 
     std::span<Block> blocks_;
     const kernels::Ops& ops_;
-    std::array<kernels::RansEncoder, kMostAbreast> encoders_;
+    FetchAhead& ahead_;
     std::array<std::size_t, kMostAbreast> left_ = {};  // items, of each block
     std::array<kernels::RansEncoder*, kMostAbreast> targets_ = {};
     std::array<std::size_t, kMostAbreast> owners_ = {};  // which blocks are coded together now
@@ -233,12 +246,17 @@ class BlockWriter::Abreast {
     std::vector<kernels::EncodeStrip> strips_;
 };
 
-void BlockWriter::finish_all(std::span<Block> blocks) {
+void BlockWriter::code_all(std::span<Block> blocks, FetchAhead& ahead) {
     for (const Block& b : blocks) {
         if (b.ideal == nullptr) continue;
         for (const Item& item : b.writer->items_) b.writer->add_cost(item, *b.ideal);
     }
-    Abreast(blocks).run();
+    Abreast(blocks, ahead).run();
+}
+
+void BlockWriter::finish_all(std::span<Block> blocks, FetchAhead& ahead) {
+    code_all(blocks, ahead);
+    for (Block& b : blocks) b.bytes = b.writer->end();
 }
 
 }  // namespace kvcast::entropy

@@ -1,6 +1,7 @@
 // Writes one block. rANS encodes backwards, so that the writer first takes down what is to be coded, in the
-// decoder's order, and codes it in finish(). Values are referred to, not copied: they must stay until then.
-// Not thread-safe; reuse one object for many blocks and it stops allocating.
+// decoder's order, and codes it in finish(); or codes the block piece by piece, the last one first. Values
+// are referred to, not copied: they must stay until they are coded. Not thread-safe; reuse one object for
+// many blocks and it stops allocating.
 #pragma once
 
 #include <cstddef>
@@ -9,6 +10,7 @@
 #include <vector>
 
 #include "codec/entropy/model.h"
+#include "codec/fetch_ahead.h"
 #include "kernels/ops.h"
 
 namespace kvcast::entropy {
@@ -56,7 +58,10 @@ class BlockWriter {
         BlockCost* ideal = nullptr;  // as of finish_run()
         Bytes bytes = {};
     };
-    static void finish_all(std::span<Block> blocks);
+    static void finish_all(std::span<Block> blocks, FetchAhead& ahead);
+
+    // Codes what was taken down; what is taken down after it stands in front of it in the block.
+    static void code_all(std::span<Block> blocks, FetchAhead& ahead);
 
   private:
     enum class Kind : std::uint8_t { kWord, kVector, kStrip, kFloats, kBoundary };
@@ -73,13 +78,13 @@ class BlockWriter {
 
     std::size_t greatest_size() const;
     void add_cost(const Item& item, BlockCost& cost) const;
-    void begin(kernels::RansEncoder& encoder);
-    Bytes end(kernels::RansEncoder& encoder);
+    void make_room();
+    Bytes end();
     static bool alike(const Item& a, const Item& b);
     static bool is_strip(const Item& item) { return item.kind == Kind::kStrip || item.kind == Kind::kVector; }
     kernels::EncodeStrip strip_of(const Item& item) const;
     static kernels::EncodeFloatStrip floats_of(const Item& item);
-    void encode(const Item& item, kernels::RansEncoder& encoder) const;
+    void encode(const Item& item);
 
     // Writers on their way through their items, from the last one on.
     class Abreast;
@@ -87,7 +92,9 @@ class BlockWriter {
     const kernels::Ops& ops_;
     std::vector<Item> items_;
     std::vector<std::int16_t> vectors_;
-    std::vector<std::uint8_t> scratch_;
+    std::vector<std::uint8_t> scratch_;  // coded to its end
+    kernels::RansEncoder encoder_;
+    bool begun_ = false;  // something of the block is coded
 };
 
 }  // namespace kvcast::entropy
