@@ -173,7 +173,6 @@ class BlockWriter::Abreast {
         for (;;) {
             const std::size_t most = *std::max_element(left_.begin(), left_.end());
             if (most == 0) break;
-            ahead_.step();
             // Those that are as far as the one with most items left, or can go with it.
             const auto leader =
                 static_cast<std::size_t>(std::find(left_.begin(), left_.end(), most) - left_.begin());
@@ -205,34 +204,35 @@ class BlockWriter::Abreast {
         }
     }
 
-    void encode_floats() {
-        std::array<kernels::EncodeFloatStrip, kMostAbreast> strips = {};
-        const Item& first = next(owners_[0]);
-        const kernels::Dtype dtype = first.dtype;
-        const std::size_t count = first.count;
-        for (std::size_t k = 0; k < together_; ++k) {
-            strips[k] = floats_of(next(owners_[k]));
-            --left_[owners_[k]];
-        }
-        ops_.encode_floats({targets_.data(), together_}, {strips.data(), together_}, dtype, count);
-    }
-
-    // As many strips as have a like one in each block.
-    void encode_strips() {
-        strips_.clear();
-        const auto all_alike = [&] {
+    // Takes items off the blocks that are coded together, as many as each has like ones of, up to `most`.
+    template <typename Take>
+    void take(std::size_t most, Take&& one) {
+        const Item first = next(owners_[0]);
+        const auto there = [&](std::size_t i) { return left_[i] != 0 && alike(next(i), first); };
+        for (std::size_t n = 0; n < most; ++n) {
+            if (n != 0 && !std::all_of(owners_.begin(), owners_.begin() + together_, there)) break;
+            ahead_.step();
             for (std::size_t k = 0; k < together_; ++k) {
                 const std::size_t i = owners_[k];
-                if (left_[i] == 0 || !is_strip(next(i)) || !alike(next(i), next(owners_[0]))) return false;
+                one(*blocks_[i].writer, next(i));
+                --left_[i];
             }
-            return true;
-        };
-        do {
-            for (std::size_t k = 0; k < together_; ++k) {
-                strips_.push_back(blocks_[owners_[k]].writer->strip_of(next(owners_[k])));
-                --left_[owners_[k]];
-            }
-        } while (all_alike());
+        }
+    }
+
+    // A few at a time, so that not much is fetched at once.
+    void encode_floats() {
+        constexpr std::size_t kMost = 4;
+        const kernels::Dtype dtype = next(owners_[0]).dtype;
+        const std::size_t count = next(owners_[0]).count;
+        float_strips_.clear();
+        take(kMost, [&](const BlockWriter&, const Item& item) { float_strips_.push_back(floats_of(item)); });
+        ops_.encode_floats({targets_.data(), together_}, float_strips_, dtype, count);
+    }
+
+    void encode_strips() {
+        strips_.clear();
+        take(SIZE_MAX, [&](const BlockWriter& w, const Item& item) { strips_.push_back(w.strip_of(item)); });
         ops_.encode_strips({targets_.data(), together_}, strips_);
     }
 
@@ -244,6 +244,7 @@ class BlockWriter::Abreast {
     std::array<std::size_t, kMostAbreast> owners_ = {};  // which blocks are coded together now
     std::size_t together_ = 0;
     std::vector<kernels::EncodeStrip> strips_;
+    std::vector<kernels::EncodeFloatStrip> float_strips_;
 };
 
 void BlockWriter::code_all(std::span<Block> blocks, FetchAhead& ahead) {

@@ -861,7 +861,7 @@ void encode_floats(std::span<RansEncoder* const> encoders, std::span<const Encod
     const auto encode = dtype == Dtype::kBf16  ? encode_float_strip<Dtype::kBf16>
                         : dtype == Dtype::kF16 ? encode_float_strip<Dtype::kF16>
                                                : encode_float_strip<Dtype::kF32>;
-    for (std::size_t e = 0; e < encoders.size(); ++e) encode(*encoders[e], strips[e], count);
+    for (std::size_t i = 0; i < strips.size(); ++i) encode(*encoders[i % encoders.size()], strips[i], count);
 }
 
 KVCAST_AVX2 void value_costs(const std::int16_t* values, std::size_t count,

@@ -799,14 +799,16 @@ KVCAST_AVX512_INLINE void encode_float_groups(Putter (&p)[N], const EncodeFloatS
 
 template <std::size_t N, Dtype D>
 KVCAST_AVX512 void encode_floats_abreast(RansEncoder* const* encoders, const EncodeFloatStrip* strips,
-                                         std::size_t count) {
+                                         std::size_t steps, std::size_t stride, std::size_t count) {
     Putter putters[N];
     KVCAST_EACH putters[e] = {load_states(encoders[e]->state), encoders[e]->next};
-    std::size_t at = count / kLanes * kLanes;
-    if (at != count) encode_float_groups<N, D, false>(putters, strips, at, first_lanes(count - at));
-    while (at != 0) {
-        at -= kLanes;
-        encode_float_groups<N, D, true>(putters, strips, at, ~0u);
+    for (std::size_t step = 0; step < steps; ++step, strips += stride) {
+        std::size_t at = count / kLanes * kLanes;
+        if (at != count) encode_float_groups<N, D, false>(putters, strips, at, first_lanes(count - at));
+        while (at != 0) {
+            at -= kLanes;
+            encode_float_groups<N, D, true>(putters, strips, at, ~0u);
+        }
     }
     KVCAST_EACH {
         store_states(encoders[e]->state, putters[e].states);
@@ -817,12 +819,10 @@ KVCAST_AVX512 void encode_floats_abreast(RansEncoder* const* encoders, const Enc
 template <Dtype D>
 void encode_floats_as(std::span<RansEncoder* const> encoders, std::span<const EncodeFloatStrip> strips,
                       std::size_t count) {
-    std::size_t e = 0;
-    for (; e + 4 <= encoders.size(); e += 4)
-        encode_floats_abreast<4, D>(encoders.data() + e, strips.data() + e, count);
-    for (; e + 2 <= encoders.size(); e += 2)
-        encode_floats_abreast<2, D>(encoders.data() + e, strips.data() + e, count);
-    if (e < encoders.size()) encode_floats_abreast<1, D>(encoders.data() + e, strips.data() + e, count);
+    const std::size_t stride = encoders.size(), steps = strips_each(strips.size(), stride);
+    for_groups<4>(stride, [&](auto n, std::size_t e) {
+        encode_floats_abreast<n.value, D>(encoders.data() + e, strips.data() + e, steps, stride, count);
+    });
 }
 
 }  // namespace
@@ -848,12 +848,10 @@ void decode_floats(std::span<RansDecoder* const> decoders, std::span<const Float
 }
 
 void encode_strips(std::span<RansEncoder* const> encoders, std::span<const EncodeStrip> strips) {
-    const std::size_t stride = encoders.size();
-    const std::size_t steps = stride == 0 ? 0 : strips.size() / stride;
-    std::size_t e = 0;
-    for (; e + 4 <= stride; e += 4) encode_abreast<4>(encoders.data() + e, strips.data() + e, steps, stride);
-    for (; e + 2 <= stride; e += 2) encode_abreast<2>(encoders.data() + e, strips.data() + e, steps, stride);
-    if (e < stride) encode_abreast<1>(encoders.data() + e, strips.data() + e, steps, stride);
+    const std::size_t stride = encoders.size(), steps = strips_each(strips.size(), stride);
+    for_groups<4>(stride, [&](auto n, std::size_t e) {
+        encode_abreast<n.value>(encoders.data() + e, strips.data() + e, steps, stride);
+    });
 }
 
 void encode_floats(std::span<RansEncoder* const> encoders, std::span<const EncodeFloatStrip> strips,

@@ -230,8 +230,8 @@ void encode_strips(std::span<RansEncoder* const> encoders, std::span<const Encod
 
 void encode_floats(std::span<RansEncoder* const> encoders, std::span<const EncodeFloatStrip> strips,
                    Dtype dtype, std::size_t count) {
-    for (std::size_t e = 0; e < encoders.size(); ++e)
-        encode_float_strip(*encoders[e], strips[e], dtype, count);
+    for (std::size_t i = 0; i < strips.size(); ++i)
+        encode_float_strip(*encoders[i % encoders.size()], strips[i], dtype, count);
 }
 
 void value_costs(const std::int16_t* values, std::size_t count, const std::uint32_t (*costs)[kValueCosts],
