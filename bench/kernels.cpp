@@ -171,7 +171,8 @@ struct FloatBlock {
         : elements(kBlockValues), out(kBlockValues), scratch_(kBlockValues * 8) {
         const auto drawn = normal(kBlockValues, 1.0, seed);
         for (std::size_t i = 0; i < elements.size(); ++i) elements[i] = to_bf16(drawn[i]);
-        model = entropy::cheapest_exponent_model(scalar_ops(), Dtype::kBf16, elements.data(), kTokens);
+        entropy::cheapest_exponent_models(scalar_ops(), {elements.data(), 0, 1, kTokens, Dtype::kBf16},
+                                          {&model, 1});
         const RansEncoder e = encoded(scalar_ops());
         std::memcpy(states, e.state, sizeof states);
         bytes.assign(e.next, scratch_.data() + scratch_.size());
@@ -247,8 +248,8 @@ struct Head {
     std::vector<std::int16_t> prediction;
 
     Head()
-        : by_pair(RopeTable::by_pair(rope(), 0, 1, kTokens)),
-          by_token(RopeTable::by_token(rope(), 0, 1, kTokens)),
+        : by_pair(RopeTable::by_pair(scalar_ops(), rope(), 0, 1, kTokens)),
+          by_token(RopeTable::by_token(scalar_ops(), rope(), 0, 1, kTokens)),
           states(kChannels * kTokens),
           rows(kChannels * kTokens),
           tile(kChannels * kTokens),

@@ -98,16 +98,23 @@ struct OpenBlock {
     bool fits = true;  // side information was in range so far
 };
 
-bool decode_exact_rows(entropy::BlockReader& in, const HeadJob& job, AlignedVector<std::uint8_t>& row) {
-    bool fits = true;
-    const Dtype source = job.header.layout.dtype;
-    grow(row, job.dim * kernels::dtype_bytes(source));
-    for (std::size_t t = 0; t < job.exact_rows(); ++t) {
-        fits = read_exact_row(in, source, row.data(), job.dim) && fits;
-        job.ops.store_exact({row.data(), 1, 1, job.dim, job.exact_rotation, source, job.dtype,
-                             job.out + t * job.row_bytes, job.row_bytes});
+void decode_exact_rows(std::span<entropy::BlockReader* const> readers, std::span<HeadJob> jobs,
+                       DecodeWorkspace::Buffers& w) {
+    const Dtype source = jobs[0].header.layout.dtype;
+    std::array<ExactBody, kAbreast> rows;
+    for (std::size_t i = 0; i < jobs.size(); ++i) {
+        grow(w.elements[i], jobs[i].dim * kernels::dtype_bytes(source));
+        rows[i].tile = w.elements[i].data();
     }
-    return fits;
+    for (std::size_t t = 0; t < jobs[0].exact_rows(); ++t) {
+        read_exact_rows(readers, source, {rows.data(), jobs.size()}, jobs[0].dim);
+        for (std::size_t i = 0; i < jobs.size(); ++i) {
+            const HeadJob& job = jobs[i];
+            job.ops.store_exact({rows[i].tile, 1, 1, job.dim, job.exact_rotation, source, job.dtype,
+                                 job.out + t * job.row_bytes, job.row_bytes});
+        }
+    }
+    for (std::size_t i = 0; i < jobs.size(); ++i) jobs[i].fits = jobs[i].fits && rows[i].fits;
 }
 
 void decode_quantised_bodies(std::span<entropy::BlockReader* const> readers, std::span<HeadJob> jobs,
@@ -208,9 +215,9 @@ Result<ChunkDecoder> ChunkDecoder::open(std::span<const std::uint8_t> bytes, con
         return Status(ErrorCode::kBadArgument,
                       "the chunk has no RoPE by which to move it to another position");
     }
-    if (h.unrotated) state->absolute = chunk_turns(h, base + h.first_token);
+    if (h.unrotated) state->absolute = chunk_turns(*state->ops, h, base + h.first_token);
     if (base != h.base_position)
-        state->shift = RopeTable::by_pair(h.layout.rope, base - h.base_position, 0, h.tokens);
+        state->shift = RopeTable::by_pair(*state->ops, h.layout.rope, base - h.base_position, 0, h.tokens);
     return ChunkDecoder(std::move(state));
 }
 
@@ -281,7 +288,6 @@ class BlockGroup {
                 jobs_.push_back(job(b));
                 readers_.push_back(&*b.reader);
                 owners_.push_back(&b);
-                jobs_.back().fits = decode_exact_rows(*b.reader, jobs_.back(), w_.elements[0]);
                 ++b.head;
             }
             if (jobs_.empty()) return;
@@ -296,8 +302,10 @@ class BlockGroup {
             return j.dim == jobs_[0].dim && j.params.mode == jobs_[0].params.mode;
         });
         const std::size_t step = alike ? jobs_.size() : 1;
-        for (std::size_t i = 0; i < jobs_.size(); i += step)
+        for (std::size_t i = 0; i < jobs_.size(); i += step) {
+            decode_exact_rows(std::span(readers_).subspan(i, step), std::span(jobs_).subspan(i, step), w_);
             decode_bodies(std::span(readers_).subspan(i, step), std::span(jobs_).subspan(i, step), w_);
+        }
         for (std::size_t i = 0; i < jobs_.size(); ++i) owners_[i]->fits = owners_[i]->fits && jobs_[i].fits;
     }
 

@@ -356,7 +356,7 @@ Status ChunkEncoder::encode(const ChunkInput& input, Executor& executor, std::ve
     State& s = *state_;
     if (Status bad = check_input(input, s.options); !bad.ok()) return bad;
     ChunkHeader header = plan_header(input, s.options);
-    const RopeTable rope = header.unrotated ? chunk_turns(header, header.position()) : RopeTable();
+    const RopeTable rope = header.unrotated ? chunk_turns(*s.ops, header, header.position()) : RopeTable();
     const std::size_t layers = header.layout.layers;
     while (s.workspaces.size() < executor.workers()) s.workspaces.emplace_back(*s.ops);
     std::vector<entropy::BlockCost> costs(report != nullptr ? layers : 0);

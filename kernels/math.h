@@ -91,6 +91,11 @@ struct SinCos {
     std::int16_t sin;
 };
 
+// Taylor coefficients in Q30, by the power of an angle in eighths of a turn.
+inline constexpr std::int32_t kSine1 = 843314857, kSine3 = -86699834, kSine5 = 2674041, kSine7 = -39273;
+inline constexpr std::int32_t kCosine0 = 1 << 30, kCosine2 = -331168970, kCosine4 = 17023473,
+                              kCosine6 = -350031, kCosine8 = 3856;
+
 // Cosine and sine of a phase in units of 2^-64 turn: quarter-turn reduction, Taylor polynomials in Q30 over
 // an eighth of a turn (truncation below 2^-17), one rounding to 2^-14.
 KVCAST_HD constexpr SinCos sin_cos(std::uint64_t phase) {
@@ -98,14 +103,14 @@ KVCAST_HD constexpr SinCos sin_cos(std::uint64_t phase) {
     const std::uint32_t quarter = (turn + (1u << 29)) >> 30;
     const std::int64_t v = std::int64_t{static_cast<std::int32_t>(turn - (quarter << 30))} * 2;
     const std::int64_t v2 = v * v >> 30;
-    std::int64_t s = 2674041 + (-39273 * v2 >> 30);
-    s = -86699834 + (s * v2 >> 30);
-    s = 843314857 + (s * v2 >> 30);
+    std::int64_t s = kSine5 + (kSine7 * v2 >> 30);
+    s = kSine3 + (s * v2 >> 30);
+    s = kSine1 + (s * v2 >> 30);
     s = s * v >> 30;
-    std::int64_t c = -350031 + (3856 * v2 >> 30);
-    c = 17023473 + (c * v2 >> 30);
-    c = -331168970 + (c * v2 >> 30);
-    c = 1073741824 + (c * v2 >> 30);
+    std::int64_t c = kCosine6 + (kCosine8 * v2 >> 30);
+    c = kCosine4 + (c * v2 >> 30);
+    c = kCosine2 + (c * v2 >> 30);
+    c = kCosine0 + (c * v2 >> 30);
     const auto sine = static_cast<std::int16_t>((s + (1 << 15)) >> 16);
     const auto cosine = static_cast<std::int16_t>((c + (1 << 15)) >> 16);
     switch (quarter & 3) {

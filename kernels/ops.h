@@ -344,7 +344,7 @@ struct Ops {
     // are twice as fast as one.
     void (*encode_strips)(std::span<RansEncoder* const> encoders, std::span<const EncodeStrip> strips);
 
-    // The same of strips of `count` elements each, all of type `dtype`.
+    // The same of strips of `count` elements each, all of type `dtype`, as many of each coder.
     void (*decode_floats)(std::span<RansDecoder* const> decoders, std::span<const FloatStrip> strips,
                           Dtype dtype, std::size_t count, std::span<Outgoing> outgoing);
     void (*encode_floats)(std::span<RansEncoder* const> encoders, std::span<const EncodeFloatStrip> strips,
@@ -370,6 +370,10 @@ struct Ops {
     // Rows to a tile of elements of the same type.
     void (*load_elements)(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens,
                           std::size_t channels, void* tile, std::size_t tile_stride);
+
+    // Cosines and sines of the phases first, first + step, ... modulo 2^64, as sin_cos() gives them.
+    void (*turns)(std::uint64_t first, std::uint64_t step, std::size_t count, std::int16_t* cos,
+                  std::int16_t* sin);
 
     // Sum and sum of squares of round-to-nearest-even(values * scale), which the caller keeps below 2^22.
     Moments (*moments)(const float* values, std::size_t count, float scale);

@@ -46,14 +46,16 @@ void KltDecoder::begin(const Chunk& chunk) {
 bool KltDecoder::read_exact_rows(std::span<const PlaneBuffer> planes) {
     const ChunkHeader& h = *chunk_.header;
     const Dtype source = h.layout.dtype;
-    bool fits = true;
+    entropy::BlockReader* const reader = &*reader_;
+    ExactBody row;
     for (std::size_t p = 0; p < h.layout.planes.size(); ++p) {
         const std::size_t dim = h.layout.planes[p].head_dim;
         row_.resize(std::max(row_.size(), dim * kernels::dtype_bytes(source)));
+        row.tile = row_.data();
         const auto turned = p == 0 ? chunk_.shift->rotation() : kernels::Rotation{};
         for (std::size_t head = 0; head < h.layout.planes[p].heads; ++head) {
             for (const std::uint32_t t : h.klt.exact_tokens) {
-                fits = read_exact_row(*reader_, source, row_.data(), dim) && fits;
+                kvcast::read_exact_rows({&reader, 1}, source, {&row, 1}, dim);
                 if (planes.empty()) continue;
                 auto* out = static_cast<std::uint8_t*>(planes[p].rows) + t * planes[p].row_bytes +
                             head * dim * kernels::dtype_bytes(chunk_.dtype);
@@ -62,7 +64,7 @@ bool KltDecoder::read_exact_rows(std::span<const PlaneBuffer> planes) {
             }
         }
     }
-    return fits;
+    return row.fits;
 }
 
 bool KltDecoder::read_gains(Symbols& symbols) {

@@ -21,11 +21,15 @@ void write_exact_row(entropy::BlockWriter& out, Dtype dtype, const void* row, st
     out.floats(model, dtype, count, row);
 }
 
-bool read_exact_row(entropy::BlockReader& in, Dtype dtype, void* row, std::size_t count) {
-    const std::uint32_t word = in.word();
-    const ExponentModel model = {word & 255u, word >> 8 & 15u};
-    in.floats(model, dtype, count, row);
-    return word < 4096 && model.center <= kernels::exponent_mask(dtype);
+void read_exact_rows(std::span<entropy::BlockReader* const> readers, Dtype dtype, std::span<ExactBody> rows,
+                     std::size_t count) {
+    std::array<kernels::FloatStrip, entropy::BlockReader::kMostAbreast> strips;
+    for (std::size_t i = 0; i < readers.size(); ++i) {
+        const std::uint32_t word = readers[i]->word(), center = word & 255u;
+        strips[i] = {entropy::exponent_decodings() + (word >> 8 & 15u), center, rows[i].tile};
+        rows[i].fits = rows[i].fits && word < 4096 && center <= kernels::exponent_mask(dtype);
+    }
+    entropy::BlockReader::floats(readers, {strips.data(), readers.size()}, dtype, count, {});
 }
 
 void write_exact_body(entropy::BlockWriter& out, Dtype dtype, const void* tile, std::size_t tile_stride,

@@ -18,7 +18,6 @@ namespace kvcast {
 
 // One row of `count` elements, which must stay until the writer finishes. Models travel as a word each.
 void write_exact_row(entropy::BlockWriter& out, kernels::Dtype dtype, const void* row, std::size_t count);
-bool read_exact_row(entropy::BlockReader& in, kernels::Dtype dtype, void* row, std::size_t count);
 
 // Buffers that exact bodies need per head; reused.
 struct ExactModels {
@@ -33,11 +32,16 @@ void write_exact_body(entropy::BlockWriter& out, kernels::Dtype dtype, const voi
                       std::size_t tile_stride, std::size_t channels, std::size_t tokens, ExactModels& models,
                       FetchAhead& ahead);
 
-// A body that is read: where it goes, and whether its models were in range (the tile is filled all the same).
+// A body or a row that is read: where it goes, and whether its models were in range (the tile is filled all
+// the same).
 struct ExactBody {
     void* tile = nullptr;
     bool fits = true;
 };
+
+// Reads a row from each of some blocks, all of `count` elements, side by side.
+void read_exact_rows(std::span<entropy::BlockReader* const> readers, kernels::Dtype dtype,
+                     std::span<ExactBody> rows, std::size_t count);
 
 // Reads a body from each of some blocks, all of one shape, side by side; `models` has one entry per reader.
 // Lines of what is outgoing leave meanwhile.

@@ -18,23 +18,18 @@ class RopeTable {
 
     // Token t is at position first + t * stride, modulo 2^64; stride 0 turns all tokens by the same angle.
     // What kernels read of token `aligned` begins where a cache line does.
-    static RopeTable by_pair(const Rope& rope, std::uint64_t first, std::uint64_t stride, std::size_t tokens,
-                             std::size_t aligned = 0);
+    static RopeTable by_pair(const kernels::Ops& ops, const Rope& rope, std::uint64_t first,
+                             std::uint64_t stride, std::size_t tokens, std::size_t aligned = 0);
 
     // The same as Ops::store_states and load_rows want it.
-    static RopeTable by_token(const Rope& rope, std::uint64_t first, std::uint64_t stride,
-                              std::size_t tokens);
+    static RopeTable by_token(const kernels::Ops& ops, const Rope& rope, std::uint64_t first,
+                              std::uint64_t stride, std::size_t tokens);
 
     // For kernels, over tokens from `token` on. Points into this object.
     kernels::Rotation rotation(std::size_t token = 0) const;
 
   private:
     RopeTable(const Rope& rope, std::size_t row, std::size_t token_step);
-
-    // put(pair, token, turn) for all of them.
-    template <typename Put>
-    static void for_turns(const Rope& rope, std::uint64_t first, std::uint64_t stride, std::size_t tokens,
-                          Put&& put);
 
     std::size_t pairs_ = 0;
     std::size_t first_ = 0;
@@ -48,6 +43,6 @@ class RopeTable {
 };
 
 // What turns the rows of a chunk whose first token is at `position`, as its profile's kernels want it.
-RopeTable chunk_turns(const ChunkHeader& header, std::uint64_t position);
+RopeTable chunk_turns(const kernels::Ops& ops, const ChunkHeader& header, std::uint64_t position);
 
 }  // namespace kvcast

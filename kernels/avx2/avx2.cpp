@@ -16,6 +16,7 @@ const Ops& avx2_ops() {
         ops.load_head = avx2::load_head;
         ops.load_rows = avx2::load_rows;
         ops.load_elements = avx2::load_elements;
+        ops.turns = avx2::turns;
         ops.moments = avx2::moments;
         ops.rounded_sum = avx2::rounded_sum;
         ops.quantise = avx2::quantise;

@@ -16,6 +16,7 @@ const Ops& avx512_ops() {
         ops.load_head = avx512::load_head;
         ops.load_rows = avx512::load_rows;
         ops.load_elements = avx512::load_elements;
+        ops.turns = avx512::turns;
         ops.moments = avx512::moments;
         ops.rounded_sum = avx512::rounded_sum;
         ops.quantise = avx512::quantise;

@@ -19,6 +19,7 @@ void value_costs(const std::int16_t* values, std::size_t count, const std::uint3
                  std::uint32_t* sums);
 void load_elements(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens,
                    std::size_t channels, void* tile, std::size_t tile_stride);
+void turns(std::uint64_t first, std::uint64_t step, std::size_t count, std::int16_t* cos, std::int16_t* sin);
 Moments moments(const float* values, std::size_t count, float scale);
 std::int64_t rounded_sum(const float* values, std::size_t count, float scale);
 std::uint64_t quantise(const Quantisation& x);

@@ -142,6 +142,14 @@ void load_rows(const RowLoad& l) {
     }
 }
 
+void turns(std::uint64_t first, std::uint64_t step, std::size_t count, std::int16_t* cos, std::int16_t* sin) {
+    for (std::size_t t = 0; t < count; ++t) {
+        const SinCos turn = sin_cos(first + t * step);
+        cos[t] = turn.cos;
+        sin[t] = turn.sin;
+    }
+}
+
 Moments moments(const float* values, std::size_t count, float scale) {
     Moments m = {0, 0};
     for (std::size_t i = 0; i < count; ++i) {

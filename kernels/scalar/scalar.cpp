@@ -14,6 +14,7 @@ const Ops& scalar_ops() {
         .load_head = scalar::load_head,
         .load_rows = scalar::load_rows,
         .load_elements = scalar::load_elements,
+        .turns = scalar::turns,
         .moments = scalar::moments,
         .rounded_sum = scalar::rounded_sum,
         .quantise = scalar::quantise,

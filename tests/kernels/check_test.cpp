@@ -500,13 +500,13 @@ struct FloatProblem {
     std::vector<Stream> encode(const Ops& ops) const {
         const std::size_t room = kSteps * (4 * count + (count + 15) / 16 * 2 * 24);
         return encode_with(abreast, room, [&](std::span<RansEncoder* const> encoders) {
+            std::vector<EncodeFloatStrip> strips;
             for (std::size_t step = kSteps; step-- > 0;) {
-                std::vector<EncodeFloatStrip> strips;
                 for (std::size_t i = step * abreast; i < (step + 1) * abreast; ++i)
                     strips.push_back({&entropy::encode_table(entropy::kFirstExponentTable + models[i].table),
                                       models[i].center, elements[i].data()});
-                ops.encode_floats(encoders, strips, dtype, count);
             }
+            ops.encode_floats(encoders, strips, dtype, count);
         });
     }
 
@@ -578,6 +578,27 @@ void draw_costs(ExponentCosts& costs, std::uint64_t kinds, std::mt19937_64& rand
     // So that no sum is negative.
     for (auto& table : costs[kSymbols / 2 - 1])
         table[1] = static_cast<std::int16_t>(kinds / 2 + random() % 2);
+}
+
+TEST_P(Backend, TurnsLikeScalar) {
+    std::mt19937_64 random(5);
+    for (const std::size_t count : {0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 256}) {
+        for (int round = 0; round < 300; ++round) {
+            // Any angle, and those that lie around eighths of a turn.
+            const std::uint64_t first = round % 3 == 0 ? random() : (random() % 16 << 60) + random() % 3 - 1;
+            const std::uint64_t step = round % 5 == 0 ? random() : random() % 3 << (round % 2 == 0 ? 32 : 60);
+            const auto run = [&](const Ops& ops) {
+                return written<std::int16_t>(count, 9, [&](std::int16_t* cos) {
+                    const auto sine = written<std::int16_t>(
+                        count, 8, [&](std::int16_t* sin) { ops.turns(first, step, count, cos, sin); });
+                    // Both at once.
+                    for (std::size_t i = 0; i < count; ++i)
+                        cos[i] = static_cast<std::int16_t>(cos[i] * 3 + sine[i] * 5);
+                });
+            };
+            ASSERT_EQ(run(*GetParam()), run(scalar_ops())) << first << " + t * " << step;
+        }
+    }
 }
 
 using Chosen = std::vector<std::uint32_t>;
@@ -1168,9 +1189,9 @@ TEST_P(Backend, IsComplete) {
     const Ops& o = *GetParam();
     EXPECT_TRUE(o.decode_strips && o.encode_strips && o.decode_floats && o.encode_floats &&
                 o.choose_exponents && o.value_costs && o.load_head && o.load_rows && o.load_elements &&
-                o.moments && o.rounded_sum && o.quantise && o.reconstruct && o.residual && o.round_steps &&
-                o.strips_to_rows && o.rows_to_strips && o.saturate && o.project && o.project_sparse &&
-                o.analyse && o.store_head && o.store_states && o.store_exact);
+                o.turns && o.moments && o.rounded_sum && o.quantise && o.reconstruct && o.residual &&
+                o.round_steps && o.strips_to_rows && o.rows_to_strips && o.saturate && o.project &&
+                o.project_sparse && o.analyse && o.store_head && o.store_states && o.store_exact);
 }
 
 std::vector<const Ops*> backends() {
