@@ -291,9 +291,11 @@ struct Projection {
     const TiledMatrix* tiles = nullptr;  // as panels; where they are missing, panels are used
 };
 
-// Costs that are added up side by side, and the largest magnitude that they are known for.
+// Costs that are added up side by side, the largest magnitude that they are known for, and how far those of
+// one value are from those of the next.
 inline constexpr std::size_t kValueCosts = 16;
-inline constexpr int kValueCostMost = 15;
+inline constexpr int kValueCostMost = 127;
+inline constexpr std::ptrdiff_t kValueCostStride = 64;
 
 // costs[s / 2][table][s % 2] of the 16 exponent tables: what symbol s costs more than an escape does; in the
 // place of kEscape, what an escape costs. All are below 2^12 in magnitude, and no symbol costs less than
@@ -355,10 +357,10 @@ struct Ops {
     // the center plus the table; the lowest of several that cost the same.
     void (*choose_exponents)(const ElementRows& rows, const ExponentCosts& costs, std::uint32_t* chosen);
 
-    // sums[i] = sum of costs[|v|][i] over `count` values v, whose magnitudes are at most kValueCostMost; the
-    // sums fit 32 bits.
-    void (*value_costs)(const std::int16_t* values, std::size_t count,
-                        const std::uint32_t (*costs)[kValueCosts], std::uint32_t* sums);
+    // sums[i] = sum of costs[v * kValueCostStride + i] over `count` values v: kValueCosts sums, which fit 32
+    // bits. False where a magnitude is greater than kValueCostMost: the sums are of no use then.
+    bool (*value_costs)(const std::int16_t* values, std::size_t count, const std::uint32_t* costs,
+                        std::uint32_t* sums);
 
     // Rows to a tile of floats, un-rotated. One multiply-add per output in binary32, products first, not
     // fused. Returns the largest magnitude: +infinity where any value is infinite or NaN.

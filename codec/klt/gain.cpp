@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdlib>
 
+#include "codec/aligned_vector.h"
 #include "codec/entropy/model.h"
 #include "kernels/klt_choice.h"
 
@@ -14,33 +15,38 @@ using kernels::klt_class;
 
 constexpr int kGainMost = kernels::kKltGainMost;
 constexpr std::size_t kGains = kernels::kKltGainsTried;
-static_assert(kernels::kKltSymmetricCost == kernels::kValueCostMost);
 
-// Costs of small coefficients [class at gain 0][magnitude][gain + kGainMost]: classes are limited to 0..31,
-// so that few of those at gain 0 differ.
+// What coefficients cost with each class. Classes are limited to 0..31: a row repeats its ends, so that the
+// costs with each gain stand one after another whatever the class at gain 0 is.
 class CostTable {
   public:
     static constexpr int kMost = kernels::kValueCostMost;
-    using Rows = std::uint32_t[kMost + 1][kernels::kValueCosts];
 
-    CostTable() {
-        for (int base = kFirst; base <= kLast; ++base) {
-            for (int q = 0; q <= kMost; ++q) {
-                for (std::size_t i = 0; i < kGains; ++i) {
-                    const auto gain = static_cast<std::int16_t>(static_cast<int>(i) - kGainMost);
-                    const unsigned c = klt_class(static_cast<std::int8_t>(base), gain);
-                    costs_[base - kFirst][q][i] = static_cast<std::uint32_t>(klt_cost(c, q));
+    CostTable() : costs_((2 * kMost + 1) * kernels::kValueCostStride) {
+        for (int q = -kMost; q <= kMost; ++q) {
+            for (int base = kFirst; base <= kLast; ++base) {
+                for (int gain = -kGainMost; gain <= kGainMost; ++gain) {
+                    const unsigned c =
+                        klt_class(static_cast<std::int8_t>(base), static_cast<std::int16_t>(gain));
+                    costs_[at(q, base) + static_cast<std::size_t>(gain + kGainMost)] =
+                        static_cast<std::uint32_t>(klt_cost(c, q));
                 }
             }
         }
     }
 
-    const Rows& of(int base) const { return costs_[std::clamp(base, kFirst, kLast) - kFirst]; }
+    // Of zero, with each gain; those of other coefficients are as many strides away.
+    const std::uint32_t* of(int base) const { return &costs_[at(0, std::clamp(base, kFirst, kLast))]; }
 
   private:
     static constexpr int kFirst = -kGainMost, kLast = static_cast<int>(kernels::kClasses) - 1 + kGainMost;
+    static_assert(kLast - kFirst + static_cast<int>(kernels::kValueCosts) <= kernels::kValueCostStride);
 
-    alignas(64) std::uint32_t costs_[kLast - kFirst + 1][kMost + 1][kernels::kValueCosts] = {};
+    static std::size_t at(int q, int base) {
+        return static_cast<std::size_t>((q + kMost) * kernels::kValueCostStride + base - kFirst);
+    }
+
+    AlignedVector<std::uint32_t> costs_;
 };
 
 const CostTable& cost_table() {
@@ -52,11 +58,13 @@ using GainCosts = std::array<std::uint64_t, kGains>;
 
 // Adds what coefficients of one class at gain 0 cost with each gain.
 void add_run(const kernels::Ops& ops, std::span<const std::int16_t> q, std::int8_t base, GainCosts& costs) {
-    int largest = 0;
-    for (const std::int16_t v : q) largest = std::max(largest, std::abs(int{v}));
-    if (largest <= CostTable::kMost) {
-        std::uint32_t sums[kernels::kValueCosts];
-        ops.value_costs(q.data(), q.size(), cost_table().of(base), sums);
+    constexpr std::size_t kAtOnce = 8192;  // whose costs are below 2^18 each
+    if (q.size() > kAtOnce) {
+        add_run(ops, q.first(kAtOnce), base, costs);
+        return add_run(ops, q.subspan(kAtOnce), base, costs);
+    }
+    std::uint32_t sums[kernels::kValueCosts];
+    if (ops.value_costs(q.data(), q.size(), cost_table().of(base), sums)) {
         for (std::size_t i = 0; i < kGains; ++i) costs[i] += sums[i];
         return;
     }
@@ -73,7 +81,7 @@ std::uint64_t klt_cost(unsigned spread_class, std::int32_t q) {
     const std::int32_t magnitude = std::abs(q);
     if (spread_class == 0)
         return std::uint64_t{kernels::kKltLostCost} * static_cast<std::uint64_t>(magnitude);
-    return entropy::value_cost(spread_class, magnitude <= kernels::kValueCostMost ? magnitude : q);
+    return entropy::value_cost(spread_class, magnitude <= kernels::kKltSymmetricCost ? magnitude : q);
 }
 
 std::vector<ClassRun> class_runs(std::span<const std::int8_t> classes) {

@@ -864,16 +864,18 @@ void encode_floats(std::span<RansEncoder* const> encoders, std::span<const Encod
     for (std::size_t i = 0; i < strips.size(); ++i) encode(*encoders[i % encoders.size()], strips[i], count);
 }
 
-KVCAST_AVX2 void value_costs(const std::int16_t* values, std::size_t count,
-                             const std::uint32_t (*costs)[kValueCosts], std::uint32_t* sums) {
+KVCAST_AVX2 bool value_costs(const std::int16_t* values, std::size_t count, const std::uint32_t* costs,
+                             std::uint32_t* sums) {
     __m256i low = _mm256_setzero_si256(), high = low;
     for (std::size_t i = 0; i < count; ++i) {
-        const std::uint32_t* row = costs[values[i] < 0 ? -values[i] : values[i]];
+        if (values[i] < -kValueCostMost || values[i] > kValueCostMost) return false;
+        const std::uint32_t* row = costs + values[i] * kValueCostStride;
         low = _mm256_add_epi32(low, load256(row));
         high = _mm256_add_epi32(high, load256(row + 8));
     }
     store256(sums, low);
     store256(sums + 8, high);
+    return true;
 }
 
 namespace {

@@ -867,21 +867,23 @@ void encode_floats(std::span<RansEncoder* const> encoders, std::span<const Encod
 }
 
 // Zeros, which are many, are counted; the others' rows are added one by one.
-KVCAST_AVX512 void value_costs(const std::int16_t* values, std::size_t count,
-                               const std::uint32_t (*costs)[kValueCosts], std::uint32_t* sums) {
+KVCAST_AVX512 bool value_costs(const std::int16_t* values, std::size_t count, const std::uint32_t* costs,
+                               std::uint32_t* sums) {
     __m512i sum = _mm512_setzero_si512();
     for (std::size_t i = 0; i < count; i += kLanes) {
         const std::uint32_t lanes = first_lanes(count - i);
-        alignas(64) std::uint16_t magnitudes[kLanes];
-        const __m512i m = _mm512_abs_epi16(_mm512_maskz_loadu_epi16(lanes, values + i));
-        _mm512_store_si512(magnitudes, m);
-        std::uint32_t others = _mm512_test_epi16_mask(m, m);
+        const __m512i v = _mm512_maskz_loadu_epi16(lanes, values + i);
+        if (_mm512_cmpgt_epu16_mask(_mm512_abs_epi16(v), _mm512_set1_epi16(kValueCostMost)) != 0)
+            return false;
+        std::uint32_t others = _mm512_test_epi16_mask(v, v);
         const __m512i zeros = _mm512_set1_epi32(std::popcount(lanes & ~others));
-        sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(_mm512_loadu_si512(costs[0]), zeros));
+        sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(_mm512_loadu_si512(costs), zeros));
         for (; others != 0; others &= others - 1)
-            sum = _mm512_add_epi32(sum, _mm512_loadu_si512(costs[magnitudes[std::countr_zero(others)]]));
+            sum = _mm512_add_epi32(
+                sum, _mm512_loadu_si512(costs + values[i + std::countr_zero(others)] * kValueCostStride));
     }
     _mm512_storeu_si512(sums, sum);
+    return true;
 }
 
 namespace {

@@ -15,7 +15,7 @@ void encode_floats(std::span<RansEncoder* const> encoders, std::span<const Encod
 void choose_exponents(const ElementRows& rows, const ExponentCosts& costs, std::uint32_t* chosen);
 float load_head(const HeadLoad& head);
 void load_rows(const RowLoad& rows);
-void value_costs(const std::int16_t* values, std::size_t count, const std::uint32_t (*costs)[kValueCosts],
+bool value_costs(const std::int16_t* values, std::size_t count, const std::uint32_t* costs,
                  std::uint32_t* sums);
 void load_elements(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens,
                    std::size_t channels, void* tile, std::size_t tile_stride);

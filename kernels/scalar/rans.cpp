@@ -234,13 +234,15 @@ void encode_floats(std::span<RansEncoder* const> encoders, std::span<const Encod
         encode_float_strip(*encoders[i % encoders.size()], strips[i], dtype, count);
 }
 
-void value_costs(const std::int16_t* values, std::size_t count, const std::uint32_t (*costs)[kValueCosts],
+bool value_costs(const std::int16_t* values, std::size_t count, const std::uint32_t* costs,
                  std::uint32_t* sums) {
     std::fill_n(sums, kValueCosts, 0u);
     for (std::size_t i = 0; i < count; ++i) {
-        const std::uint32_t* row = costs[values[i] < 0 ? -values[i] : values[i]];
+        if (values[i] < -kValueCostMost || values[i] > kValueCostMost) return false;
+        const std::uint32_t* row = costs + values[i] * kValueCostStride;
         for (std::size_t c = 0; c < kValueCosts; ++c) sums[c] += row[c];
     }
+    return true;
 }
 
 namespace {

@@ -698,21 +698,28 @@ TEST(ScalarExponents, AreTheCheapestOfThreeCenters) {
 
 TEST_P(Backend, AddsCostsOfValuesLikeScalar) {
     std::mt19937_64 random(3);
-    std::uint32_t costs[kValueCostMost + 1][kValueCosts];
-    for (auto& row : costs) {
-        for (auto& cost : row) cost = static_cast<std::uint32_t>(random() % 40000);
-    }
-    for (const std::size_t count : {0, 1, 2, 7, 31, 32}) {
+    std::vector<std::uint32_t> costs((2 * kValueCostMost + 1) * kValueCostStride);
+    for (auto& cost : costs) cost = static_cast<std::uint32_t>(random() % 300000);
+    const std::uint32_t* const zero = &costs[kValueCostMost * kValueCostStride];
+    for (const std::size_t count : {0, 1, 2, 7, 31, 32, 33, 70}) {
         std::vector<std::int16_t> values(count);
         for (auto& v : values)
-            v = static_cast<std::int16_t>(static_cast<int>(random() % 31) - kValueCostMost);
+            v = static_cast<std::int16_t>(static_cast<int>(random() % (2 * kValueCostMost + 1)) -
+                                          kValueCostMost);
         Guarded<std::int16_t> from(values);
         const auto run = [&](const Ops& ops) {
             return written<std::uint32_t>(kValueCosts, 9, [&](std::uint32_t* sums) {
-                ops.value_costs(from.data(), count, costs, sums);
+                EXPECT_TRUE(ops.value_costs(from.data(), count, zero, sums));
             });
         };
         ASSERT_EQ(run(*GetParam()), run(scalar_ops())) << count;
+        for (const int too_large : {-kValueCostMost - 1, kValueCostMost + 1, -32768, 32767}) {
+            if (count == 0) break;
+            values[random() % count] = static_cast<std::int16_t>(too_large);
+            std::uint32_t sums[kValueCosts];
+            for (const Ops* ops : {GetParam(), &scalar_ops()})
+                ASSERT_FALSE(ops->value_costs(values.data(), count, zero, sums)) << too_large;
+        }
     }
 }
 
