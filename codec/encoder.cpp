@@ -20,8 +20,8 @@ namespace {
 
 constexpr std::size_t kAbreast = entropy::BlockWriter::kMostAbreast;
 
-// In which rows may be fetched, for each channel of heads that are coded exactly side by side: while models
-// are chosen, and while it is coded.
+// Steps in which rows are fetched, for each channel of heads that are coded exactly side by side: one while
+// models are chosen, one while it is coded.
 constexpr std::size_t kStepsOfChannel = 2;
 
 // Buffers of one worker; they grow to the largest layer seen and stay. What a writer refers to stays apart
@@ -287,9 +287,10 @@ class GroupEncoder {
   private:
     std::span<BlockWriter::Block> blocks() { return std::span(blocks_).first(count_); }
 
+    // The worker takes the next layer after that of block `i`.
     bool followed(std::size_t i) const {
-        const std::size_t next = places_[i].layer + 1;
-        return i + 1 < count_ ? places_[i + 1].layer == next : job_.alone && next < job_.layout().layers;
+        const std::size_t layer = places_[i].layer;
+        return layer < places_[count_ - 1].layer || (job_.alone && layer + 1 < job_.layout().layers);
     }
 
     void take_down(std::size_t i, std::size_t first, std::size_t heads) {
@@ -329,7 +330,7 @@ class GroupEncoder {
     const Job& job_;
     std::size_t index_;
     Workspace& w_;
-    std::array<BlockPlace, kAbreast> places_;
+    std::array<BlockPlace, kAbreast> places_ = {};
     std::size_t count_;
     std::array<BlockWriter::Block, kAbreast> blocks_ = {};
 };

@@ -72,9 +72,9 @@ class ChunkEncoder {
     ChunkEncoder& operator=(ChunkEncoder&&) noexcept;
 
     // Replaces `object` by the chunk object and `chain` by its identity; after an error, `object` holds
-    // nothing of use. The bytes do not depend on the
-    // executor or the backend. With a report, ideal code lengths are computed too, which is slow. Errors:
-    // kBadArgument, kLimitExceeded, kBadHeader (a layout that contradicts itself).
+    // nothing of use. The bytes do not depend on the executor or the backend. With a report, ideal code
+    // lengths are computed too, which is slow. Errors: kBadArgument, kLimitExceeded, kBadHeader (a layout
+    // that contradicts itself).
     Status encode(const ChunkInput& input, Executor& executor, std::vector<std::uint8_t>& object, Hash& chain,
                   EncodeReport* report = nullptr);
 

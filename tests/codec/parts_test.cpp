@@ -5,8 +5,10 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <random>
 
+#include "codec/chunk_assembly.h"
 #include "codec/entropy/block_reader.h"
 #include "codec/entropy/block_writer.h"
 #include "codec/format/chain.h"
@@ -110,6 +112,57 @@ TEST(Blocks, ReturnStripsOfEveryClassAndLength) {
             ASSERT_TRUE(reader.close().ok()) << reader.close().message();
             ASSERT_EQ(back, values);
         }
+    }
+}
+
+// Whatever order parts come in, and whether the header has the length of the one before it or not.
+TEST(Assembly, PutsPartsInTheirOrderBehindAnyHeader) {
+    ChunkAssembly assembly;
+    std::mt19937 random(6);
+    std::vector<std::uint8_t> object = {9, 9, 9};
+    for (const std::size_t header_bytes : {7, 7, 3, 12, 12, 0, 5}) {
+        std::vector<std::uint8_t> header(header_bytes, static_cast<std::uint8_t>(random())),
+            expected = header;
+        std::vector<std::vector<std::uint8_t>> parts(random() % 6);
+        for (auto& part : parts) {
+            for (std::size_t n = random() % 40; n > 0; --n)
+                part.push_back(static_cast<std::uint8_t>(random()));
+            expected.insert(expected.end(), part.begin(), part.end());
+        }
+        std::vector<std::size_t> order(parts.size());
+        std::iota(order.begin(), order.end(), std::size_t{0});
+        std::shuffle(order.begin(), order.end(), random);
+        assembly.begin(object, parts.size());
+        for (const std::size_t p : order) {
+            const ChunkAssembly::Bytes all = parts[p];
+            const ChunkAssembly::Bytes pieces[] = {all.first(all.size() / 3), all.subspan(all.size() / 3)};
+            assembly.add(p, pieces);
+        }
+        assembly.finish(header);
+        ASSERT_EQ(object, expected);
+    }
+}
+
+TEST(Blocks, AreTheSameCodedPieceByPiece) {
+    const std::vector<std::int16_t> values = {1, -2, 3, 0, 700, -4, 5, 0, 2};
+    const auto piece = [&](entropy::BlockWriter& w, std::int16_t add) {
+        w.word(static_cast<std::uint16_t>(4000 + add));
+        auto moved = values;
+        for (auto& v : moved) v = static_cast<std::int16_t>(v + add);
+        w.vector(moved);
+        w.strip(9, values);
+    };
+    entropy::BlockWriter whole(kernels::scalar_ops()), pieces(kernels::scalar_ops());
+    for (int round = 0; round < 3; ++round) {  // a writer is used again
+        for (std::int16_t i = 0; i < 20; ++i) piece(whole, i);
+        entropy::BlockWriter::Block block = {&pieces, nullptr, {}};
+        FetchAhead nothing;
+        for (std::int16_t i = 20; i-- > 0;) {
+            piece(pieces, i);
+            entropy::BlockWriter::code_all({&block, 1}, nothing);
+        }
+        const entropy::BlockWriter::Bytes expected = whole.finish(), got = pieces.finish();
+        ASSERT_TRUE(std::equal(expected.begin(), expected.end(), got.begin(), got.end())) << round;
     }
 }
 
