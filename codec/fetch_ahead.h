@@ -18,7 +18,7 @@ class FetchAhead {
 
     // `count` rows of `bytes` bytes each.
     void add(const void* rows, std::size_t row_bytes, std::size_t bytes, std::size_t count) {
-        if (count != 0) ranges_[count_++] = {reinterpret_cast<std::uintptr_t>(rows), row_bytes, bytes, count};
+        if (count != 0) ranges_[count_++] = {static_cast<const std::uint8_t*>(rows), row_bytes, bytes, count};
     }
 
     // All of it with the next so many steps.
@@ -26,7 +26,7 @@ class FetchAhead {
         std::size_t lines = 0;
         for (std::size_t i = 0; i < count_; ++i) lines += ranges_[i].rows * (ranges_[i].bytes / kLine + 1);
         share_ = (lines + steps - 1) / steps;
-        next_ = ranges_[0].row / kLine * kLine;
+        if (count_ != 0) next_ = line_of(ranges_[0].row);
     }
 
     void step() {
@@ -38,27 +38,34 @@ class FetchAhead {
     static constexpr int kSecondLevel = 2;
 
     struct Range {
-        std::uintptr_t row;  // the next one
+        const std::uint8_t* row;  // the next one
         std::size_t row_bytes;
         std::size_t bytes;
         std::size_t rows;  // left
     };
 
     void fetch_line() {
-        __builtin_prefetch(reinterpret_cast<const void*>(next_), 0, kSecondLevel);
+        __builtin_prefetch(next_, 0, kSecondLevel);
         next_ += kLine;
         Range& r = ranges_[at_];
         if (next_ < r.row + r.bytes) return;
-        r.row += r.row_bytes;
-        if (--r.rows == 0 && ++at_ == count_) return;
-        next_ = ranges_[at_].row / kLine * kLine;
+        if (--r.rows != 0) {
+            r.row += r.row_bytes;
+        } else if (++at_ == count_) {
+            return;
+        }
+        next_ = line_of(ranges_[at_].row);
+    }
+
+    static const std::uint8_t* line_of(const std::uint8_t* p) {
+        return p - reinterpret_cast<std::uintptr_t>(p) % kLine;
     }
 
     std::array<Range, kMost> ranges_ = {};
     std::size_t count_ = 0;
-    std::size_t at_ = 0;       // range
-    std::uintptr_t next_ = 0;  // line
-    std::size_t share_ = 0;    // lines of one step
+    std::size_t at_ = 0;                  // range
+    const std::uint8_t* next_ = nullptr;  // line
+    std::size_t share_ = 0;               // lines of one step
 };
 
 }  // namespace kvcast

@@ -89,12 +89,12 @@ class BlockWriter {
     // Writers on their way through their items, from the last one on.
     class Abreast;
 
+    kernels::RansEncoder encoder_;
     const kernels::Ops& ops_;
     std::vector<Item> items_;
     std::vector<std::int16_t> vectors_;
     std::vector<std::uint8_t> scratch_;  // coded to its end
-    kernels::RansEncoder encoder_;
-    bool begun_ = false;  // something of the block is coded
+    bool begun_ = false;                 // something of the block is coded
 };
 
 }  // namespace kvcast::entropy
