@@ -432,11 +432,6 @@ void products(const Ops& ops) {
         o.project_sparse({sparse.data(), width, width, matrix.data(), nullptr, shifts.data(), width, tokens,
                           sums.data(), width});
     });
-    const auto residual = normal(tokens * width, 100, 4), basis = normal(width * width, 1, 5);
-    using Floats = std::vector<float>;
-    slot<Floats>(ops, "analyse", macs, 0, Floats(tokens * width), [=](const Ops& o, Floats& coefficients) {
-        o.analyse(residual.data(), width, basis.data(), width, width, tokens, coefficients.data());
-    });
 }
 
 // ---- what stands beside ----

@@ -37,13 +37,14 @@ struct KltQuantised {
     bool fits;  // strips can hold it
 };
 
-// A coefficient in steps of its level's multiplier; inverse_step = 1 / multiplier.
-KVCAST_HD constexpr KltQuantised klt_quantised(float coefficient, float inverse_step, unsigned multiplier) {
+// A coefficient, given in units of `unit`, in steps of its level's multiplier, as Ops::round_steps has it;
+// inverse_step = 1 / multiplier.
+KVCAST_HD constexpr KltQuantised klt_quantised(std::int32_t coefficient, float unit, float inverse_step) {
     constexpr float most = kKltCoefficientMost;
-    const float x = coefficient * inverse_step;
-    const float magnitude = x * static_cast<float>(multiplier);
-    const bool fits = magnitude >= -most && magnitude <= most;
-    return {static_cast<std::int16_t>(static_cast<std::int32_t>(round_even(fits ? x : 0.0f))), fits};
+    const float x = static_cast<float>(coefficient) * unit;
+    const bool fits = x >= -most && x <= most;
+    const float steps = fits ? x * inverse_step : 0.0f;
+    return {static_cast<std::int16_t>(static_cast<std::int32_t>(round_even(steps))), fits};
 }
 
 }  // namespace kvcast::kernels

@@ -191,6 +191,14 @@ KVCAST_HD constexpr float round_even(float x) {
     return (x + shifter) - shifter;
 }
 
+// Block floating point: values whose magnitudes are at most `largest` share the exponent s, and are kept as
+// the integers nearest to value * 2^s, the greatest of them between 2^13 and 2^14. Below 1 they have fewer
+// bits. `largest` is not negative, and is below 2^63.
+KVCAST_HD constexpr int shared_exponent(float largest) {
+    const int exponent = static_cast<int>(std::bit_cast<std::uint32_t>(largest) >> 23) - 127;
+    return 13 - (exponent < 0 ? 0 : exponent);
+}
+
 // ---- element types
 // ---------------------------------------------------------------------------------------------
 

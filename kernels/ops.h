@@ -395,9 +395,14 @@ struct Ops {
     bool (*residual)(const float* values, const std::int32_t* sums, std::size_t count, float scale,
                      float most, float* residual);
 
-    // q = nearest integer (ties to even) to values / step, as values * (1 / step), where that times step is
-    // at most `most` in magnitude, else 0. Whether it always is. `most` is at most 32767.
-    bool (*round_steps)(const float* values, std::size_t count, float step, float most, std::int16_t* q);
+    // integers = nearest ones (ties to even) to values * 2^s, with s, which it returns, shared_exponent() of
+    // the largest magnitude. Values are finite.
+    int (*share_exponent)(const float* values, std::size_t count, std::int16_t* integers);
+
+    // With x = values * unit, in binary32: q = nearest integer (ties to even) to x * (1 / step) where x is at
+    // most `most` in magnitude, else 0. Whether it always is. `most` is at most 32767.
+    bool (*round_steps)(const std::int32_t* values, std::size_t count, float unit, float step, float most,
+                        std::int16_t* q);
 
     // Strips of one coefficient each to rows of tokens: rows[t][c] = tile[c * kLanes + t] for c below
     // `coefficients` and t below `tokens`, which is at most kLanes.
@@ -419,11 +424,6 @@ struct Ops {
 
     // Share of zero features above which project_sparse is the faster one.
     float sparse_from;
-
-    // coefficients[t][j] = sum over i, in order, of residual[t][i] * matrix[i][j], each product and sum
-    // rounded to binary32. `matrix` has rows of `row_stride` floats, of which the first `outputs` are used.
-    void (*analyse)(const float* residual, std::size_t inputs, const float* matrix, std::size_t row_stride,
-                    std::size_t outputs, std::size_t tokens, float* coefficients);
 
     void (*store_head)(const HeadStore& head);
     void (*store_states)(const StateStore& states);

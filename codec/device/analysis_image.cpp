@@ -1,7 +1,5 @@
 #include "codec/device/analysis_image.h"
 
-#include "codec/device/image.h"
-
 namespace kvcast::device {
 
 Result<AnalysisImage> AnalysisImage::make(std::shared_ptr<const Calibration> calibration) {
@@ -10,11 +8,8 @@ Result<AnalysisImage> AnalysisImage::make(std::shared_ptr<const Calibration> cal
     AnalysisImage image;
     image.analysis_ = std::move(analysis.value());
     const CalibrationData& data = image.analysis_->calibration().data();
-    for (std::size_t unit = 0; unit < data.units.size(); ++unit) {
-        const ShiftedMatrix& transform = data.units[unit].transform;
-        image.offsets_.push_back(append<float>(
-            image.bytes_, {image.analysis_->matrix(unit), transform.outputs * transform.inputs}));
-    }
+    for (std::size_t unit = 0; unit < data.units.size(); ++unit)
+        image.matrices_.push_back(append_matrix(image.bytes_, image.analysis_->matrix(unit)));
     return image;
 }
 

@@ -1,14 +1,8 @@
 #include "codec/device/calibration_image.h"
 
 #include "codec/device/image.h"
-#include "kernels/cuda/limbs.h"
 
 namespace kvcast::device {
-
-CalibrationImage::Matrix CalibrationImage::add(const ShiftedMatrix& m) {
-    const kernels::cuda::LimbMatrix limbs = kernels::cuda::to_limbs(m.entries, m.outputs, m.inputs);
-    return {append<std::uint8_t>(bytes_, limbs.bytes), limbs.limbs, append<std::uint8_t>(bytes_, m.shifts)};
-}
 
 CalibrationImage::CalibrationImage(std::shared_ptr<const Calibration> calibration)
     : calibration_(std::move(calibration)) {
@@ -29,8 +23,8 @@ CalibrationImage::CalibrationImage(std::shared_ptr<const Calibration> calibratio
 CalibrationImage::Unit CalibrationImage::make_unit(const CalibrationUnit& unit) {
     Unit out;
     out.bias = append<std::int32_t>(bytes_, unit.bias);
-    out.transform = add(unit.transform);
-    for (const PredictionTerm& term : unit.terms) out.terms.push_back(add(term.matrix));
+    out.transform = append_matrix(bytes_, unit.transform);
+    for (const PredictionTerm& term : unit.terms) out.terms.push_back(append_matrix(bytes_, term.matrix));
     return out;
 }
 

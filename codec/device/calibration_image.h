@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "codec/device/matrix_image.h"
 #include "codec/klt/calibration.h"
 
 namespace kvcast::device {
@@ -22,15 +23,10 @@ class CalibrationImage {
     std::span<const std::byte> bytes() const { return bytes_; }
 
     // Offsets of arrays in bytes().
-    struct Matrix {
-        std::size_t entries = 0;  // kernels::cuda::LimbMatrix
-        std::uint32_t limbs = 1;
-        std::size_t shifts = 0;  // std::uint8_t [width]
-    };
     struct Unit {
         std::size_t bias = 0;  // std::int32_t [width]
-        Matrix transform;
-        std::vector<Matrix> terms;
+        MatrixImage transform;
+        std::vector<MatrixImage> terms;
         std::size_t classes = 0;
     };
 
@@ -44,7 +40,6 @@ class CalibrationImage {
     std::size_t multipliers() const { return multipliers_; }
 
   private:
-    Matrix add(const ShiftedMatrix& matrix);
     Unit make_unit(const CalibrationUnit& unit);
     void add_classes(const Calibration::Set& set, std::size_t layer, std::size_t plane);
 

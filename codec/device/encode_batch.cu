@@ -48,10 +48,15 @@ cudaError_t encode_planes(const Batch& b) {
 // The closed loop: what a wave is predicted from, the waves before have reconstructed.
 cudaError_t encode_wave(const Batch& b, const cuda::KltBatch& batch, const EncodePlan::Launches::Wave& w) {
     const auto* projections = b.at<cuda::UnitTask>(w.projections);
-    const cuda::KltWave wave = {b.at<cuda::KltUnitTask>(w.units), w.count, w.tiles, w.tokens};
+    const auto* products = b.at<cuda::UnitTask>(w.products);
+    const cuda::KltWave wave = {b.at<cuda::KltUnitTask>(w.units), w.count, w.tokens};
     cudaError_t e = cuda::launch_predict(b.memory, projections, w.count, w.projection_tiles, b.stream);
     if (e != cudaSuccess) return e;
-    e = cuda::launch_klt_quantise(b.memory, batch, wave, b.at<cuda::RotationTask>(b.l.rotations), b.stream);
+    e = cuda::launch_klt_residuals(b.memory, batch, wave, b.at<cuda::RotationTask>(b.l.rotations), b.stream);
+    if (e != cudaSuccess) return e;
+    e = cuda::launch_product(b.memory, products, w.count, w.product_tiles, b.stream);
+    if (e != cudaSuccess) return e;
+    e = cuda::launch_klt_quantise(b.memory, batch, wave, b.stream);
     if (e != cudaSuccess) return e;
     return cuda::launch_reconstruct(b.memory, projections, w.count, w.projection_tiles, b.stream);
 }

@@ -83,10 +83,11 @@ class EncodePlan {
         // klt: blocks are runs of layers, and the report has the bytes of both.
         struct Wave {
             std::size_t projections = 0;
+            std::size_t products = 0;  // by the inverse transforms
             std::size_t units = 0;
             std::uint32_t count = 0;
             std::uint32_t projection_tiles = 0;
-            std::uint32_t tiles = 0;
+            std::uint32_t product_tiles = 0;
             std::uint32_t tokens = 0;
         };
         std::vector<Wave> waves;

@@ -7,6 +7,7 @@
 #include "codec/chunk_plan.h"
 #include "codec/device/coder_tables.h"
 #include "codec/device/unit_task.h"
+#include "codec/klt/gain.h"
 #include "codec/klt/klt_chunk.h"
 
 namespace kvcast::device {
@@ -31,9 +32,10 @@ struct KltPlanBuilder::Coding {
     std::uint64_t features = 0;  // image
     std::vector<std::uint64_t> states =
         {};                  // workspace: [layer][plane]; layers beyond all predictions share them
-    std::uint64_t sums = 0;  // workspace, of one plane at a time, as the next three
-    std::uint64_t residual = 0;
-    std::uint64_t scaled = 0;
+    std::uint64_t sums = 0;  // workspace, of one plane at a time, as the next four
+    std::uint64_t products = 0;
+    std::uint64_t unit_features = 0;
+    std::uint64_t units = 0;
     std::uint64_t orders = 0;
 };
 
@@ -107,9 +109,10 @@ void KltPlanBuilder::add_memory(Coding& c) {
         c.states.push_back(i < kept * planes ? workspace_.take(bytes) : c.states[i - kept * planes]);
     }
     c.sums = workspace_.take(h.tokens * widest * sizeof(std::int32_t));
-    c.residual = workspace_.take(h.tokens * widest * sizeof(float));
-    c.scaled = workspace_.take(h.tokens * widest * sizeof(std::int16_t));
+    c.products = workspace_.take(h.tokens * widest * sizeof(std::int32_t));
+    c.unit_features = workspace_.take(h.tokens * widest * sizeof(std::int16_t));
     const std::size_t parts = *std::max_element(c.data.parts.begin(), c.data.parts.end());
+    c.units = workspace_.take(h.tokens * parts * sizeof(float));
     c.orders = workspace_.take(h.tokens * parts * sizeof(std::uint32_t));
 }
 
@@ -173,11 +176,10 @@ void KltPlanBuilder::add_unit(const Coding& c, std::size_t layer, std::size_t pl
     Wave& wave = waves_[index];
     cuda::KltUnitTask unit = {};
     unit.sums = c.sums + first * sizeof(std::int32_t);
-    unit.residual = c.residual + first * sizeof(float);
-    unit.scaled = c.scaled + first * sizeof(std::int16_t);
+    unit.products = c.products + first * sizeof(std::int32_t);
+    unit.features = c.unit_features + first * sizeof(std::int16_t);
+    unit.units = c.units + part * h.tokens * sizeof(float);
     unit.order = c.orders + part * h.tokens * sizeof(std::uint32_t);
-    unit.analysis = reinterpret_cast<const float*>(static_cast<const std::byte*>(klt_.analysis_bytes) +
-                                                   klt_.analysis->matrix(at));
     unit.plane = u32(planes_.size() - 1);
     unit.part = u32(part);
     unit.active[0] = u32(coded_coefficients(coded, h.level - 1));
@@ -186,29 +188,56 @@ void KltPlanBuilder::add_unit(const Coding& c, std::size_t layer, std::size_t pl
     const auto steps = cuda::div_up(std::max(unit.active[0], unit.active[1]), cuda::kUnitStep);
     unit.most_active = cuda::lesser(steps * cuda::kUnitStep, u32(c.data.part_width(plane)));
     unit.inverse_unit = inverse_unit(coded.scale);
-    unit.first_tile = u32(wave.tiles);
+    unit.fraction = klt_.analysis->analysis().fraction(at);
     unit.first_token = u32(wave.tokens);
-    wave.tiles += cuda::tiles_of(unit, u32(h.tokens));
     wave.tokens += h.tokens;
 
     const UnitPlace place = {layer, plane, part};
     cuda::UnitTask projection = predicted_unit(c.calibration, place, {c.features, c.states, h.tokens});
-    add_transform(projection, c.calibration, place, unit.scaled, unit.most_active);
+    add_transform(projection, c.calibration, place, unit.features, unit.most_active);
     projection.sums = unit.sums;
     projection.first_tile = u32(wave.projection_tiles);
     wave.projection_tiles += cuda::tiles_of(projection);
+    cuda::UnitTask product = analysed_unit(unit, at, projection);
+    product.first_tile = u32(wave.product_tiles);
+    wave.product_tiles += cuda::tiles_of(product);
     wave.units.push_back(unit);
     wave.projections.push_back(projection);
+    wave.products.push_back(product);
+}
+
+// What a unit's residuals are multiplied by.
+cuda::UnitTask KltPlanBuilder::analysed_unit(const cuda::KltUnitTask& unit, std::size_t index,
+                                             const cuda::UnitTask& projection) const {
+    const MatrixImage& m = klt_.analysis->matrix(index);
+    const auto* bytes = static_cast<const std::uint8_t*>(klt_.analysis_bytes);
+    cuda::UnitTask task = {};
+    task.terms[task.term_count++] = {.features = unit.features,
+                                     .matrix = bytes + m.entries,
+                                     .shifts = bytes + m.shifts,
+                                     .limbs = m.limbs,
+                                     .stride = projection.stride,
+                                     .inputs = projection.width,
+                                     .resident = cuda::kNone,
+                                     .in_image = false,
+                                     .narrow = false};
+    task.sums = unit.products;
+    task.stride = projection.stride;
+    task.width = projection.width;
+    task.outputs = std::max(unit.active[0], unit.active[1]);
+    task.tokens = projection.tokens;
+    return task;
 }
 
 std::vector<EncodePlan::Launches::Wave> KltPlanBuilder::put_waves(std::vector<std::byte>& image) {
     std::vector<EncodePlan::Launches::Wave> out;
     for (const Wave& w : waves_) {
         out.push_back({.projections = append<cuda::UnitTask>(image, w.projections),
+                       .products = append<cuda::UnitTask>(image, w.products),
                        .units = append<cuda::KltUnitTask>(image, w.units),
                        .count = u32(w.units.size()),
                        .projection_tiles = u32(w.projection_tiles),
-                       .tiles = u32(w.tiles),
+                       .product_tiles = u32(w.product_tiles),
                        .tokens = u32(w.tokens)});
     }
     return out;
@@ -216,7 +245,7 @@ std::vector<EncodePlan::Launches::Wave> KltPlanBuilder::put_waves(std::vector<st
 
 Result<EncodePlan> KltPlanBuilder::finish() {
     std::uint64_t most = std::max<std::uint64_t>(std::uint64_t{packs_.size()} * most_runs_, heads_);
-    for (const Wave& w : waves_) most = std::max({most, w.projection_tiles, w.tiles, w.tokens});
+    for (const Wave& w : waves_) most = std::max({most, w.projection_tiles, w.product_tiles, w.tokens});
     if (most > kMostTiles) return Status(ErrorCode::kLimitExceeded, "a batch beyond 2^31 tiles or tokens");
 
     EncodePlan::Launches& l = plan_.launches_;

@@ -25,9 +25,10 @@ class KltPlanBuilder {
     struct Coding;
     struct Wave {
         std::vector<kernels::cuda::UnitTask> projections;
+        std::vector<kernels::cuda::UnitTask> products;
         std::vector<kernels::cuda::KltUnitTask> units;
         std::uint64_t projection_tiles = 0;
-        std::uint64_t tiles = 0;
+        std::uint64_t product_tiles = 0;
         std::uint64_t tokens = 0;
     };
 
@@ -37,6 +38,8 @@ class KltPlanBuilder {
     Status add_runs(const Coding& c);
     void add_plane(const Coding& c, std::size_t layer, std::size_t plane);
     void add_unit(const Coding& c, std::size_t layer, std::size_t plane, std::size_t part);
+    kernels::cuda::UnitTask analysed_unit(const kernels::cuda::KltUnitTask& unit, std::size_t index,
+                                          const kernels::cuda::UnitTask& projection) const;
     std::vector<EncodePlan::Launches::Wave> put_waves(std::vector<std::byte>& image);
 
     const EncodeOptions& options_;

@@ -15,7 +15,7 @@ struct Features {
 };
 
 void add_term(cuda::UnitTask& task, const DeviceCalibration& calibration, const Features& f,
-              const CalibrationImage::Matrix& m) {
+              const MatrixImage& m) {
     task.terms[task.term_count++] = {.features = f.offset,
                                      .matrix = calibration.at<std::uint8_t>(m.entries),
                                      .shifts = calibration.at<std::uint8_t>(m.shifts),
@@ -53,7 +53,7 @@ cuda::UnitTask predicted_unit(const DeviceCalibration& calibration, UnitPlace pl
     task.bias = calibration.at<std::int32_t>(where.bias);
     task.states = states_of(place.layer, place.plane);
     task.stride = u32(data.layout.planes[place.plane].width());
-    task.width = u32(width);
+    task.width = task.outputs = u32(width);
     task.tokens = u32(memory.tokens);
     return task;
 }

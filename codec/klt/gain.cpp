@@ -113,6 +113,10 @@ void level_gains(const TokenStrips& strips, std::span<std::int16_t> gains) {
     }
 }
 
+std::size_t coded_coefficients(const CalibrationUnit& unit, std::size_t level) {
+    return leading_coded(unit.classes_of(level), kernels::kKltGainMost);
+}
+
 void drop_uncoded(std::span<const ClassRun> runs, std::int16_t gain, std::int16_t* q) {
     for (const ClassRun& run : runs) {
         if (klt_class(run.base, gain) == 0) std::fill(q + run.begin, q + run.end, std::int16_t{0});

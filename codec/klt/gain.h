@@ -33,6 +33,9 @@ int cheapest_klt_gain(const kernels::Ops& ops, std::span<const std::int16_t> q,
 // of its tokens, neither too wide for most nor too narrow. `gains` [token].
 void level_gains(const TokenStrips& strips, std::span<std::int16_t> gains);
 
+// Leading coefficients of a unit that may be coded at a level (counted from 0) with any gain that is tried.
+std::size_t coded_coefficients(const CalibrationUnit& unit, std::size_t level);
+
 // Zeros where a gain leaves no bits.
 void drop_uncoded(std::span<const ClassRun> runs, std::int16_t gain, std::int16_t* q);
 

@@ -1,6 +1,5 @@
 #include "codec/klt/klt_encoder.h"
 
-#include <Eigen/LU>
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -9,34 +8,6 @@
 #include "kernels/klt_choice.h"
 
 namespace kvcast {
-
-std::size_t coded_coefficients(const CalibrationUnit& unit, std::size_t level) {
-    return leading_coded(unit.classes_of(level), kernels::kKltGainMost);
-}
-
-Result<std::shared_ptr<const KltAnalysis>> KltAnalysis::make(std::shared_ptr<const Calibration> calibration) {
-    using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-    auto made = std::make_shared<KltAnalysis>();
-    for (const CalibrationUnit& unit : calibration->data().units) {
-        const auto n = static_cast<Eigen::Index>(unit.transform.inputs);
-        Matrix forward(n, n);
-        for (Eigen::Index o = 0; o < n; ++o) {
-            for (Eigen::Index i = 0; i < n; ++i) {
-                const auto at = static_cast<std::size_t>(o * n + i);
-                forward(o, i) = std::ldexp(unit.transform.entries[at],
-                                           -int{unit.transform.shifts[static_cast<std::size_t>(o)]});
-            }
-        }
-        const Matrix inverse = forward.partialPivLu().inverse().transpose();
-        if (!inverse.allFinite())
-            return Status(ErrorCode::kBadArgument, "a transform of the calibration has no inverse");
-        std::vector<float>& out = made->matrices_.emplace_back();
-        for (Eigen::Index i = 0; i < inverse.size(); ++i)
-            out.push_back(static_cast<float>(inverse.data()[i]));
-    }
-    made->calibration_ = std::move(calibration);
-    return std::shared_ptr<const KltAnalysis>(std::move(made));
-}
 
 struct KltEncoder::Job {
     const ChunkInput& input;
@@ -72,7 +43,7 @@ void KltEncoder::load_plane(const Job& job, std::size_t layer, std::size_t plane
     }
 }
 
-// What the prediction of a unit misses, in units of its states.
+// What the prediction of a unit misses, in units of its states: integers with an exponent for each token.
 void KltEncoder::take_residual(const Job& job, std::size_t layer, std::size_t plane, std::size_t part,
                                TokenSlice slice, Scratch& s) {
     const std::size_t width = job.data.part_width(plane), row = job.data.layout.planes[plane].width();
@@ -81,31 +52,34 @@ void KltEncoder::take_residual(const Job& job, std::size_t layer, std::size_t pl
         1 / (static_cast<float>(scale.mantissa) * kernels::power_of_two(scale.exponent));
     std::int32_t* const sums = sums_of(job, plane, part, slice);
     states_.predict(ops_, layer, plane, part, slice, sums);
+    s.residual.resize(std::max(s.residual.size(), width));
+    s.integers.resize(std::max(s.integers.size(), slice.count * width));
+    s.exponents.resize(slice.count);
     for (std::size_t t = 0; t < slice.count; ++t) {
         const bool fits = ops_.residual(s.values.data() + t * row + part * width, sums + t * width, width,
-                                        inverse_unit, kernels::kKltStateMost, s.residual.data() + t * width);
+                                        inverse_unit, kernels::kKltStateMost, s.residual.data());
         if (!fits) unfit_[slice.first + t] = 1;
+        s.exponents[t] = ops_.share_exponent(s.residual.data(), width, s.integers.data() + t * width);
     }
 }
 
 // Coefficients and the gains that would suit them best.
 void KltEncoder::quantise_unit(const Job& job, std::size_t layer, std::size_t plane, std::size_t part,
                                TokenSlice slice, Scratch& s) {
-    const std::size_t width = job.data.part_width(plane), size = slice.count * width;
-    s.residual.resize(std::max(s.residual.size(), size));
-    s.coefficients.resize(std::max(s.coefficients.size(), size));
     take_residual(job, layer, plane, part, slice, s);
+    const std::size_t width = job.data.part_width(plane), index = job.set.index(layer, plane, part);
     const CalibrationUnit& unit = job.set.unit(layer, plane, part);
     const std::size_t level = level_index(job.header, slice.first);
     const std::size_t active = coded_coefficients(unit, level);
-    ops_.analyse(s.residual.data(), width, job.analysis.matrix(job.set.index(layer, plane, part)), width,
-                 active, slice.count, s.coefficients.data());
+    s.coefficients.resize(std::max(s.coefficients.size(), slice.count * active));
+    job.analysis.multiply(ops_, index, s.integers.data(), slice.count, active, s.coefficients.data());
     const auto step = static_cast<float>(job.data.levels[level].multiplier);
     const std::vector<ClassRun> runs = class_runs(unit.classes_of(level).first(active));
     Unit& out = units_[job.unit(layer, plane, part)];
     for (std::size_t t = 0; t < slice.count; ++t) {
         const std::span<std::int16_t> row(out.q.data() + (slice.first + t) * width, active);
-        const bool fits = ops_.round_steps(s.coefficients.data() + t * active, active, step,
+        const float one = job.analysis.fraction(index) * kernels::power_of_two(-s.exponents[t]);
+        const bool fits = ops_.round_steps(s.coefficients.data() + t * active, active, one, step,
                                            kernels::kKltCoefficientMost, row.data());
         if (!fits) unfit_[slice.first + t] = 1;
         out.gains[slice.first + t] = static_cast<std::int16_t>(cheapest_klt_gain(ops_, row, runs));

@@ -1,7 +1,7 @@
 // Encodes a chunk with the klt profile: closed loop on the decoder's integers. FORMAT.md, section 11.
 //
-// Analysis, gains and the choice of exact tokens are the encoder's own affair and use floats; what it
-// predicts from is what the decoder will reconstruct.
+// Analysis, gains and the choice of exact tokens are the encoder's own affair; what it predicts from is what
+// the decoder will reconstruct.
 #pragma once
 
 #include <cstddef>
@@ -14,29 +14,11 @@
 #include "codec/encoder.h"
 #include "codec/entropy/block_writer.h"
 #include "codec/klt/gain.h"
+#include "codec/klt/klt_analysis.h"
 #include "codec/klt/klt_chunk.h"
 #include "codec/rope/rope_table.h"
 
 namespace kvcast {
-
-// Leading coefficients of a unit that may be coded at a level (counted from 0) with any gain that is tried.
-std::size_t coded_coefficients(const CalibrationUnit& unit, std::size_t level);
-
-// Inverse transforms of a calibration's units, for encoders. Immutable; may be shared.
-class KltAnalysis {
-  public:
-    // kBadArgument where a transform has no inverse.
-    static Result<std::shared_ptr<const KltAnalysis>> make(std::shared_ptr<const Calibration> calibration);
-
-    const Calibration& calibration() const { return *calibration_; }
-
-    // Of a unit of the calibration, [channel][coefficient]: state units to coefficients at multiplier 1.
-    const float* matrix(std::size_t unit) const { return matrices_[unit].data(); }
-
-  private:
-    std::shared_ptr<const Calibration> calibration_;
-    std::vector<std::vector<float>> matrices_;  // [unit]
-};
 
 class KltEncoder {
   public:
@@ -51,9 +33,11 @@ class KltEncoder {
 
   private:
     struct Scratch {
-        AlignedVector<float> values;  // [token][plane width], un-rotated
-        AlignedVector<float> residual;
-        AlignedVector<float> coefficients;
+        AlignedVector<float> values;               // [token][plane width], un-rotated
+        AlignedVector<float> residual;             // of a token's part
+        AlignedVector<std::int16_t> integers;      // [token][part width]: residuals, by exponents
+        std::vector<int> exponents;                // [token]
+        AlignedVector<std::int32_t> coefficients;  // [token][active]
     };
     struct Unit {
         AlignedVector<std::int16_t> q;          // [token][part width]

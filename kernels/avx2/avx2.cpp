@@ -22,13 +22,13 @@ const Ops& avx2_ops() {
         ops.quantise = avx2::quantise;
         ops.reconstruct = avx2::reconstruct;
         ops.residual = avx2::residual;
+        ops.share_exponent = avx2::share_exponent;
         ops.round_steps = avx2::round_steps;
         ops.strips_to_rows = avx2::strips_to_rows;
         ops.rows_to_strips = avx2::rows_to_strips;
         ops.saturate = avx2::saturate;
         ops.project = avx2::project;
         ops.project_sparse = avx2::project_sparse;
-        ops.analyse = avx2::analyse;
         ops.store_head = avx2::store_head;
         ops.store_states = avx2::store_states;
         ops.store_exact = avx2::store_exact;

@@ -377,44 +377,4 @@ KVCAST_AVX2 void reconstruct(const std::int16_t* q, const std::int16_t* predicti
     scalar::reconstruct(q + i, prediction + i, count - i, shift, states + i);
 }
 
-// Sums of up to four tokens and 16 outputs stay in registers; inputs come in order, as rounding demands.
-KVCAST_AVX2 void analyse(const float* residual, std::size_t inputs, const float* matrix,
-                         std::size_t row_stride, std::size_t outputs, std::size_t tokens,
-                         float* coefficients) {
-    constexpr std::size_t kTokens = 4;
-    const std::size_t whole = outputs / 16 * 16;
-    for (std::size_t t = 0; t < tokens; t += kTokens) {
-        const std::size_t last = tokens - t - 1;  // tokens that are not there repeat the last one
-        const float* from[kTokens];
-        for (std::size_t k = 0; k < kTokens; ++k) from[k] = residual + (t + std::min(k, last)) * inputs;
-        for (std::size_t begin = 0; begin < whole; begin += 16) {
-            __m256 sums[kTokens][2];
-            KVCAST_UNROLL
-            for (std::size_t k = 0; k < kTokens; ++k) sums[k][0] = sums[k][1] = _mm256_setzero_ps();
-            for (std::size_t i = 0; i < inputs; ++i) {
-                const float* row = matrix + i * row_stride + begin;
-                const __m256 a = _mm256_loadu_ps(row), b = _mm256_loadu_ps(row + 8);
-                KVCAST_UNROLL
-                for (std::size_t k = 0; k < kTokens; ++k) {
-                    const __m256 r = _mm256_set1_ps(from[k][i]);
-                    sums[k][0] = _mm256_add_ps(sums[k][0], _mm256_mul_ps(r, a));
-                    sums[k][1] = _mm256_add_ps(sums[k][1], _mm256_mul_ps(r, b));
-                }
-            }
-            for (std::size_t k = 0; k < kTokens && k <= last; ++k) {
-                float* out = coefficients + (t + k) * outputs + begin;
-                _mm256_storeu_ps(out, sums[k][0]);
-                _mm256_storeu_ps(out + 8, sums[k][1]);
-            }
-        }
-        for (std::size_t k = 0; k < kTokens && k <= last; ++k) {
-            for (std::size_t j = whole; j < outputs; ++j) {
-                float sum = 0;
-                for (std::size_t i = 0; i < inputs; ++i) sum += from[k][i] * matrix[i * row_stride + j];
-                coefficients[(t + k) * outputs + j] = sum;
-            }
-        }
-    }
-}
-
 }  // namespace kvcast::kernels::avx2

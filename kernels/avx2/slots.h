@@ -25,11 +25,11 @@ std::int64_t rounded_sum(const float* values, std::size_t count, float scale);
 std::uint64_t quantise(const Quantisation& x);
 void reconstruct(const std::int16_t* q, const std::int16_t* prediction, std::size_t count, unsigned shift,
                  std::int16_t* states);
-void analyse(const float* residual, std::size_t inputs, const float* matrix, std::size_t row_stride,
-             std::size_t outputs, std::size_t tokens, float* coefficients);
 bool residual(const float* values, const std::int32_t* sums, std::size_t count, float scale, float most,
               float* residual);
-bool round_steps(const float* values, std::size_t count, float step, float most, std::int16_t* q);
+int share_exponent(const float* values, std::size_t count, std::int16_t* integers);
+bool round_steps(const std::int32_t* values, std::size_t count, float unit, float step, float most,
+                 std::int16_t* q);
 void strips_to_rows(const std::int16_t* tile, std::size_t coefficients, std::int16_t* const* rows,
                     std::size_t tokens);
 void rows_to_strips(const std::int16_t* const* rows, std::size_t tokens, std::size_t coefficients,

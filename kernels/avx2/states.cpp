@@ -2,6 +2,9 @@
 // Shapes that do not come in 16s (8s, to floats), and elements of 32 bits, the scalar backend does.
 #include <immintrin.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "kernels/avx2/elements.h"
 #include "kernels/avx2/slots.h"
 #include "kernels/avx2/target.h"
@@ -208,26 +211,51 @@ KVCAST_AVX2 bool residual(const float* values, const std::int32_t* sums, std::si
     return all == 0xff && rest;
 }
 
-KVCAST_AVX2 bool round_steps(const float* values, std::size_t count, float step, float most,
-                             std::int16_t* q) {
-    const __m256 inverse = _mm256_set1_ps(1 / step), back = _mm256_set1_ps(step);
-    const __m256 limit = _mm256_set1_ps(most), shifter = _mm256_set1_ps(12582912.0f);  // as round_even()
+// Rounded to 16-bit integers, which they fit.
+KVCAST_AVX2_INLINE void store_rounded(__m256 a, __m256 b, std::int16_t* to) {
+    const __m256i packed = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
+    store256(to, _mm256_permute4x64_epi64(packed, _MM_SHUFFLE(3, 1, 2, 0)));
+}
+
+KVCAST_AVX2 int share_exponent(const float* values, std::size_t count, std::int16_t* integers) {
+    const std::size_t whole = count / 16 * 16;
+    __m256 most = _mm256_setzero_ps();
+    for (std::size_t i = 0; i < whole; i += 8)
+        most = _mm256_max_ps(most, _mm256_andnot_ps(_mm256_set1_ps(-0.0f), _mm256_loadu_ps(values + i)));
+    float lanes[8];
+    _mm256_storeu_ps(lanes, most);
+    float largest = *std::max_element(lanes, lanes + 8);
+    for (std::size_t i = whole; i < count; ++i) largest = std::max(largest, std::abs(values[i]));
+    const int exponent = shared_exponent(largest);
+    const float factor = power_of_two(exponent);
+    const __m256 factors = _mm256_set1_ps(factor);
+    for (std::size_t i = 0; i < whole; i += 16) {
+        store_rounded(_mm256_mul_ps(_mm256_loadu_ps(values + i), factors),
+                      _mm256_mul_ps(_mm256_loadu_ps(values + i + 8), factors), integers + i);
+    }
+    for (std::size_t i = whole; i < count; ++i)
+        integers[i] = static_cast<std::int16_t>(static_cast<std::int32_t>(round_even(values[i] * factor)));
+    return exponent;
+}
+
+KVCAST_AVX2 bool round_steps(const std::int32_t* values, std::size_t count, float unit, float step,
+                             float most, std::int16_t* q) {
+    const __m256 inverse = _mm256_set1_ps(1 / step), units = _mm256_set1_ps(unit);
+    const __m256 limit = _mm256_set1_ps(most);
     const std::size_t whole = count / 16 * 16;
     int all = 0xff;
     for (std::size_t i = 0; i < whole; i += 16) {
-        __m256i rounded[2];
+        __m256 steps[2];
         KVCAST_UNROLL
         for (std::size_t half = 0; half < 2; ++half) {
-            const __m256 x = _mm256_mul_ps(_mm256_loadu_ps(values + i + 8 * half), inverse);
-            const __m256 fit = within(_mm256_mul_ps(x, back), limit);
+            const __m256 x = _mm256_mul_ps(_mm256_cvtepi32_ps(load256(values + i + 8 * half)), units);
+            const __m256 fit = within(x, limit);
             all &= _mm256_movemask_ps(fit);
-            const __m256 r = _mm256_sub_ps(_mm256_add_ps(_mm256_and_ps(fit, x), shifter), shifter);
-            rounded[half] = _mm256_and_si256(_mm256_cvttps_epi32(r), _mm256_set1_epi32(0xffff));
+            steps[half] = _mm256_mul_ps(_mm256_and_ps(fit, x), inverse);
         }
-        const __m256i packed = _mm256_packus_epi32(rounded[0], rounded[1]);
-        store256(q + i, _mm256_permute4x64_epi64(packed, _MM_SHUFFLE(3, 1, 2, 0)));
+        store_rounded(steps[0], steps[1], q + i);
     }
-    const bool rest = scalar::round_steps(values + whole, count - whole, step, most, q + whole);
+    const bool rest = scalar::round_steps(values + whole, count - whole, unit, step, most, q + whole);
     return all == 0xff && rest;
 }
 

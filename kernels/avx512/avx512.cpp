@@ -22,11 +22,11 @@ const Ops& avx512_ops() {
         ops.quantise = avx512::quantise;
         ops.reconstruct = avx512::reconstruct;
         ops.residual = avx512::residual;
+        ops.share_exponent = avx512::share_exponent;
         ops.round_steps = avx512::round_steps;
         ops.saturate = avx512::saturate;
         ops.project = avx512::project;
         ops.project_sparse = avx512::project_sparse;
-        ops.analyse = avx512::analyse;
         ops.store_head = avx512::store_head;
         ops.store_states = avx512::store_states;
         ops.store_exact = avx512::store_exact;

@@ -183,19 +183,38 @@ KVCAST_AVX512 bool residual(const float* values, const std::int32_t* sums, std::
     return all;
 }
 
-KVCAST_AVX512 bool round_steps(const float* values, std::size_t count, float step, float most,
-                               std::int16_t* q) {
-    const __m512 inverse = _mm512_set1_ps(1 / step), back = _mm512_set1_ps(step);
-    const __m512 limit = _mm512_set1_ps(most), shifter = _mm512_set1_ps(12582912.0f);  // as round_even()
+// Rounded to 16-bit integers, which they fit.
+KVCAST_AVX512_INLINE void store_rounded(__m512 x, __mmask16 lanes, std::int16_t* to) {
+    _mm256_mask_storeu_epi16(to, lanes, _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(x)));
+}
+
+KVCAST_AVX512 int share_exponent(const float* values, std::size_t count, std::int16_t* integers) {
+    __m512 largest = _mm512_setzero_ps();
+    for (std::size_t i = 0; i < count; i += 16) {
+        const auto lanes = static_cast<__mmask16>(first_lanes(count - i));
+        largest = _mm512_max_ps(largest, _mm512_abs_ps(_mm512_maskz_loadu_ps(lanes, values + i)));
+    }
+    const int exponent = shared_exponent(_mm512_reduce_max_ps(largest));
+    const __m512 factor = _mm512_set1_ps(power_of_two(exponent));
+    for (std::size_t i = 0; i < count; i += 16) {
+        const auto lanes = static_cast<__mmask16>(first_lanes(count - i));
+        store_rounded(_mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, values + i), factor), lanes, integers + i);
+    }
+    return exponent;
+}
+
+KVCAST_AVX512 bool round_steps(const std::int32_t* values, std::size_t count, float unit, float step,
+                               float most, std::int16_t* q) {
+    const __m512 inverse = _mm512_set1_ps(1 / step), units = _mm512_set1_ps(unit);
+    const __m512 limit = _mm512_set1_ps(most);
     bool all = true;
     for (std::size_t i = 0; i < count; i += 16) {
         const auto lanes = static_cast<__mmask16>(first_lanes(count - i));
-        const __m512 x = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, values + i), inverse);
-        const __mmask16 fit = within(_mm512_mul_ps(x, back), limit);
+        const __m512 value = _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(lanes, values + i));
+        const __m512 x = _mm512_mul_ps(value, units);
+        const __mmask16 fit = within(x, limit);
         all = all && fit == 0xffff;
-        const __m512 rounded = _mm512_sub_ps(_mm512_add_ps(x, shifter), shifter);
-        const __m512i integer = _mm512_maskz_cvttps_epi32(fit, rounded);
-        _mm256_mask_storeu_epi16(q + i, lanes, _mm512_cvtepi32_epi16(integer));
+        store_rounded(_mm512_maskz_mul_ps(fit, x, inverse), lanes, q + i);
     }
     return all;
 }

@@ -20,17 +20,20 @@ struct KltBatch {
 struct KltWave {
     const KltUnitTask* units;
     std::uint32_t count;
-    std::uint32_t tiles;   // at most 2^31 - 1
     std::uint32_t tokens;  // of all units; at most 2^31 - 1
 };
 
 // Notes which tokens are exact by choice. First.
 cudaError_t launch_klt_begin(Memory memory, const KltBatch& batch, cudaStream_t stream);
 
-// Coefficients, gains and scaled coefficients of a wave, from its predictions; tokens that do not fit are
-// noted. Rotations are filled.
+// What a wave's predictions miss, as features of the product that gives coefficients; tokens that do not fit
+// are noted. Rotations are filled.
+cudaError_t launch_klt_residuals(Memory memory, const KltBatch& batch, const KltWave& wave,
+                                 const RotationTask* rotations, cudaStream_t stream);
+
+// From such products to gains and scaled coefficients.
 cudaError_t launch_klt_quantise(Memory memory, const KltBatch& batch, const KltWave& wave,
-                                const RotationTask* rotations, cudaStream_t stream);
+                                cudaStream_t stream);
 
 // After all waves: which tokens are coded and which exact, and the models of exact rows.
 cudaError_t launch_klt_list(Memory memory, const KltBatch& batch, cudaStream_t stream);

@@ -41,22 +41,19 @@ struct KltSourceTask {
 // One part of such a plane, on its way to coefficients. A wave's units have no order among them.
 struct KltUnitTask {
     std::uint64_t sums;      // workspace: std::int32_t [token][width]: predictions
-    std::uint64_t residual;  // workspace: float [token][width]
-    std::uint64_t scaled;    // workspace: std::int16_t [token][width], multiplied by their multiplier
+    std::uint64_t features;  // workspace: std::int16_t [token][width]: residuals by their tokens' exponents;
+                             // then quantised coefficients, multiplied by their multiplier
+    std::uint64_t products;  // workspace: std::int32_t [token][width]: coefficients; before, residuals, float
+    std::uint64_t units;     // workspace: float [token]: what a token's products count
     std::uint64_t order;     // workspace: std::uint32_t [token], scratch
-    const float* analysis;   // device: [channel][coefficient] of the part
     std::uint32_t plane;     // index of its KltSourceTask
     std::uint32_t part;
     std::uint32_t active[2];    // leading coefficients that may be coded: at the level, at the tail's
     std::uint32_t most_active;  // the greater one, rounded up to kUnitStep, or the part's width
     float inverse_unit;         // 1 / what a state stands for
-    std::uint32_t first_tile;   // of kUnitTokens tokens x kUnitOutputs coefficients, in the wave
+    float fraction;             // KltAnalysis::fraction()
     std::uint32_t first_token;  // tokens of the wave's units before this one
 };
-
-KVCAST_HD constexpr std::uint64_t tiles_of(const KltUnitTask& u, std::uint32_t tokens) {
-    return std::uint64_t{div_up(u.most_active, kUnitOutputs)} * div_up(tokens, kUnitTokens);
-}
 
 // Layers that share coder states, written backwards by one warp into the slot of an EncodeBlockTask.
 struct KltWriteTask {

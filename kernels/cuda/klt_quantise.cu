@@ -1,6 +1,5 @@
 // From predictions to coefficients and gains of the klt profile, as codec/klt/klt_encoder.cpp has it,
-// operation by operation: both write the same bytes. Floats are rounded once per operation (no contraction),
-// and sums of products go over the channels in order.
+// operation by operation: both write the same bytes. Floats are rounded once per operation (no contraction).
 #include "kernels/cuda/klt_encode_launch.h"
 #include "kernels/cuda/platform.cuh"
 #include "kernels/cuda/rows.cuh"
@@ -37,6 +36,9 @@ struct Unit {
     __device__ std::int16_t* gains(Memory memory) const {
         return reinterpret_cast<std::int16_t*>(memory.workspace + plane.gains) + task.part * chunk.tokens;
     }
+    __device__ float* units(Memory memory) const {
+        return reinterpret_cast<float*>(memory.workspace + task.units);
+    }
     // An element of arrays [token][width of the plane], the part's first.
     __device__ std::uint64_t index(std::uint32_t token) const {
         return std::uint64_t{token} * plane.parts * plane.part_width;
@@ -55,121 +57,75 @@ __global__ void note_chosen(Memory memory, const KltChunkTask* chunks) {
 
 // ---- residuals
 
-// States of a token's channel, if they fit, less what is predicted.
-__device__ void take_residual(const Unit& u, Memory memory, std::uint32_t token, std::uint32_t channel,
-                              float value) {
-    const std::uint64_t at = u.index(token) + channel;
+// What is predicted of a token of a unit, its residuals, and their integers.
+struct TokenRows {
+    std::int32_t* sums;
+    float* residual;
+    std::int16_t* features;
+
+    __device__ TokenRows(const Unit& u, Memory memory, std::uint32_t token)
+        : sums(reinterpret_cast<std::int32_t*>(memory.workspace + u.task.sums) + u.index(token)),
+          residual(reinterpret_cast<float*>(memory.workspace + u.task.products) + u.index(token)),
+          features(reinterpret_cast<std::int16_t*>(memory.workspace + u.task.features) + u.index(token)) {}
+};
+
+// A channel's state, if it fits, less what is predicted.
+__device__ float residual_of(const Unit& u, Memory memory, std::uint32_t token, std::int32_t predicted,
+                             float value) {
     const float state = value * u.task.inverse_unit;
     const bool fits = klt_state_fits(state);
     if (!fits) u.set_unfit(memory, token);
-    const std::int32_t sum = reinterpret_cast<const std::int32_t*>(memory.workspace + u.task.sums)[at];
-    reinterpret_cast<float*>(memory.workspace + u.task.residual)[at] =
-        fits ? state - static_cast<float>(sum) : 0.0f;
+    return fits ? state - static_cast<float>(predicted) : 0.0f;
 }
 
-// One warp per token of a unit.
-__global__ void take_residuals(Memory memory, KltBatch batch, KltWave wave, const RotationTask* rotations) {
-    const std::uint32_t item = blockIdx.x * kWarps + threadIdx.x / kLanes;
-    if (item >= wave.tokens) return;
-    const Unit u(batch, wave.units[task_of<&KltUnitTask::first_token>(wave.units, wave.count, item)]);
+// Residuals of a token. Returns the greatest magnitude of those of this lane.
+__device__ float take_residuals(const Unit& u, Memory memory, std::uint32_t token, const RotationTask* r,
+                                const TokenRows& rows) {
     const KltSourceTask& p = u.plane;
-    const std::uint32_t token = item - u.task.first_token, heads = p.heads / p.parts;
-    const RotationTask* r = p.rotation == kNone ? nullptr : rotations + p.rotation;
-    const std::uint32_t slots = slots_of(p.channels, r == nullptr ? 0 : r->pairs);
+    const std::uint32_t heads = p.heads / p.parts, slots = slots_of(p.channels, r == nullptr ? 0 : r->pairs);
+    float largest = 0;
+    const auto take = [&](std::uint32_t channel, float value) {
+        const float residual = residual_of(u, memory, token, rows.sums[channel], value);
+        rows.residual[channel] = residual;
+        largest = fmaxf(largest, fabsf(residual));
+    };
     for (std::uint32_t i = lane_id(); i < heads * slots; i += kLanes) {
         const std::uint32_t head = i / slots, index = i % slots, first = head * p.channels;
         const Slot slot = slot_of(index, r);
         const std::uint8_t* row = row_of(p.in, token) + (u.task.part * heads + head) * p.in.head_bytes;
         const float x = from_bits(p.source, element_of(row, p.source, slot.first));
         if (!slot.pair) {
-            take_residual(u, memory, token, first + slot.first, x);
+            take(first + slot.first, x);
             continue;
         }
         const float y = from_bits(p.source, element_of(row, p.source, slot.second));
         const auto* angles = reinterpret_cast<const SinCos*>(memory.workspace + r->table);
         const TurnedBack v = turned_back(x, y, angles[index * r->columns + token]);
-        take_residual(u, memory, token, first + slot.first, v.a);
-        take_residual(u, memory, token, first + slot.second, v.b);
+        take(first + slot.first, v.a);
+        take(first + slot.second, v.b);
     }
+    return largest;
 }
 
-// ---- coefficients
-
-// A block of threads makes 64 coefficients of 64 tokens, a thread 4 x 4 of them; channels go by in steps
-// through shared memory. On the multiply-add units, not the tensor cores: every sum is that of the CPU.
-constexpr std::uint32_t kAnalyseThreads = 256;
-constexpr std::uint32_t kChannels = 16;  // of a step
-constexpr std::uint32_t kOwn = 4;        // tokens, and coefficients, of a thread
-constexpr std::uint32_t kAcross = kUnitOutputs / kOwn;
-
-struct AnalysisTile {
-    float residual[kChannels][kUnitTokens + 1];
-    float matrix[kChannels][kUnitOutputs];
-};
-
-struct Sums4x4 {
-    float sum[kOwn][kOwn];
-};
-
-__device__ void load_step(AnalysisTile& tile, const Unit& u, Memory memory, std::uint32_t first_token,
-                          std::uint32_t first_output, std::uint32_t first_channel) {
-    const auto* residual = reinterpret_cast<const float*>(memory.workspace + u.task.residual);
-    for (std::uint32_t i = threadIdx.x; i < kChannels * kUnitTokens; i += kAnalyseThreads) {
-        const std::uint32_t t = i / kChannels, k = i % kChannels, channel = first_channel + k;
-        const bool inside = first_token + t < u.chunk.tokens && channel < u.width();
-        tile.residual[k][t] = inside ? residual[u.index(first_token + t) + channel] : 0.0f;
-    }
-    for (std::uint32_t i = threadIdx.x; i < kChannels * kUnitOutputs; i += kAnalyseThreads) {
-        const std::uint32_t k = i / kUnitOutputs, o = i % kUnitOutputs, channel = first_channel + k;
-        const bool inside = channel < u.width() && first_output + o < u.width();
-        tile.matrix[k][o] =
-            inside ? u.task.analysis[std::uint64_t{channel} * u.width() + first_output + o] : 0.0f;
-    }
-}
-
-__device__ void multiply_step(const AnalysisTile& tile, std::uint32_t channels, Sums4x4& own) {
-    const std::uint32_t t = threadIdx.x / kAcross * kOwn, o = threadIdx.x % kAcross * kOwn;
-    for (std::uint32_t k = 0; k < channels; ++k) {
-        for (std::uint32_t i = 0; i < kOwn; ++i) {
-            for (std::uint32_t j = 0; j < kOwn; ++j)
-                own.sum[i][j] += tile.residual[k][t + i] * tile.matrix[k][o + j];
-        }
-    }
-}
-
-// One token's sums to coefficients in steps.
-__device__ void quantise_own(const Unit& u, Memory memory, std::uint32_t token, std::uint32_t first_output,
-                             const float (&sums)[kOwn]) {
-    const unsigned multiplier = u.chunk.multipliers[u.level(memory, token)];
-    const float inverse_step = 1 / static_cast<float>(multiplier);
-    const std::uint32_t active = u.active(memory, token);
-    std::int16_t* q = u.q(memory, token);
-    for (std::uint32_t j = 0; j < kOwn && first_output + j < active; ++j) {
-        const KltQuantised v = klt_quantised(sums[j], inverse_step, multiplier);
-        if (!v.fits) u.set_unfit(memory, token);
-        q[first_output + j] = v.q;
-    }
-}
-
-__global__ void analyse_tiles(Memory memory, KltBatch batch, KltWave wave) {
-    __shared__ AnalysisTile tile;
-    const Unit u(batch, wave.units[task_of<&KltUnitTask::first_tile>(wave.units, wave.count, blockIdx.x)]);
-    const std::uint32_t local = blockIdx.x - u.task.first_tile;
-    const std::uint32_t across = div_up(u.task.most_active, kUnitOutputs);
-    const std::uint32_t first_token = local / across * kUnitTokens;
-    const std::uint32_t first_output = local % across * kUnitOutputs;
-    Sums4x4 own = {};
-    for (std::uint32_t channel = 0; channel < u.width(); channel += kChannels) {
-        load_step(tile, u, memory, first_token, first_output, channel);
-        __syncthreads();
-        const std::uint32_t left = u.width() - channel;
-        multiply_step(tile, left < kChannels ? left : kChannels, own);
-        __syncthreads();
-    }
-    const std::uint32_t t = threadIdx.x / kAcross * kOwn, o = threadIdx.x % kAcross * kOwn;
-    for (std::uint32_t i = 0; i < kOwn; ++i) {
-        if (first_token + t + i < u.chunk.tokens)
-            quantise_own(u, memory, first_token + t + i, first_output + o, own.sum[i]);
+// One warp per token of a unit.
+__global__ void make_residuals(Memory memory, KltBatch batch, KltWave wave, const RotationTask* rotations) {
+    const std::uint32_t item = blockIdx.x * kWarps + threadIdx.x / kLanes;
+    if (item >= wave.tokens) return;
+    const Unit u(batch, wave.units[task_of<&KltUnitTask::first_token>(wave.units, wave.count, item)]);
+    const std::uint32_t token = item - u.task.first_token;
+    const RotationTask* r = u.plane.rotation == kNone ? nullptr : rotations + u.plane.rotation;
+    const TokenRows rows(u, memory, token);
+    // Magnitudes compare as their bits do.
+    const float own = take_residuals(u, memory, token, r, rows);
+    const float largest =
+        std::bit_cast<float>(__reduce_max_sync(kFullWarp, std::bit_cast<std::uint32_t>(own)));
+    __syncwarp();  // residuals are read by other lanes
+    const int exponent = shared_exponent(largest);
+    const float factor = power_of_two(exponent);
+    if (lane_id() == 0) u.units(memory)[token] = u.task.fraction * power_of_two(-exponent);
+    for (std::uint32_t c = lane_id(); c < u.width(); c += kLanes) {
+        rows.features[c] =
+            static_cast<std::int16_t>(static_cast<std::int32_t>(round_even(rows.residual[c] * factor)));
     }
 }
 
@@ -181,14 +137,10 @@ __device__ std::uint64_t coefficient_cost(const CoderTables& tables, unsigned sp
     return value_cost(tables, spread_class, magnitude <= kKltSymmetricCost ? magnitude : q);
 }
 
-// The gain with which a token's coefficients cost least, in all lanes.
-__device__ std::int16_t cheapest_gain(const CoderTables& tables, const std::int8_t* classes,
-                                      std::uint32_t active, const std::int16_t* q) {
-    std::uint64_t costs[kKltGainsTried] = {};
-    for (std::uint32_t j = lane_id(); j < active; j += kLanes) {
-        for (std::int32_t n = 0; n < kKltGainsTried; ++n)
-            costs[n] += coefficient_cost(tables, klt_class(classes[j], klt_gain_tried(n)), q[j]);
-    }
+using GainCosts = std::uint64_t[kKltGainsTried];
+
+// The gain with which a token's coefficients cost least, in all lanes, from what those of this lane cost.
+__device__ std::int16_t cheapest_gain(const GainCosts& costs) {
     std::int32_t best = 0;
     std::uint64_t least = ~std::uint64_t{0};
     for (std::int32_t n = 0; n < kKltGainsTried; ++n) {
@@ -217,13 +169,26 @@ struct CodedToken {
     }
 };
 
-// One warp per token of a unit: the gain that suits it best.
-__global__ void choose_gains(Memory memory, KltBatch batch, KltWave wave) {
+// One warp per token of a unit: its coefficients, and the gain that suits them best.
+__global__ void quantise_tokens(Memory memory, KltBatch batch, KltWave wave) {
     const std::uint32_t item = blockIdx.x * kWarps + threadIdx.x / kLanes;
     if (item >= wave.tokens) return;
     const Unit u(batch, wave.units[task_of<&KltUnitTask::first_token>(wave.units, wave.count, item)]);
-    const CodedToken t(u, memory, item - u.task.first_token);
-    const std::int16_t gain = cheapest_gain(*batch.tables, t.classes, t.active, t.q);
+    const std::uint32_t token = item - u.task.first_token;
+    const CodedToken t(u, memory, token);
+    const auto* products =
+        reinterpret_cast<const std::int32_t*>(memory.workspace + u.task.products) + u.index(token);
+    const float unit = u.units(memory)[token];
+    const float inverse_step = 1 / static_cast<float>(u.chunk.multipliers[t.level]);
+    GainCosts costs = {};
+    for (std::uint32_t j = lane_id(); j < t.active; j += kLanes) {
+        const KltQuantised v = klt_quantised(products[j], unit, inverse_step);
+        if (!v.fits) u.set_unfit(memory, token);
+        t.q[j] = v.q;
+        for (std::int32_t n = 0; n < kKltGainsTried; ++n)
+            costs[n] += coefficient_cost(*batch.tables, klt_class(t.classes[j], klt_gain_tried(n)), v.q);
+    }
+    const std::int16_t gain = cheapest_gain(costs);
     if (lane_id() == 0) *t.gain = gain;
 }
 
@@ -258,7 +223,7 @@ __global__ void scale_coefficients(Memory memory, KltBatch batch, KltWave wave) 
     const CodedToken t(u, memory, token);
     const std::int16_t gain = *t.gain;
     const unsigned multiplier = u.chunk.multipliers[t.level];
-    auto* scaled = reinterpret_cast<std::int16_t*>(memory.workspace + u.task.scaled) + u.index(token);
+    auto* scaled = reinterpret_cast<std::int16_t*>(memory.workspace + u.task.features) + u.index(token);
     for (std::uint32_t j = lane_id(); j < u.task.most_active; j += kLanes) {
         const bool coded = j < t.active && klt_class(t.classes[j], gain) != 0;
         if (j < t.active && !coded) t.q[j] = 0;
@@ -272,14 +237,16 @@ cudaError_t launch_klt_begin(Memory memory, const KltBatch& batch, cudaStream_t 
     return launch(note_chosen, {batch.chunk_count, kThreads}, stream, memory, batch.chunks);
 }
 
+cudaError_t launch_klt_residuals(Memory memory, const KltBatch& batch, const KltWave& wave,
+                                 const RotationTask* rotations, cudaStream_t stream) {
+    return launch(make_residuals, {div_up(wave.tokens, kWarps), kThreads}, stream, memory, batch, wave,
+                  rotations);
+}
+
 cudaError_t launch_klt_quantise(Memory memory, const KltBatch& batch, const KltWave& wave,
-                                const RotationTask* rotations, cudaStream_t stream) {
+                                cudaStream_t stream) {
     const Shape per_token = {div_up(wave.tokens, kWarps), kThreads};
-    cudaError_t e = launch(take_residuals, per_token, stream, memory, batch, wave, rotations);
-    if (e != cudaSuccess) return e;
-    e = launch(analyse_tiles, {wave.tiles, kAnalyseThreads}, stream, memory, batch, wave);
-    if (e != cudaSuccess) return e;
-    e = launch(choose_gains, per_token, stream, memory, batch, wave);
+    cudaError_t e = launch(quantise_tokens, per_token, stream, memory, batch, wave);
     if (e != cudaSuccess) return e;
     e = launch(level_gains, {wave.count, kLanes}, stream, memory, batch, wave);
     if (e != cudaSuccess) return e;

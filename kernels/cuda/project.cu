@@ -1,5 +1,5 @@
-// States of units that do not depend on each other, by tiles: waves of a plan, and the two halves of an
-// encoder's loop. FORMAT.md, section 11.3.
+// States of units that do not depend on each other, by tiles: waves of a plan, and the steps of an encoder's
+// loop. FORMAT.md, section 11.3.
 #include "kernels/cuda/project.cuh"
 
 namespace kvcast::kernels::cuda {
@@ -96,7 +96,7 @@ __device__ void multiply_term(Pipeline& pipeline, const UnitTask& unit, std::uin
                               std::uint32_t first_output, std::uint32_t masked, const Shifts& shifts,
                               LimbSums& sums) {
     const ProjectionTerm& term = unit.terms[k];
-    const bool outside = first_output + at.output >= unit.width;
+    const bool outside = first_output + at.output >= unit.outputs;
     for (std::uint32_t limb = 0; limb < term.limbs; ++limb) {
         if (limb != 0) sums.fold(shifts);
         const LimbFragments matrix(term, limb, unit.width, outside ? 0 : first_output + at.output);
@@ -113,37 +113,42 @@ __device__ void multiply_term(Pipeline& pipeline, const UnitTask& unit, std::uin
     }
 }
 
-// A decoder goes from the bias to states at once. An encoder stops at the prediction, and goes on from there
-// when it has chosen coefficients.
-enum class Stage : std::uint8_t { kWhole, kPrediction, kReconstruction };
+// A decoder goes from the bias to states at once. An encoder stops at the prediction, has what is missing
+// multiplied by the inverse transform, the only term of another task, and goes on from the prediction when it
+// has chosen coefficients.
+enum class Stage : std::uint8_t { kWhole, kPrediction, kProduct, kReconstruction };
 
 template <Stage S>
 __global__ void __launch_bounds__(kProjectThreads, 1)
     project_tiles(Memory memory, const UnitTask* units, std::uint32_t count) {
     __shared__ PieceRows buffers[2];
     const UnitTask& unit = units[task_of<&UnitTask::first_tile>(units, count, blockIdx.x)];
-    const std::uint32_t local = blockIdx.x - unit.first_tile, across = div_up(unit.width, kProjectOutputs);
+    const std::uint32_t local = blockIdx.x - unit.first_tile, across = div_up(unit.outputs, kProjectOutputs);
     const std::uint32_t first_token = local / across * kProjectTokens;
     const std::uint32_t first_output = local % across * kProjectOutputs;
     const WarpPlace at = warp_place();
-    auto* predicted = reinterpret_cast<std::int32_t*>(memory.workspace + unit.sums);
+    auto* kept = reinterpret_cast<std::int32_t*>(memory.workspace + unit.sums);
     auto* states = reinterpret_cast<std::int16_t*>(memory.workspace + unit.states);
     Totals totals = {};
     const auto for_all_inside = [&](auto work) {
         totals.for_all([&](std::uint32_t m, std::uint32_t n, std::uint32_t i, std::int32_t& total) {
             const std::uint32_t token = first_token + at.token_of(m, i);
             const std::uint32_t output = first_output + at.output_of(n, i);
-            if (token < unit.tokens && output < unit.width)
+            if (token < unit.tokens && output < unit.outputs)
                 work(total, output, std::uint64_t{token} * unit.stride + output);
         });
     };
     for_all_inside([&](std::int32_t& total, std::uint32_t output, std::uint64_t index) {
-        total = S == Stage::kReconstruction ? predicted[index] : unit.bias[output];
+        if constexpr (S == Stage::kReconstruction) {
+            total = kept[index];
+        } else if constexpr (S != Stage::kProduct) {
+            total = unit.bias[output];
+        }
     });
     const std::uint32_t first = S == Stage::kReconstruction ? unit.term_count - 1 : 0;
     const std::uint32_t end = S == Stage::kPrediction ? unit.term_count - 1 : unit.term_count;
     std::uint32_t masked = ~0u;
-    if (S != Stage::kPrediction && unit.has_masks) {
+    if (S != Stage::kPrediction && S != Stage::kProduct && unit.has_masks) {
         masked = coded_groups(reinterpret_cast<const std::uint32_t*>(memory.workspace + unit.masks),
                               first_token, unit.tokens);
     }
@@ -156,8 +161,8 @@ __global__ void __launch_bounds__(kProjectThreads, 1)
     }
     wait_copies<0>();
     for_all_inside([&](std::int32_t& total, std::uint32_t, std::uint64_t index) {
-        if constexpr (S == Stage::kPrediction) {
-            predicted[index] = total;
+        if constexpr (S == Stage::kPrediction || S == Stage::kProduct) {
+            kept[index] = total;
         } else {
             states[index] = saturate16(total);
         }
@@ -174,6 +179,11 @@ cudaError_t launch_project(Memory memory, const UnitTask* units, std::uint32_t c
 cudaError_t launch_predict(Memory memory, const UnitTask* units, std::uint32_t count, std::uint32_t tiles,
                            cudaStream_t stream) {
     return launch(project_tiles<Stage::kPrediction>, {tiles, kProjectThreads}, stream, memory, units, count);
+}
+
+cudaError_t launch_product(Memory memory, const UnitTask* units, std::uint32_t count, std::uint32_t tiles,
+                           cudaStream_t stream) {
+    return launch(project_tiles<Stage::kProduct>, {tiles, kProjectThreads}, stream, memory, units, count);
 }
 
 cudaError_t launch_reconstruct(Memory memory, const UnitTask* units, std::uint32_t count, std::uint32_t tiles,

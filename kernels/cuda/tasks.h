@@ -225,11 +225,12 @@ struct alignas(16) UnitTask {
     ProjectionTerm terms[kMostTerms];
     const std::int32_t* bias;  // device: [width]
     std::uint64_t states;      // workspace: std::int16_t [token][stride]
-    std::uint64_t sums;        // workspace: std::int32_t [token][stride]: predictions, where an encoder asks
+    std::uint64_t sums;        // workspace: std::int32_t [token][stride], where an encoder asks for them
     std::uint64_t masks;       // workspace: std::uint32_t [token], where has_masks is set: which groups of 32
                                // inputs the last term's features are not zero in
     std::uint32_t stride;
-    std::uint32_t width;
+    std::uint32_t width;    // of the matrices' outputs
+    std::uint32_t outputs;  // the first ones, which are made: not all for an encoder's coefficients
     std::uint32_t tokens;
     std::uint32_t term_count;
     std::uint32_t first_tile;  // tiles of the launch's units before this one
@@ -251,7 +252,7 @@ KVCAST_HD constexpr std::uint32_t limb_tiles(std::uint32_t outputs) {
 }
 
 KVCAST_HD constexpr std::uint64_t tiles_of(const UnitTask& u) {
-    return std::uint64_t{div_up(u.width, kProjectOutputs)} * div_up(u.tokens, kProjectTokens);
+    return std::uint64_t{div_up(u.outputs, kProjectOutputs)} * div_up(u.tokens, kProjectTokens);
 }
 
 // Bytes from row to row of features in shared memory: what lies side by side there is in different banks.
@@ -288,10 +289,6 @@ struct ChainTile {
     std::uint32_t chain;
     std::uint32_t first_token;
 };
-
-// An encoder quantises tiles of so many tokens and coefficients.
-inline constexpr std::uint32_t kUnitTokens = 64;
-inline constexpr std::uint32_t kUnitOutputs = 64;
 
 // Slots of a head whose `pairs` pairs of channels are turned.
 KVCAST_HD constexpr std::uint32_t slots_of(std::uint32_t channels, std::uint32_t pairs) {

@@ -198,14 +198,25 @@ bool residual(const float* values, const std::int32_t* sums, std::size_t count, 
     return unfit == 0;
 }
 
-bool round_steps(const float* values, std::size_t count, float step, float most, std::int16_t* q) {
+int share_exponent(const float* values, std::size_t count, std::int16_t* integers) {
+    float largest = 0;
+    for (std::size_t i = 0; i < count; ++i) largest = std::max(largest, std::abs(values[i]));
+    const int exponent = shared_exponent(largest);
+    const float factor = power_of_two(exponent);
+    for (std::size_t i = 0; i < count; ++i)
+        integers[i] = static_cast<std::int16_t>(static_cast<std::int32_t>(round_even(values[i] * factor)));
+    return exponent;
+}
+
+bool round_steps(const std::int32_t* values, std::size_t count, float unit, float step, float most,
+                 std::int16_t* q) {
     const float inverse = 1 / step;
     int unfit = 0;
     for (std::size_t i = 0; i < count; ++i) {
-        const float x = values[i] * inverse;
-        const bool fits = std::abs(x * step) <= most;
+        const float x = static_cast<float>(values[i]) * unit;
+        const bool fits = std::abs(x) <= most;
         unfit |= fits ? 0 : 1;
-        q[i] = static_cast<std::int16_t>(static_cast<std::int32_t>(round_even(fits ? x : 0.0f)));
+        q[i] = static_cast<std::int16_t>(static_cast<std::int32_t>(round_even(fits ? x * inverse : 0.0f)));
     }
     return unfit == 0;
 }

@@ -76,17 +76,4 @@ void project_sparse(const Projection& p) {
     }
 }
 
-void analyse(const float* residual, std::size_t inputs, const float* matrix, std::size_t row_stride,
-             std::size_t outputs, std::size_t tokens, float* coefficients) {
-    for (std::size_t t = 0; t < tokens; ++t) {
-        float* out = coefficients + t * outputs;
-        std::fill_n(out, outputs, 0.0f);
-        for (std::size_t i = 0; i < inputs; ++i) {
-            const float r = residual[t * inputs + i];
-            const float* row = matrix + i * row_stride;
-            for (std::size_t j = 0; j < outputs; ++j) out[j] += r * row[j];
-        }
-    }
-}
-
 }  // namespace kvcast::kernels::scalar

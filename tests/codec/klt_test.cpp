@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 
 #include "codec/entropy/block_writer.h"
 #include "codec/format/byte_writer.h"
 #include "codec/format/chain.h"
+#include "codec/klt/klt_analysis.h"
 #include "codec/klt/klt_chunk.h"
 #include "codec/klt/reconstruction.h"
 #include "tests/codec/synthetic.h"
@@ -557,6 +559,66 @@ TEST(Projection, SumsAtTheBoundsDoNotOverflow) {
         ops.project_sparse({features.data(), 2, 2, matrix.data(), nullptr, &shift, 1, 1, &sparse, 1});
         EXPECT_EQ(sparse, sums);
     }
+}
+
+// ---- analysis ----
+
+std::shared_ptr<const Calibration> with_transforms(CalibrationData data,
+                                                   const std::function<void(ShiftedMatrix&)>& change) {
+    for (CalibrationUnit& unit : data.units) change(unit.transform);
+    const auto made = Calibration::read(calibration_bytes(data));
+    EXPECT_TRUE(made.ok()) << made.status().message();
+    return made.value();
+}
+
+TEST(KltAnalysis, UndoesTheTransformWithinTheLimitsOfMatrices) {
+    const kernels::Ops& ops = kernels::scalar_ops();
+    const auto calibration = Calibration::read(find_case("klt2-tokens-t64").calibration).value();
+    const auto analysis = KltAnalysis::make(calibration);
+    ASSERT_TRUE(analysis.ok()) << analysis.status().message();
+    for (std::size_t u = 0; u < calibration->data().units.size(); ++u) {
+        const ShiftedMatrix& transform = calibration->data().units[u].transform;
+        const ShiftedMatrix& inverse = analysis.value()->matrix(u);
+        const std::size_t n = transform.inputs;
+        ASSERT_EQ(inverse.entries.size(), n * n);
+        for (std::size_t o = 0; o < n; ++o) {
+            std::uint32_t norm = 0;
+            for (std::size_t i = 0; i < n; ++i)
+                norm += static_cast<std::uint32_t>(std::abs(int{inverse.entries[o * n + i]}));
+            EXPECT_LE(norm, CalibrationLimits::kRowNorm);
+            EXPECT_GE(inverse.shifts[o], CalibrationLimits::kShiftMin);
+            EXPECT_LE(inverse.shifts[o], CalibrationLimits::kShiftMax);
+        }
+        // 250 of each coefficient come back, from states that are rounded to integers.
+        for (std::size_t j = 0; j < n; ++j) {
+            std::vector<std::int16_t> states(n);
+            double largest = 0;
+            for (std::size_t o = 0; o < n; ++o) {
+                const double state = std::ldexp(250.0 * transform.entries[o * n + j], -transform.shifts[o]);
+                states[o] = static_cast<std::int16_t>(std::lround(state));
+                largest = std::max(largest, std::abs(state));
+            }
+            ASSERT_LT(largest, 32000);
+            std::vector<std::int32_t> sums(n, 99);
+            analysis.value()->multiply(ops, u, states.data(), 1, n, sums.data());
+            for (std::size_t k = 0; k < n; ++k) {
+                const float coefficient = static_cast<float>(sums[k]) * analysis.value()->fraction(u);
+                EXPECT_NEAR(coefficient, k == j ? 250 : 0, 1) << "unit " << u << ", " << j << " to " << k;
+            }
+        }
+    }
+}
+
+TEST(KltAnalysis, TransformsWithoutAnInverseAreRefused) {
+    const CalibrationData data = Calibration::read(find_case("klt2-tokens-t64").calibration).value()->data();
+    const auto same_rows = with_transforms(data, [](ShiftedMatrix& m) {
+        std::copy_n(m.entries.begin(), m.inputs, m.entries.begin() + static_cast<std::ptrdiff_t>(m.inputs));
+        m.shifts[1] = m.shifts[0];
+    });
+    EXPECT_EQ(KltAnalysis::make(same_rows).status().code(), ErrorCode::kBadArgument);
+    const auto nothing =
+        with_transforms(data, [](ShiftedMatrix& m) { std::fill_n(m.entries.begin(), m.inputs, 0); });
+    EXPECT_EQ(KltAnalysis::make(nothing).status().code(), ErrorCode::kBadArgument);
 }
 
 TEST(Projection, SparseAndDenseAgreeInOddShapes) {

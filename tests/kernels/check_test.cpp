@@ -1107,6 +1107,12 @@ TEST_P(Backend, TakesResidualsAndStepsLikeScalar) {
             for (auto& p : predicted) p = static_cast<std::int32_t>(random() % 60000) - 30000;
             Guarded<float> values(drawn);
             Guarded<std::int32_t> sums(predicted);
+            std::vector<std::int32_t> products;
+            for (const std::int32_t p : predicted) products.push_back(p * 31);
+            if (count != 0 && special == 1) products[count / 2] = std::numeric_limits<std::int32_t>::max();
+            if (count != 0 && special == 2) products[count - 1] = std::numeric_limits<std::int32_t>::min();
+            if (count != 0 && special == 3) products[0] = 960001;
+            Guarded<std::int32_t> integers(products);
             const auto residual = [&](const Ops& ops, bool& fits) {
                 return as_bits(written<float>(count, 7.0f, [&](float* out) {
                     fits = ops.residual(values.data(), sums.data(), count, 1.7f, 32000.0f, out);
@@ -1114,7 +1120,7 @@ TEST_P(Backend, TakesResidualsAndStepsLikeScalar) {
             };
             const auto steps = [&](const Ops& ops, bool& fits) {
                 return written<std::int16_t>(count, 99, [&](std::int16_t* q) {
-                    fits = ops.round_steps(values.data(), count, 37.0f, 30000.0f, q);
+                    fits = ops.round_steps(integers.data(), count, 0.03125f, 37.0f, 30000.0f, q);
                 });
             };
             bool fits[4] = {};
@@ -1172,21 +1178,30 @@ TEST_P(Backend, SaturatesLikeScalar) {
     }
 }
 
-TEST_P(Backend, AnalysesLikeScalar) {
-    for (const std::size_t inputs : {1, 31, 64, 192}) {
-        for (const std::size_t outputs : {0, 1, 15, 16, 33, 64, 100, 192}) {
-            for (const std::size_t tokens : {0, 1, 3, 4, 5, 64}) {
-                const std::size_t stride = outputs + inputs % 3;
-                Guarded<float> residual(random_floats(inputs * tokens, 100, inputs + tokens));
-                Guarded<float> matrix(random_floats(stride * inputs, 1, outputs));
-                const auto run = [&](const Ops& ops) {
-                    return as_bits(written<float>(tokens * outputs, 7.0f, [&](float* coefficients) {
-                        ops.analyse(residual.data(), inputs, matrix.data(), stride, outputs, tokens,
-                                    coefficients);
-                    }));
-                };
-                ASSERT_EQ(run(*GetParam()), run(scalar_ops()))
-                    << inputs << " x " << outputs << ", " << tokens;
+TEST_P(Backend, SharesExponentsLikeScalar) {
+    for (const std::size_t count : kCounts) {
+        for (const float range : {0.0f, 1e-3f, 0.9f, 3.0f, 500.0f, 32000.0f, 2.2e9f}) {
+            auto drawn = random_floats(count, 1, count);
+            for (float& v : drawn) v *= range;
+            Guarded<float> values(drawn);
+            int exponents[2] = {};
+            const auto run = [&](const Ops& ops, int& exponent) {
+                return written<std::int16_t>(count, 99, [&](std::int16_t* integers) {
+                    exponent = ops.share_exponent(values.data(), count, integers);
+                });
+            };
+            const auto integers = run(*GetParam(), exponents[0]);
+            ASSERT_EQ(integers, run(scalar_ops(), exponents[1])) << count << ", " << range;
+            ASSERT_EQ(exponents[0], exponents[1]);
+            int most = 0;
+            for (std::size_t i = 0; i < count; ++i) {
+                most = std::max(most, std::abs(int{integers[i]}));
+                ASSERT_LE(std::abs(integers[i] * power_of_two(-exponents[0]) - drawn[i]),
+                          0.5f * power_of_two(-exponents[0]));
+            }
+            ASSERT_LE(most, 1 << 14);
+            if (exponents[0] < 13) {
+                ASSERT_GE(most, 1 << 13);
             }
         }
     }
@@ -1198,7 +1213,7 @@ TEST_P(Backend, IsComplete) {
                 o.choose_exponents && o.value_costs && o.load_head && o.load_rows && o.load_elements &&
                 o.turns && o.moments && o.rounded_sum && o.quantise && o.reconstruct && o.residual &&
                 o.round_steps && o.strips_to_rows && o.rows_to_strips && o.saturate && o.project &&
-                o.project_sparse && o.analyse && o.store_head && o.store_states && o.store_exact);
+                o.project_sparse && o.share_exponent && o.store_head && o.store_states && o.store_exact);
 }
 
 std::vector<const Ops*> backends() {

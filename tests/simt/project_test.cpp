@@ -32,7 +32,7 @@ class Unit {
         bias_ = std::make_unique<Guarded<std::int32_t>>(p.width);
         for (auto& b : *bias_) b = static_cast<std::int32_t>(random_() % 60000) - 30000;
         task.bias = bias_->data();
-        task.width = p.width;
+        task.width = task.outputs = p.width;
         task.tokens = p.tokens;
         task.stride = p.width + static_cast<std::uint32_t>(seed % 3);
         sums_.resize(std::size_t{p.tokens} * p.width);

@@ -5,7 +5,8 @@
 #include <cstdlib>
 
 #include "codec/entropy/model.h"
-#include "codec/klt/klt_encoder.h"
+#include "codec/klt/gain.h"
+#include "codec/klt/klt_analysis.h"
 #include "codec/klt/reconstruction.h"
 #include "kernels/klt_choice.h"
 #include "tools/common/file.h"
@@ -132,21 +133,26 @@ class LevelFitter {
             1 / (static_cast<float>(scale.mantissa) * kernels::power_of_two(scale.exponent));
         sums_.resize(tokens * width);
         states_.predict(ops(), layer, plane, part, {0, tokens}, sums_.data());
-        std::vector<float> residual(tokens * width), coefficients(tokens * width);
+        std::vector<float> residual(width);
+        std::vector<std::int16_t> integers(tokens * width);
+        std::vector<float> units(tokens);
         const std::size_t plane_index = layer * analysis_.calibration().data().layout.planes.size() + plane;
         for (std::size_t t = 0; t < tokens; ++t) {
             const float* x = store_.row(plane_index, sample_.rows[t]) + part * width;
-            for (std::size_t c = 0; c < width; ++c) {
-                residual[t * width + c] = x[c] * inverse_unit - static_cast<float>(sums_[t * width + c]);
-            }
+            for (std::size_t c = 0; c < width; ++c)
+                residual[c] = x[c] * inverse_unit - static_cast<float>(sums_[t * width + c]);
+            const int exponent = ops().share_exponent(residual.data(), width, integers.data() + t * width);
+            units[t] = kernels::power_of_two(-exponent);
         }
-        ops().analyse(residual.data(), width, analysis_.matrix(set_.index(layer, plane, part)), width, width,
-                      tokens, coefficients.data());
+        const std::size_t index = set_.index(layer, plane, part);
+        std::vector<std::int32_t> coefficients(tokens * width);
+        analysis_.multiply(ops(), index, integers.data(), tokens, width, coefficients.data());
         unit.q.resize(tokens * width);
         unit.gains.assign(tokens, 0);
-        const float inverse_step = 1 / static_cast<float>(multiplier_);
+        const float inverse_step = analysis_.fraction(index) / static_cast<float>(multiplier_);
         for (std::size_t i = 0; i < unit.q.size(); ++i) {
-            const float q = std::nearbyint(coefficients[i] * inverse_step);
+            const float steps = static_cast<float>(coefficients[i]) * units[i / width] * inverse_step;
+            const float q = std::nearbyint(steps);
             unit.q[i] = static_cast<std::int16_t>(std::clamp(q, -30000.0f, 30000.0f));
         }
     }

@@ -14,7 +14,8 @@
 #include "bench/rate_distortion/point.h"
 #include "codec/chunk_plan.h"
 #include "codec/klt/gain.h"
-#include "codec/klt/klt_encoder.h"
+#include "codec/klt/klt_analysis.h"
+#include "codec/klt/klt_chunk.h"
 #include "codec/lossless/exact_head.h"
 #include "kernels/klt_choice.h"
 #include "tools/common/calibration_file.h"
@@ -189,20 +190,23 @@ class FloatChunk {
 
     const Unit& quantise(std::size_t layer, std::size_t plane, std::size_t part, const Rows& residual) {
         const CalibrationUnit& from = set_.unit(layer, plane, part);
-        const std::size_t width = from.transform.inputs, active = coded_coefficients(from, level_);
-        Rows coefficients(residual.rows(), active);
-        ops_.analyse(residual.data(), width, analysis_.matrix(set_.index(layer, plane, part)), width, active,
-                     header_.tokens, coefficients.data());
+        const std::size_t active = coded_coefficients(from, level_), index = set_.index(layer, plane, part);
+        const float inverse_step =
+            analysis_.fraction(index) / static_cast<float>(data_.levels[level_].multiplier);
+        const Rows steps =
+            residual * matrix_of(analysis_.matrix(index)).topRows(active).transpose() * inverse_step;
         const std::vector<ClassRun> runs = class_runs(from.classes_of(level_).first(active));
         Unit& unit = units_.emplace_back();
         unit.q.setZero(residual.rows(), residual.cols());
         unit.gains.resize(header_.tokens);
+        const float most = kernels::kKltCoefficientMost / static_cast<float>(data_.levels[level_].multiplier);
         for (const std::uint32_t t : chosen_) {
             const std::span<std::int16_t> q(unit.q.row(t).data(), active);
-            const bool fits = ops_.round_steps(coefficients.row(t).data(), active,
-                                               static_cast<float>(data_.levels[level_].multiplier),
-                                               kernels::kKltCoefficientMost, q.data());
-            if (!fits) unfit_[t] = 1;
+            for (std::size_t i = 0; i < active; ++i) {
+                const bool fits = std::abs(steps(t, i)) <= most;
+                if (!fits) unfit_[t] = 1;
+                q[i] = static_cast<std::int16_t>(std::nearbyint(fits ? steps(t, i) : 0.0f));
+            }
             unit.gains[t] = static_cast<std::int16_t>(cheapest_klt_gain(ops_, q, runs));
         }
         TokenStrips strips;
