@@ -357,10 +357,11 @@ struct Ops {
     // the center plus the table; the lowest of several that cost the same.
     void (*choose_exponents)(const ElementRows& rows, const ExponentCosts& costs, std::uint32_t* chosen);
 
-    // sums[i] = sum of costs[v * kValueCostStride + i] over `count` values v: kValueCosts sums, which fit 32
-    // bits. False where a magnitude is greater than kValueCostMost: the sums are of no use then.
-    bool (*value_costs)(const std::int16_t* values, std::size_t count, const std::uint32_t* costs,
-                        std::uint32_t* sums);
+    // sums[i] += costs[v * kValueCostStride + place + i] for each of `count` values v and its place:
+    // kValueCosts sums, which fit 32 bits. Those of 0 are all 0. Values of a magnitude greater than
+    // kValueCostMost are left out: whether there are none.
+    bool (*value_costs)(const std::int16_t* values, const std::uint16_t* places, std::size_t count,
+                        const std::int32_t* costs, std::int32_t* sums);
 
     // Rows to a tile of floats, un-rotated. One multiply-add per output in binary32, products first, not
     // fused. Returns the largest magnitude: +infinity where any value is infinite or NaN.

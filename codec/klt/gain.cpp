@@ -16,62 +16,47 @@ using kernels::klt_class;
 constexpr int kGainMost = kernels::kKltGainMost;
 constexpr std::size_t kGains = kernels::kKltGainsTried;
 
-// What coefficients cost with each class. Classes are limited to 0..31: a row repeats its ends, so that the
-// costs with each gain stand one after another whatever the class at gain 0 is.
+// What coefficients cost in each class beyond what a zero does, and what a zero costs. Classes are limited to
+// 0..31: a row repeats its ends, so that the costs with each gain stand one after another whatever the class
+// at gain 0 is.
 class CostTable {
   public:
-    static constexpr int kMost = kernels::kValueCostMost;
-
-    CostTable() : costs_((2 * kMost + 1) * kernels::kValueCostStride) {
-        for (int q = -kMost; q <= kMost; ++q) {
-            for (int base = kFirst; base <= kLast; ++base) {
-                for (int gain = -kGainMost; gain <= kGainMost; ++gain) {
-                    const unsigned c =
-                        klt_class(static_cast<std::int8_t>(base), static_cast<std::int16_t>(gain));
-                    costs_[at(q, base) + static_cast<std::size_t>(gain + kGainMost)] =
-                        static_cast<std::uint32_t>(klt_cost(c, q));
-                }
-            }
+    CostTable() : costs_((2 * kMost + 1) * kernels::kValueCostStride), zeros_(kernels::kValueCostStride) {
+        for (int base = kFirst - kGainMost; base <= kLast + kGainMost; ++base) {
+            const auto place = static_cast<std::size_t>(base - kFirst + kGainMost);
+            const unsigned c = klt_class(static_cast<std::int8_t>(base), 0);
+            const auto zero = static_cast<std::int32_t>(klt_cost(c, 0));
+            zeros_[place] = zero;
+            for (int q = -kMost; q <= kMost; ++q)
+                costs_[row(q) + place] = static_cast<std::int32_t>(klt_cost(c, q)) - zero;
         }
     }
 
-    // Of zero, with each gain; those of other coefficients are as many strides away.
-    const std::uint32_t* of(int base) const { return &costs_[at(0, std::clamp(base, kFirst, kLast))]; }
+    // Where a class at gain 0 has its costs with the lowest gain.
+    static std::uint16_t place(std::int8_t base) {
+        return static_cast<std::uint16_t>(std::clamp(int{base}, kFirst, kLast) - kFirst);
+    }
+
+    // As Ops::value_costs reads them.
+    const std::int32_t* beyond_zero() const { return &costs_[row(0)]; }
+    const std::int32_t* zero() const { return zeros_.data(); }
 
   private:
+    static constexpr int kMost = kernels::kValueCostMost;
     static constexpr int kFirst = -kGainMost, kLast = static_cast<int>(kernels::kClasses) - 1 + kGainMost;
     static_assert(kLast - kFirst + static_cast<int>(kernels::kValueCosts) <= kernels::kValueCostStride);
 
-    static std::size_t at(int q, int base) {
-        return static_cast<std::size_t>((q + kMost) * kernels::kValueCostStride + base - kFirst);
+    static std::size_t row(int q) {
+        return static_cast<std::size_t>((q + kMost) * kernels::kValueCostStride);
     }
 
-    AlignedVector<std::uint32_t> costs_;
+    AlignedVector<std::int32_t> costs_;
+    AlignedVector<std::int32_t> zeros_;
 };
 
 const CostTable& cost_table() {
     static const CostTable table;
     return table;
-}
-
-using GainCosts = std::array<std::uint64_t, kGains>;
-
-// Adds what coefficients of one class at gain 0 cost with each gain.
-void add_run(const kernels::Ops& ops, std::span<const std::int16_t> q, std::int8_t base, GainCosts& costs) {
-    constexpr std::size_t kAtOnce = 8192;  // whose costs are below 2^18 each
-    if (q.size() > kAtOnce) {
-        add_run(ops, q.first(kAtOnce), base, costs);
-        return add_run(ops, q.subspan(kAtOnce), base, costs);
-    }
-    std::uint32_t sums[kernels::kValueCosts];
-    if (ops.value_costs(q.data(), q.size(), cost_table().of(base), sums)) {
-        for (std::size_t i = 0; i < kGains; ++i) costs[i] += sums[i];
-        return;
-    }
-    for (std::size_t i = 0; i < kGains; ++i) {
-        const unsigned c = klt_class(base, static_cast<std::int16_t>(static_cast<int>(i) - kGainMost));
-        for (const std::int16_t v : q) costs[i] += klt_cost(c, v);
-    }
 }
 
 }  // namespace
@@ -93,16 +78,40 @@ std::vector<ClassRun> class_runs(std::span<const std::int8_t> classes) {
     return runs;
 }
 
-int cheapest_klt_gain(const kernels::Ops& ops, std::span<const std::int16_t> q,
-                      std::span<const ClassRun> runs) {
-    GainCosts costs = {};
-    for (const ClassRun& run : runs) add_run(ops, q.subspan(run.begin, run.end - run.begin), run.base, costs);
+GainChooser::GainChooser(std::span<const std::int8_t> classes) : classes_(classes) {
+    const CostTable& table = cost_table();
+    for (const std::int8_t base : classes) {
+        places_.push_back(CostTable::place(base));
+        for (std::size_t i = 0; i < kGains; ++i) zeros_[i] += table.zero()[places_.back() + i];
+    }
+}
+
+// Coefficients beyond the table: those of fine levels that spread most.
+void GainChooser::add_far(std::span<const std::int16_t> q, Costs& costs) const {
+    constexpr int most = kernels::kValueCostMost;
+    for (std::size_t j = 0; j < q.size(); ++j) {
+        if (q[j] >= -most && q[j] <= most) continue;
+        for (int gain = -kGainMost; gain <= kGainMost; ++gain) {
+            const unsigned c = klt_class(classes_[j], static_cast<std::int16_t>(gain));
+            costs[static_cast<std::size_t>(gain + kGainMost)] +=
+                static_cast<std::int64_t>(klt_cost(c, q[j])) - static_cast<std::int64_t>(klt_cost(c, 0));
+        }
+    }
+}
+
+std::int16_t GainChooser::cheapest(const kernels::Ops& ops, std::span<const std::int16_t> q) const {
+    std::int32_t sums[kernels::kValueCosts];
+    std::copy(zeros_.begin(), zeros_.end(), sums);
+    const bool all = ops.value_costs(q.data(), places_.data(), q.size(), cost_table().beyond_zero(), sums);
+    Costs costs;
+    std::copy_n(sums, kGains, costs.begin());
+    if (!all) add_far(q, costs);
     int best = kGainMost;
-    for (int i = 1; i < static_cast<int>(kGains); ++i) {
-        const int at = kernels::klt_gain_tried(i) + kGainMost;
+    for (int n = 1; n < static_cast<int>(kGains); ++n) {
+        const int at = kernels::klt_gain_tried(n) + kGainMost;
         if (costs[at] < costs[best]) best = at;
     }
-    return best - kGainMost;
+    return static_cast<std::int16_t>(best - kGainMost);
 }
 
 void level_gains(const TokenStrips& strips, std::span<std::int16_t> gains) {

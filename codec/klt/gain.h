@@ -2,11 +2,13 @@
 // strip makes of it.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
 #include <vector>
 
 #include "codec/klt/klt_chunk.h"
+#include "kernels/klt_choice.h"
 #include "kernels/ops.h"
 
 namespace kvcast {
@@ -25,9 +27,24 @@ struct ClassRun {
 // `classes` [coefficient] as runs, in order.
 std::vector<ClassRun> class_runs(std::span<const std::int8_t> classes);
 
-// The gain with which a token's coefficients of a unit cost least.
-int cheapest_klt_gain(const kernels::Ops& ops, std::span<const std::int16_t> q,
-                      std::span<const ClassRun> runs);
+// The gains that suit tokens of a unit.
+class GainChooser {
+  public:
+    // Classes [coefficient] at gain 0, of the coefficients that may be coded.
+    explicit GainChooser(std::span<const std::int8_t> classes);
+
+    // The gain with which a token's coefficients, as many as there are classes, cost least.
+    std::int16_t cheapest(const kernels::Ops& ops, std::span<const std::int16_t> q) const;
+
+  private:
+    using Costs = std::array<std::int64_t, kernels::kKltGainsTried>;  // with each gain, the lowest one first
+
+    void add_far(std::span<const std::int16_t> q, Costs& costs) const;
+
+    std::span<const std::int8_t> classes_;
+    std::vector<std::uint16_t> places_;  // [coefficient]: of its class in a table of costs
+    std::array<std::int32_t, kernels::kValueCosts> zeros_ = {};  // as Ops::value_costs: of nothing but zeros
+};
 
 // Gives all tokens of a strip the gain of the one in its middle: the strip's classes are then those of each
 // of its tokens, neither too wide for most nor too narrow. `gains` [token].

@@ -74,7 +74,7 @@ void KltEncoder::quantise_unit(const Job& job, std::size_t layer, std::size_t pl
     s.coefficients.resize(std::max(s.coefficients.size(), slice.count * active));
     job.analysis.multiply(ops_, index, s.integers.data(), slice.count, active, s.coefficients.data());
     const auto step = static_cast<float>(job.data.levels[level].multiplier);
-    const std::vector<ClassRun> runs = class_runs(unit.classes_of(level).first(active));
+    const GainChooser gains(unit.classes_of(level).first(active));
     Unit& out = units_[job.unit(layer, plane, part)];
     for (std::size_t t = 0; t < slice.count; ++t) {
         const std::span<std::int16_t> row(out.q.data() + (slice.first + t) * width, active);
@@ -82,7 +82,7 @@ void KltEncoder::quantise_unit(const Job& job, std::size_t layer, std::size_t pl
         const bool fits = ops_.round_steps(s.coefficients.data() + t * active, active, one, step,
                                            kernels::kKltCoefficientMost, row.data());
         if (!fits) unfit_[slice.first + t] = 1;
-        out.gains[slice.first + t] = static_cast<std::int16_t>(cheapest_klt_gain(ops_, row, runs));
+        out.gains[slice.first + t] = gains.cheapest(ops_, row);
     }
 }
 

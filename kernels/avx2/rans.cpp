@@ -864,18 +864,23 @@ void encode_floats(std::span<RansEncoder* const> encoders, std::span<const Encod
     for (std::size_t i = 0; i < strips.size(); ++i) encode(*encoders[i % encoders.size()], strips[i], count);
 }
 
-KVCAST_AVX2 bool value_costs(const std::int16_t* values, std::size_t count, const std::uint32_t* costs,
-                             std::uint32_t* sums) {
-    __m256i low = _mm256_setzero_si256(), high = low;
+KVCAST_AVX2 bool value_costs(const std::int16_t* values, const std::uint16_t* places, std::size_t count,
+                             const std::int32_t* costs, std::int32_t* sums) {
+    __m256i low = load256(sums), high = load256(sums + 8);
+    bool all = true;
     for (std::size_t i = 0; i < count; ++i) {
-        if (values[i] < -kValueCostMost || values[i] > kValueCostMost) return false;
-        const std::uint32_t* row = costs + values[i] * kValueCostStride;
+        if (values[i] == 0) continue;
+        if (values[i] < -kValueCostMost || values[i] > kValueCostMost) {
+            all = false;
+            continue;
+        }
+        const std::int32_t* row = costs + values[i] * kValueCostStride + places[i];
         low = _mm256_add_epi32(low, load256(row));
         high = _mm256_add_epi32(high, load256(row + 8));
     }
     store256(sums, low);
     store256(sums + 8, high);
-    return true;
+    return all;
 }
 
 namespace {

@@ -866,24 +866,23 @@ void encode_floats(std::span<RansEncoder* const> encoders, std::span<const Encod
     }
 }
 
-// Zeros, which are many, are counted; the others' rows are added one by one.
-KVCAST_AVX512 bool value_costs(const std::int16_t* values, std::size_t count, const std::uint32_t* costs,
-                               std::uint32_t* sums) {
-    __m512i sum = _mm512_setzero_si512();
+KVCAST_AVX512 bool value_costs(const std::int16_t* values, const std::uint16_t* places, std::size_t count,
+                               const std::int32_t* costs, std::int32_t* sums) {
+    __m512i sum = _mm512_loadu_si512(sums);
+    std::uint32_t unknown = 0;
     for (std::size_t i = 0; i < count; i += kLanes) {
-        const std::uint32_t lanes = first_lanes(count - i);
-        const __m512i v = _mm512_maskz_loadu_epi16(lanes, values + i);
-        if (_mm512_cmpgt_epu16_mask(_mm512_abs_epi16(v), _mm512_set1_epi16(kValueCostMost)) != 0)
-            return false;
-        std::uint32_t others = _mm512_test_epi16_mask(v, v);
-        const __m512i zeros = _mm512_set1_epi32(std::popcount(lanes & ~others));
-        sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(_mm512_loadu_si512(costs), zeros));
-        for (; others != 0; others &= others - 1)
-            sum = _mm512_add_epi32(
-                sum, _mm512_loadu_si512(costs + values[i + std::countr_zero(others)] * kValueCostStride));
+        const __m512i v = _mm512_maskz_loadu_epi16(first_lanes(count - i), values + i);
+        const std::uint32_t far =
+            _mm512_cmpgt_epu16_mask(_mm512_abs_epi16(v), _mm512_set1_epi16(kValueCostMost));
+        unknown |= far;
+        for (std::uint32_t left = _mm512_test_epi16_mask(v, v) & ~far; left != 0; left &= left - 1) {
+            const std::size_t at = i + std::countr_zero(left);
+            sum =
+                _mm512_add_epi32(sum, _mm512_loadu_si512(costs + values[at] * kValueCostStride + places[at]));
+        }
     }
     _mm512_storeu_si512(sums, sum);
-    return true;
+    return unknown == 0;
 }
 
 namespace {

@@ -15,8 +15,8 @@ void encode_floats(std::span<RansEncoder* const> encoders, std::span<const Encod
 void choose_exponents(const ElementRows& rows, const ExponentCosts& costs, std::uint32_t* chosen);
 float load_head(const HeadLoad& head);
 void load_rows(const RowLoad& rows);
-bool value_costs(const std::int16_t* values, std::size_t count, const std::uint32_t* costs,
-                 std::uint32_t* sums);
+bool value_costs(const std::int16_t* values, const std::uint16_t* places, std::size_t count,
+                 const std::int32_t* costs, std::int32_t* sums);
 void load_elements(const void* rows, std::size_t row_bytes, Dtype dtype, std::size_t tokens,
                    std::size_t channels, void* tile, std::size_t tile_stride);
 void turns(std::uint64_t first, std::uint64_t step, std::size_t count, std::int16_t* cos, std::int16_t* sin);

@@ -234,15 +234,16 @@ void encode_floats(std::span<RansEncoder* const> encoders, std::span<const Encod
         encode_float_strip(*encoders[i % encoders.size()], strips[i], dtype, count);
 }
 
-bool value_costs(const std::int16_t* values, std::size_t count, const std::uint32_t* costs,
-                 std::uint32_t* sums) {
-    std::fill_n(sums, kValueCosts, 0u);
+bool value_costs(const std::int16_t* values, const std::uint16_t* places, std::size_t count,
+                 const std::int32_t* costs, std::int32_t* sums) {
+    bool all = true;
     for (std::size_t i = 0; i < count; ++i) {
-        if (values[i] < -kValueCostMost || values[i] > kValueCostMost) return false;
-        const std::uint32_t* row = costs + values[i] * kValueCostStride;
+        const bool known = values[i] >= -kValueCostMost && values[i] <= kValueCostMost;
+        all = all && known;
+        const std::int32_t* row = costs + (known ? values[i] : 0) * kValueCostStride + places[i];
         for (std::size_t c = 0; c < kValueCosts; ++c) sums[c] += row[c];
     }
-    return true;
+    return all;
 }
 
 namespace {

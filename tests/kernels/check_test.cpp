@@ -697,28 +697,37 @@ TEST(ScalarExponents, AreTheCheapestOfThreeCenters) {
 }
 
 TEST_P(Backend, AddsCostsOfValuesLikeScalar) {
+    constexpr std::uint32_t kPlaces = kValueCostStride - kValueCosts;
     std::mt19937_64 random(3);
-    std::vector<std::uint32_t> costs((2 * kValueCostMost + 1) * kValueCostStride);
-    for (auto& cost : costs) cost = static_cast<std::uint32_t>(random() % 300000);
-    const std::uint32_t* const zero = &costs[kValueCostMost * kValueCostStride];
+    std::vector<std::int32_t> table((2 * kValueCostMost + 1) * kValueCostStride);
+    for (auto& cost : table) cost = static_cast<std::int32_t>(random() % 600000) - 300000;
+    std::fill_n(table.begin() + kValueCostMost * kValueCostStride, kValueCostStride, 0);
+    Guarded<std::int32_t> costs(table);
+    const std::int32_t* const zero = costs.data() + kValueCostMost * kValueCostStride;
     for (const std::size_t count : {0, 1, 2, 7, 31, 32, 33, 70}) {
         std::vector<std::int16_t> values(count);
-        for (auto& v : values)
-            v = static_cast<std::int16_t>(static_cast<int>(random() % (2 * kValueCostMost + 1)) -
-                                          kValueCostMost);
+        std::vector<std::uint16_t> drawn(count);
+        for (std::size_t i = 0; i < count; ++i) {
+            const int v = static_cast<int>(random() % (2 * kValueCostMost + 1)) - kValueCostMost;
+            values[i] = static_cast<std::int16_t>(random() % 3 == 0 ? 0 : v);
+            drawn[i] = static_cast<std::uint16_t>(random() % (kPlaces + 1));
+        }
         Guarded<std::int16_t> from(values);
-        const auto run = [&](const Ops& ops) {
-            return written<std::uint32_t>(kValueCosts, 9, [&](std::uint32_t* sums) {
-                EXPECT_TRUE(ops.value_costs(from.data(), count, zero, sums));
+        Guarded<std::uint16_t> places(drawn);
+        bool all[2] = {};
+        const auto run = [&](const Ops& ops, bool& whole) {
+            return written<std::int32_t>(kValueCosts, 9, [&](std::int32_t* sums) {
+                for (std::size_t i = 0; i < kValueCosts; ++i) sums[i] = static_cast<std::int32_t>(i);
+                whole = ops.value_costs(from.data(), places.data(), count, zero, sums);
             });
         };
-        ASSERT_EQ(run(*GetParam()), run(scalar_ops())) << count;
+        ASSERT_EQ(run(*GetParam(), all[0]), run(scalar_ops(), all[1])) << count;
+        ASSERT_TRUE(all[0] && all[1]);
         for (const int too_large : {-kValueCostMost - 1, kValueCostMost + 1, -32768, 32767}) {
             if (count == 0) break;
-            values[random() % count] = static_cast<std::int16_t>(too_large);
-            std::uint32_t sums[kValueCosts];
-            for (const Ops* ops : {GetParam(), &scalar_ops()})
-                ASSERT_FALSE(ops->value_costs(values.data(), count, zero, sums)) << too_large;
+            from.data()[random() % count] = static_cast<std::int16_t>(too_large);
+            ASSERT_EQ(run(*GetParam(), all[0]), run(scalar_ops(), all[1])) << count << ", " << too_large;
+            ASSERT_FALSE(all[0] || all[1]) << too_large;
         }
     }
 }

@@ -76,9 +76,9 @@ std::int8_t best_class(const UnitCoefficients& unit, std::size_t coefficient) {
 }
 
 void choose_gains(UnitCoefficients& unit, std::span<const std::int8_t> classes) {
-    const std::vector<ClassRun> runs = class_runs(classes);
+    const GainChooser gains(classes);
     for (std::size_t t = 0; t < unit.gains.size(); ++t)
-        unit.gains[t] = static_cast<std::int16_t>(cheapest_klt_gain(kernels::best_ops(), unit.row(t), runs));
+        unit.gains[t] = gains.cheapest(kernels::best_ops(), unit.row(t));
 }
 
 class LevelFitter {

@@ -195,7 +195,7 @@ class FloatChunk {
             analysis_.fraction(index) / static_cast<float>(data_.levels[level_].multiplier);
         const Rows steps =
             residual * matrix_of(analysis_.matrix(index)).topRows(active).transpose() * inverse_step;
-        const std::vector<ClassRun> runs = class_runs(from.classes_of(level_).first(active));
+        const GainChooser gains(from.classes_of(level_).first(active));
         Unit& unit = units_.emplace_back();
         unit.q.setZero(residual.rows(), residual.cols());
         unit.gains.resize(header_.tokens);
@@ -207,11 +207,12 @@ class FloatChunk {
                 if (!fits) unfit_[t] = 1;
                 q[i] = static_cast<std::int16_t>(std::nearbyint(fits ? steps(t, i) : 0.0f));
             }
-            unit.gains[t] = static_cast<std::int16_t>(cheapest_klt_gain(ops_, q, runs));
+            unit.gains[t] = gains.cheapest(ops_, q);
         }
         TokenStrips strips;
         strips.make(header_, chosen_, gains_of(unit, chosen_));
         level_gains(strips, unit.gains);
+        const std::vector<ClassRun> runs = class_runs(from.classes_of(level_).first(active));
         for (const std::uint32_t t : chosen_) drop_uncoded(runs, unit.gains[t], unit.q.row(t).data());
         return unit;
     }
