@@ -60,6 +60,8 @@ void BlockWriter::encode(const Item& item) {
         const auto word = static_cast<std::uint16_t>(item.word);
         encoder_.next -= sizeof(word);
         std::memcpy(encoder_.next, &word, sizeof(word));
+    } else if (item.kind == Kind::kBoundary) {
+        behind_.push_back(static_cast<std::size_t>(scratch_.data() + scratch_.size() - encoder_.next));
     } else if (item.kind == Kind::kFloats) {
         const kernels::EncodeFloatStrip strip = floats_of(item);
         ops_.encode_floats({&target, 1}, {&strip, 1}, item.dtype, item.count);
@@ -110,41 +112,22 @@ void BlockWriter::make_room() {
     begun_ = true;
 }
 
-BlockWriter::Bytes BlockWriter::finish_run(std::span<Bytes> pieces, std::span<BlockCost> ideal) {
-    if (!ideal.empty()) {
-        std::size_t piece = 0;
-        for (const Item& item : items_) {
-            item.kind == Kind::kBoundary ? static_cast<void>(++piece) : add_cost(item, ideal[piece]);
-        }
-    }
-    make_room();
-    std::size_t piece = pieces.size();
-    const std::uint8_t* piece_end = encoder_.next;
-    const auto close = [&](const std::uint8_t* next) {
-        if (piece < pieces.size()) pieces[piece] = {next, piece_end};
-        piece_end = next;
-    };
-    for (auto item = items_.rbegin(); item != items_.rend(); ++item) {
-        if (item->kind == Kind::kBoundary) {
-            close(encoder_.next);
-            --piece;
-        } else {
-            encode(*item);
-        }
-    }
-    const Bytes all = end();
-    close(all.data());
-    return all;
-}
-
 // What was coded, the states in front.
 BlockWriter::Bytes BlockWriter::end() {
     encoder_.next -= kBlockStateBytes;
     std::memcpy(encoder_.next, encoder_.state, kBlockStateBytes);
-    items_.clear();
-    vectors_.clear();
     begun_ = false;
     return {encoder_.next, scratch_.data() + scratch_.size()};
+}
+
+void BlockWriter::tell_apart(Bytes all, std::span<Bytes> pieces) {
+    std::size_t begin = 0;
+    for (std::size_t i = 0; i < pieces.size(); ++i) {
+        const std::size_t end = all.size() - behind_[pieces.size() - 1 - i];
+        pieces[i] = all.subspan(begin, end - begin);
+        begin = end;
+    }
+    behind_.clear();
 }
 
 BlockWriter::Bytes BlockWriter::finish() {
@@ -249,15 +232,20 @@ class BlockWriter::Abreast {
 
 void BlockWriter::code_all(std::span<Block> blocks, FetchAhead& ahead) {
     for (const Block& b : blocks) {
-        if (b.ideal == nullptr) continue;
-        for (const Item& item : b.writer->items_) b.writer->add_cost(item, *b.ideal);
+        BlockCost* cost = b.ideal;
+        if (cost == nullptr) continue;
+        for (const Item& item : b.writer->items_)
+            item.kind == Kind::kBoundary ? static_cast<void>(++cost) : b.writer->add_cost(item, *cost);
     }
     Abreast(blocks, ahead).run();
 }
 
 void BlockWriter::finish_all(std::span<Block> blocks, FetchAhead& ahead) {
     code_all(blocks, ahead);
-    for (Block& b : blocks) b.bytes = b.writer->end();
+    for (Block& b : blocks) {
+        b.bytes = b.writer->end();
+        b.writer->tell_apart(b.bytes, b.pieces);
+    }
 }
 
 }  // namespace kvcast::entropy

@@ -38,25 +38,25 @@ class BlockWriter {
     // `count` elements, stored as their type is.
     void floats(ExponentModel model, kernels::Dtype dtype, std::size_t count, const void* elements);
 
-    // Ends one piece of a run that shares the coder's states (FORMAT.md, section 5.7).
+    // Ends one piece of a run that shares the coder's states (FORMAT.md, section 5.7). Each piece of a run is
+    // ended, the last one too.
     void boundary();
 
     // Ends the block and starts a new one. Bytes that are handed out are the writer's, until it ends another.
     using Bytes = std::span<const std::uint8_t>;
     Bytes finish();
 
-    // Like finish(), but tells the pieces that boundary() ended apart; they lie one after another, and the
-    // first begins with the states. `pieces` has one entry per boundary; `ideal`, where given, too: what
-    // they should have cost is added to it, which takes longer than the encoding.
-    Bytes finish_run(std::span<Bytes> pieces, std::span<BlockCost> ideal = {});
-
     // finish() for up to kMostAbreast writers at once, which takes little longer than one of them where their
     // blocks are of like shape. All were made with the same backend.
     static constexpr std::size_t kMostAbreast = 4;
     struct Block {
         BlockWriter* writer = nullptr;
-        BlockCost* ideal = nullptr;  // as of finish_run()
+        // Of each piece, or of the block where it is none: what it should have cost is added, which takes
+        // longer than the encoding.
+        BlockCost* ideal = nullptr;
         Bytes bytes = {};
+        // As many as boundaries: they lie one after another, and the first begins with the states.
+        std::span<Bytes> pieces = {};
     };
     static void finish_all(std::span<Block> blocks, FetchAhead& ahead);
 
@@ -80,6 +80,7 @@ class BlockWriter {
     void add_cost(const Item& item, BlockCost& cost) const;
     void make_room();
     Bytes end();
+    void tell_apart(Bytes all, std::span<Bytes> pieces);
     static bool alike(const Item& a, const Item& b);
     static bool is_strip(const Item& item) { return item.kind == Kind::kStrip || item.kind == Kind::kVector; }
     kernels::EncodeStrip strip_of(const Item& item) const;
@@ -95,6 +96,7 @@ class BlockWriter {
     std::vector<std::int16_t> vectors_;
     std::vector<std::uint8_t> scratch_;  // coded to its end
     bool begun_ = false;                 // something of the block is coded
+    std::vector<std::size_t> behind_;    // bytes behind boundaries, the last one's first
 };
 
 }  // namespace kvcast::entropy

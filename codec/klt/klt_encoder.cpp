@@ -233,13 +233,15 @@ Status KltEncoder::encode(const ChunkInput& input, const KltAnalysis& analysis, 
         const std::size_t first = i * run, stop = std::min(layers, first + run);
         for (std::size_t l = first; l < stop; ++l) write_layer(job, l, body, writers_[worker]);
         std::vector<entropy::BlockWriter::Bytes> blocks(stop - first);
-        const entropy::BlockWriter::Bytes all =
-            writers_[worker].finish_run(blocks, costs.empty() ? costs : costs.subspan(first, stop - first));
+        entropy::BlockWriter::Block coded = {
+            .writer = &writers_[worker], .ideal = costs.empty() ? nullptr : &costs[first], .pieces = blocks};
+        FetchAhead nothing;
+        entropy::BlockWriter::finish_all({&coded, 1}, nothing);
         for (std::size_t l = first; l < stop; ++l) {
             header.block_bytes[l] = static_cast<std::uint32_t>(blocks[l - first].size());
             header.layer_crc[l] = crc32(blocks[l - first]);
         }
-        object.add(i, {&all, 1});
+        object.add(i, {&coded.bytes, 1});
     });
     return {};
 }

@@ -223,7 +223,9 @@ class FloatChunk {
             const std::size_t count = std::min(run, layers - first);
             for (std::size_t l = first; l < first + count; ++l) write_layer(l);
             std::vector<entropy::BlockWriter::Bytes> blocks(count);
-            writer_.finish_run(blocks);
+            entropy::BlockWriter::Block coded = {.writer = &writer_, .pieces = blocks};
+            FetchAhead nothing;
+            entropy::BlockWriter::finish_all({&coded, 1}, nothing);
             strips_.clear();
             for (std::size_t i = 0; i < count; ++i)
                 header_.block_bytes[first + i] = static_cast<std::uint32_t>(blocks[i].size());
