@@ -77,6 +77,19 @@ struct alignas(64) EncodeHalves {
     std::uint16_t offset[kBounds + 1][kCells];  // modulo 2^16
 };
 
+// The same in bytes, low and high ones apart. Shifts are multiplications.
+struct alignas(32) EncodeBytes {
+    static constexpr std::size_t kCells = EncodeHalves::kCells;
+    static constexpr std::size_t kBounds = EncodeHalves::kBounds;
+
+    std::uint8_t frequency[2][kSymbols];   // times four
+    std::uint8_t scale[2][kSymbols];       // 2^shift
+    std::uint8_t reciprocal[2][kSymbols];  // as above
+    std::uint8_t first[2][kSymbols];
+    std::uint8_t bound[kBounds][2][kCells];
+    std::uint8_t offset[kBounds + 1][2][kCells];  // [n]: less what [n - 1] has, modulo 2^16
+};
+
 // Encoding table: the slot of rank r of symbol s is slot[start[s] + r].
 struct alignas(64) EncodeTable {
     std::uint32_t frequency[kSymbols];
@@ -84,6 +97,7 @@ struct alignas(64) EncodeTable {
     std::uint16_t start[kSymbols];
     std::uint16_t slot[kProbabilityTotal];
     EncodeHalves halves;
+    EncodeBytes bytes;
 };
 
 // 32 lanes reading one forward stream of little-endian 16-bit words, at any byte alignment. Past the end,

@@ -16,6 +16,7 @@ static_assert(std::size(kFrequencies) == kTables);
 using kernels::AliasTable;
 using kernels::ByteTable;
 using kernels::DecodeTable;
+using kernels::EncodeBytes;
 using kernels::EncodeHalves;
 using kernels::EncodeTable;
 using kernels::HalfTable;
@@ -103,12 +104,14 @@ HalfTable half_table(const AliasTable& alias) {
     return out;
 }
 
+template <std::size_t N>
+void put(std::uint8_t (&bytes)[2][N], std::size_t at, std::uint32_t number) {
+    bytes[0][at] = static_cast<std::uint8_t>(number);
+    bytes[1][at] = static_cast<std::uint8_t>(number >> 8);
+}
+
 ByteTable byte_table(const DecodeTable& t) {
     ByteTable out = {};
-    const auto put = [](std::uint8_t(&bytes)[2][kSymbols], std::size_t at, std::uint32_t number) {
-        bytes[0][at] = static_cast<std::uint8_t>(number);
-        bytes[1][at] = static_cast<std::uint8_t>(number >> 8);
-    };
     for (std::size_t b = 0; b < kSymbols; ++b) {
         put(out.last, b, t.alias.divider[b] - 1);
         out.second[b] = static_cast<std::uint8_t>(kernels::entry_symbol(t.alias.entry[2 * b + 1]));
@@ -186,6 +189,24 @@ EncodeHalves encode_halves(const EncodeTable& encode) {
     return out;
 }
 
+EncodeBytes encode_bytes(const EncodeHalves& h) {
+    EncodeBytes out = {};
+    for (std::size_t s = 0; s < kSymbols; ++s) {
+        put(out.frequency, s, h.frequency[s]);
+        put(out.scale, s, 1u << h.shift[s]);
+        put(out.reciprocal, s, h.reciprocal[s]);
+        put(out.first, s, h.first[s]);
+    }
+    for (std::size_t cell = 0; cell < EncodeBytes::kCells; ++cell) {
+        for (std::size_t n = 0; n < EncodeBytes::kBounds; ++n) put(out.bound[n], cell, h.bound[n][cell]);
+        for (std::size_t n = 0; n <= EncodeBytes::kBounds; ++n) {
+            const std::uint32_t before = n == 0 ? 0u : h.offset[n - 1][cell];
+            put(out.offset[n], cell, h.offset[n][cell] - before);
+        }
+    }
+    return out;
+}
+
 struct AllTables {
     std::array<DecodeTable, kTables> decode;
     std::array<EncodeTable, kTables> encode;
@@ -196,6 +217,7 @@ struct AllTables {
             decode[t].halves = half_table(decode[t].alias);
             decode[t].bytes = byte_table(decode[t]);
             encode[t].halves = encode_halves(encode[t]);
+            encode[t].bytes = encode_bytes(encode[t].halves);
         }
     }
 };

@@ -22,9 +22,9 @@ constexpr std::size_t kGains = kernels::kKltGainsTried;
 class CostTable {
   public:
     CostTable() : costs_((2 * kMost + 1) * kernels::kValueCostStride), zeros_(kernels::kValueCostStride) {
-        for (int base = kFirst - kGainMost; base <= kLast + kGainMost; ++base) {
-            const auto place = static_cast<std::size_t>(base - kFirst + kGainMost);
-            const unsigned c = klt_class(static_cast<std::int8_t>(base), 0);
+        constexpr int first = kFirst - kGainMost, last = kLast + kGainMost;
+        for (std::size_t place = 0; place <= std::size_t{last - first}; ++place) {
+            const unsigned c = klt_class(static_cast<std::int8_t>(static_cast<int>(place) + first), 0);
             const auto zero = static_cast<std::int32_t>(klt_cost(c, 0));
             zeros_[place] = zero;
             for (int q = -kMost; q <= kMost; ++q)
@@ -91,9 +91,10 @@ void GainChooser::add_far(std::span<const std::int16_t> q, Costs& costs) const {
     constexpr int most = kernels::kValueCostMost;
     for (std::size_t j = 0; j < q.size(); ++j) {
         if (q[j] >= -most && q[j] <= most) continue;
-        for (int gain = -kGainMost; gain <= kGainMost; ++gain) {
+        for (std::size_t i = 0; i < kGains; ++i) {
+            const int gain = static_cast<int>(i) - kGainMost;
             const unsigned c = klt_class(classes_[j], static_cast<std::int16_t>(gain));
-            costs[static_cast<std::size_t>(gain + kGainMost)] +=
+            costs[i] +=
                 static_cast<std::int64_t>(klt_cost(c, q[j])) - static_cast<std::int64_t>(klt_cost(c, 0));
         }
     }

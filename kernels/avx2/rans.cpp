@@ -1,6 +1,6 @@
-// Decoding, 32 states of 32 bits are two vectors of 16-bit halves twice, high and low: see the AVX-512
-// backend. What is looked up are bytes, of all 32 lanes at once. Refill spreads the next words over the lanes
-// that are low by a table of shuffles. Encoding, the states are four vectors.
+// 32 states of 32 bits are two vectors of 16-bit halves twice, high and low: see the AVX-512 backend. What is
+// looked up are bytes, of all 32 lanes at once. Decoding, the next words are spread over the lanes that are
+// low by a table of shuffles; encoding, those of lanes that are full are gathered by another one.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -34,77 +34,30 @@ constexpr std::size_t kMostAbreast = 2;  // decoders
 
 constexpr std::size_t kVectors = 4;  // of 8 lanes
 
-struct States {
-    __m256i at[kVectors];
-};
-
-KVCAST_AVX2_INLINE States load_states(const std::uint32_t* state) {
-    return {{load256(state), load256(state + 8), load256(state + 16), load256(state + 24)}};
-}
-
-KVCAST_AVX2_INLINE void store_states(std::uint32_t* state, const States& s) {
-    KVCAST_UNROLL
-    for (std::size_t i = 0; i < kVectors; ++i) store256(state + 8 * i, s.at[i]);
-}
-
-// 16 numbers, and the one of each index (its low four bits).
-struct Sixteen {
-    __m256i low;
-    __m256i high;
-};
-
-KVCAST_AVX2_INLINE Sixteen sixteen(const std::uint32_t* numbers) {
-    return {load256(numbers), load256(numbers + 8)};
-}
-
-KVCAST_AVX2_INLINE __m256i blended(__m256i a, __m256i b, __m256i by_sign) {
-    return _mm256_castps_si256(
-        _mm256_blendv_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), _mm256_castsi256_ps(by_sign)));
-}
-
-KVCAST_AVX2_INLINE __m256i looked_up(const Sixteen& numbers, __m256i index) {
-    return blended(_mm256_permutevar8x32_epi32(numbers.low, index),
-                   _mm256_permutevar8x32_epi32(numbers.high, index), _mm256_slli_epi32(index, 28));
-}
-
 // For each set of 8 lanes: spread[m] shuffles the next words to the lanes of m, in order, and zeros
-// elsewhere; gathered[m] permutes the lanes of m, in order, to the upper end.
-struct Permutations {
+// elsewhere; gathered[m] shuffles the words of the lanes of m, in order, to the upper end.
+struct Shuffles {
     std::uint8_t spread[256][16];
-    std::uint8_t gathered[256][8];
+    std::uint8_t gathered[256][16];
 };
 
-constexpr Permutations permutations() {
-    Permutations p = {};
+constexpr Shuffles shuffles() {
+    Shuffles s = {};
     for (unsigned m = 0; m < 256; ++m) {
-        unsigned below = 0, at = 8 - static_cast<unsigned>(std::popcount(m));
+        unsigned below = 0, at = 16 - 2 * static_cast<unsigned>(std::popcount(m));
         for (unsigned i = 0; i < 8; ++i) {
             const bool there = (m >> i & 1u) != 0;
-            for (unsigned byte = 0; byte < 2; ++byte)
-                p.spread[m][2 * i + byte] = static_cast<std::uint8_t>(there ? 2 * below + byte : 0x80);
-            if (!there) continue;
-            ++below;
-            p.gathered[m][at++] = static_cast<std::uint8_t>(i);
+            for (unsigned byte = 0; byte < 2; ++byte) {
+                s.spread[m][2 * i + byte] = static_cast<std::uint8_t>(there ? 2 * below + byte : 0x80);
+                if (there) s.gathered[m][at++] = static_cast<std::uint8_t>(2 * i + byte);
+            }
+            if (there) ++below;
         }
     }
-    return p;
+    return s;
 }
 
-alignas(64) constexpr Permutations kPermutations = permutations();
-
-KVCAST_AVX2_INLINE __m256i permutation(const std::uint8_t* p) {
-    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-}
-
-KVCAST_AVX2_INLINE unsigned sign_mask(__m256i v) {
-    return static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(v)));
-}
-
-// Full lanes for the lowest eight bits.
-KVCAST_AVX2_INLINE __m256i lanes_of(std::uint32_t bits) {
-    const __m256i each = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-    return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), each), each);
-}
+alignas(64) constexpr Shuffles kShuffles = shuffles();
 
 // 32 lanes of 16 bits.
 struct Half {
@@ -154,7 +107,7 @@ KVCAST_AVX2_INLINE __m256i looked_up_bytes(const std::uint8_t* table, __m256i in
 // The next words at the lanes of a set, zeros elsewhere.
 KVCAST_AVX2_INLINE __m256i spread_words(const std::uint8_t* lower, std::uint32_t lower_lanes,
                                         const std::uint8_t* upper, std::uint32_t upper_lanes) {
-    const auto* spread = kPermutations.spread;
+    const auto* spread = kShuffles.spread;
     const __m256i words =
         _mm256_loadu2_m128i(reinterpret_cast<const __m128i*>(upper), reinterpret_cast<const __m128i*>(lower));
     const __m256i places = _mm256_loadu2_m128i(reinterpret_cast<const __m128i*>(spread[upper_lanes & 255u]),
@@ -612,74 +565,161 @@ void decode_floats_as(std::span<RansDecoder* const> decoders, std::span<const Fl
 
 // ---- encoding ----
 
-struct Coding {
-    Sixteen frequency;
-    Sixteen reciprocal;
-    Sixteen start;
-    const EncodeTable* table;
-};
-
-KVCAST_AVX2_INLINE Coding load_coding(const EncodeTable& t) {
-    const auto* start = reinterpret_cast<const __m128i*>(t.start);
-    return {sixteen(t.frequency),
-            sixteen(t.reciprocal),
-            {_mm256_cvtepu16_epi32(_mm_load_si128(start)), _mm256_cvtepu16_epi32(_mm_load_si128(start + 1))},
-            &t};
-}
-
-// The high halves of 32-bit products.
-KVCAST_AVX2_INLINE __m256i high_product(__m256i a, __m256i b) {
-    const __m256i even = _mm256_srli_epi64(_mm256_mul_epu32(a, b), 32);
-    const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), _mm256_srli_epi64(b, 32));
-    return _mm256_blend_epi32(even, odd, 0xaa);
-}
-
 // All ones where a >= b, unsigned.
 KVCAST_AVX2_INLINE __m256i at_least(__m256i a, __m256i b) {
-    return _mm256_cmpeq_epi32(_mm256_max_epu32(a, b), a);
+    return _mm256_cmpeq_epi16(_mm256_max_epu16(a, b), a);
 }
 
-// Puts a symbol into each of 8 states that is set in `lanes`; words that states give away go below `next`,
-// ascending with the lanes, and what is below them is overwritten.
-KVCAST_AVX2_INLINE __m256i put_symbols(__m256i state, __m256i symbols, const Coding& c, std::uint32_t lanes,
-                                       std::uint8_t*& next) {
-    const __m256i there = lanes_of(lanes);
-    const __m256i frequency = looked_up(c.frequency, symbols);
-    const __m256i full =
-        _mm256_and_si256(at_least(_mm256_srli_epi32(state, 32 - kProbabilityBits), frequency), there);
-    const unsigned mask = sign_mask(full);
-    const __m256i words =
-        _mm256_and_si256(_mm256_permutevar8x32_epi32(state, permutation(kPermutations.gathered[mask])),
-                         _mm256_set1_epi32(0xffff));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(next - 16),
-                     _mm256_castsi256_si128(packed(words, _mm256_setzero_si256())));
-    next -= 2 * std::popcount(mask);
-    const __m256i x = _mm256_blendv_epi8(state, _mm256_srli_epi32(state, 16), full);
-    __m256i quotient = high_product(x, looked_up(c.reciprocal, symbols));
-    __m256i rank = _mm256_sub_epi32(x, _mm256_mullo_epi32(quotient, frequency));
-    const __m256i short_by_one = at_least(rank, frequency);
-    quotient = _mm256_sub_epi32(quotient, short_by_one);
-    rank = _mm256_sub_epi32(rank, _mm256_and_si256(short_by_one, frequency));
-    // A gather reads a word more than the slot.
-    const __m256i index = _mm256_and_si256(_mm256_add_epi32(rank, looked_up(c.start, symbols)),
-                                           _mm256_set1_epi32(kProbabilityMask));
-    const __m256i slot =
-        _mm256_and_si256(_mm256_i32gather_epi32(reinterpret_cast<const int*>(c.table->slot), index, 2),
-                         _mm256_set1_epi32(0xffff));
-    const __m256i after = _mm256_or_si256(_mm256_slli_epi32(quotient, kProbabilityBits), slot);
-    return _mm256_blendv_epi8(state, after, there);
+// Takes `less` off where that leaves nothing negative; where it did.
+KVCAST_AVX2_INLINE __m256i reduce(__m256i& x, __m256i less) {
+    const __m256i enough = at_least(x, less);
+    x = _mm256_sub_epi16(x, _mm256_and_si256(enough, less));
+    return enough;
 }
 
+// Lanes of 16 bits in the order of HalfStates.
+struct Pair {
+    __m256i at[2];
+};
+
+KVCAST_AVX2_INLINE Pair unpacked(__m256i low_bytes, __m256i high_bytes) {
+    return {{_mm256_unpacklo_epi8(low_bytes, high_bytes), _mm256_unpackhi_epi8(low_bytes, high_bytes)}};
+}
+
+KVCAST_AVX2_INLINE Pair looked_up(const std::uint8_t (&table)[2][kSymbols], __m256i symbols) {
+    return unpacked(looked_up_bytes(table[0], symbols), looked_up_bytes(table[1], symbols));
+}
+
+// Indices of 32 bytes, for the shuffles of either half of a table: a negative one gives zero.
+struct Cells {
+    __m256i lower;
+    __m256i upper;
+
+    KVCAST_AVX2_INLINE explicit Cells(__m256i index)
+        : lower(_mm256_add_epi8(index, _mm256_set1_epi8(0x70))),
+          upper(_mm256_sub_epi8(index, _mm256_set1_epi8(0x10))) {}
+
+    KVCAST_AVX2_INLINE Pair look_up(const std::uint8_t (&table)[2][EncodeBytes::kCells]) const {
+        return unpacked(bytes(table[0]), bytes(table[1]));
+    }
+
+  private:
+    KVCAST_AVX2_INLINE __m256i bytes(const std::uint8_t* table) const {
+        return _mm256_or_si256(looked_up_bytes(table, lower), looked_up_bytes(table + 16, upper));
+    }
+};
+
+// An encoder on its way through strips.
+struct Putter {
+    HalfStates states;
+    std::uint8_t* next;
+
+    // The words of lanes of a set go below `next`, ascending with the lanes; what is below them is
+    // overwritten.
+    KVCAST_AVX2_INLINE void give(std::uint32_t lanes) {
+        const auto gathered = [&](std::size_t v) KVCAST_AVX2_LAMBDA {
+            const auto shuffle_of = [&](unsigned shift) {
+                return reinterpret_cast<const __m128i*>(kShuffles.gathered[lanes >> shift & 255u]);
+            };
+            const unsigned first = 8 * static_cast<unsigned>(v);
+            return _mm256_shuffle_epi8(states.low[v],
+                                       _mm256_loadu2_m128i(shuffle_of(first + 16), shuffle_of(first)));
+        };
+        const auto put = [&](unsigned shift, __m128i words) KVCAST_AVX2_LAMBDA {
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(next - 16), words);
+            next -= 2 * std::popcount(lanes >> shift & 255u);
+        };
+        const __m256i words[2] = {gathered(0), gathered(1)};
+        put(24, _mm256_extracti128_si256(words[1], 1));
+        put(16, _mm256_extracti128_si256(words[0], 1));
+        put(8, _mm256_castsi256_si128(words[1]));
+        put(0, _mm256_castsi256_si128(words[0]));
+    }
+};
+
+// The quotient (high * 2^16 + low) / (divisor / scale) for high < divisor / scale. Products by `scale` are
+// shifts.
+KVCAST_AVX2_INLINE __m256i quotient(__m256i high, __m256i low, __m256i divisor, __m256i scale,
+                                    __m256i reciprocal) {
+    high = _mm256_add_epi16(_mm256_mullo_epi16(high, scale), _mm256_mulhi_epu16(low, scale));
+    low = _mm256_mullo_epi16(low, scale);
+    const __m256i q0 = _mm256_add_epi16(_mm256_mullo_epi16(reciprocal, high), low);
+    const __m256i no_carry = at_least(q0, low);
+    // One less than it is at first.
+    __m256i q = _mm256_add_epi16(_mm256_add_epi16(_mm256_mulhi_epu16(reciprocal, high), _mm256_set1_epi16(1)),
+                                 _mm256_add_epi16(high, no_carry));
+    __m256i rest = _mm256_sub_epi16(low, _mm256_add_epi16(_mm256_mullo_epi16(q, divisor), divisor));
+    const __m256i fits = at_least(q0, rest);
+    q = _mm256_sub_epi16(q, fits);
+    rest = _mm256_add_epi16(rest, _mm256_andnot_si256(fits, divisor));
+    return _mm256_sub_epi16(q, at_least(rest, divisor));
+}
+
+// Puts a symbol into each lane that is set in `lanes` (all of them where Whole); `symbols` are bytes, in
+// order. States that are full give a word away first.
+template <bool Whole>
+KVCAST_AVX2_INLINE void put_symbols(Putter& p, __m256i symbols, const EncodeBytes& t, std::uint32_t lanes) {
+    const HalfStates& s = p.states;
+    const Pair frequency = looked_up(t.frequency, symbols);
+    __m256i there[2], full[2], high[2], low[2], two[2], one[2];
+    KVCAST_UNROLL
+    for (std::size_t v = 0; v < 2; ++v) {
+        full[v] = at_least(s.high[v], frequency.at[v]);
+        if constexpr (!Whole) {
+            there[v] = half_lanes(lanes >> (8 * v), lanes >> (8 * v + 16));
+            full[v] = _mm256_and_si256(full[v], there[v]);
+        }
+        low[v] = _mm256_blendv_epi8(s.low[v], s.high[v], full[v]);
+        high[v] = _mm256_andnot_si256(full[v], s.high[v]);
+    }
+    p.give(static_cast<std::uint32_t>(_mm256_movemask_epi8(_mm256_packs_epi16(full[0], full[1]))));
+    const Pair scale = looked_up(t.scale, symbols), reciprocal = looked_up(t.reciprocal, symbols);
+    const Pair first = looked_up(t.first, symbols);
+    KVCAST_UNROLL
+    for (std::size_t v = 0; v < 2; ++v) {
+        const __m256i f = frequency.at[v];
+        high[v] =
+            quotient(high[v], low[v], _mm256_mullo_epi16(f, scale.at[v]), scale.at[v], reciprocal.at[v]);
+        low[v] = _mm256_sub_epi16(low[v], _mm256_mullo_epi16(high[v], f));
+        // Four frequencies leave the two lowest bits of the quotient, and the rank.
+        two[v] = reduce(low[v], _mm256_srli_epi16(f, 1));
+        one[v] = reduce(low[v], _mm256_srli_epi16(f, 2));
+        low[v] = _mm256_add_epi16(low[v], first.at[v]);
+    }
+    // From indices to slots.
+    const Cells cells(_mm256_packus_epi16(_mm256_srli_epi16(low[0], EncodeHalves::kCellBits),
+                                          _mm256_srli_epi16(low[1], EncodeHalves::kCellBits)));
+    Pair offset = cells.look_up(t.offset[0]);
+    KVCAST_UNROLL
+    for (std::size_t n = 0; n < EncodeBytes::kBounds; ++n) {
+        const Pair bound = cells.look_up(t.bound[n]), more = cells.look_up(t.offset[n + 1]);
+        KVCAST_UNROLL
+        for (std::size_t v = 0; v < 2; ++v) {
+            const __m256i beyond = at_least(low[v], bound.at[v]);
+            offset.at[v] = _mm256_add_epi16(offset.at[v], _mm256_and_si256(beyond, more.at[v]));
+        }
+    }
+    KVCAST_UNROLL
+    for (std::size_t v = 0; v < 2; ++v) {
+        const __m256i bits = _mm256_or_si256(_mm256_slli_epi16(two[v], 15),
+                                             _mm256_and_si256(one[v], _mm256_set1_epi16(0x4000)));
+        low[v] = _mm256_or_si256(_mm256_add_epi16(low[v], offset.at[v]), bits);
+        p.states.high[v] = Whole ? high[v] : _mm256_blendv_epi8(s.high[v], high[v], there[v]);
+        p.states.low[v] = Whole ? low[v] : _mm256_blendv_epi8(s.low[v], low[v], there[v]);
+    }
+}
+
+// The symbols of 32 signed high parts, and which of them escape.
 struct Symbols {
-    Half symbols;
+    __m256i symbols;  // bytes, in order
     std::uint32_t escapes;
 };
 
 KVCAST_AVX2_INLINE Symbols symbols_of(const Half& high) {
-    const __m256i zero = _mm256_set1_epi16(kSymbolZero), escape = _mm256_set1_epi16(kEscape);
-    const Half symbols = {_mm256_min_epu16(_mm256_add_epi16(high.low, zero), escape),
-                          _mm256_min_epu16(_mm256_add_epi16(high.high, zero), escape)};
-    return {symbols, escapes_of(symbols)};
+    const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(high.low, high.high), 0xd8);
+    const __m256i symbols =
+        _mm256_min_epu8(_mm256_add_epi8(bytes, _mm256_set1_epi8(kSymbolZero)), _mm256_set1_epi8(kEscape));
+    return {symbols, escapes_in(symbols)};
 }
 
 KVCAST_AVX2_INLINE void put_word(std::uint8_t*& next, std::uint32_t word) {
@@ -696,17 +736,33 @@ KVCAST_AVX2_INLINE void put_escapes(const Half& high, std::uint32_t escapes, std
         put_word(next, lanes[31 - std::countl_zero(escapes)]);
 }
 
-// The lowest planes of 16-bit raw parts.
+// Eight planes of 32 lanes, given in 16 bits each.
+KVCAST_AVX2_INLINE __m256i planes_of(__m256i lower_lanes, __m256i upper_lanes) {
+    return planes_of_lanes(_mm256_permute4x64_epi64(_mm256_packus_epi16(lower_lanes, upper_lanes), 0xd8));
+}
+
+// The lowest planes of 16-bit raw parts: words of 16 lanes, those of a plane's lower lanes first.
 KVCAST_AVX2_INLINE void put_raw(const Half& raw, unsigned planes, std::uint32_t lanes, std::uint8_t*& next) {
     if (planes == 0) return;
     const __m256i low_bytes = _mm256_set1_epi16(0xff);
+    const __m256i lower =
+        planes_of(_mm256_and_si256(raw.low, low_bytes), _mm256_and_si256(raw.high, low_bytes));
+    const __m256i upper = planes_of(_mm256_srli_epi16(raw.low, 8), _mm256_srli_epi16(raw.high, 8));
+    if (lanes == ~0u) [[likely]] {
+        next -= 4 * planes;
+        const __m256i count = _mm256_set1_epi32(static_cast<int>(planes));
+        const __m256i each = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        auto* const words = reinterpret_cast<int*>(next);
+        _mm256_maskstore_epi32(words, _mm256_cmpgt_epi32(count, each), lower);
+        if (planes > 8) {
+            const __m256i others = _mm256_add_epi32(each, _mm256_set1_epi32(8));
+            _mm256_maskstore_epi32(words + 8, _mm256_cmpgt_epi32(count, others), upper);
+        }
+        return;
+    }
     alignas(32) std::uint32_t plane[16];
-    const auto put = [&](std::size_t at, __m256i a, __m256i b) KVCAST_AVX2_LAMBDA {
-        const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packus_epi16(a, b), 0xd8);
-        store256(plane + at, planes_of_lanes(bytes));
-    };
-    put(0, _mm256_and_si256(raw.low, low_bytes), _mm256_and_si256(raw.high, low_bytes));
-    if (planes > 8) put(8, _mm256_srli_epi16(raw.low, 8), _mm256_srli_epi16(raw.high, 8));
+    store256(plane, lower);
+    store256(plane + 8, upper);
     for (unsigned p = planes; p-- > 0;) {
         const std::uint32_t bits = plane[p] & lanes;
         if (lanes > 0xffff) put_word(next, bits >> 16);
@@ -714,49 +770,54 @@ KVCAST_AVX2_INLINE void put_raw(const Half& raw, unsigned planes, std::uint32_t 
     }
 }
 
-KVCAST_AVX2_INLINE void put_group(States& s, const Half& symbols, const Coding& c, std::uint32_t lanes,
-                                  std::uint8_t*& next) {
-    s.at[3] = put_symbols(s.at[3], eighth<false>(symbols, 3), c, lanes >> 24, next);
-    s.at[2] = put_symbols(s.at[2], eighth<false>(symbols, 2), c, lanes >> 16, next);
-    s.at[1] = put_symbols(s.at[1], eighth<false>(symbols, 1), c, lanes >> 8, next);
-    s.at[0] = put_symbols(s.at[0], eighth<false>(symbols, 0), c, lanes, next);
-}
-
-// Where a group begins, its lanes, and its values with zeros behind them.
+// Where a group begins, its lanes, and its values, with zeros behind them where there are fewer than 32.
 template <typename T>
-struct Group {
-    std::size_t at;
-    std::uint32_t lanes;
-    alignas(32) T values[kLanes];
-
-    Group(const T* from, std::size_t end) : at((end - 1) / kLanes * kLanes), lanes(first_lanes(end - at)) {
-        const std::size_t bytes = (end - at) * sizeof(T);
-        std::memcpy(values, from + at, bytes);
-        if (bytes != sizeof values)
-            std::memset(reinterpret_cast<std::uint8_t*>(values) + bytes, 0, sizeof values - bytes);
+class Group {
+  public:
+    Group(const T* from, std::size_t end)
+        : at_((end - 1) / kLanes * kLanes), lanes_(first_lanes(end - at_)), values_(from + at_) {
+        if (end - at_ == kLanes) return;
+        std::memset(copied_, 0, sizeof copied_);
+        std::memcpy(copied_, values_, (end - at_) * sizeof(T));
+        values_ = copied_;
     }
+    Group(const Group&) = delete;
+    Group& operator=(const Group&) = delete;
+
+    std::size_t at() const { return at_; }
+    std::uint32_t lanes() const { return lanes_; }
+    const T* values() const { return values_; }
+
+  private:
+    std::size_t at_;
+    std::uint32_t lanes_;
+    const T* values_;
+    alignas(32) T copied_[kLanes];
 };
 
-KVCAST_AVX2 void encode_one(RansEncoder& encoder, const EncodeStrip& strip) {
-    States s = load_states(encoder.state);
-    const Coding c = load_coding(*strip.table);
-    std::uint8_t* next = encoder.next;
+KVCAST_AVX2_INLINE void put_group(Putter& p, const Symbols& symbols, const EncodeTable& table,
+                                  std::uint32_t lanes) {
+    if (lanes == ~0u) [[likely]] {
+        put_symbols<true>(p, symbols.symbols, table.bytes, lanes);
+    } else {
+        put_symbols<false>(p, symbols.symbols, table.bytes, lanes);
+    }
+}
+
+// The values in front of `end`, up to 32 of them. Returns where they begin.
+KVCAST_AVX2_INLINE std::size_t encode_group(Putter& p, const EncodeStrip& strip, std::size_t end) {
     const __m256i half = _mm256_set1_epi16(static_cast<short>(strip.shift == 0 ? 0 : 1 << (strip.shift - 1)));
     const __m128i by = _mm_cvtsi32_si128(static_cast<int>(strip.shift));
-    for (std::size_t end = strip.count; end > 0;) {
-        const Group<std::int16_t> g(strip.values, end);
-        const Half value = {_mm256_add_epi16(load256(g.values), half),
-                            _mm256_add_epi16(load256(g.values + 16), half)};
-        const Half high = {_mm256_sra_epi16(value.low, by), _mm256_sra_epi16(value.high, by)};
-        const Symbols symbols = symbols_of(high);
-        if ((symbols.escapes & g.lanes) != 0) [[unlikely]]
-            put_escapes(high, symbols.escapes & g.lanes, next);
-        put_raw(value, strip.shift, g.lanes, next);
-        put_group(s, symbols.symbols, c, g.lanes, next);
-        end = g.at;
-    }
-    store_states(encoder.state, s);
-    encoder.next = next;
+    const Group<std::int16_t> g(strip.values, end);
+    const Half value = {_mm256_add_epi16(load256(g.values()), half),
+                        _mm256_add_epi16(load256(g.values() + 16), half)};
+    const Half high = {_mm256_sra_epi16(value.low, by), _mm256_sra_epi16(value.high, by)};
+    const Symbols symbols = symbols_of(high);
+    if ((symbols.escapes & g.lanes()) != 0) [[unlikely]]
+        put_escapes(high, symbols.escapes & g.lanes(), p.next);
+    put_raw(value, strip.shift, g.lanes(), p.next);
+    put_group(p, symbols, *strip.table, g.lanes());
+    return g.at();
 }
 
 // Elements apart: how far their exponents are below the center, and their raw bits, sign first.
@@ -810,24 +871,42 @@ KVCAST_AVX2_INLINE Parts parts_of(const std::uint32_t* elements, std::uint32_t c
 }
 
 template <Dtype D>
-KVCAST_AVX2 void encode_float_strip(RansEncoder& encoder, const EncodeFloatStrip& strip, std::size_t count) {
+KVCAST_AVX2_INLINE std::size_t encode_float_group(Putter& p, const EncodeFloatStrip& strip, std::size_t end) {
     constexpr unsigned planes = mantissa_bits(D) + 1;
-    States s = load_states(encoder.state);
-    const Coding c = load_coding(*strip.table);
-    std::uint8_t* next = encoder.next;
-    for (std::size_t end = count; end > 0;) {
-        const Group<ElementOf<D>> g(static_cast<const ElementOf<D>*>(strip.elements), end);
-        const Parts parts = parts_of<D>(g.values, strip.center);
-        const Symbols symbols = symbols_of(parts.high);
-        if ((symbols.escapes & g.lanes) != 0) [[unlikely]]
-            put_escapes(parts.high, symbols.escapes & g.lanes, next);
-        if constexpr (planes > 16) put_raw(parts.upper, planes - 16, g.lanes, next);
-        put_raw(parts.low, std::min(planes, 16u), g.lanes, next);
-        put_group(s, symbols.symbols, c, g.lanes, next);
-        end = g.at;
+    const Group<ElementOf<D>> g(static_cast<const ElementOf<D>*>(strip.elements), end);
+    const Parts parts = parts_of<D>(g.values(), strip.center);
+    const Symbols symbols = symbols_of(parts.high);
+    if ((symbols.escapes & g.lanes()) != 0) [[unlikely]]
+        put_escapes(parts.high, symbols.escapes & g.lanes(), p.next);
+    if constexpr (planes > 16) put_raw(parts.upper, planes - 16, g.lanes(), p.next);
+    put_raw(parts.low, std::min(planes, 16u), g.lanes(), p.next);
+    put_group(p, symbols, *strip.table, g.lanes());
+    return g.at();
+}
+
+// Each encoder's strips, one of `stride` each, given to `put` group by group. One encoder's groups fill the
+// ports; side by side, two of them were no faster.
+template <typename Strip, typename CountOf, typename Put>
+KVCAST_AVX2_INLINE void encode_each(std::span<RansEncoder* const> encoders, std::span<const Strip> strips,
+                                    CountOf&& count_of, Put&& put) {
+    const std::size_t stride = encoders.size();
+    for (std::size_t e = 0; e < stride; ++e) {
+        Putter p = {load_halves(encoders[e]->state), encoders[e]->next};
+        for (std::size_t i = e; i < strips.size(); i += stride) {
+            for (std::size_t end = count_of(strips[i]); end != 0;) end = put(p, strips[i], end);
+        }
+        store_halves(encoders[e]->state, p.states);
+        encoders[e]->next = p.next;
     }
-    store_states(encoder.state, s);
-    encoder.next = next;
+}
+
+template <Dtype D>
+KVCAST_AVX2 void encode_floats_as(std::span<RansEncoder* const> encoders,
+                                  std::span<const EncodeFloatStrip> strips, std::size_t count) {
+    encode_each(
+        encoders, strips, [=](const EncodeFloatStrip&) { return count; },
+        [](Putter& p, const EncodeFloatStrip& s, std::size_t end)
+            KVCAST_AVX2_LAMBDA { return encode_float_group<D>(p, s, end); });
 }
 
 }  // namespace
@@ -840,8 +919,11 @@ void decode_strips(std::span<RansDecoder* const> decoders, std::span<const Strip
     });
 }
 
-void encode_strips(std::span<RansEncoder* const> encoders, std::span<const EncodeStrip> strips) {
-    for (std::size_t i = 0; i < strips.size(); ++i) encode_one(*encoders[i % encoders.size()], strips[i]);
+KVCAST_AVX2 void encode_strips(std::span<RansEncoder* const> encoders, std::span<const EncodeStrip> strips) {
+    encode_each(
+        encoders, strips, [](const EncodeStrip& s) { return s.count; },
+        [](Putter& p, const EncodeStrip& s, std::size_t end)
+            KVCAST_AVX2_LAMBDA { return encode_group(p, s, end); });
 }
 
 void decode_floats(std::span<RansDecoder* const> decoders, std::span<const FloatStrip> strips, Dtype dtype,
@@ -858,10 +940,14 @@ void decode_floats(std::span<RansDecoder* const> decoders, std::span<const Float
 
 void encode_floats(std::span<RansEncoder* const> encoders, std::span<const EncodeFloatStrip> strips,
                    Dtype dtype, std::size_t count) {
-    const auto encode = dtype == Dtype::kBf16  ? encode_float_strip<Dtype::kBf16>
-                        : dtype == Dtype::kF16 ? encode_float_strip<Dtype::kF16>
-                                               : encode_float_strip<Dtype::kF32>;
-    for (std::size_t i = 0; i < strips.size(); ++i) encode(*encoders[i % encoders.size()], strips[i], count);
+    switch (dtype) {
+        case Dtype::kBf16:
+            return encode_floats_as<Dtype::kBf16>(encoders, strips, count);
+        case Dtype::kF16:
+            return encode_floats_as<Dtype::kF16>(encoders, strips, count);
+        default:
+            return encode_floats_as<Dtype::kF32>(encoders, strips, count);
+    }
 }
 
 KVCAST_AVX2 bool value_costs(const std::int16_t* values, const std::uint16_t* places, std::size_t count,
