@@ -149,11 +149,14 @@ class LevelFitter {
         analysis_.multiply(ops(), index, integers.data(), tokens, width, coefficients.data());
         unit.q.resize(tokens * width);
         unit.gains.assign(tokens, 0);
-        const float inverse_step = analysis_.fraction(index) / static_cast<float>(multiplier_);
-        for (std::size_t i = 0; i < unit.q.size(); ++i) {
-            const float steps = static_cast<float>(coefficients[i]) * units[i / width] * inverse_step;
-            const float q = std::nearbyint(steps);
-            unit.q[i] = static_cast<std::int16_t>(std::clamp(q, -30000.0f, 30000.0f));
+        for (std::size_t t = 0; t < tokens; ++t) {
+            const float inverse_step = units[t] * analysis_.fraction(index) / static_cast<float>(multiplier_);
+            const std::int32_t* from = coefficients.data() + t * width;
+            for (std::int16_t& q : unit.row(t)) {
+                const float steps = std::nearbyint(static_cast<float>(*from++) * inverse_step);
+                q = static_cast<std::int16_t>(
+                    std::clamp(steps, -kernels::kKltCoefficientMost, kernels::kKltCoefficientMost));
+            }
         }
     }
 
