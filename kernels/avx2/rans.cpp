@@ -1002,6 +1002,35 @@ KVCAST_AVX2_INLINE std::uint8_t largest_byte(__m256i v) {
     return *std::max_element(bytes, bytes + 32);
 }
 
+// Adds how often the exponents from `e` on, four of them but none behind `last`, occur in `steps` times 32
+// bytes, at most 1024.
+KVCAST_AVX2_INLINE void add_counts(const std::uint8_t* exponents, std::size_t steps, std::uint32_t e,
+                                   std::uint32_t last, std::uint32_t* counts) {
+    __m256i wanted[4], n[4];
+    KVCAST_UNROLL
+    for (std::uint32_t k = 0; k < 4; ++k) {
+        wanted[k] = _mm256_set1_epi8(static_cast<char>(e + k));
+        n[k] = _mm256_setzero_si256();
+    }
+    for (std::size_t i = 0; i < steps; ++i) {
+        const __m256i some = load256(exponents + 32 * i);
+        KVCAST_UNROLL
+        for (std::size_t k = 0; k < 4; ++k) n[k] = _mm256_sub_epi8(n[k], _mm256_cmpeq_epi8(some, wanted[k]));
+    }
+    // Sums of 16 bits, one in each quarter of all quadwords.
+    KVCAST_UNROLL
+    for (std::size_t k = 0; k < 4; ++k) n[k] = _mm256_sad_epu8(n[k], _mm256_setzero_si256());
+    const __m256i sums =
+        _mm256_or_si256(_mm256_or_si256(n[0], _mm256_slli_epi64(n[1], 16)),
+                        _mm256_or_si256(_mm256_slli_epi64(n[2], 32), _mm256_slli_epi64(n[3], 48)));
+    const __m128i two = _mm_add_epi16(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+    const __m128i found = _mm_cvtepu16_epi32(_mm_add_epi16(two, _mm_unpackhi_epi64(two, two)));
+    const __m128i there =
+        _mm_cmpgt_epi32(_mm_set1_epi32(static_cast<int>(last - e + 1)), _mm_setr_epi32(0, 1, 2, 3));
+    auto* const at = reinterpret_cast<__m128i*>(counts);
+    _mm_storeu_si128(at, _mm_add_epi32(_mm_loadu_si128(at), _mm_and_si128(found, there)));
+}
+
 // Exponents as bytes, in any order, then one comparison for each that may occur. Few do: the elements are of
 // one channel.
 template <Dtype D>
@@ -1035,15 +1064,7 @@ KVCAST_AVX2 ExponentCounts count_exponents(const void* from, std::size_t count) 
         const std::uint32_t first = 255u - largest_byte(low), last = largest_byte(high);
         least = std::min(least, first);
         most = std::max(most, last);
-        for (std::uint32_t e = first; e <= last; ++e) {
-            const __m256i wanted = _mm256_set1_epi8(static_cast<char>(e));
-            __m256i n = _mm256_setzero_si256();
-            for (std::size_t i = 0; i < steps; ++i)
-                n = _mm256_sub_epi8(n, _mm256_cmpeq_epi8(load256(exponents + kStep * i), wanted));
-            alignas(32) std::uint64_t sums[4];
-            store256(sums, _mm256_sad_epu8(n, _mm256_setzero_si256()));
-            of[e] += static_cast<std::uint32_t>(sums[0] + sums[1] + sums[2] + sums[3]);
-        }
+        for (std::uint32_t e = first; e <= last; e += 4) add_counts(exponents, steps, e, last, of + e);
     }
     if (count != 0)
         counts.mode = static_cast<std::uint32_t>(std::max_element(of + least, of + most + 1) - of);
