@@ -407,7 +407,6 @@ struct Matrix {
 // entries and features.
 void products(const Ops& ops) {
     constexpr std::size_t width = Matrix::kWidth, tokens = 64, macs = width * width * tokens;
-    const std::vector<std::uint8_t> shifts(width, 12);
     using Sums = std::vector<std::int32_t>;
     std::mt19937_64 random(3);
     for (const auto& [bits, most_entry, most_feature] :
@@ -423,14 +422,16 @@ void products(const Ops& ops) {
                                   m->shifts.data(), width, tokens, sums.data(), width, 1, &m->tiles});
                    });
     }
-    const std::vector<std::int16_t> matrix = Matrix(300).entries;
-    std::vector<std::int16_t> sparse(tokens * width);
-    for (auto& f : sparse)
-        f = random() % 10 == 0 ? static_cast<std::int16_t>(random() % 100) : std::int16_t{0};
-    slot<Sums>(ops, "project_sparse/zeros:90%", macs, 0, Sums(tokens * width), [=](const Ops& o, Sums& sums) {
+    // Coefficients as a coarse level has them: those behind the first ones are zero.
+    const auto m = std::make_shared<const Matrix>(300);
+    std::vector<std::int16_t> coefficients(tokens * width);
+    for (std::size_t i = 0; i < coefficients.size(); ++i)
+        coefficients[i] =
+            i % width < width / 4 ? static_cast<std::int16_t>(random() % 5 - 2) : std::int16_t{0};
+    slot<Sums>(ops, "project/leading:25%", macs, 0, Sums(tokens * width), [=](const Ops& o, Sums& sums) {
         std::fill(sums.begin(), sums.end(), 0);
-        o.project_sparse({sparse.data(), width, width, matrix.data(), nullptr, shifts.data(), width, tokens,
-                          sums.data(), width});
+        o.project({coefficients.data(), width, width, m->entries.data(), m->panels.data(), m->shifts.data(),
+                   width, tokens, sums.data(), width, 1, &m->tiles});
     });
 }
 

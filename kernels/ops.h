@@ -294,8 +294,8 @@ struct Projection {
     const std::int16_t* features;  // [token][feature_stride]
     std::size_t feature_stride;
     std::size_t inputs;
-    const std::int16_t* matrix;  // [outputs][inputs]; project_sparse: [inputs][outputs]
-    const MatrixPanel* panels;   // the same matrix for backends that prefer it so; project_sparse: not used
+    const std::int16_t* matrix;  // [outputs][inputs]
+    const MatrixPanel* panels;   // the same matrix for backends that prefer it so
     const std::uint8_t* shifts;  // [outputs]
     std::size_t outputs;
     std::size_t tokens;
@@ -431,14 +431,8 @@ struct Ops {
     // states = saturate16(sums)
     void (*saturate)(const std::int32_t* sums, std::size_t count, std::int16_t* states);
 
-    // See Projection.
+    // See Projection. Features that are zero for all neighbouring tokens behind others cost nothing.
     void (*project)(const Projection& p);
-
-    // The same result, the matrix given by columns; meant for features that are mostly zero.
-    void (*project_sparse)(const Projection& p);
-
-    // Share of zero features above which project_sparse is the faster one.
-    float sparse_from;
 
     void (*store_head)(const HeadStore& head);
     void (*store_states)(const StateStore& states);

@@ -351,11 +351,6 @@ Result<std::shared_ptr<const Calibration>> Calibration::read(std::span<const std
         made->units_per_layer_ += parts;
     }
     for (const CalibrationUnit& unit : data.units) {
-        const std::size_t n = unit.transform.inputs;
-        std::vector<std::int16_t>& columns = made->columns_.emplace_back(n * n);
-        for (std::size_t o = 0; o < n; ++o) {
-            for (std::size_t i = 0; i < n; ++i) columns[i * n + o] = unit.transform.entries[o * n + i];
-        }
         made->panels_.push_back(pack(unit));
         for (const PredictionTerm& term : unit.terms) {
             made->reach_ = std::max(made->reach_, term.layers_back);

@@ -163,10 +163,6 @@ class Calibration {
         const CalibrationUnit& unit(std::size_t layer, std::size_t plane, std::size_t part) const {
             return calibration_->data_.units[index(layer, plane, part)];
         }
-        // The transform of a unit with rows and columns exchanged, for coefficients that are mostly zero.
-        std::span<const std::int16_t> columns(std::size_t layer, std::size_t plane, std::size_t part) const {
-            return calibration_->columns_[index(layer, plane, part)];
-        }
         const Panels& panels(std::size_t layer, std::size_t plane, std::size_t part) const {
             return calibration_->panels_[index(layer, plane, part)];
         }
@@ -207,8 +203,7 @@ class Calibration {
     std::size_t units_per_layer_ = 0;
     std::size_t reach_ = 0;
     bool has_token_terms_ = false;
-    std::vector<std::vector<std::int16_t>> columns_;  // [unit]: transform transposed
-    std::vector<Panels> panels_;                      // [unit]
+    std::vector<Panels> panels_;  // [unit]
 };
 
 // Whether bytes begin like a calibration file.

@@ -3,17 +3,6 @@
 #include <algorithm>
 
 namespace kvcast {
-namespace {
-
-// Whether the sparse product is the faster one.
-bool mostly_zero(const kernels::Ops& ops, std::span<const std::int16_t> values) {
-    if (ops.sparse_from >= 1) return false;
-    const auto zeros = std::count(values.begin(), values.end(), std::int16_t{0});
-    return static_cast<float>(zeros) > ops.sparse_from * static_cast<float>(values.size());
-}
-
-}  // namespace
-
 void KltStates::reset(const Calibration& calibration, const Calibration::Set& set,
                       std::span<const std::int32_t> token_ids) {
     calibration_ = &calibration;
@@ -73,24 +62,9 @@ void KltStates::reconstruct(const kernels::Ops& ops, std::size_t layer, std::siz
     const ShiftedMatrix& transform = set_->unit(layer, plane, part).transform;
     const Calibration::Panels& panels = set_->panels(layer, plane, part);
     const std::size_t width = data.part_width(plane);
-    kernels::Projection p = {coefficients,
-                             width,
-                             width,
-                             transform.entries.data(),
-                             panels.transform.data(),
-                             transform.shifts.data(),
-                             width,
-                             slice.count,
-                             sums,
-                             width,
-                             static_cast<std::int32_t>(multiplier),
-                             &panels.transform_tiles};
-    if (mostly_zero(ops, {coefficients, slice.count * width})) {
-        p.matrix = set_->columns(layer, plane, part).data();
-        ops.project_sparse(p);
-    } else {
-        ops.project(p);
-    }
+    ops.project({coefficients, width, width, transform.entries.data(), panels.transform.data(),
+                 transform.shifts.data(), width, slice.count, sums, width,
+                 static_cast<std::int32_t>(multiplier), &panels.transform_tiles});
     const std::size_t row = data.layout.planes[plane].width();
     std::int16_t* out = this->plane(layer, plane) + slice.first * row + part * width;
     for (std::size_t t = 0; t < slice.count; ++t) ops.saturate(sums + t * width, width, out + t * row);

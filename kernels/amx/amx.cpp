@@ -7,7 +7,6 @@ const Ops& amx_ops() {
     static const Ops table = [] {
         Ops ops = avx512_ops();
         ops.name = "amx";
-        ops.sparse_from = 1.0f;
         ops.project = amx::project;
         return ops;
     }();

@@ -28,7 +28,6 @@ const Ops& avx2_ops() {
         ops.rows_to_strips = avx2::rows_to_strips;
         ops.saturate = avx2::saturate;
         ops.project = avx2::project;
-        ops.project_sparse = avx2::project_sparse;
         ops.store_head = avx2::store_head;
         ops.store_states = avx2::store_states;
         ops.store_exact = avx2::store_exact;

@@ -46,6 +46,32 @@ KVCAST_AVX2_INLINE void add(const Projection& p, std::size_t token, std::size_t 
     for (std::size_t o = 0; output + o < p.outputs; ++o) out[o] += shifted_sum(sums[o], shifts[o]);
 }
 
+// How many of `count` features are up to the last one that is not zero for all of some tokens, and a few
+// more: see the AVX-512 backend.
+template <std::size_t Tokens>
+KVCAST_AVX2_INLINE std::size_t leading(const std::int16_t* features, std::size_t stride, std::size_t count) {
+    constexpr std::size_t kStep = 16;
+    std::size_t used = count;
+    if (count % kStep != 0) {
+        for (std::size_t t = 0; t < Tokens; ++t) {
+            const std::int16_t* row = features + t * stride;
+            if (std::any_of(row + count / kStep * kStep, row + count, [](std::int16_t f) { return f != 0; }))
+                return count;
+        }
+        used -= count % kStep;
+    }
+    for (; used != 0; used -= kStep) {
+        __m256i any = _mm256_setzero_si256();
+        KVCAST_UNROLL
+        for (std::size_t t = 0; t < Tokens; ++t) {
+            const auto* at = reinterpret_cast<const __m256i*>(features + t * stride + used - kStep);
+            any = _mm256_or_si256(any, _mm256_loadu_si256(at));
+        }
+        if (_mm256_testz_si256(any, any) == 0) break;
+    }
+    return used;
+}
+
 template <std::size_t Tokens>
 struct Sums {
     __m256i at[Tokens][kPanels];
@@ -74,29 +100,15 @@ KVCAST_AVX2 void project_tile(const Projection& p, std::size_t token, std::size_
     Sums<Tokens> sums;
     KVCAST_UNROLL
     for (std::size_t t = 0; t < Tokens; ++t) sums.at[t][0] = sums.at[t][1] = _mm256_setzero_si256();
-    for (std::size_t pair = 0; pair < p.inputs / 2; ++pair)
+    const std::size_t inputs = leading<Tokens>(features, p.feature_stride, p.inputs);
+    for (std::size_t pair = 0; pair < inputs / 2; ++pair)
         accumulate<Tokens, false>(panels[pair], features + 2 * pair, p.feature_stride, sums);
-    if (p.inputs % 2 != 0)
-        accumulate<Tokens, true>(panels[p.inputs / 2], features + p.inputs - 1, p.feature_stride, sums);
+    if (inputs % 2 != 0)
+        accumulate<Tokens, true>(panels[inputs / 2], features + inputs - 1, p.feature_stride, sums);
     KVCAST_UNROLL
     for (std::size_t t = 0; t < Tokens; ++t) {
         add(p, token + t, output, sums.at[t][0]);
         if (output + kLanes32 < p.outputs) add(p, token + t, output + kLanes32, sums.at[t][1]);
-    }
-}
-
-// Outputs of one token from `begin` on, fewer than 64, of a matrix by columns.
-KVCAST_AVX2 void add_rest(const Projection& p, std::size_t token, std::size_t begin) {
-    std::int32_t sums[64] = {};
-    const std::size_t outputs = p.outputs - begin;
-    for (std::size_t i = 0; i < p.inputs; ++i) {
-        const std::int16_t f = p.features[token * p.feature_stride + i];
-        if (f == 0) continue;
-        const std::int16_t* column = p.matrix + i * p.outputs + begin;
-        for (std::size_t o = 0; o < outputs; ++o) sums[o] += std::int32_t{column[o]} * f;
-    }
-    for (std::size_t o = 0; o < outputs; ++o) {
-        p.sums[token * p.sum_stride + begin + o] += shifted_sum(sums[o] * p.multiplier, p.shifts[begin + o]);
     }
 }
 
@@ -108,45 +120,6 @@ KVCAST_AVX2 void project(const Projection& p) {
         for (; t + kTokens <= p.tokens; t += kTokens) project_tile<kTokens>(p, t, output);
         for (; t < p.tokens; ++t) project_tile<1>(p, t, output);
     }
-}
-
-KVCAST_AVX2 void project_sparse(const Projection& p) {
-    constexpr std::size_t kOutputs = 64;  // sums held at once, in 8 registers
-    constexpr std::size_t kGroups = kOutputs / 16;
-    const std::size_t whole = p.outputs / kOutputs * kOutputs;
-    for (std::size_t begin = 0; begin < whole; begin += kOutputs) {
-        for (std::size_t t = 0; t < p.tokens; ++t) {
-            const std::int16_t* features = p.features + t * p.feature_stride;
-            __m256i low[kGroups], high[kGroups];
-            for (std::size_t g = 0; g < kGroups; ++g) low[g] = high[g] = _mm256_setzero_si256();
-            std::size_t i = 0;
-            const auto next = [&] {
-                while (i < p.inputs && features[i] == 0) ++i;
-                return i;
-            };
-            while (next() < p.inputs) {
-                const std::size_t first = i++;
-                const std::size_t second = next() < p.inputs ? i++ : first;
-                const auto f = static_cast<std::uint16_t>(features[first]);
-                const auto g2 = static_cast<std::uint16_t>(second == first ? 0 : features[second]);
-                const __m256i pair =
-                    _mm256_set1_epi32(static_cast<std::int32_t>(f | std::uint32_t{g2} << 16));
-                const auto* a = reinterpret_cast<const __m256i*>(p.matrix + first * p.outputs + begin);
-                const auto* b = reinterpret_cast<const __m256i*>(p.matrix + second * p.outputs + begin);
-                for (std::size_t g = 0; g < kGroups; ++g) {
-                    const __m256i x = _mm256_loadu_si256(a + g), y = _mm256_loadu_si256(b + g);
-                    low[g] = multiply_add(low[g], _mm256_unpacklo_epi16(x, y), pair);
-                    high[g] = multiply_add(high[g], _mm256_unpackhi_epi16(x, y), pair);
-                }
-            }
-            for (std::size_t g = 0; g < kGroups; ++g) {
-                add(p, t, begin + 16 * g, _mm256_permute2x128_si256(low[g], high[g], 0x20));
-                add(p, t, begin + 16 * g + kLanes32, _mm256_permute2x128_si256(low[g], high[g], 0x31));
-            }
-        }
-    }
-    if (whole == p.outputs) return;
-    for (std::size_t t = 0; t < p.tokens; ++t) add_rest(p, t, whole);
 }
 
 }  // namespace kvcast::kernels::avx2

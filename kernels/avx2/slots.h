@@ -40,6 +40,5 @@ void store_states(const StateStore& states);
 void store_exact(const ExactStore& head);
 void send(Outgoing& rows);
 void project(const Projection& p);
-void project_sparse(const Projection& p);
 
 }  // namespace kvcast::kernels::avx2

@@ -26,7 +26,6 @@ const Ops& avx512_ops() {
         ops.round_steps = avx512::round_steps;
         ops.saturate = avx512::saturate;
         ops.project = avx512::project;
-        ops.project_sparse = avx512::project_sparse;
         ops.store_head = avx512::store_head;
         ops.store_states = avx512::store_states;
         ops.store_exact = avx512::store_exact;

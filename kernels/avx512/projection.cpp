@@ -5,6 +5,7 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "kernels/avx512/slots.h"
@@ -33,6 +34,27 @@ std::int32_t single_at(const std::int16_t* features) {
 KVCAST_AVX512_INLINE __m512i multiply_add(__m512i sum, __m512i a, __m512i b) {
     asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
     return sum;
+}
+
+// How many of `count` features are up to the last one that is not zero for all of some tokens, or one more:
+// coefficients that a level leaves none of stand behind all others.
+template <std::size_t Tokens>
+KVCAST_AVX512_INLINE std::size_t leading(const std::int16_t* features, std::size_t stride,
+                                         std::size_t count) {
+    for (std::size_t end = count; end != 0;) {
+        const std::size_t begin = (end - 1) / 32 * 32;
+        const std::uint32_t lanes = x86::first_lanes(end - begin);
+        __m512i any = _mm512_setzero_si512();
+        KVCAST_UNROLL
+        for (std::size_t t = 0; t < Tokens; ++t)
+            any = _mm512_or_si512(any, _mm512_maskz_loadu_epi16(lanes, features + t * stride + begin));
+        if (const std::uint32_t found = _mm512_test_epi16_mask(any, any); found != 0) {
+            const std::size_t used = begin + 32 - static_cast<std::size_t>(std::countl_zero(found));
+            return std::min(count, used + used % 2);
+        }
+        end = begin;
+    }
+    return 0;
 }
 
 template <std::size_t Vectors, std::size_t Tokens>
@@ -89,8 +111,9 @@ KVCAST_AVX512_INLINE void project_tile(const Projection& p, std::size_t token, s
         for (std::size_t v = 0; v < Vectors; ++v) sums.at[t][v] = _mm512_setzero_si512();
     }
     const std::size_t row = (p.inputs + 1) / 2;
-    accumulate<Vectors, Tokens>(p.panels + output / kLanes32 * row, row,
-                                p.features + token * p.feature_stride, p.feature_stride, p.inputs, sums);
+    const std::int16_t* features = p.features + token * p.feature_stride;
+    accumulate<Vectors, Tokens>(p.panels + output / kLanes32 * row, row, features, p.feature_stride,
+                                leading<Tokens>(features, p.feature_stride, p.inputs), sums);
     KVCAST_UNROLL
     for (std::size_t t = 0; t < Tokens; ++t) {
         KVCAST_UNROLL
@@ -121,55 +144,6 @@ void project(const Projection& p) {
                 break;
             default:
                 project_outputs<4>(p, output);
-        }
-    }
-}
-
-// Two columns whose features are not zero, interleaved, are a panel of one pair. Sums of 32 outputs lie in
-// two vectors in the order that unpacking gives, and are put straight at the end.
-KVCAST_AVX512 void project_sparse(const Projection& p) {
-    constexpr std::size_t kOutputs = 192;  // sums held at once, in 12 registers
-    constexpr std::size_t kGroups = kOutputs / 32;
-    const __m512i low_half = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-    const __m512i high_half = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
-    for (std::size_t begin = 0; begin < p.outputs; begin += kOutputs) {
-        const std::size_t outputs = std::min(kOutputs, p.outputs - begin);
-        __mmask32 masks[kGroups];
-        for (std::size_t g = 0; g < kGroups; ++g) {
-            const std::size_t there = outputs > 32 * g ? std::min<std::size_t>(outputs - 32 * g, 32) : 0;
-            masks[g] = static_cast<__mmask32>((std::uint64_t{1} << there) - 1);
-        }
-        for (std::size_t t = 0; t < p.tokens; ++t) {
-            const std::int16_t* features = p.features + t * p.feature_stride;
-            __m512i low[kGroups], high[kGroups];
-            for (std::size_t g = 0; g < kGroups; ++g) low[g] = high[g] = _mm512_setzero_si512();
-            std::size_t i = 0;
-            const auto next = [&] {
-                while (i < p.inputs && features[i] == 0) ++i;
-                return i;
-            };
-            while (next() < p.inputs) {
-                const std::size_t first = i++;
-                const std::size_t second = next() < p.inputs ? i++ : first;
-                const auto f = static_cast<std::uint16_t>(features[first]);
-                const auto g2 = static_cast<std::uint16_t>(second == first ? 0 : features[second]);
-                const __m512i pair =
-                    _mm512_set1_epi32(static_cast<std::int32_t>(f | std::uint32_t{g2} << 16));
-                const std::int16_t* a = p.matrix + first * p.outputs + begin;
-                const std::int16_t* b = p.matrix + second * p.outputs + begin;
-                for (std::size_t g = 0; g < kGroups; ++g) {
-                    const __m512i x = _mm512_maskz_loadu_epi16(masks[g], a + 32 * g);
-                    const __m512i y = _mm512_maskz_loadu_epi16(masks[g], b + 32 * g);
-                    low[g] = _mm512_dpwssd_epi32(low[g], _mm512_unpacklo_epi16(x, y), pair);
-                    high[g] = _mm512_dpwssd_epi32(high[g], _mm512_unpackhi_epi16(x, y), pair);
-                }
-            }
-            for (std::size_t g = 0; 32 * g < outputs; ++g) {
-                const std::size_t output = begin + 32 * g;
-                add(p, t, output, _mm512_permutex2var_epi32(low[g], low_half, high[g]));
-                if (output + kLanes32 < p.outputs)
-                    add(p, t, output + kLanes32, _mm512_permutex2var_epi32(low[g], high_half, high[g]));
-            }
         }
     }
 }

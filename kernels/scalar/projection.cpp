@@ -35,43 +35,37 @@ void dot_four(const std::int16_t* row, const std::int16_t* features, std::size_t
     sums[3] = with_d;
 }
 
+// How many features are up to the last one that is not zero for all of some tokens.
+std::size_t leading(const Projection& p, const std::int16_t* features, std::size_t tokens) {
+    std::size_t used = p.inputs;
+    const auto all_zero = [&](std::size_t i) {
+        for (std::size_t t = 0; t < tokens; ++t) {
+            if (features[t * p.feature_stride + i] != 0) return false;
+        }
+        return true;
+    };
+    while (used != 0 && all_zero(used - 1)) --used;
+    return used;
+}
+
 }  // namespace
 
 void project(const Projection& p) {
     for (std::size_t first = 0; first < p.tokens; first += kTokenTile) {
         const std::size_t tokens = std::min(kTokenTile, p.tokens - first);
         const std::int16_t* features = p.features + first * p.feature_stride;
+        const std::size_t inputs = leading(p, features, tokens);
         for (std::size_t o = 0; o < p.outputs; ++o) {
             const std::int16_t* row = p.matrix + o * p.inputs;
             std::int32_t sums[kTokenTile];
             if (tokens == kTokenTile) {
-                dot_four(row, features, p.feature_stride, p.inputs, sums);
+                dot_four(row, features, p.feature_stride, inputs, sums);
             } else {
                 for (std::size_t t = 0; t < tokens; ++t)
-                    sums[t] = dot(row, features + t * p.feature_stride, p.inputs);
+                    sums[t] = dot(row, features + t * p.feature_stride, inputs);
             }
             for (std::size_t t = 0; t < tokens; ++t)
                 p.sums[(first + t) * p.sum_stride + o] += shifted_sum(sums[t] * p.multiplier, p.shifts[o]);
-        }
-    }
-}
-
-void project_sparse(const Projection& p) {
-    constexpr std::size_t kOutputs = 256;  // sums held at once
-    std::int32_t sums[kOutputs];
-    for (std::size_t begin = 0; begin < p.outputs; begin += kOutputs) {
-        const std::size_t outputs = std::min(kOutputs, p.outputs - begin);
-        for (std::size_t t = 0; t < p.tokens; ++t) {
-            std::fill_n(sums, outputs, 0);
-            for (std::size_t i = 0; i < p.inputs; ++i) {
-                const std::int16_t f = p.features[t * p.feature_stride + i];
-                if (f == 0) continue;
-                const std::int16_t* column = p.matrix + i * p.outputs + begin;
-                for (std::size_t o = 0; o < outputs; ++o) sums[o] += std::int32_t{column[o]} * f;
-            }
-            for (std::size_t o = 0; o < outputs; ++o)
-                p.sums[t * p.sum_stride + begin + o] +=
-                    shifted_sum(sums[o] * p.multiplier, p.shifts[begin + o]);
         }
     }
 }

@@ -26,8 +26,6 @@ const Ops& scalar_ops() {
         .rows_to_strips = scalar::rows_to_strips,
         .saturate = scalar::saturate,
         .project = scalar::project,
-        .project_sparse = scalar::project_sparse,
-        .sparse_from = 0.9f,
         .store_head = scalar::store_head,
         .store_states = scalar::store_states,
         .store_exact = scalar::store_exact,

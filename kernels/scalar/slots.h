@@ -28,7 +28,6 @@ std::uint64_t quantise(const Quantisation& x);
 void reconstruct(const std::int16_t* q, const std::int16_t* prediction, std::size_t count, unsigned shift,
                  std::int16_t* states);
 void project(const Projection& p);
-void project_sparse(const Projection& p);
 bool residual(const float* values, const std::int32_t* sums, std::size_t count, float scale, float most,
               float* residual);
 int share_exponent(const float* values, std::size_t count, std::int16_t* integers);

@@ -1,4 +1,4 @@
-// launch_project against the scalar backend's project and project_sparse, through saturation.
+// launch_project against the scalar backend's project, through saturation.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -75,18 +75,9 @@ class Unit {
         term.matrix = matrix.data();
         term.shifts = shifts.data();
         term.limbs = limbs.limbs;
-        if (task.term_count % 2 == 0) {
-            scalar_ops().project({f.data(), term.stride, inputs, entries.data(),
-                                  pack_panels(entries, p.width, inputs).data(), shifts.data(), p.width,
-                                  p.tokens, sums_.data(), p.width});
-            return;
-        }
-        std::vector<std::int16_t> columns(entries.size());  // project_sparse takes it by inputs
-        for (std::size_t i = 0; i < inputs; ++i) {
-            for (std::size_t o = 0; o < p.width; ++o) columns[i * p.width + o] = entries[o * inputs + i];
-        }
-        scalar_ops().project_sparse({f.data(), term.stride, inputs, columns.data(), nullptr, shifts.data(),
-                                     p.width, p.tokens, sums_.data(), p.width});
+        scalar_ops().project({f.data(), term.stride, inputs, entries.data(),
+                              pack_panels(entries, p.width, inputs).data(), shifts.data(), p.width, p.tokens,
+                              sums_.data(), p.width});
     }
 
     std::mt19937_64 random_;
