@@ -195,17 +195,6 @@ KVCAST_AVX2_INLINE Half values_in(__m256i symbols) {
             _mm256_cvtepi8_epi16(_mm256_extracti128_si256(value, 1))};
 }
 
-// One bit per lane of 16 bits that is all ones.
-KVCAST_AVX2_INLINE std::uint32_t lane_mask(const Half& v) {
-    const __m256i bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(v.low, v.high), 0xd8);
-    return static_cast<std::uint32_t>(_mm256_movemask_epi8(bytes));
-}
-
-KVCAST_AVX2_INLINE std::uint32_t escapes_of(const Half& symbols) {
-    const __m256i escape = _mm256_set1_epi16(kEscape);
-    return lane_mask({_mm256_cmpeq_epi16(symbols.low, escape), _mm256_cmpeq_epi16(symbols.high, escape)});
-}
-
 // The bits of `Where` change places with those `By` above them.
 template <int By, long long Where>
 KVCAST_AVX2_INLINE __m256i swapped(__m256i x) {
