@@ -27,6 +27,7 @@ using x86::first_lanes;
 using x86::for_groups;
 using x86::Sender;
 using x86::strips_each;
+using x86::with_dtype;
 using x86::Words;
 
 constexpr std::size_t kMostAbreast = 4;  // decoders
@@ -837,14 +838,7 @@ void decode_strips(std::span<RansDecoder* const> decoders, std::span<const Strip
 
 void decode_floats(std::span<RansDecoder* const> decoders, std::span<const FloatStrip> strips, Dtype dtype,
                    std::size_t count, std::span<Outgoing> outgoing) {
-    switch (dtype) {
-        case Dtype::kBf16:
-            return decode_floats_as<Dtype::kBf16>(decoders, strips, count, outgoing);
-        case Dtype::kF16:
-            return decode_floats_as<Dtype::kF16>(decoders, strips, count, outgoing);
-        default:
-            return decode_floats_as<Dtype::kF32>(decoders, strips, count, outgoing);
-    }
+    with_dtype(dtype, [&](auto d) { decode_floats_as<d.value>(decoders, strips, count, outgoing); });
 }
 
 void encode_strips(std::span<RansEncoder* const> encoders, std::span<const EncodeStrip> strips) {
@@ -856,14 +850,7 @@ void encode_strips(std::span<RansEncoder* const> encoders, std::span<const Encod
 
 void encode_floats(std::span<RansEncoder* const> encoders, std::span<const EncodeFloatStrip> strips,
                    Dtype dtype, std::size_t count) {
-    switch (dtype) {
-        case Dtype::kBf16:
-            return encode_floats_as<Dtype::kBf16>(encoders, strips, count);
-        case Dtype::kF16:
-            return encode_floats_as<Dtype::kF16>(encoders, strips, count);
-        default:
-            return encode_floats_as<Dtype::kF32>(encoders, strips, count);
-    }
+    with_dtype(dtype, [&](auto d) { encode_floats_as<d.value>(encoders, strips, count); });
 }
 
 KVCAST_AVX512 bool value_costs(const std::int16_t* values, const std::uint16_t* places, std::size_t count,
