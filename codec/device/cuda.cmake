@@ -34,6 +34,7 @@ message(STATUS "CUDA: kvcast::cuda for ${CMAKE_CUDA_ARCHITECTURES}")
 add_library(kvcast_cuda STATIC
     kernels/cuda/analyse.cu
     kernels/cuda/decode.cu
+    kernels/cuda/direct.cu
     kernels/cuda/encode.cu
     kernels/cuda/chain.cu
     kernels/cuda/klt_decode.cu

@@ -1,5 +1,6 @@
 #include "codec/device.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/platform.cuh"
 
 namespace kvcast::device {
 namespace {
@@ -9,10 +10,9 @@ namespace cuda = kernels::cuda;
 // Whether the device's blocks of threads have the shared memory that the plan's chains ask for.
 bool chains_fit(const DecodePlan::Launches& l) {
     if (l.chain_tiles.count == 0) return false;
-    int device = 0, most = 0;
-    return cudaGetDevice(&device) == cudaSuccess &&
-           cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess &&
-           l.chain_bytes + cuda::kChainTaskBytes <= static_cast<std::size_t>(most);
+    cuda::DeviceLimits limits = {};
+    return cuda::device_limits(limits) == cudaSuccess &&
+           l.chain_bytes + cuda::kChainTaskBytes <= limits.shared_bytes;
 }
 
 class Decoding {
@@ -33,14 +33,17 @@ class Decoding {
     // Blocks and runs between two marks of the plan.
     cudaError_t entropy(const DecodePlan::Mark& from, const DecodePlan::Mark& to) const {
         const auto* tables = at<cuda::BucketTable>(l_.tables);
-        for (const bool direct : {true, false}) {
-            if (direct ? !l_.any_direct : !l_.any_indirect) continue;
-            const cudaError_t e = cuda::launch_decode(
-                memory_, at<cuda::PlaneTask>(l_.planes), at<cuda::BlockTask>(l_.blocks, from.blocks),
-                to.blocks - from.blocks, direct, at<cuda::RotationTask>(l_.rotations), l_.most_channels,
-                tables, status_, stream_);
-            if (e != cudaSuccess) return e;
-        }
+        const cuda::DecodeBatch blocks = {at<cuda::PlaneTask>(l_.planes),
+                                          at<cuda::BlockTask>(l_.blocks, from.blocks),
+                                          to.blocks - from.blocks,
+                                          at<cuda::RotationTask>(l_.rotations),
+                                          l_.most_channels,
+                                          tables,
+                                          status_};
+        cudaError_t e = cudaSuccess;
+        if (l_.any_direct) e = cuda::launch_decode_direct(memory_, blocks, stream_);
+        if (e == cudaSuccess && l_.any_indirect) e = cuda::launch_decode(memory_, blocks, stream_);
+        if (e != cudaSuccess) return e;
         return cuda::launch_klt_decode(memory_, at<cuda::KltPlaneTask>(l_.klt_planes),
                                        at<cuda::KltPieceTask>(l_.klt_pieces),
                                        at<cuda::KltRunTask>(l_.klt_runs, from.klt_runs),

@@ -4,36 +4,32 @@
 #pragma once
 
 #include "kernels/cuda/compiler.cuh"
-#include "kernels/cuda/pack.cuh"
+#include "kernels/cuda/octet.cuh"
 #include "kernels/cuda/platform.cuh"
 #include "kernels/cuda/rows.cuh"
 
 namespace kvcast::kernels::cuda {
-
-inline constexpr std::uint32_t kLaneTokens = kBodyUnit / kLanes;
-
-// A lane's eight tokens of a channel, two to a word: token g is number 32 g + lane.
-struct Octet {
-    std::uint32_t words[kLaneTokens / 2];
-};
 
 class DirectRows {
   public:
     static constexpr std::uint32_t kRunWords = kDirectChannels / 2;
 
     // A warp's, in shared memory: words of every token; lanes are in banks of their own.
-    struct Memory {
+    struct alignas(16) Memory {
         std::uint32_t words[kRunWords][kBodyUnit];
+        RowsAt out;
     };
 
-    // Tokens first_token to first_token + tokens - 1 of the chunk.
+    // Tokens first_token to first_token + tokens - 1 of the chunk. By all lanes of a warp together.
     __device__ __forceinline__ DirectRows(Memory& memory, const RowsAt& out, std::uint32_t head,
                                           std::uint32_t first_token, std::uint32_t tokens)
-        : words_(memory.words[0] + lane_id()),
-          out_(out),
+        : memory_(memory),
           head_offset_(head * out.head_bytes),
           first_token_(first_token),
-          tokens_(tokens) {}
+          tokens_(tokens) {
+        if (lane_id() == 0) memory.out = out;
+        __syncwarp();
+    }
 
     // Channel `channel`, as output bits. Those of a run of kDirectChannels come in order.
     __device__ __forceinline__ void put(std::uint32_t channel, const Octet& octet) {
@@ -41,7 +37,7 @@ class DirectRows {
             even_ = octet;
             return;
         }
-        std::uint32_t* words = words_ + channel % kDirectChannels / 2 * kBodyUnit;
+        std::uint32_t* words = memory_.words[channel % kDirectChannels / 2] + lane_id();
         KVCAST_UNROLL(4)
         for (std::uint32_t i = 0; i < 4; ++i) {
             words[2 * i * kLanes] = __byte_perm(even_.words[i], octet.words[i], 0x5410);
@@ -52,24 +48,22 @@ class DirectRows {
 
   private:
     // The run that begins with channel `first`.
-    __device__ __forceinline__ void store(std::uint32_t first) {
+    __device__ __forceinline__ void store(std::uint32_t first) const {
+        const RowsAt out = memory_.out;
         const std::uint64_t offset = head_offset_ + first * sizeof(std::uint16_t);
-        KVCAST_UNROLL(8)
-        for (std::uint32_t g = 0; g < kLaneTokens; ++g) {
-            const std::uint32_t token = g * kLanes + lane_id();
-            if (token >= tokens_) continue;
-            auto* row = reinterpret_cast<uint4*>(row_of(out_, first_token_ + token) + offset);
+        KVCAST_UNROLL(1)
+        for (std::uint32_t token = lane_id(); token < tokens_; token += kLanes) {
+            auto* row = reinterpret_cast<uint4*>(row_of(out, first_token_ + token) + offset);
             KVCAST_UNROLL(2)
             for (std::uint32_t half = 0; half < kRunWords / 4; ++half) {
-                const std::uint32_t* words = words_ + half * 4 * kBodyUnit + g * kLanes;
-                row[half] = {words[0], words[kBodyUnit], words[2 * kBodyUnit], words[3 * kBodyUnit]};
+                const auto* words = memory_.words + 4 * half;
+                row[half] = {words[0][token], words[1][token], words[2][token], words[3][token]};
             }
         }
         __syncwarp();
     }
 
-    std::uint32_t* words_;  // this lane's
-    const RowsAt& out_;
+    Memory& memory_;
     std::uint64_t head_offset_;  // bytes
     std::uint32_t first_token_;
     std::uint32_t tokens_;

@@ -25,15 +25,23 @@ struct Memory {
 cudaError_t launch_rotations(Memory memory, const RotationTask* tasks, std::uint32_t count,
                              cudaStream_t stream);
 
-// Decodes those of `count` blocks of the profiles delta and lossless that are direct, or those that are not,
-// one warp per block, into the workspace, or, of direct planes, bodies to their rows, and sets each one's
-// status word to 0 or the faults found. Of a faulty
-// block there is what a CPU would have decoded. `rotations` have been filled; `most_channels` is the greatest
+// Blocks of the profiles delta and lossless. `rotations` have been filled; `most_channels` is the greatest
 // PlaneTask::channels, at most 4096; `tables` are the format's.
-cudaError_t launch_decode(Memory memory, const PlaneTask* planes, const BlockTask* blocks,
-                          std::uint32_t count, bool direct, const RotationTask* rotations,
-                          std::uint32_t most_channels, const BucketTable* tables, std::uint32_t* status,
-                          cudaStream_t stream);
+struct DecodeBatch {
+    const PlaneTask* planes;
+    const BlockTask* blocks;
+    std::uint32_t count;
+    const RotationTask* rotations;
+    std::uint32_t most_channels;
+    const BucketTable* tables;
+    std::uint32_t* status;
+};
+
+// Decodes those blocks that are direct, bodies to their rows, by two warps each, or those that are not, into
+// the workspace, by one, and sets each one's status word to 0 or the faults found. Of a faulty block there is
+// what a CPU would have decoded.
+cudaError_t launch_decode_direct(Memory memory, const DecodeBatch& batch, cudaStream_t stream);
+cudaError_t launch_decode(Memory memory, const DecodeBatch& batch, cudaStream_t stream);
 
 // Decodes the blocks of `count` runs of klt layers into the workspace, one warp per run, and sets a status
 // word per layer. Gains and coefficients of a faulty layer are those that a CPU would have decoded.

@@ -44,9 +44,10 @@ __device__ __forceinline__ std::int32_t high_half(std::uint32_t word) {
     return static_cast<std::int32_t>(word) >> 16;
 }
 
-// Below 2^22 in magnitude: the addition is of integers, the subtraction exact.
-__device__ __forceinline__ float small_float(std::int32_t v) {
-    return std::bit_cast<float>(0x4b400000 + v) - 12582912.0f;
+// With this added, integers below 2^22 in magnitude are the bits of a float that is 1.5 * 2^23 too large.
+inline constexpr std::int32_t kFloatBias = 0x4b400000;
+__device__ __forceinline__ float biased_float(std::int32_t v) {
+    return std::bit_cast<float>(v) - std::bit_cast<float>(kFloatBias);  // exact
 }
 
 // States that become bf16 or fp16.
@@ -60,7 +61,11 @@ struct StateValues {
     // Two of them, to a word. A state has 17 bits and the mantissa 8: the product is exact, as value_of's is,
     // and at most 2^127.
     __device__ __forceinline__ std::uint32_t operator()(std::int32_t low, std::int32_t high) const {
-        const float a = small_float(low) * unit, b = small_float(high) * unit;
+        return of_biased(low + kFloatBias, high + kFloatBias);
+    }
+    // The same of states with kFloatBias.
+    __device__ __forceinline__ std::uint32_t of_biased(std::int32_t low, std::int32_t high) const {
+        const float a = biased_float(low) * unit, b = biased_float(high) * unit;
         if constexpr (To == Dtype::kF16) return halves(to_f16(a), to_f16(b));
         return bf16_halves(a, b);
     }

@@ -30,6 +30,17 @@ __device__ __forceinline__ std::uint32_t warp_id() {
     return uniform(threadIdx.x / kLanes);
 }
 
+// Waits for `threads` threads of the block, whole warps, at one of its kBarriers barriers; orders memory among
+// them. __syncthreads() is at barrier 0.
+inline constexpr std::uint32_t kBarriers = 16;
+__device__ __forceinline__ void barrier_sync(std::uint32_t barrier, std::uint32_t threads) {
+#ifdef KVCAST_SIMT
+    simt_barrier_sync(barrier, threads);
+#else
+    asm volatile("barrier.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+#endif
+}
+
 // The launch's dynamic shared memory, aligned to 256 bytes; in the emulator to what its size is a multiple
 // of.
 template <typename T>
@@ -61,6 +72,21 @@ __device__ __forceinline__ void put_bits(std::byte* out, Dtype dtype, std::uint6
     } else {
         reinterpret_cast<std::uint16_t*>(out)[i] = static_cast<std::uint16_t>(bits);
     }
+}
+
+// What launches are cut to.
+struct DeviceLimits {
+    std::uint32_t multiprocessors;
+    std::size_t shared_bytes;  // of a block of threads that asks for more than 48 KiB
+};
+inline cudaError_t device_limits(DeviceLimits& limits) {
+    int device = 0, multiprocessors = 0, bytes = 0;
+    cudaError_t e = cudaGetDevice(&device);
+    if (e == cudaSuccess)
+        e = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    limits = {static_cast<std::uint32_t>(multiprocessors), static_cast<std::size_t>(bytes)};
+    return e;
 }
 
 struct Shape {

@@ -276,15 +276,24 @@ class WarpReader {
                        : quad_of<false, false>(coding_of, count_of);
     }
 
-    // Four groups of one coding, of `count` values together, or of the first 128. Raw: there are raw bits.
-    template <bool Raw>
-    __device__ __forceinline__ Quad quad_of_one(const StepCoding& c, std::uint32_t count) {
+    // Four groups of one coding, of `count` values together, or of the first 128, as they are coded: what
+    // symbols and raw bits mean is for somebody else to find out. Lanes whose value is an escape's are told
+    // it, escape(group, value); `escaped` is set where there are such lanes.
+    struct CodedQuad {
+        std::uint32_t symbols;  // of group g in the upper half of byte g
+        std::uint32_t planes;   // lane 8 g + p has plane p of group g, of all lanes; without raw bits 0
+    };
+    template <typename Escape>
+    __device__ __forceinline__ CodedQuad coded_quad_of_one(const StepCoding& c, std::uint32_t count,
+                                                           Escape escape, bool& escaped) {
         words_.prepare();
-        const auto coding_of = [&](unsigned) { return c; };
-        if (count >= 4 * kLanes) return quad_of<Raw, true>(coding_of, [](unsigned) { return kLanes; });
-        return quad_of<Raw, false>(coding_of, [&](unsigned g) {
-            return count < g * kLanes ? 0u : lesser(count - g * kLanes, kLanes);
-        });
+        const bool full = count >= 4 * kLanes;
+        if (c.planes == 0) {
+            return full ? coded_quad<false, true>(c, count, escape, escaped)
+                        : coded_quad<false, false>(c, count, escape, escaped);
+        }
+        return full ? coded_quad<true, true>(c, count, escape, escaped)
+                    : coded_quad<true, false>(c, count, escape, escaped);
     }
 
     // One group of 1 to 32 values; raw is all its raw bits.
@@ -295,7 +304,8 @@ class WarpReader {
         const std::uint32_t entry = entry_of(c.table, state_);
         refill(active ? state_after(state_, entry) : state_, active);
         raw = take_raw(c.planes, words_of_plane(n));
-        high = high_of(active ? entry : 0);
+        high = high_of(entry);
+        take_escapes(0, active ? entry : 0, [&](unsigned, std::int32_t value) { high = value; });
     }
 
     // A side vector, clamped into [low, high], `stride` apart. False, in all lanes, where that changed it.
@@ -365,31 +375,67 @@ class WarpReader {
         }
     }
 
-    // Full: all counts are 32. The words are ready.
-    template <bool Raw, bool Full, typename CodingOf, typename CountOf>
-    __device__ __forceinline__ Quad quad_of(CodingOf coding_of, CountOf count_of) {
-        Quad quad = {};
-        std::uint32_t raw_at[4] = {}, previous = 0;
+    // What four steps leave.
+    struct Steps {
+        std::uint32_t entries[4];  // 0 in lanes that take no part
+        std::uint32_t raw_at[4];   // places of raw bits
+    };
+
+    // Four steps; Full: all counts are 32. The words are ready. Whether there are escapes.
+    template <bool Raw, bool Full, typename CodingOf, typename CountOf, typename Escape>
+    __device__ __forceinline__ bool take_steps(CodingOf coding_of, CountOf count_of, Steps& steps,
+                                               Escape escape) {
+        bool escaped = false;
         KVCAST_UNROLL(4)
         for (unsigned g = 0; g < 4; ++g) {
             const bool active = Full || lane_id() < count_of(g);
             const std::uint32_t entry = entry_of(coding_of(g).table, state_);
-            if (g != 0) quad.high[g - 1] = high_of(previous);
+            if (g != 0 && take_escapes(g - 1, steps.entries[g - 1], escape)) escaped = true;
             refill(active ? state_after(state_, entry) : state_, active);
             if constexpr (Raw) {
-                raw_at[g] = words_.place();
+                steps.raw_at[g] = words_.place();
                 words_.skip(coding_of(g).planes * (Full ? 2 : words_of_plane(count_of(g))));
             }
-            previous = active ? entry : 0;
+            steps.entries[g] = active ? entry : 0;
         }
-        quad.high[3] = high_of(previous);
-        if constexpr (Raw) quad.raw = raw_bytes<Full>(raw_at, coding_of, count_of);
+        return take_escapes(3, steps.entries[3], escape) || escaped;
+    }
+
+    template <bool Raw, bool Full, typename CodingOf, typename CountOf>
+    __device__ __forceinline__ Quad quad_of(CodingOf coding_of, CountOf count_of) {
+        Steps steps;
+        std::int32_t escapes[4] = {};
+        take_steps<Raw, Full>(coding_of, count_of, steps,
+                              [&](unsigned g, std::int32_t value) { escapes[g] = value; });
+        Quad quad = {};
+        KVCAST_UNROLL(4)
+        for (unsigned g = 0; g < 4; ++g)
+            quad.high[g] = is_escape(steps.entries[g]) ? escapes[g] : high_of(steps.entries[g]);
+        if constexpr (Raw) quad.raw = transposed_(planes_of<Full>(steps.raw_at, coding_of, count_of));
         return quad;
     }
 
-    // Raw bits of four steps: lane 8 g + p takes plane p of step g, for all lanes, and then all take theirs.
+    template <bool Raw, bool Full, typename Escape>
+    __device__ __forceinline__ CodedQuad coded_quad(const StepCoding& c, std::uint32_t count, Escape escape,
+                                                    bool& escaped) {
+        const auto coding_of = [&](unsigned) { return c; };
+        const auto count_of = [&](unsigned g) {
+            if constexpr (Full) return kLanes;
+            return count < g * kLanes ? 0u : lesser(count - g * kLanes, kLanes);
+        };
+        Steps steps;
+        escaped = take_steps<Raw, Full>(coding_of, count_of, steps, escape) || escaped;
+        const std::uint32_t* e = steps.entries;
+        CodedQuad quad = {};
+        quad.symbols =
+            __byte_perm(__byte_perm(e[0], e[1], 0x0073), __byte_perm(e[2], e[3], 0x0073), 0x5410);
+        if constexpr (Raw) quad.planes = planes_of<Full>(steps.raw_at, coding_of, count_of);
+        return quad;
+    }
+
+    // Raw bits of four steps: lane 8 g + p takes plane p of step g, for all lanes.
     template <bool Full, typename CodingOf, typename CountOf>
-    __device__ __forceinline__ std::uint32_t raw_bytes(const std::uint32_t (&raw_at)[4], CodingOf coding_of,
+    __device__ __forceinline__ std::uint32_t planes_of(const std::uint32_t (&raw_at)[4], CodingOf coding_of,
                                                        CountOf count_of) const {
         const std::uint32_t step = lane_id() / 8, plane = lane_id() % 8;
         std::uint32_t at = raw_at[0], planes = coding_of(0).planes, count = count_of(0);
@@ -408,7 +454,7 @@ class WarpReader {
             if (words == 2) bits |= std::uint32_t{half_at(at + sizeof(std::uint16_t))} << 16;
         }
         __syncwarp();
-        return transposed_(bits);
+        return bits;
     }
 
     // The entry of a table, at a place, for a state's slot.
@@ -431,17 +477,25 @@ class WarpReader {
         words_.skip(static_cast<std::uint32_t>(__popc(lows)));
     }
 
-    // What a symbol says without its raw bits; takes the words of escapes.
-    __device__ __forceinline__ std::int32_t high_of(std::uint32_t entry) {
-        auto high = static_cast<std::int32_t>(entry_symbol(entry)) - kSymbolZero;
-        const bool escaped = entry_symbol(entry) == kEscape;
-        if (__any_sync(kFullWarp, escaped) != 0) {
-            const unsigned escapes = __ballot_sync(kFullWarp, escaped);
-            const std::uint32_t w = words_.peek(static_cast<std::uint32_t>(__popc(escapes & before_)));
-            high = escaped ? static_cast<std::int16_t>(w) : high;
-            words_.skip(static_cast<std::uint32_t>(__popc(escapes)));
-        }
-        return high;
+    // kEscape is the greatest symbol, and symbols are an entry's highest bits.
+    static __device__ __forceinline__ bool is_escape(std::uint32_t entry) {
+        return entry >= pack_entry(kEscape, 0, 0);
+    }
+    // What a symbol that is no escape says without its raw bits.
+    static __device__ __forceinline__ std::int32_t high_of(std::uint32_t entry) {
+        return static_cast<std::int32_t>(entry_symbol(entry)) - kSymbolZero;
+    }
+
+    // Takes the words of a step's escapes: escape(step, value) in the lanes that have one. Whether any has.
+    template <typename Escape>
+    __device__ __forceinline__ bool take_escapes(unsigned step, std::uint32_t entry, Escape escape) {
+        const bool escaped = is_escape(entry);
+        if (__any_sync(kFullWarp, escaped) == 0) return false;
+        const unsigned escapes = __ballot_sync(kFullWarp, escaped);
+        const std::uint32_t w = words_.peek(static_cast<std::uint32_t>(__popc(escapes & before_)));
+        if (escaped) escape(step, std::int32_t{static_cast<std::int16_t>(w)});
+        words_.skip(static_cast<std::uint32_t>(__popc(escapes)));
+        return true;
     }
 
     // This lane's bit of each plane: two words a plane, or one for up to 16 lanes. From the highest plane

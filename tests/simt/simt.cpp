@@ -81,7 +81,7 @@ const char* name_of(Primitive p) {
     constexpr std::array names = {
         "__shfl_sync",       "__ballot_sync",     "__all_sync",         "__any_sync", "__reduce_add_sync",
         "__reduce_max_sync", "__reduce_min_sync", "__reduce_or_sync",   "__syncwarp", "__syncthreads",
-        "__syncthreads_or",  "__syncthreads_and", "__syncthreads_count"};
+        "__syncthreads_or",  "__syncthreads_and", "__syncthreads_count", "barrier.sync"};
     return names[static_cast<std::size_t>(p)];
 }
 
@@ -250,8 +250,9 @@ std::string deadlock(const Machine& m) {
         const Fibre& f = *m.fibres[t];
         const bool wanted =
             is_block_wide(w.primitive) || (t / kWarp * kWarp == warp && (w.mask >> (t - warp) & 1u) != 0);
-        const bool there = f.mode == Mode::kWaiting && f.primitive == w.primitive &&
-                           (is_block_wide(w.primitive) || f.mask == w.mask);
+        const bool there =
+            f.mode == Mode::kWaiting && f.primitive == w.primitive && f.mask == w.mask &&
+            (w.primitive != Primitive::kSyncSome || f.source == w.source);
         if (wanted && !there) return describe(m, waiting) + ", where " + describe(m, t);
     }
     const unsigned last = std::min(m.threads - warp, kWarp);
@@ -316,6 +317,7 @@ void complete(std::span<Fibre* const> lanes, Primitive primitive) {
                 break;
             case Primitive::kSyncWarp:
             case Primitive::kSyncBlock:
+            case Primitive::kSyncSome:
                 f->result = 0;
                 break;
         }
@@ -346,6 +348,18 @@ void try_block(Machine& m) {
         all.push_back(f);
     }
     complete(all, m.self().primitive);
+}
+
+// Those at the caller's barrier, if they are as many as it is for.
+void try_some(Machine& m) {
+    const Fibre& own = m.self();
+    std::vector<Fibre*> there;
+    for (unsigned t = 0; t < m.threads; ++t) {
+        Fibre* f = m.fibres[t].get();
+        if (f->mode == Mode::kWaiting && f->primitive == own.primitive && f->source == own.source)
+            there.push_back(f);
+    }
+    if (there.size() == own.value) complete(there, own.primitive);
 }
 
 std::uint64_t wait(Machine& m) {
@@ -569,6 +583,27 @@ std::uint64_t meet_block(Primitive primitive, std::uint64_t value, Place place) 
     f.mode = Mode::kWaiting;
     try_block(m);
     return wait(m);
+}
+
+void meet_some(unsigned barrier, unsigned threads, Place place) {
+    Machine& m = machine();
+    if (barrier >= kBarriers || threads == 0 || threads % kWarp != 0)
+        fail("barrier.sync names no barrier, or no number of whole warps");
+    for (unsigned t = 0; t < m.threads; ++t) {
+        const Fibre& other = *m.fibres[t];
+        if (other.mode == Mode::kWaiting && other.primitive == Primitive::kSyncSome &&
+            other.source == barrier && other.value != threads)
+            fail("barrier.sync for another number of threads than those who wait there expect");
+    }
+    Fibre& f = m.self();
+    f.primitive = Primitive::kSyncSome;
+    f.mask = 0;
+    f.value = threads;
+    f.source = barrier;
+    f.place = place;
+    f.mode = Mode::kWaiting;
+    try_some(m);
+    wait(m);
 }
 
 }  // namespace simt

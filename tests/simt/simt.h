@@ -8,7 +8,8 @@
 // What it catches, as a failed launch with a sentence that names the threads:
 // - a shuffle, ballot, reduction or __syncwarp that a lane of its mask never reaches, reaches with another
 //   mask, or calls without being in the mask; a shuffle from a lane that takes no part;
-// - a block barrier that a thread of the block never reaches, or has returned before;
+// - a block barrier that a thread of the block never reaches, or has returned before; a barrier for some of a
+//   block's threads that too few of them reach, or that they expect in different numbers;
 // - shared memory that is read before it is written: it holds a pattern when a block starts, not zeros;
 // - missing barriers, mostly: threads run in the order that the Schedule says, so that a kernel without the
 //   barrier it needs gives other results under another schedule.
@@ -101,6 +102,7 @@ enum class Primitive : std::uint8_t {
     kSyncBlockOr,
     kSyncBlockAnd,
     kSyncBlockCount,
+    kSyncSome,
 };
 
 struct Place {
@@ -112,6 +114,10 @@ struct Place {
 std::uint64_t meet_warp(Primitive primitive, unsigned mask, std::uint64_t value, unsigned source,
                         Place place);
 std::uint64_t meet_block(Primitive primitive, std::uint64_t value, Place place);
+
+// One of the block's barriers, for `threads` of its threads: PTX ISA, "barrier.sync".
+inline constexpr unsigned kBarriers = 16;
+void meet_some(unsigned barrier, unsigned threads, Place place);
 
 // Ends the launch with a failure of the calling thread. The message outlives the launch.
 [[noreturn]] void fail(const char* message);

@@ -372,6 +372,42 @@ TEST_P(Simt, CatchesABlockBarrierThatAThreadMisses) {
     EXPECT_THAT(failed, Optional(HasSubstr("thread 33 has returned")));
 }
 
+// Warps 0 and 1 hand numbers on, and so do 2 and 3, each two by a barrier of their own.
+TEST_P(Simt, SomeOfABlocksWarpsMeet) {
+    std::vector<unsigned> out(64);
+    const auto failed = run(1, 128, [&] {
+        __shared__ unsigned cells[2][2][32];
+        const unsigned pair = threadIdx.x / 64, lane = threadIdx.x % 32;
+        const bool gives = threadIdx.x / 32 % 2 == 0;
+        for (unsigned i = 0; i < 5; ++i) {
+            if (gives) cells[pair][i % 2][lane] = 100 * i + lane;
+            simt_barrier_sync(pair + 14, 64);
+            if (!gives) out[32 * pair + lane] += cells[pair][i % 2][31 - lane];
+        }
+    });
+    EXPECT_EQ(failed, std::nullopt);
+    EXPECT_EQ(out[0], 1000 + 5 * 31);
+    EXPECT_EQ(out[63], 1000u);
+}
+
+TEST_P(Simt, CatchesABarrierThatTooFewReach) {
+    const auto failed = run(1, 64, [] {
+        if (threadIdx.x < 32) simt_barrier_sync(3, 64);
+    });
+    EXPECT_THAT(failed, Optional(HasSubstr("barrier.sync")));
+    EXPECT_THAT(failed, Optional(HasSubstr("has returned")));
+}
+
+TEST_P(Simt, CatchesThoseWhoWaitAtDifferentBarriers) {
+    const auto failed = run(1, 64, [] { simt_barrier_sync(threadIdx.x / 32, 64); });
+    EXPECT_THAT(failed, Optional(HasSubstr("barrier.sync")));
+}
+
+TEST_P(Simt, CatchesABarrierForDifferentNumbers) {
+    const auto failed = run(1, 96, [] { simt_barrier_sync(1, threadIdx.x < 32 ? 64 : 96); });
+    EXPECT_THAT(failed, Optional(HasSubstr("another number of threads")));
+}
+
 TEST_P(Simt, CatchesABlockBarrierAgainstAWarpPrimitive) {
     const auto failed = run(1, 32, [] {
         if (threadIdx.x == 0) {

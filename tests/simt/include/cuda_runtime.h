@@ -145,6 +145,9 @@ inline int __syncthreads_and(int predicate, SIMT_PLACE) {
 inline int __syncthreads_count(int predicate, SIMT_PLACE) {
     return static_cast<int>(::simt::meet_block(::simt::Primitive::kSyncBlockCount, predicate != 0, place));
 }
+inline void simt_barrier_sync(unsigned barrier, unsigned threads, SIMT_PLACE) {
+    ::simt::meet_some(barrier, threads, place);
+}
 inline void simt_copy_async(void* to, const void* from, std::size_t bytes) {
     ::simt::copy_async(to, from, bytes);
 }
@@ -308,9 +311,14 @@ cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribut
                ? cudaSuccess
                : cudaErrorInvalidValue;
 }
-enum cudaDeviceAttr : int { cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-    *value = static_cast<int>(::simt::most_shared());
+enum cudaDeviceAttr : int {
+    cudaDevAttrMultiProcessorCount = 16,
+    cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
+};
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+    constexpr int multiprocessors = 2;  // few, so that blocks of threads have several warps
+    *value = attribute == cudaDevAttrMultiProcessorCount ? multiprocessors
+                                                         : static_cast<int>(::simt::most_shared());
     return cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* at, int value, std::size_t bytes, cudaStream_t stream) {

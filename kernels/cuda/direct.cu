@@ -1,0 +1,288 @@
+// Decoding of the profiles delta and lossless into planes that lie as they usually do (PlaneTask), two warps
+// per block. One reads: it follows the coder's states, each of which waits for the one before, and does
+// nothing else. The other one writes: it makes values of symbols and raw bits, turns them, and stores rows
+// (direct_rows.cuh) while the first one is a channel ahead.
+//
+// A channel's codes are handed over in shared memory, in two places in turns: who comes to the barrier behind
+// channel c has written the codes of c, or has used those of c - 1. RoPE's partner of a channel comes half a
+// head later: the first half waits in the workspace, as states, then as values until the head is read.
+#include "kernels/cuda/direct_rows.cuh"
+#include "kernels/cuda/head.cuh"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/octet.cuh"
+#include "kernels/cuda/pack.cuh"
+#include "kernels/cuda/platform.cuh"
+
+namespace kvcast::kernels::cuda {
+namespace {
+
+// A channel that is handed over.
+struct ChannelCodes {
+    std::uint32_t symbols[2][kLanes];
+    std::uint32_t planes[2][kLanes];
+    std::uint32_t escaped;
+};
+
+// What two warps share.
+struct PairMemory {
+    DirectRows::Memory rows;
+    WordRing::Memory ring;
+    ChannelCodes codes[2];
+};
+
+// Pairs of warps of a block of threads have a barrier each.
+constexpr std::uint32_t kMostPairs = kBarriers;
+constexpr std::uint32_t kPairThreads = 2 * kLanes;
+
+constexpr std::uint32_t pair_bytes(std::uint32_t most_channels) {
+    constexpr std::uint32_t unit = alignof(PairMemory);
+    return div_up(static_cast<std::uint32_t>(sizeof(PairMemory)) + channel_bytes(most_channels), unit) * unit;
+}
+constexpr std::uint32_t shared_bytes(std::uint32_t pairs, std::uint32_t most_channels) {
+    constexpr std::uint32_t unit = alignof(ReaderTables);
+    return div_up(static_cast<std::uint32_t>(sizeof(ReaderTables)) + pairs * pair_bytes(most_channels), unit) *
+           unit;
+}
+
+struct Pair {
+    PairMemory& memory;
+    Channel* channels;
+    std::uint32_t barrier;
+
+    // Both warps, behind a channel or at another place that both know.
+    __device__ __forceinline__ void meet() const { barrier_sync(barrier, kPairThreads); }
+    __device__ __forceinline__ ChannelCodes& codes(std::uint32_t channel) const {
+        return memory.codes[channel % 2];
+    }
+};
+
+// ---- reading
+
+__device__ __forceinline__ void read_channel(WarpReader& in, const PlaneTask& p, const Channel& channel,
+                                             std::int16_t* place, ChannelCodes& codes) {
+    if (channel.zero()) return;
+    if (channel.coding().planes > WarpReader::kBytePlanes) {
+        read_wide(in, channel, p.guard_bits, p.body_tokens, place);
+        return;
+    }
+    const bool escaped = read_codes(in, channel.coding(), p.body_tokens, place,
+                                    [&](std::uint32_t half, const WarpReader::CodedQuad& quad) {
+                                        codes.symbols[half][lane_id()] = quad.symbols;
+                                        codes.planes[half][lane_id()] = quad.planes;
+                                    });
+    codes.escaped = escaped ? 1 : 0;
+}
+
+// False, in all lanes, where side information is out of range.
+__device__ __forceinline__ bool read_head(WarpReader& in, const PlaneTask& p, std::uint32_t head,
+                                          const Pair& pair, std::byte* workspace) {
+    HeadReader side(in, p, head, pair.channels);
+    bool fits = side.exact_rows(p.exact_direct, workspace);
+    fits = side.side_vectors() && fits;
+    side.find_channels();
+    pair.meet();
+    auto* place = reinterpret_cast<std::int16_t*>(body_of(p, head, workspace));
+    KVCAST_UNROLL(1)
+    for (std::uint32_t c = 0; c < p.channels; ++c, place += p.body_stride) {
+        read_channel(in, p, pair.channels[c], place, pair.codes(c));
+        pair.meet();
+    }
+    pair.meet();  // the channels have been used, too
+    return fits;
+}
+
+// ---- writing
+
+// A lane's angles of a pair of channels, cosines in the lower halves. Behind the body they mean nothing.
+class Angles {
+  public:
+    __device__ __forceinline__ Angles(const RotationTask* r, const PlaneTask& p, const std::byte* workspace) {
+        if (r == nullptr) return;
+        same_ = r->columns == 1;
+        table_ = reinterpret_cast<const std::uint32_t*>(workspace + r->table) +
+                 (same_ ? 0 : p.exact_rows + lane_id());
+        stride_ = r->pair_stride;
+    }
+    __device__ __forceinline__ void load(std::uint32_t pair, std::uint32_t (&angles)[kLaneTokens]) const {
+        const std::uint32_t* row = table_ + std::uint64_t{pair} * stride_;
+        if (same_) {
+            const std::uint32_t angle = *row;
+            KVCAST_UNROLL(8)
+            for (std::uint32_t& a : angles) a = angle;
+            return;
+        }
+        KVCAST_UNROLL(8)
+        for (std::uint32_t g = 0; g < kLaneTokens; ++g) angles[g] = row[g * kLanes];
+    }
+
+  private:
+    const std::uint32_t* table_ = nullptr;
+    std::uint32_t stride_ = 0;
+    bool same_ = false;
+};
+
+class HeadWriter {
+  public:
+    __device__ __forceinline__ HeadWriter(const PlaneTask& plane, std::uint32_t head, const Pair& pair,
+                                          const RotationTask* rotations, std::byte* workspace)
+        : p_(plane),
+          pair_(pair),
+          rotation_(plane.rotation == kNone ? nullptr : rotations + plane.rotation),
+          workspace_(workspace),
+          body_(reinterpret_cast<std::int16_t*>(body_of(plane, head, workspace))),
+          values_of_(plane.scale),
+          rows_(pair.memory.rows, plane.out, head, plane.exact_rows, plane.body_tokens) {}
+
+    __device__ __forceinline__ void write() {
+        const std::uint32_t pairs = rotation_ == nullptr ? 0 : p_.channels / 2;
+        const Angles turns(rotation_, p_, workspace_);
+        pair_.meet();  // the channels are known
+        KVCAST_UNROLL(1)
+        for (std::uint32_t c = 0; c < p_.channels; ++c) {
+            Octet octet, first;
+            std::uint32_t angles[kLaneTokens];
+            if (pairs != 0 && c >= pairs) {  // on their way while the channel is waited for
+                first = kept(place(c - pairs));
+                turns.load(c - pairs, angles);
+            }
+            pair_.meet();
+            if (!p_.quantised) {
+                octet = values_.elements(pair_.channels[c].center(), codes(c), place(c));
+            } else {
+                std::int32_t s[kLaneTokens];
+                states(c, pairs == 0 ? kFloatBias : 0, s);
+                if (c < pairs) {
+                    keep(place(c), packed(s));
+                    continue;
+                }
+                if (pairs != 0) {
+                    octet = turn(first, s, angles);
+                    keep(place(c - pairs), first);
+                } else {
+                    KVCAST_UNROLL(4)
+                    for (std::uint32_t i = 0; i < kLaneTokens / 2; ++i)
+                        octet.words[i] = values_of_.of_biased(s[2 * i], s[2 * i + 1]);
+                }
+            }
+            rows_.put(c, octet);
+        }
+        pair_.meet();  // codes and channels have been used
+        KVCAST_UNROLL(1)
+        for (std::uint32_t c = 0; c < pairs; c += 4) {
+            Octet four[4];
+            KVCAST_UNROLL(4)
+            for (std::uint32_t i = 0; i < 4; ++i) four[i] = kept(place(c + i));
+            KVCAST_UNROLL(4)
+            for (std::uint32_t i = 0; i < 4; ++i) rows_.put(c + i, four[i]);
+        }
+    }
+
+  private:
+    __device__ __forceinline__ std::int16_t* place(std::uint32_t channel) const {
+        return body_ + std::uint64_t{channel} * p_.body_stride;
+    }
+
+    __device__ __forceinline__ OctetCodes codes(std::uint32_t channel) const {
+        const ChannelCodes& c = pair_.codes(channel);
+        const std::uint32_t lane = lane_id();
+        return {{c.symbols[0][lane], c.symbols[1][lane]},
+                {c.planes[0][lane], c.planes[1][lane]},
+                c.escaped != 0};
+    }
+
+    // A channel's states, and `bias`.
+    __device__ __forceinline__ void states(std::uint32_t c, std::int32_t bias,
+                                           std::int32_t (&out)[kLaneTokens]) const {
+        const Channel channel = pair_.channels[c];
+        if (!channel.zero() && channel.coding().planes <= WarpReader::kBytePlanes) {
+            values_.states(channel, p_.guard_bits, codes(c), place(c), bias, out);
+            return;
+        }
+        const Octet octet = channel.zero() ? constant(channel.center()) : kept(place(c));
+        KVCAST_UNROLL(4)
+        for (std::uint32_t i = 0; i < kLaneTokens / 2; ++i) {
+            out[2 * i] = low_half(octet.words[i]) + bias;
+            out[2 * i + 1] = high_half(octet.words[i]) + bias;
+        }
+    }
+
+    // States of a pair's channels to values: those of the first one in place.
+    __device__ __forceinline__ Octet turn(Octet& first, const std::int32_t (&second)[kLaneTokens],
+                                          const std::uint32_t (&angles)[kLaneTokens]) const {
+        Octet out;
+        KVCAST_UNROLL(4)
+        for (std::uint32_t i = 0; i < kLaneTokens / 2; ++i) {
+            const std::uint32_t a = first.words[i];
+            const Rotated even = rotate(low_half(a), second[2 * i], angle_of(angles[2 * i]));
+            const Rotated odd = rotate(high_half(a), second[2 * i + 1], angle_of(angles[2 * i + 1]));
+            first.words[i] = values_of_(even.a, odd.a);
+            out.words[i] = values_of_(even.b, odd.b);
+        }
+        return out;
+    }
+    static __device__ __forceinline__ SinCos angle_of(std::uint32_t word) {
+        return {static_cast<std::int16_t>(word), static_cast<std::int16_t>(word >> 16)};
+    }
+
+    const PlaneTask& p_;
+    const Pair& pair_;
+    const RotationTask* rotation_;
+    std::byte* workspace_;
+    std::int16_t* body_;
+    StateValues<Dtype::kBf16> values_of_;
+    OctetValues values_;
+    DirectRows rows_;
+};
+
+// ---- blocks
+
+__global__ void __launch_bounds__(kMostPairs* kPairThreads, 1)
+    decode_direct(std::byte* workspace, const PlaneTask* planes, const BlockTask* blocks, std::uint32_t count,
+                  const RotationTask* rotations, std::uint32_t most_channels, const BucketTable* tables,
+                  std::uint32_t* status) {
+    auto* shared = dynamic_shared<std::byte>();
+    const std::uint32_t place = reinterpret_cast<ReaderTables*>(shared)->load(tables);
+    const std::uint32_t pairs = blockDim.x / kPairThreads, warp = warp_id();
+    const bool reads = warp < pairs;
+    const std::uint32_t own = reads ? warp : warp - pairs, index = blockIdx.x * pairs + own;
+    if (index >= count) return;
+    const BlockTask block = blocks[index];
+    if (!block.direct) return;
+    std::byte* mine = shared + sizeof(ReaderTables) + own * pair_bytes(most_channels);
+    auto& memory = *reinterpret_cast<PairMemory*>(mine);
+    const Pair pair = {memory, reinterpret_cast<Channel*>(mine + sizeof(PairMemory)), own};
+    if (reads) {
+        WarpReader in(block.begin, block.bytes, memory.ring, place);
+        bool fits = true;
+        for_heads(block, planes, [&](const PlaneTask& plane, std::uint32_t head) {
+            fits = read_head(in, plane, head, pair, workspace) && fits;
+        });
+        const std::uint32_t faults = in.close() | (fits ? 0u : kOutOfRange);
+        if (lane_id() == 0) status[block.status] = faults;
+    } else {
+        for_heads(block, planes, [&](const PlaneTask& plane, std::uint32_t head) {
+            HeadWriter(plane, head, pair, rotations, workspace).write();
+        });
+    }
+}
+
+}  // namespace
+
+cudaError_t launch_decode_direct(Memory memory, const DecodeBatch& batch, cudaStream_t stream) {
+    if (batch.count == 0) return cudaSuccess;
+    DeviceLimits device = {};
+    cudaError_t e = device_limits(device);
+    if (e != cudaSuccess) return e;
+    // All multiprocessors, then all that one has room for.
+    std::uint32_t pairs = lesser(div_up(batch.count, device.multiprocessors), kMostPairs);
+    while (pairs > 1 && shared_bytes(pairs, batch.most_channels) > device.shared_bytes) --pairs;
+    const std::uint32_t bytes = shared_bytes(pairs, batch.most_channels);
+    e = cudaFuncSetAttribute(decode_direct, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(bytes));
+    if (e != cudaSuccess) return e;
+    return launch(decode_direct, {div_up(batch.count, pairs), pairs * kPairThreads, bytes}, stream,
+                  memory.workspace, batch.planes, batch.blocks, batch.count, batch.rotations,
+                  batch.most_channels, batch.tables, batch.status);
+}
+
+}  // namespace kvcast::kernels::cuda
