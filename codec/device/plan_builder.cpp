@@ -62,6 +62,7 @@ bool is_direct(const cuda::PlaneTask& plane, const cuda::StoreTask& body, const 
         plane.body_tokens > cuda::kBodyUnit || !aligned(body.out, 16))
         return false;
     if (!plane.quantised && body.from != body.to) return false;
+    if (plane.quantised && plane.scale.exponent > cuda::kMostFusedExponent) return false;
     if (!in_runs(body, r, run)) return false;
     return r == nullptr || (plane.quantised && 2 * r->pairs == plane.channels && r->column_stride == 1);
 }

@@ -18,7 +18,8 @@ constexpr std::uint32_t warp_bytes(std::uint32_t most_channels) {
 }
 constexpr std::uint32_t shared_bytes(std::uint32_t warps, std::uint32_t most_channels) {
     constexpr std::uint32_t unit = alignof(ReaderTables);
-    return div_up(static_cast<std::uint32_t>(sizeof(ReaderTables)) + warps * warp_bytes(most_channels), unit) *
+    return div_up(static_cast<std::uint32_t>(sizeof(ReaderTables)) + warps * warp_bytes(most_channels),
+                  unit) *
            unit;
 }
 
@@ -61,13 +62,14 @@ class HeadDecoder {
                            });
             } else if (anchored) {
                 by_anchor(channel, head_.delta_of(c), states);
-            } else if (channel.coding().planes > WarpReader::kBytePlanes) {
+            } else if (channel.planes() > WarpReader::kBytePlanes) {
                 read_wide(in_, channel, p_.guard_bits, p_.body_tokens, states);
             } else {
                 KVCAST_UNROLL(1)
                 for (std::uint32_t first = 0; first < p_.body_tokens; first += kBodyUnit) {
                     const std::uint32_t tokens = lesser(p_.body_tokens - first, kBodyUnit);
-                    keep(states + first, octet(channel, tokens, states + first));
+                    std::int16_t* own = states + first + lane_id() * kLaneTokens;
+                    keep(own, octet(channel, tokens, own));
                 }
             }
         }
@@ -96,7 +98,7 @@ class HeadDecoder {
         }
     }
 
-    // Saturated states, or bf16 bits, of up to 256 tokens, whose place is `place`.
+    // Saturated states, or bf16 bits, of up to 256 tokens; `place` is the lane's.
     __device__ __forceinline__ Octet octet(const Channel& channel, std::uint32_t tokens,
                                            std::int16_t* place) {
         if (channel.zero()) return constant(channel.center());
@@ -152,12 +154,12 @@ cudaError_t launch_decode(Memory memory, const DecodeBatch& batch, cudaStream_t 
     std::uint32_t warps = kMostWarps;
     while (warps > 1 && shared_bytes(warps, batch.most_channels) > kMostShared) --warps;
     const std::uint32_t bytes = shared_bytes(warps, batch.most_channels);
-    const cudaError_t e = cudaFuncSetAttribute(
-        decode_blocks, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+    const cudaError_t e = cudaFuncSetAttribute(decode_blocks, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                               static_cast<int>(bytes));
     if (e != cudaSuccess) return e;
     return launch(decode_blocks, {div_up(batch.count, warps), warps * kLanes, bytes}, stream,
-                  memory.workspace, batch.planes, batch.blocks, batch.count, batch.most_channels, batch.tables,
-                  batch.status);
+                  memory.workspace, batch.planes, batch.blocks, batch.count, batch.most_channels,
+                  batch.tables, batch.status);
 }
 
 }  // namespace kvcast::kernels::cuda

@@ -40,7 +40,8 @@ constexpr std::uint32_t pair_bytes(std::uint32_t most_channels) {
 }
 constexpr std::uint32_t shared_bytes(std::uint32_t pairs, std::uint32_t most_channels) {
     constexpr std::uint32_t unit = alignof(ReaderTables);
-    return div_up(static_cast<std::uint32_t>(sizeof(ReaderTables)) + pairs * pair_bytes(most_channels), unit) *
+    return div_up(static_cast<std::uint32_t>(sizeof(ReaderTables)) + pairs * pair_bytes(most_channels),
+                  unit) *
            unit;
 }
 
@@ -61,14 +62,15 @@ struct Pair {
 __device__ __forceinline__ void read_channel(WarpReader& in, const PlaneTask& p, const Channel& channel,
                                              std::int16_t* place, ChannelCodes& codes) {
     if (channel.zero()) return;
-    if (channel.coding().planes > WarpReader::kBytePlanes) {
+    if (channel.planes() > WarpReader::kBytePlanes) {
         read_wide(in, channel, p.guard_bits, p.body_tokens, place);
         return;
     }
-    const bool escaped = read_codes(in, channel.coding(), p.body_tokens, place,
+    const bool escaped = read_codes(in, channel.coding(), p.body_tokens, place + lane_id() * kLaneTokens,
                                     [&](std::uint32_t half, const WarpReader::CodedQuad& quad) {
                                         codes.symbols[half][lane_id()] = quad.symbols;
-                                        codes.planes[half][lane_id()] = quad.planes;
+                                        if (channel.planes() != 0)
+                                            codes.planes[half][lane_id()] = quad.planes;
                                     });
     codes.escaped = escaped ? 1 : 0;
 }
@@ -121,80 +123,116 @@ class Angles {
     bool same_ = false;
 };
 
+// What becomes of a plane's channels.
+enum class Way : std::uint8_t { kElements, kStates, kTurned };
+
+template <Way W>
 class HeadWriter {
   public:
     __device__ __forceinline__ HeadWriter(const PlaneTask& plane, std::uint32_t head, const Pair& pair,
-                                          const RotationTask* rotations, std::byte* workspace)
+                                          const RotationTask* rotation, std::byte* workspace)
         : p_(plane),
           pair_(pair),
-          rotation_(plane.rotation == kNone ? nullptr : rotations + plane.rotation),
-          workspace_(workspace),
-          body_(reinterpret_cast<std::int16_t*>(body_of(plane, head, workspace))),
+          turns_(rotation, plane, workspace),
+          place_(reinterpret_cast<std::int16_t*>(body_of(plane, head, workspace)) + lane_id() * kLaneTokens),
           values_of_(plane.scale),
           rows_(pair.memory.rows, plane.out, head, plane.exact_rows, plane.body_tokens) {}
 
     __device__ __forceinline__ void write() {
-        const std::uint32_t pairs = rotation_ == nullptr ? 0 : p_.channels / 2;
-        const Angles turns(rotation_, p_, workspace_);
         pair_.meet();  // the channels are known
-        KVCAST_UNROLL(1)
-        for (std::uint32_t c = 0; c < p_.channels; ++c) {
-            Octet octet, first;
-            std::uint32_t angles[kLaneTokens];
-            if (pairs != 0 && c >= pairs) {  // on their way while the channel is waited for
-                first = kept(place(c - pairs));
-                turns.load(c - pairs, angles);
-            }
+        if constexpr (W == Way::kTurned) {
+            const std::uint32_t pairs = p_.channels / 2;
+            write_first_ones(pairs);
+            write_channels(pairs);
             pair_.meet();
-            if (!p_.quantised) {
-                octet = values_.elements(pair_.channels[c].center(), codes(c), place(c));
-            } else {
-                std::int32_t s[kLaneTokens];
-                states(c, pairs == 0 ? kFloatBias : 0, s);
-                if (c < pairs) {
-                    keep(place(c), packed(s));
-                    continue;
-                }
-                if (pairs != 0) {
-                    octet = turn(first, s, angles);
-                    keep(place(c - pairs), first);
-                } else {
-                    KVCAST_UNROLL(4)
-                    for (std::uint32_t i = 0; i < kLaneTokens / 2; ++i)
-                        octet.words[i] = values_of_.of_biased(s[2 * i], s[2 * i + 1]);
-                }
-            }
-            rows_.put(c, octet);
-        }
-        pair_.meet();  // codes and channels have been used
-        KVCAST_UNROLL(1)
-        for (std::uint32_t c = 0; c < pairs; c += 4) {
-            Octet four[4];
-            KVCAST_UNROLL(4)
-            for (std::uint32_t i = 0; i < 4; ++i) four[i] = kept(place(c + i));
-            KVCAST_UNROLL(4)
-            for (std::uint32_t i = 0; i < 4; ++i) rows_.put(c + i, four[i]);
+            store_first_ones(pairs);
+        } else {
+            write_channels(0);
+            pair_.meet();
         }
     }
 
   private:
+    // A lane's place in the workspace.
     __device__ __forceinline__ std::int16_t* place(std::uint32_t channel) const {
-        return body_ + std::uint64_t{channel} * p_.body_stride;
+        return place_ + std::uint64_t{channel} * p_.body_stride;
+    }
+
+    // First channels of pairs wait, as states.
+    __device__ __forceinline__ void write_first_ones(std::uint32_t pairs) const {
+        std::int16_t* own = place_;
+        KVCAST_UNROLL(1)
+        for (std::uint32_t c = 0; c < pairs; ++c, own += p_.body_stride) {
+            pair_.meet();
+            std::int32_t s[kLaneTokens];
+            states(c, s);
+            keep(own, packed(s));
+        }
+    }
+    // They have become values.
+    __device__ __forceinline__ void store_first_ones(std::uint32_t pairs) {
+        const std::int16_t* own = place_;
+        KVCAST_UNROLL(1)
+        for (std::uint32_t c = 0; c < pairs; c += 4) {
+            Octet four[4];
+            KVCAST_UNROLL(4)
+            for (Octet& octet : four) {
+                octet = kept(own);
+                own += p_.body_stride;
+            }
+            rows_.put(c, four[0], four[1]);
+            rows_.put(c + 2, four[2], four[3]);
+        }
+    }
+    // The others.
+    __device__ __forceinline__ void write_channels(std::uint32_t first) {
+        KVCAST_UNROLL(1)
+        for (std::uint32_t c = first; c < p_.channels; c += 2) {
+            const Octet even = channel(c), odd = channel(c + 1);
+            rows_.put(c, even, odd);
+        }
+    }
+
+    __device__ __forceinline__ Octet channel(std::uint32_t c) const {
+        if constexpr (W == Way::kElements) {
+            pair_.meet();
+            return values_.elements(pair_.channels[c].center(), codes(c), place(c));
+        } else if constexpr (W == Way::kStates) {
+            pair_.meet();
+            std::int32_t s[kLaneTokens];
+            states(c, s);
+            Octet octet;
+            KVCAST_UNROLL(4)
+            for (std::uint32_t i = 0; i < kLaneTokens / 2; ++i)
+                octet.words[i] = values_of_.of_biased(s[2 * i], s[2 * i + 1]);
+            return octet;
+        } else {
+            const std::uint32_t first_one = c - p_.channels / 2;
+            Octet first =
+                kept(place(first_one));  // on its way, as angles are, while the channel is waited for
+            std::uint32_t angles[kLaneTokens];
+            turns_.load(first_one, angles);
+            pair_.meet();
+            std::int32_t s[kLaneTokens];
+            states(c, s);
+            const Octet second = turn(first, s, angles);
+            keep(place(first_one), first);
+            return second;
+        }
     }
 
     __device__ __forceinline__ OctetCodes codes(std::uint32_t channel) const {
         const ChannelCodes& c = pair_.codes(channel);
         const std::uint32_t lane = lane_id();
-        return {{c.symbols[0][lane], c.symbols[1][lane]},
-                {c.planes[0][lane], c.planes[1][lane]},
-                c.escaped != 0};
+        return {
+            {c.symbols[0][lane], c.symbols[1][lane]}, {c.planes[0][lane], c.planes[1][lane]}, c.escaped != 0};
     }
 
-    // A channel's states, and `bias`.
-    __device__ __forceinline__ void states(std::uint32_t c, std::int32_t bias,
-                                           std::int32_t (&out)[kLaneTokens]) const {
+    // A channel's states, with kFloatBias if they become values as they are.
+    __device__ __forceinline__ void states(std::uint32_t c, std::int32_t (&out)[kLaneTokens]) const {
+        constexpr std::int32_t bias = W == Way::kStates ? kFloatBias : 0;
         const Channel channel = pair_.channels[c];
-        if (!channel.zero() && channel.coding().planes <= WarpReader::kBytePlanes) {
+        if (!channel.zero() && channel.planes() <= WarpReader::kBytePlanes) {
             values_.states(channel, p_.guard_bits, codes(c), place(c), bias, out);
             return;
         }
@@ -215,8 +253,8 @@ class HeadWriter {
             const std::uint32_t a = first.words[i];
             const Rotated even = rotate(low_half(a), second[2 * i], angle_of(angles[2 * i]));
             const Rotated odd = rotate(high_half(a), second[2 * i + 1], angle_of(angles[2 * i + 1]));
-            first.words[i] = values_of_(even.a, odd.a);
-            out.words[i] = values_of_(even.b, odd.b);
+            first.words[i] = values_of_.of_biased(even.a + kFloatBias, odd.a + kFloatBias);
+            out.words[i] = values_of_.of_biased(even.b + kFloatBias, odd.b + kFloatBias);
         }
         return out;
     }
@@ -226,13 +264,23 @@ class HeadWriter {
 
     const PlaneTask& p_;
     const Pair& pair_;
-    const RotationTask* rotation_;
-    std::byte* workspace_;
-    std::int16_t* body_;
-    StateValues<Dtype::kBf16> values_of_;
+    Angles turns_;
+    std::int16_t* place_;
+    FusedStateValues values_of_;
     OctetValues values_;
     DirectRows rows_;
 };
+
+__device__ __forceinline__ void write_head(const PlaneTask& p, std::uint32_t head, const Pair& pair,
+                                           const RotationTask* rotations, std::byte* workspace) {
+    if (!p.quantised) {
+        HeadWriter<Way::kElements>(p, head, pair, nullptr, workspace).write();
+    } else if (p.rotation == kNone) {
+        HeadWriter<Way::kStates>(p, head, pair, nullptr, workspace).write();
+    } else {
+        HeadWriter<Way::kTurned>(p, head, pair, rotations + p.rotation, workspace).write();
+    }
+}
 
 // ---- blocks
 
@@ -261,7 +309,7 @@ __global__ void __launch_bounds__(kMostPairs* kPairThreads, 1)
         if (lane_id() == 0) status[block.status] = faults;
     } else {
         for_heads(block, planes, [&](const PlaneTask& plane, std::uint32_t head) {
-            HeadWriter(plane, head, pair, rotations, workspace).write();
+            write_head(plane, head, pair, rotations, workspace);
         });
     }
 }

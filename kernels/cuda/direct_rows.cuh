@@ -23,27 +23,20 @@ class DirectRows {
     // Tokens first_token to first_token + tokens - 1 of the chunk. By all lanes of a warp together.
     __device__ __forceinline__ DirectRows(Memory& memory, const RowsAt& out, std::uint32_t head,
                                           std::uint32_t first_token, std::uint32_t tokens)
-        : memory_(memory),
-          head_offset_(head * out.head_bytes),
-          first_token_(first_token),
-          tokens_(tokens) {
+        : memory_(memory), head_offset_(head * out.head_bytes), first_token_(first_token), tokens_(tokens) {
         if (lane_id() == 0) memory.out = out;
         __syncwarp();
     }
 
-    // Channel `channel`, as output bits. Those of a run of kDirectChannels come in order.
-    __device__ __forceinline__ void put(std::uint32_t channel, const Octet& octet) {
-        if (channel % 2 == 0) {
-            even_ = octet;
-            return;
-        }
+    // Channels `channel` and `channel` + 1, as output bits. Those of a run of kDirectChannels come in order.
+    __device__ __forceinline__ void put(std::uint32_t channel, const Octet& even, const Octet& odd) {
         std::uint32_t* words = memory_.words[channel % kDirectChannels / 2] + lane_id();
         KVCAST_UNROLL(4)
         for (std::uint32_t i = 0; i < 4; ++i) {
-            words[2 * i * kLanes] = __byte_perm(even_.words[i], octet.words[i], 0x5410);
-            words[(2 * i + 1) * kLanes] = __byte_perm(even_.words[i], octet.words[i], 0x7632);
+            words[2 * i * kLanes] = __byte_perm(even.words[i], odd.words[i], 0x5410);
+            words[(2 * i + 1) * kLanes] = __byte_perm(even.words[i], odd.words[i], 0x7632);
         }
-        if (channel % kDirectChannels == kDirectChannels - 1) store(channel - (kDirectChannels - 1));
+        if (channel % kDirectChannels == kDirectChannels - 2) store(channel - (kDirectChannels - 2));
     }
 
   private:
@@ -67,7 +60,6 @@ class DirectRows {
     std::uint64_t head_offset_;  // bytes
     std::uint32_t first_token_;
     std::uint32_t tokens_;
-    Octet even_ = {};
 };
 
 }  // namespace kvcast::kernels::cuda

@@ -10,32 +10,50 @@
 
 namespace kvcast::kernels::cuda {
 
-// How a channel is read. At first its side information lies there: up to three numbers.
-class alignas(8) Channel {
+// How a channel is read, and what its symbols stand for. At first its side information lies there: up to
+// three numbers.
+class alignas(16) Channel {
   public:
-    static constexpr std::uint32_t kNumbers = 4;
+    static constexpr std::uint32_t kNumbers = 8;
 
     Channel() = default;
-    __device__ Channel(const StepCoding& c, bool zero, std::int32_t center)
-        : coding_(c.table << 8 | c.planes << 1 | (zero ? 1 : 0)), center_(center) {}
-
-    __device__ __forceinline__ StepCoding coding() const { return {coding_ >> 8, coding_ >> 1 & 31u}; }
-    __device__ __forceinline__ bool zero() const { return (coding_ & 1u) != 0; }
-    __device__ __forceinline__ ClassReader reader() const {
-        return {coding(), (1 << coding().planes) / 2, zero()};
+    // Of states, which are center + guarded values.
+    __device__ Channel(const ClassReader& c, std::int32_t center, std::uint32_t guard_bits)
+        : center_(center), step_(1 << (guard_bits + (c.planes <= 8 ? c.planes : 0))) {
+        least_ = center - kSymbolZero * step_ - c.half * (1 << guard_bits);
+        const bool inside = least_ >= -32768 && least_ + static_cast<std::int32_t>(kEscape) * step_ <= 32767;
+        coding_ = c.table << 8 | (inside ? kInside : 0) | c.planes << 1 | (c.zero ? 1 : 0);
     }
+    // Of elements, whose exponents are center - values.
+    __device__ Channel(const StepCoding& c, std::int32_t center)
+        : coding_(c.table << 8 | c.planes << 1), center_(center), step_(0), least_(0) {}
+
+    __device__ __forceinline__ StepCoding coding() const { return {coding_ >> 8, planes()}; }
+    __device__ __forceinline__ std::uint32_t planes() const { return coding_ >> 1 & 31u; }
+    __device__ __forceinline__ bool zero() const { return (coding_ & 1u) != 0; }
+    __device__ __forceinline__ ClassReader reader() const { return {coding(), (1 << planes()) / 2, zero()}; }
     // A state, or an exponent.
     __device__ __forceinline__ std::int32_t center() const { return center_; }
 
+    // With at most kBytePlanes raw bits: from symbol to symbol of states; the state of symbol 0 and raw bits
+    // 0; whether no symbol but an escape needs saturation.
+    __device__ __forceinline__ std::int32_t step() const { return step_; }
+    __device__ __forceinline__ std::int32_t least() const { return least_; }
+    __device__ __forceinline__ bool inside() const { return (coding_ & kInside) != 0; }
+
   private:
-    std::uint32_t coding_;
+    static constexpr std::uint32_t kInside = 64;
+
+    std::uint32_t coding_;  // the table's place, then bits
     std::int32_t center_;
+    std::int32_t step_;
+    std::int32_t least_;
 };
 static_assert(sizeof(Channel) == Channel::kNumbers * sizeof(std::int16_t));
 
 // Shared memory that a warp's channels take.
 constexpr std::uint32_t channel_bytes(std::uint32_t most_channels) {
-    return div_up(most_channels, 2) * 2 * static_cast<std::uint32_t>(sizeof(Channel));
+    return most_channels * static_cast<std::uint32_t>(sizeof(Channel));
 }
 
 // Where the stored bits, or states, of a head's body begin in the workspace.
@@ -108,10 +126,10 @@ class HeadReader {
         const std::int16_t* n = numbers(c);
         if (p_.quantised) {
             const ClassReader reader = in_.reader_of(static_cast<unsigned>(n[0]));
-            return {reader, reader.zero, mean_state(n[2], p_.guard_bits)};
+            return {reader, mean_state(n[2], p_.guard_bits), p_.guard_bits};
         }
         const std::uint32_t table = in_.exponents_of(static_cast<std::uint32_t>(n[1]));
-        return {{table, mantissa_bits(p_.source) + 1}, false, n[0]};
+        return {{table, mantissa_bits(p_.source) + 1}, n[0]};
     }
     // Of the tokens between anchors.
     __device__ __forceinline__ ClassReader delta_of(std::uint32_t c) const {

@@ -16,18 +16,17 @@ struct Octet {
     std::uint32_t words[kLaneTokens / 2];
 };
 
-// To where body_index() has a lane's tokens, and from there by the same lane.
-__device__ __forceinline__ void keep(void* place, const Octet& octet) {
-    reinterpret_cast<uint4*>(place)[lane_id()] = {octet.words[0], octet.words[1], octet.words[2],
-                                                  octet.words[3]};
+// To a lane's place, where body_index() has its tokens, and from there by the same lane.
+__device__ __forceinline__ void keep(std::int16_t* place, const Octet& octet) {
+    *reinterpret_cast<uint4*>(place) = {octet.words[0], octet.words[1], octet.words[2], octet.words[3]};
 }
-__device__ __forceinline__ Octet kept(const void* place) {
-    const uint4 v = reinterpret_cast<const uint4*>(place)[lane_id()];
+__device__ __forceinline__ Octet kept(const std::int16_t* place) {
+    const uint4 v = *reinterpret_cast<const uint4*>(place);
     return {{v.x, v.y, v.z, v.w}};
 }
 
-// Symbols and bit planes (WarpReader::CodedQuad) of both halves of an octet. Values of escapes lie in a place
-// of their own, a lane's eight side by side.
+// Symbols and bit planes (WarpReader::CodedQuad) of both halves of an octet. Values of escapes lie where a
+// lane keeps its octet.
 struct OctetCodes {
     std::uint32_t symbols[2];
     std::uint32_t planes[2];
@@ -38,22 +37,21 @@ struct OctetCodes {
 // CodedQuad), once or twice. Whether there are escapes. By all lanes together.
 template <typename Put>
 __device__ __forceinline__ bool read_codes(WarpReader& in, const StepCoding& c, std::uint32_t tokens,
-                                           std::int16_t* escapes, Put put) {
+                                           std::int16_t* place, Put put) {
     constexpr std::uint32_t quad = 4 * kLanes;
-    bool escaped = false;
+    std::uint32_t escaped = 0;
     KVCAST_UNROLL(1)
     for (std::uint32_t half = 0; half * quad < tokens; ++half) {
-        put(half, in.coded_quad_of_one(
-                      c, tokens - half * quad,
-                      [&](unsigned g, std::int32_t value) {
-                          escapes[lane_id() * kLaneTokens + half * 4 + g] = static_cast<std::int16_t>(value);
-                      },
-                      escaped));
+        std::int16_t* own = place + half * 4;
+        put(half,
+            in.coded_quad_of_one(
+                c, tokens - half * quad,
+                [&](unsigned g, std::int32_t value) { own[g] = static_cast<std::int16_t>(value); }, escaped));
     }
-    return escaped;
+    return escaped != 0;
 }
 
-// A channel of more raw bits than that: states, at body_index() of their place.
+// A channel of more raw bits than that: states, at body_index() of the channel's place.
 __device__ __forceinline__ void read_wide(WarpReader& in, const Channel& channel, std::uint32_t guard_bits,
                                           std::uint32_t tokens, std::int16_t* states) {
     in.strip(channel.reader(), tokens, [&](std::uint32_t t, std::int16_t q) {
@@ -72,42 +70,37 @@ class OctetValues {
   public:
     // States, saturated, and `bias` added to each.
     __device__ __forceinline__ void states(const Channel& channel, std::uint32_t guard_bits,
-                                           const OctetCodes& codes, const std::int16_t* escapes,
+                                           const OctetCodes& codes, const std::int16_t* place,
                                            std::int32_t bias, std::int32_t (&states)[kLaneTokens]) const {
-        const std::uint32_t planes = channel.coding().planes;
-        const std::int32_t unit = 1 << guard_bits, step = unit << planes;
-        const std::int32_t half = (1 << planes) / 2;
-        const std::int32_t zero = channel.center() - kSymbolZero * step - half * unit;
         std::uint32_t symbols[2], raw[2] = {};
         KVCAST_UNROLL(2)
         for (unsigned i = 0; i < 2; ++i) symbols[i] = codes.symbols[i] >> 4 & 0x0f0f0f0fu;
         KVCAST_UNROLL(8)
         for (unsigned g = 0; g < kLaneTokens; ++g)
-            states[g] = byte_of(symbols, g) * step + (zero + bias);
-        if (planes != 0) {
+            states[g] = byte_of(symbols, g) * channel.step() + (channel.least() + bias);
+        if (channel.planes() != 0) {
             KVCAST_UNROLL(2)
             for (unsigned i = 0; i < 2; ++i) raw[i] = transposed_(codes.planes[i]);
             KVCAST_UNROLL(8)
-            for (unsigned g = 0; g < kLaneTokens; ++g) states[g] += byte_of(raw, g) * unit;
+            for (unsigned g = 0; g < kLaneTokens; ++g) states[g] += byte_of(raw, g) << guard_bits;
         }
-        constexpr std::int32_t most = 32767, least = -32768;
-        const bool inside = zero >= least && zero + static_cast<std::int32_t>(kEscape) * step <= most;
-        if (inside && !codes.escaped) return;
+        if (channel.inside() && !codes.escaped) return;
+        const ClassReader reader = channel.reader();
         KVCAST_UNROLL(8)
         for (unsigned g = 0; g < kLaneTokens; ++g) {
+            std::int32_t v = states[g] - bias;
             if (byte_of(symbols, g) == kEscape) {
-                const auto value = static_cast<std::int16_t>(escape_of(escapes, g) * (1 << planes) +
-                                                             byte_of(raw, g) - half);
-                states[g] = value * unit + channel.center() + bias;
+                v = WarpReader::value(reader, place[g], raw[g / 4] >> 8 * (g % 4) & 255u) *
+                        (1 << guard_bits) +
+                    channel.center();
             }
-            const std::int32_t v = states[g];
-            states[g] = v < least + bias ? least + bias : v > most + bias ? most + bias : v;
+            states[g] = saturate16(v) + bias;
         }
     }
 
     // bf16 elements: WarpReader::element(), four at once, low bytes, then high ones.
     __device__ __forceinline__ Octet elements(std::int32_t center, const OctetCodes& codes,
-                                              const std::int16_t* escapes) const {
+                                              const std::int16_t* place) const {
         constexpr std::uint32_t top = 0x80808080u;
         const std::uint32_t from =
             __byte_perm(static_cast<std::uint32_t>(center + kSymbolZero), 0, 0x0000);  // of each byte
@@ -121,8 +114,7 @@ class OctetValues {
                 KVCAST_UNROLL(4)
                 for (unsigned g = 0; g < 4; ++g) {
                     if ((symbols >> 8 * g & 15u) != kEscape) continue;
-                    const auto exponent =
-                        static_cast<std::uint32_t>(center - escape_of(escapes, 4 * i + g)) & 255u;
+                    const auto exponent = static_cast<std::uint32_t>(center - place[4 * i + g]) & 255u;
                     exponents = (exponents & ~(255u << 8 * g)) | exponent << 8 * g;
                 }
             }
@@ -137,9 +129,6 @@ class OctetValues {
   private:
     static __device__ __forceinline__ std::int32_t byte_of(const std::uint32_t (&words)[2], unsigned g) {
         return static_cast<std::int32_t>(__byte_perm(words[g / 4], 0, 0x4440 + g % 4));
-    }
-    static __device__ __forceinline__ std::int32_t escape_of(const std::int16_t* escapes, unsigned g) {
-        return escapes[lane_id() * kLaneTokens + g];
     }
 
     BitTransposer transposed_;

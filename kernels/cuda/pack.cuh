@@ -6,6 +6,7 @@
 #include <bit>
 #include <cstdint>
 
+#include "kernels/cuda/tasks.h"
 #include "kernels/math.h"
 
 namespace kvcast::kernels::cuda {
@@ -68,6 +69,23 @@ struct StateValues {
         const float a = biased_float(low) * unit, b = biased_float(high) * unit;
         if constexpr (To == Dtype::kF16) return halves(to_f16(a), to_f16(b));
         return bf16_halves(a, b);
+    }
+};
+
+// The same for bf16 and scales of up to 2^kMostFusedExponent, where a state's bias can be taken away after
+// the multiplication, by an addition fused with it: both products have less than 24 bits, and so has the sum.
+struct FusedStateValues {
+    float unit;
+    float bias;
+
+    __device__ explicit FusedStateValues(Scale scale)
+        : unit(static_cast<float>(scale.mantissa) * power_of_two(scale.exponent)),
+          bias(-std::bit_cast<float>(kFloatBias) * unit) {}
+
+    // Two states with kFloatBias.
+    __device__ __forceinline__ std::uint32_t of_biased(std::int32_t low, std::int32_t high) const {
+        return bf16_halves(__fmaf_rn(std::bit_cast<float>(low), unit, bias),
+                           __fmaf_rn(std::bit_cast<float>(high), unit, bias));
     }
 };
 

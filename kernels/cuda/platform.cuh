@@ -30,8 +30,8 @@ __device__ __forceinline__ std::uint32_t warp_id() {
     return uniform(threadIdx.x / kLanes);
 }
 
-// Waits for `threads` threads of the block, whole warps, at one of its kBarriers barriers; orders memory among
-// them. __syncthreads() is at barrier 0.
+// Waits for `threads` threads of the block, whole warps, at one of its kBarriers barriers; orders memory
+// among them. __syncthreads() is at barrier 0.
 inline constexpr std::uint32_t kBarriers = 16;
 __device__ __forceinline__ void barrier_sync(std::uint32_t barrier, std::uint32_t threads) {
 #ifdef KVCAST_SIMT

@@ -97,8 +97,9 @@ struct PlaneTask {
     RowsAt out;
 };
 
-// Channels that such a warp stores together.
+// Channels that such a warp stores together, and the greatest exponent of a scale that it works with.
 inline constexpr std::uint32_t kDirectChannels = 16;
+inline constexpr std::int32_t kMostFusedExponent = 90;
 
 // One block: heads first_head up to end_head of the planes from `plane` on, counted through the planes.
 struct BlockTask {

@@ -59,7 +59,7 @@ struct ReaderTables {
 class WordRing {
   public:
     static constexpr std::uint32_t kPiece = 8 * kLanes;  // words: sixteen bytes a lane
-    static constexpr std::uint32_t kRing = 4 * kPiece;
+    static constexpr std::uint32_t kRing = 3 * kPiece;
     static constexpr std::uint32_t kReady = 2 * kPiece;  // what prepare() has ready
 
     // A warp's ring, in shared memory. Readers do not wrap: the first words are again behind the last.
@@ -272,28 +272,31 @@ class WarpReader {
     template <typename CodingOf, typename CountOf>
     __device__ __forceinline__ Quad quad(bool any_raw, CodingOf coding_of, CountOf count_of) {
         words_.prepare();
-        return any_raw ? quad_of<true, false>(coding_of, count_of)
-                       : quad_of<false, false>(coding_of, count_of);
+        return any_raw ? quad_of<true>(coding_of, count_of) : quad_of<false>(coding_of, count_of);
     }
 
     // Four groups of one coding, of `count` values together, or of the first 128, as they are coded: what
     // symbols and raw bits mean is for somebody else to find out. Lanes whose value is an escape's are told
-    // it, escape(group, value); `escaped` is set where there are such lanes.
+    // it, escape(group, value); in `escaped` there are bits set if there are such lanes.
     struct CodedQuad {
         std::uint32_t symbols;  // of group g in the upper half of byte g
         std::uint32_t planes;   // lane 8 g + p has plane p of group g, of all lanes; without raw bits 0
     };
     template <typename Escape>
     __device__ __forceinline__ CodedQuad coded_quad_of_one(const StepCoding& c, std::uint32_t count,
-                                                           Escape escape, bool& escaped) {
+                                                           Escape escape, std::uint32_t& escaped) {
         words_.prepare();
-        const bool full = count >= 4 * kLanes;
-        if (c.planes == 0) {
-            return full ? coded_quad<false, true>(c, count, escape, escaped)
-                        : coded_quad<false, false>(c, count, escape, escaped);
+        if (count > 3 * kLanes) {  // the usual case: lanes are missing in the last group at most
+            const auto count_of = [&](unsigned g) {
+                return g < 3 ? kLanes : lesser(count - 3 * kLanes, kLanes);
+            };
+            return c.planes == 0 ? coded_quad<false>(c, count_of, escape, escaped)
+                                 : coded_quad<true>(c, count_of, escape, escaped);
         }
-        return full ? coded_quad<true, true>(c, count, escape, escaped)
-                    : coded_quad<true, false>(c, count, escape, escaped);
+        const auto count_of = [&](unsigned g) {
+            return count < g * kLanes ? 0u : lesser(count - g * kLanes, kLanes);
+        };
+        return coded_quad<true>(c, count_of, escape, escaped);
     }
 
     // One group of 1 to 32 values; raw is all its raw bits.
@@ -381,60 +384,55 @@ class WarpReader {
         std::uint32_t raw_at[4];   // places of raw bits
     };
 
-    // Four steps; Full: all counts are 32. The words are ready. Whether there are escapes.
-    template <bool Raw, bool Full, typename CodingOf, typename CountOf, typename Escape>
-    __device__ __forceinline__ bool take_steps(CodingOf coding_of, CountOf count_of, Steps& steps,
-                                               Escape escape) {
-        bool escaped = false;
+    // Four steps. The words are ready. Which lanes escape in any.
+    template <bool Raw, typename CodingOf, typename CountOf, typename Escape>
+    __device__ __forceinline__ unsigned take_steps(CodingOf coding_of, CountOf count_of, Steps& steps,
+                                                   Escape escape) {
+        unsigned escaped = 0;
         KVCAST_UNROLL(4)
         for (unsigned g = 0; g < 4; ++g) {
-            const bool active = Full || lane_id() < count_of(g);
+            const bool active = lane_id() < count_of(g);
             const std::uint32_t entry = entry_of(coding_of(g).table, state_);
-            if (g != 0 && take_escapes(g - 1, steps.entries[g - 1], escape)) escaped = true;
+            if (g != 0) escaped |= take_escapes(g - 1, steps.entries[g - 1], escape);
             refill(active ? state_after(state_, entry) : state_, active);
             if constexpr (Raw) {
                 steps.raw_at[g] = words_.place();
-                words_.skip(coding_of(g).planes * (Full ? 2 : words_of_plane(count_of(g))));
+                words_.skip(coding_of(g).planes * words_of_plane(count_of(g)));
             }
             steps.entries[g] = active ? entry : 0;
         }
-        return take_escapes(3, steps.entries[3], escape) || escaped;
+        return escaped | take_escapes(3, steps.entries[3], escape);
     }
 
-    template <bool Raw, bool Full, typename CodingOf, typename CountOf>
+    template <bool Raw, typename CodingOf, typename CountOf>
     __device__ __forceinline__ Quad quad_of(CodingOf coding_of, CountOf count_of) {
         Steps steps;
         std::int32_t escapes[4] = {};
-        take_steps<Raw, Full>(coding_of, count_of, steps,
-                              [&](unsigned g, std::int32_t value) { escapes[g] = value; });
+        take_steps<Raw>(coding_of, count_of, steps,
+                        [&](unsigned g, std::int32_t value) { escapes[g] = value; });
         Quad quad = {};
         KVCAST_UNROLL(4)
         for (unsigned g = 0; g < 4; ++g)
             quad.high[g] = is_escape(steps.entries[g]) ? escapes[g] : high_of(steps.entries[g]);
-        if constexpr (Raw) quad.raw = transposed_(planes_of<Full>(steps.raw_at, coding_of, count_of));
+        if constexpr (Raw) quad.raw = transposed_(planes_of(steps.raw_at, coding_of, count_of));
         return quad;
     }
 
-    template <bool Raw, bool Full, typename Escape>
-    __device__ __forceinline__ CodedQuad coded_quad(const StepCoding& c, std::uint32_t count, Escape escape,
-                                                    bool& escaped) {
+    template <bool Raw, typename CountOf, typename Escape>
+    __device__ __forceinline__ CodedQuad coded_quad(const StepCoding& c, CountOf count_of, Escape escape,
+                                                    std::uint32_t& escaped) {
         const auto coding_of = [&](unsigned) { return c; };
-        const auto count_of = [&](unsigned g) {
-            if constexpr (Full) return kLanes;
-            return count < g * kLanes ? 0u : lesser(count - g * kLanes, kLanes);
-        };
         Steps steps;
-        escaped = take_steps<Raw, Full>(coding_of, count_of, steps, escape) || escaped;
+        escaped |= take_steps<Raw>(coding_of, count_of, steps, escape);
         const std::uint32_t* e = steps.entries;
         CodedQuad quad = {};
-        quad.symbols =
-            __byte_perm(__byte_perm(e[0], e[1], 0x0073), __byte_perm(e[2], e[3], 0x0073), 0x5410);
-        if constexpr (Raw) quad.planes = planes_of<Full>(steps.raw_at, coding_of, count_of);
+        quad.symbols = __byte_perm(__byte_perm(e[0], e[1], 0x0073), __byte_perm(e[2], e[3], 0x0073), 0x5410);
+        if constexpr (Raw) quad.planes = planes_of(steps.raw_at, coding_of, count_of);
         return quad;
     }
 
     // Raw bits of four steps: lane 8 g + p takes plane p of step g, for all lanes.
-    template <bool Full, typename CodingOf, typename CountOf>
+    template <typename CodingOf, typename CountOf>
     __device__ __forceinline__ std::uint32_t planes_of(const std::uint32_t (&raw_at)[4], CodingOf coding_of,
                                                        CountOf count_of) const {
         const std::uint32_t step = lane_id() / 8, plane = lane_id() % 8;
@@ -447,8 +445,8 @@ class WarpReader {
             count = count_of(g);
         }
         std::uint32_t bits = 0;
-        if (plane < planes && (Full || count != 0)) {
-            const std::uint32_t words = Full ? 2 : words_of_plane(count);
+        if (plane < planes && count != 0) {
+            const std::uint32_t words = words_of_plane(count);
             at += plane * words * static_cast<std::uint32_t>(sizeof(std::uint16_t));
             bits = half_at(at);
             if (words == 2) bits |= std::uint32_t{half_at(at + sizeof(std::uint16_t))} << 16;
@@ -486,16 +484,16 @@ class WarpReader {
         return static_cast<std::int32_t>(entry_symbol(entry)) - kSymbolZero;
     }
 
-    // Takes the words of a step's escapes: escape(step, value) in the lanes that have one. Whether any has.
+    // Takes the words of a step's escapes: escape(step, value) in the lanes that have one. Which ones.
     template <typename Escape>
-    __device__ __forceinline__ bool take_escapes(unsigned step, std::uint32_t entry, Escape escape) {
+    __device__ __forceinline__ unsigned take_escapes(unsigned step, std::uint32_t entry, Escape escape) {
         const bool escaped = is_escape(entry);
-        if (__any_sync(kFullWarp, escaped) == 0) return false;
+        if (__any_sync(kFullWarp, escaped) == 0) return 0;
         const unsigned escapes = __ballot_sync(kFullWarp, escaped);
         const std::uint32_t w = words_.peek(static_cast<std::uint32_t>(__popc(escapes & before_)));
         if (escaped) escape(step, std::int32_t{static_cast<std::int16_t>(w)});
         words_.skip(static_cast<std::uint32_t>(__popc(escapes)));
-        return true;
+        return escapes;
     }
 
     // This lane's bit of each plane: two words a plane, or one for up to 16 lanes. From the highest plane

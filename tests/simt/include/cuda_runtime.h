@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <tuple>
@@ -185,6 +186,9 @@ inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
 }
 inline int __ffs(int x) {
     return x == 0 ? 0 : std::countr_zero(static_cast<unsigned>(x)) + 1;
+}
+inline float __fmaf_rn(float a, float b, float c) {
+    return std::fma(a, b, c);
 }
 template <typename T>
 T __ldg(const T* p) {
