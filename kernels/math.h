@@ -133,7 +133,7 @@ struct Rotated {
 // One pair of int16 states turned by an angle, rounded half up; |result| <= 46342.
 KVCAST_HD constexpr Rotated rotate(std::int32_t a, std::int32_t b, SinCos t) {
     constexpr std::int32_t half = 1 << (kTrigBits - 1);
-    return {(a * t.cos - b * t.sin + half) >> kTrigBits, (b * t.cos + a * t.sin + half) >> kTrigBits};
+    return {(a * t.cos - (b * t.sin - half)) >> kTrigBits, (a * t.sin + (b * t.cos + half)) >> kTrigBits};
 }
 
 // ---- states and values

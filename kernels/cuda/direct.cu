@@ -59,7 +59,7 @@ struct Pair {
 
 // ---- reading
 
-__device__ __forceinline__ void read_channel(WarpReader& in, const PlaneTask& p, const Channel& channel,
+__device__ __forceinline__ void read_channel(WarpReader& in, const PlaneTask& p, Channel channel,
                                              std::int16_t* place, ChannelCodes& codes) {
     if (channel.zero()) return;
     if (channel.planes() > WarpReader::kBytePlanes) {
@@ -100,19 +100,11 @@ class Angles {
   public:
     __device__ __forceinline__ Angles(const RotationTask* r, const PlaneTask& p, const std::byte* workspace) {
         if (r == nullptr) return;
-        same_ = r->columns == 1;
-        table_ = reinterpret_cast<const std::uint32_t*>(workspace + r->table) +
-                 (same_ ? 0 : p.exact_rows + lane_id());
+        table_ = reinterpret_cast<const std::uint32_t*>(workspace + r->table) + p.exact_rows + lane_id();
         stride_ = r->pair_stride;
     }
     __device__ __forceinline__ void load(std::uint32_t pair, std::uint32_t (&angles)[kLaneTokens]) const {
         const std::uint32_t* row = table_ + std::uint64_t{pair} * stride_;
-        if (same_) {
-            const std::uint32_t angle = *row;
-            KVCAST_UNROLL(8)
-            for (std::uint32_t& a : angles) a = angle;
-            return;
-        }
         KVCAST_UNROLL(8)
         for (std::uint32_t g = 0; g < kLaneTokens; ++g) angles[g] = row[g * kLanes];
     }
@@ -120,7 +112,6 @@ class Angles {
   private:
     const std::uint32_t* table_ = nullptr;
     std::uint32_t stride_ = 0;
-    bool same_ = false;
 };
 
 // What becomes of a plane's channels.
@@ -143,12 +134,16 @@ class HeadWriter {
         if constexpr (W == Way::kTurned) {
             const std::uint32_t pairs = p_.channels / 2;
             write_first_ones(pairs);
-            write_channels(pairs);
+            write_second_ones(pairs);
             pair_.meet();
             store_first_ones(pairs);
         } else {
-            write_channels(0);
-            pair_.meet();
+            KVCAST_UNROLL(1)
+            for (std::uint32_t c = 0; c < p_.channels; c += 2) {
+                const Octet even = unturned(c), odd = unturned(c + 1);
+                rows_.put(c, even, odd);
+            }
+            pair_.meet();  // codes and channels have been used
         }
     }
 
@@ -169,56 +164,60 @@ class HeadWriter {
             keep(own, packed(s));
         }
     }
-    // They have become values.
-    __device__ __forceinline__ void store_first_ones(std::uint32_t pairs) {
-        const std::int16_t* own = place_;
+    // With their partners they become values, and wait again. What is kept is asked for a channel ahead.
+    __device__ __forceinline__ void write_second_ones(std::uint32_t pairs) {
+        Octet waiting = kept(place_);
         KVCAST_UNROLL(1)
-        for (std::uint32_t c = 0; c < pairs; c += 4) {
-            Octet four[4];
+        for (std::uint32_t c = 0; c < pairs; c += 2) {
+            const Octet even = turned(c, pairs, waiting), odd = turned(c + 1, pairs, waiting);
+            rows_.put(pairs + c, even, odd);
+        }
+    }
+    __device__ __forceinline__ Octet turned(std::uint32_t c, std::uint32_t pairs, Octet& waiting) const {
+        std::uint32_t angles[kLaneTokens];
+        turns_.load(c, angles);
+        Octet first = waiting;
+        waiting = kept(place(c + 1));
+        pair_.meet();
+        std::int32_t s[kLaneTokens];
+        states(pairs + c, s);
+        const Octet second = turn(first, s, angles);
+        keep(place(c), first);
+        return second;
+    }
+    // Their values to rows, four channels at a time.
+    __device__ __forceinline__ void store_first_ones(std::uint32_t pairs) {
+        const std::int16_t* next = place_;
+        const auto load = [&](Octet(&four)[4]) {
             KVCAST_UNROLL(4)
             for (Octet& octet : four) {
-                octet = kept(own);
-                own += p_.body_stride;
+                octet = kept(next);
+                next += p_.body_stride;
             }
+        };
+        Octet ahead[4];
+        load(ahead);
+        KVCAST_UNROLL(1)
+        for (std::uint32_t c = 0; c < pairs; c += 4) {
+            const Octet four[4] = {ahead[0], ahead[1], ahead[2], ahead[3]};
+            load(ahead);
             rows_.put(c, four[0], four[1]);
             rows_.put(c + 2, four[2], four[3]);
         }
     }
-    // The others.
-    __device__ __forceinline__ void write_channels(std::uint32_t first) {
-        KVCAST_UNROLL(1)
-        for (std::uint32_t c = first; c < p_.channels; c += 2) {
-            const Octet even = channel(c), odd = channel(c + 1);
-            rows_.put(c, even, odd);
-        }
-    }
 
-    __device__ __forceinline__ Octet channel(std::uint32_t c) const {
-        if constexpr (W == Way::kElements) {
-            pair_.meet();
+    // A channel that is not turned, as output bits.
+    __device__ __forceinline__ Octet unturned(std::uint32_t c) const {
+        pair_.meet();
+        if constexpr (W == Way::kElements)
             return values_.elements(pair_.channels[c].center(), codes(c), place(c));
-        } else if constexpr (W == Way::kStates) {
-            pair_.meet();
-            std::int32_t s[kLaneTokens];
-            states(c, s);
-            Octet octet;
-            KVCAST_UNROLL(4)
-            for (std::uint32_t i = 0; i < kLaneTokens / 2; ++i)
-                octet.words[i] = values_of_.of_biased(s[2 * i], s[2 * i + 1]);
-            return octet;
-        } else {
-            const std::uint32_t first_one = c - p_.channels / 2;
-            Octet first =
-                kept(place(first_one));  // on its way, as angles are, while the channel is waited for
-            std::uint32_t angles[kLaneTokens];
-            turns_.load(first_one, angles);
-            pair_.meet();
-            std::int32_t s[kLaneTokens];
-            states(c, s);
-            const Octet second = turn(first, s, angles);
-            keep(place(first_one), first);
-            return second;
-        }
+        std::int32_t s[kLaneTokens];
+        states(c, s);
+        Octet octet;
+        KVCAST_UNROLL(4)
+        for (std::uint32_t i = 0; i < kLaneTokens / 2; ++i)
+            octet.words[i] = values_of_.of_biased(s[2 * i], s[2 * i + 1]);
+        return octet;
     }
 
     __device__ __forceinline__ OctetCodes codes(std::uint32_t channel) const {

@@ -1,6 +1,13 @@
-// The klt profile: exact rows, gains and coefficients out of the blocks. FORMAT.md, section 11.2.
+// The klt profile: exact rows, gains and coefficients out of the blocks, by two warps for each run.
+// FORMAT.md, section 11.2.
+//
+// One warp reads: it follows the coder's states. The other one sorts tokens into strips and lists the groups
+// of a tile, some coefficients of a strip, before the first one reads it, and makes coefficients of its
+// symbols afterwards. Between both there are two tiles in turns: while one is read, the other's coefficients
+// go to their rows and the tile after it is listed.
 #include "kernels/cuda/exact_rows.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/pack.cuh"
 #include "kernels/cuda/platform.cuh"
 #include "kernels/cuda/token_strips.cuh"
 #include "kernels/cuda/warp_rans.cuh"
@@ -8,15 +15,15 @@
 namespace kvcast::kernels::cuda {
 namespace {
 
-// Coefficients of a token strip that are decoded at once, and what keeps lanes in banks of their own.
-constexpr std::uint32_t kTileCoefficients = 256;
-constexpr std::uint32_t kTileStride = kTileCoefficients + 2;
+// Coefficients of a tile. Rows of its coefficients are a multiple of 8 bytes long, and lanes that write one
+// column share banks by two.
+constexpr std::uint32_t kTileCoefficients = 128;
+constexpr std::uint32_t kRowStride = kTileCoefficients + 4;
 
 // A group of a strip: its coefficient of the tile, its planes, its table's place.
 class Step {
   public:
     Step() = default;
-    __device__ explicit Step(std::uint32_t word) : word_(word) {}
     __device__ Step(const StepCoding& c, std::uint32_t coefficient)
         : word_(coefficient << 24 | c.planes << 20 | c.table) {}
 
@@ -31,85 +38,46 @@ static_assert(kTileCoefficients <= 256 && kClasses <= 32);
 
 constexpr std::uint32_t kStepsAtOnce = 4;
 
+// Four steps as the reader leaves them: symbols and planes (WarpReader::CodedQuad), or, where that does not
+// say everything, values of 16 bits.
+struct alignas(8) QuadCodes {
+    std::uint32_t words[2];
+};
+
+struct Tile {
+    QuadCodes codes[kTileCoefficients / kStepsAtOnce][kLanes];
+    Step steps[kTileCoefficients + kStepsAtOnce];
+    std::uint32_t tokens[kLanes];  // of the strip
+    std::int16_t* rows;            // the tile's coefficients of token 0
+    std::uint32_t stride;          // from token to token
+    std::uint32_t token_count;
+    std::uint32_t step_count;
+    std::uint32_t multiplier;
+    std::uint32_t count;   // of coefficients; 0: there is no more tile
+    std::uint32_t values;  // quads that are values
+};
+static_assert(kTileCoefficients / kStepsAtOnce <= 32);
+
 struct alignas(256) Shared {
     ReaderTables tables;
     WordRing::Memory ring;
     std::uint32_t places[kStripKeys];
-    Step steps[kTileCoefficients + kStepsAtOnce];
-    std::int16_t tile[kLanes * kTileStride];
+    Tile tiles[2];
+    alignas(8) std::int16_t rows[kLanes * kRowStride];  // of the tile that is written; else zeros
 };
 
-struct Part {
-    const std::int8_t* classes;  // [level][coefficient]
-    const std::int16_t* gains;   // [token]
-    const std::uint8_t* levels;  // [token]
-    std::int16_t* coefficients;  // [token][stride]
-    std::uint32_t* masks;        // [token]
-    std::uint32_t width;
-    std::uint32_t stride;
-};
-
-// What a warp knows of the strip that it decodes, and a lane of its token.
-struct StripTask {
-    const std::int8_t* classes;  // [coefficient], at gain 0
-    std::int16_t gain;
-    std::uint32_t multiplier;
-    std::uint32_t tokens;
-    std::uint32_t token;
-};
-
-// Steps of coefficients first .. first + count - 1, into shared memory; how many. Bit g of `mask` is set
-// where any of coefficients 32 g to 32 g + 31 is among them.
-__device__ std::uint32_t list_steps(const WarpReader& in, Shared& shared, const StripTask& strip,
-                                    std::uint32_t first, std::uint32_t count, std::uint32_t& mask) {
-    std::uint32_t steps = 0;
-    for (std::uint32_t at = 0; at < count; at += kLanes) {
-        const std::uint32_t i = at + lane_id();
-        const unsigned spread_class = i < count ? klt_class(strip.classes[first + i], strip.gain) : 0;
-        const unsigned coded = __ballot_sync(kFullWarp, spread_class != 0);
-        if (spread_class != 0) shared.steps[steps + rank_in(coded)] = Step(in.reader_of(spread_class), i);
-        steps += static_cast<std::uint32_t>(__popc(coded));
-        const std::uint32_t group = (first + at) / kLanes;
-        if (coded != 0 && group < 32) mask |= 1u << group;
-    }
-    __syncwarp();
-    return steps;
-}
-
-__device__ void clear_tile(Shared& shared) {
-    auto* words = reinterpret_cast<std::uint32_t*>(shared.tile);
-    KVCAST_UNROLL(1)
-    for (std::uint32_t i = lane_id(); i < kLanes * kTileStride / 2; i += kLanes) words[i] = 0;
-    __syncwarp();
-}
-
-// The tile's first `count` coefficients to the rows of its tokens, a row at a time.
-__device__ void put_tile(const Shared& shared, const Part& part, const StripTask& strip, std::uint32_t first,
-                         std::uint32_t count) {
-    __syncwarp();
-    const bool pairs = (part.stride | count | first) % 2 == 0;  // rows begin at a multiple of 4 bytes
-    for (std::uint32_t t = 0; t < strip.tokens; ++t) {
-        const std::uint32_t token = __shfl_sync(kFullWarp, strip.token, static_cast<int>(t));
-        std::int16_t* row = part.coefficients + std::uint64_t{token} * part.stride + first;
-        const std::int16_t* from = shared.tile + t * kTileStride;
-        if (pairs && reinterpret_cast<std::uintptr_t>(row) % 4 == 0) {
-            for (std::uint32_t i = lane_id(); i < count / 2; i += kLanes) {
-                reinterpret_cast<std::uint32_t*>(row)[i] = reinterpret_cast<const std::uint32_t*>(from)[i];
-            }
-        } else {
-            for (std::uint32_t i = lane_id(); i < count; i += kLanes) row[i] = from[i];
-        }
-    }
-    __syncwarp();
+// Both warps.
+__device__ __forceinline__ void meet() {
+    __syncthreads();
 }
 
 // Steps i to i + 3, as far as there are that many.
 struct StepQuad {
     Step of[kStepsAtOnce];
 
-    __device__ StepQuad(const Shared& shared, std::uint32_t i) {
+    __device__ StepQuad(const Tile& tile, std::uint32_t i) {
         KVCAST_UNROLL(4)
-        for (unsigned g = 0; g < kStepsAtOnce; ++g) of[g] = shared.steps[i + g];
+        for (unsigned g = 0; g < kStepsAtOnce; ++g) of[g] = tile.steps[i + g];
     }
     __device__ std::uint32_t most_planes() const {
         std::uint32_t most = 0;
@@ -119,76 +87,75 @@ struct StepQuad {
     }
 };
 
-// The values of a strip's steps, times their multiplier, into the tile.
-__device__ void decode_steps(WarpReader& in, Shared& shared, const StripTask& strip, std::uint32_t steps) {
-    std::int16_t* row = shared.tile + lane_id() * kTileStride;
-    const auto put = [&](const Step& step, std::int32_t high, std::uint32_t raw) {
-        const std::int32_t half = (1 << step.planes()) / 2;
-        const auto q =
-            static_cast<std::int16_t>(high * (1 << step.planes()) + static_cast<std::int32_t>(raw) - half);
-        if (lane_id() < strip.tokens) row[step.coefficient()] = scaled_coefficient(q, strip.multiplier);
-    };
-    StepQuad next(shared, 0);
-    KVCAST_UNROLL(1)
-    for (std::uint32_t i = 0; i < steps; i += kStepsAtOnce) {
-        const StepQuad present = next;
-        if (i + kStepsAtOnce < steps) next = StepQuad(shared, i + kStepsAtOnce);
-        const std::uint32_t planes = present.most_planes();
-        if (i + kStepsAtOnce <= steps && planes <= WarpReader::kBytePlanes) {
-            const WarpReader::Quad q = in.quad(
-                planes != 0, [&](unsigned g) { return present.of[g].coding(); },
-                [&](unsigned) { return strip.tokens; });
-            KVCAST_UNROLL(4)
-            for (unsigned g = 0; g < kStepsAtOnce; ++g) put(present.of[g], q.high[g], q.raw >> 8 * g & 255u);
-        } else {
-            KVCAST_UNROLL(1)
-            for (std::uint32_t k = i; k < steps && k < i + kStepsAtOnce; ++k) {
-                const Step step = shared.steps[k];
-                std::int32_t high = 0;
-                std::uint32_t raw = 0;
-                in.group(step.coding(), strip.tokens, high, raw);
-                put(step, high, raw);
-            }
+// The value of a step from its symbol, which is no escape, or an escape's value, and raw bits.
+__device__ __forceinline__ std::int32_t step_value(const Step& step, std::int32_t high, std::uint32_t raw) {
+    const std::int32_t half = (1 << step.planes()) / 2;
+    return static_cast<std::int16_t>(high * (1 << step.planes()) + static_cast<std::int32_t>(raw) - half);
+}
+__device__ __forceinline__ std::int32_t high_of(std::uint32_t symbols, unsigned g) {
+    return static_cast<std::int32_t>(symbols >> (8 * g + 4) & 15u) - kSymbolZero;
+}
+
+// ---- reading
+
+// Steps i to i + 3 of a tile; whether they are left as values.
+__device__ __forceinline__ bool read_quad(WarpReader& in, const Tile& tile, const StepQuad& quad,
+                                          std::uint32_t i, const BitTransposer& transposed,
+                                          QuadCodes& codes) {
+    std::int32_t v[kStepsAtOnce] = {};
+    const std::uint32_t planes = quad.most_planes();
+    if (i + kStepsAtOnce <= tile.step_count && planes <= WarpReader::kBytePlanes) {
+        std::uint32_t escaped = 0;
+        const WarpReader::CodedQuad coded = in.coded_quad(
+            planes != 0, [&](unsigned g) { return quad.of[g].coding(); },
+            [&](unsigned) { return tile.token_count; }, [&](unsigned g, std::int32_t value) { v[g] = value; },
+            escaped);
+        if (escaped == 0) {
+            codes = {{coded.symbols, coded.planes}};
+            return false;
         }
-        __syncwarp();
+        const std::uint32_t raw = transposed(coded.planes);
+        KVCAST_UNROLL(4)
+        for (unsigned g = 0; g < kStepsAtOnce; ++g) {
+            const std::int32_t high = high_of(coded.symbols, g);
+            v[g] = step_value(quad.of[g], high == kEscape - kSymbolZero ? v[g] : high, raw >> 8 * g & 255u);
+        }
+    } else {
+        KVCAST_UNROLL(4)
+        for (unsigned g = 0; g < kStepsAtOnce; ++g) {
+            if (i + g >= tile.step_count) continue;
+            std::int32_t high = 0;
+            std::uint32_t raw = 0;
+            in.group(quad.of[g].coding(), tile.token_count, high, raw);
+            v[g] = step_value(quad.of[g], high, raw);
+        }
     }
+    codes = {{halves(v[0], v[1]), halves(v[2], v[3])}};
+    return true;
 }
 
-__device__ void decode_strip(WarpReader& in, Shared& shared, const Part& part, const StripTask& strip) {
-    std::uint32_t mask = 0;
-    for (std::uint32_t first = 0; first < part.width; first += kTileCoefficients) {
-        const std::uint32_t count = lesser(kTileCoefficients, part.width - first);
-        clear_tile(shared);
-        decode_steps(in, shared, strip, list_steps(in, shared, strip, first, count, mask));
-        put_tile(shared, part, strip, first, count);
+__device__ __forceinline__ void read_tile(WarpReader& in, const BitTransposer& transposed, Tile& tile) {
+    std::uint32_t values = 0;
+    StepQuad next(tile, 0);
+    KVCAST_UNROLL(1)
+    for (std::uint32_t i = 0; i < tile.step_count; i += kStepsAtOnce) {
+        const StepQuad present = next;
+        if (i + kStepsAtOnce < tile.step_count) next = StepQuad(tile, i + kStepsAtOnce);
+        QuadCodes codes;
+        if (read_quad(in, tile, present, i, transposed, codes)) values |= 1u << i / kStepsAtOnce;
+        tile.codes[i / kStepsAtOnce][lane_id()] = codes;
     }
-    if (lane_id() < strip.tokens) part.masks[strip.token] = mask;
+    if (lane_id() == 0) tile.values = values;
 }
 
-// One part's coefficients, strip by strip of its tokens, coefficient by coefficient.
-__device__ void decode_part(WarpReader& in, Shared& shared, const KltRunTask& run, const Part& part,
-                            std::uint32_t* memory) {
-    const StripOrder order = sort_tokens(
-        run.body_tokens, [&](std::uint32_t t) { return strip_key(part.gains[t], t >= run.main_tokens); },
-        shared.places, memory);
-    StripRange range = {};
-    for (std::uint32_t first = 0; first < order.count; first += range.count) {
-        range = strip_from(order, first);
-        const std::uint32_t leader = order.tokens[first];
-        const std::uint32_t own = first + lesser(lane_id(), range.count - 1);
-        const std::uint32_t level = part.levels[leader];
-        decode_strip(in, shared, part,
-                     {part.classes + level * part.width, part.gains[leader], run.multipliers[level],
-                      range.count, order.tokens[own]});
-    }
-}
-
-__device__ bool decode_piece(WarpReader& in, Shared& shared, const KltRunTask& run,
-                             const KltPlaneTask* planes, Memory memory) {
+// Exact rows and gains of a piece. False, in all lanes, where any is out of range.
+__device__ bool read_sides(WarpReader& in, const KltRunTask& run, const KltPlaneTask* planes, Memory memory) {
     const std::uint64_t exact_bytes = element_bytes(true, run.source);
     bool fits = true;
+    KVCAST_UNROLL(1)
     for (std::uint32_t p = 0; p < run.planes; ++p) {
         const KltPlaneTask plane = planes[p];
+        KVCAST_UNROLL(1)
         for (std::uint32_t head = 0; head < plane.heads; ++head) {
             std::byte* out =
                 memory.workspace + plane.rows + head * exact_bytes * run.exact_tokens * plane.channels;
@@ -200,43 +167,234 @@ __device__ bool decode_piece(WarpReader& in, Shared& shared, const KltRunTask& r
         }
     }
     auto* gains = reinterpret_cast<std::int16_t*>(memory.workspace + run.gains);
-    std::int16_t* next = gains;
+    KVCAST_UNROLL(1)
     for (std::uint32_t p = 0; p < run.planes; ++p) {
-        for (std::uint32_t part = 0; part < planes[p].parts; ++part, next += run.body_tokens)
-            fits = in.vector(run.body_tokens, -kGainLimit, kGainLimit, next) && fits;
+        KVCAST_UNROLL(1)
+        for (std::uint32_t part = 0; part < planes[p].parts; ++part, gains += run.body_tokens)
+            fits = in.vector(run.body_tokens, -kGainLimit, kGainLimit, gains) && fits;
     }
-    const auto* levels = reinterpret_cast<const std::uint8_t*>(memory.image + run.levels);
-    auto* order = reinterpret_cast<std::uint32_t*>(memory.workspace + run.order);
-    next = gains;
-    for (std::uint32_t p = 0; p < run.planes; ++p) {
-        const KltPlaneTask plane = planes[p];
-        auto* coefficients = reinterpret_cast<std::int16_t*>(memory.workspace + plane.coefficients);
-        auto* masks = reinterpret_cast<std::uint32_t*>(memory.workspace + plane.masks);
-        for (std::uint32_t part = 0; part < plane.parts; ++part, next += run.body_tokens) {
-            decode_part(in, shared, run,
-                        {plane.classes + part * run.level_count * plane.part_width, next, levels,
-                         coefficients + part * plane.part_width, masks + part * run.body_tokens,
-                         plane.part_width, plane.parts * plane.part_width},
-                        order);
-        }
-    }
-    __syncwarp();  // the next layer's gains overwrite this one's
     return fits;
 }
 
-__global__ void __launch_bounds__(kLanes)
+__device__ void read_run(Shared& shared, std::uint32_t tables, const KltRunTask& run,
+                         const KltPlaneTask* planes, const KltPieceTask* pieces, Memory memory,
+                         std::uint32_t* status) {
+    WarpReader in(pieces->begin, pieces->bytes, shared.ring, tables);
+    const BitTransposer transposed;
+    std::uint32_t turn = 0;
+    KVCAST_UNROLL(1)
+    for (std::uint32_t i = 0; i < run.pieces; ++i, ++pieces) {
+        if (i != 0) in.next_piece(pieces->begin, pieces->bytes);
+        const bool fits = read_sides(in, run, planes + pieces->plane, memory);
+        meet();  // gains are known
+        KVCAST_UNROLL(1)
+        for (;; ++turn) {
+            meet();  // the tile is listed
+            Tile& tile = shared.tiles[turn % 2];
+            if (tile.count == 0) break;
+            read_tile(in, transposed, tile);
+        }
+        ++turn;
+        const std::uint32_t words = i + 1 == run.pieces ? in.close() : in.check_used();
+        if (lane_id() == 0) status[i] = words | (fits ? 0u : kOutOfRange);
+    }
+}
+
+// ---- writing
+
+struct Part {
+    const std::int8_t* classes;  // [level][coefficient]
+    const std::int16_t* gains;   // [token]
+    std::int16_t* coefficients;  // [token][stride]
+    std::uint32_t* masks;        // [token]
+    std::uint32_t width;
+    std::uint32_t stride;
+};
+
+class RunWriter {
+  public:
+    __device__ __forceinline__ RunWriter(Shared& shared, std::uint32_t tables, const KltRunTask& run,
+                                         Memory memory)
+        : shared_(shared), tables_(tables), run_(run), memory_(memory) {
+        clear_rows();
+    }
+
+    __device__ __forceinline__ void write_piece(const KltPlaneTask* planes) {
+        const auto* gains = reinterpret_cast<const std::int16_t*>(memory_.workspace + run_.gains);
+        meet();  // gains are known
+        KVCAST_UNROLL(1)
+        for (std::uint32_t p = 0; p < run_.planes; ++p) {
+            const KltPlaneTask plane = planes[p];
+            auto* coefficients = reinterpret_cast<std::int16_t*>(memory_.workspace + plane.coefficients);
+            auto* masks = reinterpret_cast<std::uint32_t*>(memory_.workspace + plane.masks);
+            KVCAST_UNROLL(1)
+            for (std::uint32_t part = 0; part < plane.parts; ++part, gains += run_.body_tokens) {
+                list_part({plane.classes + part * run_.level_count * plane.part_width, gains,
+                           coefficients + part * plane.part_width, masks + part * run_.body_tokens,
+                           plane.part_width, plane.parts * plane.part_width});
+            }
+        }
+        Tile& end = next_tile();
+        if (lane_id() == 0) end.count = 0;
+        unwritten_ &= ~(1u << turn_ % 2);
+        hand_over();
+        if (unwritten_ != 0) write(shared_.tiles[turn_ % 2]);
+        unwritten_ = 0;
+    }
+
+  private:
+    // Coefficients that a lane moves at once.
+    using Piece = unsigned long long;
+    static constexpr std::uint32_t kPiece = sizeof(Piece) / sizeof(std::int16_t);
+
+    // One part's coefficients, strip by strip of its tokens, tile by tile.
+    __device__ __forceinline__ void list_part(const Part& part) {
+        const auto* levels = reinterpret_cast<const std::uint8_t*>(memory_.image + run_.levels);
+        const StripOrder order = sort_tokens(
+            run_.body_tokens,
+            [&](std::uint32_t t) { return strip_key(part.gains[t], t >= run_.main_tokens); }, shared_.places,
+            reinterpret_cast<std::uint32_t*>(memory_.workspace + run_.order));
+        StripRange range = {};
+        KVCAST_UNROLL(1)
+        for (std::uint32_t first = 0; first < order.count; first += range.count) {
+            range = strip_from(order, first);
+            const std::uint32_t leader = order.tokens[first];
+            const std::uint32_t token = order.tokens[first + lesser(lane_id(), range.count - 1)];
+            const std::uint32_t level = levels[leader];
+            const std::int8_t* classes = part.classes + level * part.width;
+            const std::int16_t gain = part.gains[leader];
+            std::uint32_t mask = 0;
+            KVCAST_UNROLL(1)
+            for (std::uint32_t at = 0; at < part.width; at += kTileCoefficients) {
+                Tile& tile = next_tile();
+                const std::uint32_t count = lesser(kTileCoefficients, part.width - at);
+                const std::uint32_t steps = list_steps(tile, classes, gain, at, count, mask);
+                tile.tokens[lane_id()] = token;
+                if (lane_id() == 0) {
+                    tile.rows = part.coefficients + at;
+                    tile.stride = part.stride;
+                    tile.token_count = range.count;
+                    tile.step_count = steps;
+                    tile.multiplier = run_.multipliers[level];
+                    tile.count = count;
+                }
+                hand_over();
+            }
+            if (lane_id() < range.count) part.masks[token] = mask;
+        }
+    }
+
+    // The place of a tile, written if one is there.
+    __device__ __forceinline__ Tile& next_tile() {
+        Tile& tile = shared_.tiles[turn_ % 2];
+        if ((unwritten_ >> turn_ % 2 & 1u) != 0) write(tile);
+        unwritten_ |= 1u << turn_ % 2;
+        return tile;
+    }
+    __device__ __forceinline__ void hand_over() {
+        meet();
+        ++turn_;
+    }
+
+    // Groups of coefficients first .. first + count - 1; how many. Bit g of `mask` is set where any of
+    // coefficients 32 g to 32 g + 31 is among them.
+    __device__ __forceinline__ std::uint32_t list_steps(Tile& tile, const std::int8_t* classes,
+                                                        std::int16_t gain, std::uint32_t first,
+                                                        std::uint32_t count, std::uint32_t& mask) const {
+        std::uint32_t steps = 0;
+        KVCAST_UNROLL(4)
+        for (std::uint32_t at = 0; at < kTileCoefficients; at += kLanes) {
+            const std::uint32_t i = at + lane_id();
+            const unsigned spread_class = i < count ? klt_class(classes[first + i], gain) : 0;
+            const unsigned coded = __ballot_sync(kFullWarp, spread_class != 0);
+            if (spread_class != 0)
+                tile.steps[steps + rank_in(coded)] = Step(class_reader(tables_, spread_class), i);
+            steps += static_cast<std::uint32_t>(__popc(coded));
+            const std::uint32_t group = (first + at) / kLanes;
+            if (coded != 0 && group < 32) mask |= 1u << group;
+        }
+        return steps;
+    }
+
+    // A tile that has been read: its coefficients to the rows of its tokens.
+    __device__ void write(const Tile& tile) {
+        std::int16_t* own = shared_.rows + lane_id() * kRowStride;
+        KVCAST_UNROLL(1)
+        for (std::uint32_t i = 0; i < tile.step_count; i += kStepsAtOnce) {
+            const StepQuad quad(tile, i);
+            const QuadCodes codes = tile.codes[i / kStepsAtOnce][lane_id()];
+            std::int32_t v[kStepsAtOnce];
+            if ((tile.values >> i / kStepsAtOnce & 1u) != 0) {
+                KVCAST_UNROLL(4)
+                for (unsigned g = 0; g < kStepsAtOnce; ++g)
+                    v[g] = g % 2 == 0 ? low_half(codes.words[g / 2]) : high_half(codes.words[g / 2]);
+            } else {
+                const std::uint32_t raw = quad.most_planes() == 0 ? 0 : transposed_(codes.words[1]);
+                KVCAST_UNROLL(4)
+                for (unsigned g = 0; g < kStepsAtOnce; ++g)
+                    v[g] = step_value(quad.of[g], high_of(codes.words[0], g), raw >> 8 * g & 255u);
+            }
+            KVCAST_UNROLL(4)
+            for (unsigned g = 0; g < kStepsAtOnce; ++g) {
+                if (i + g < tile.step_count) {
+                    own[quad.of[g].coefficient()] =
+                        scaled_coefficient(static_cast<std::int16_t>(v[g]), tile.multiplier);
+                }
+            }
+        }
+        __syncwarp();
+        put_rows(tile);
+        clear_rows();
+    }
+
+    __device__ __forceinline__ void put_rows(const Tile& tile) const {
+        const bool whole = tile.stride % kPiece == 0 && tile.count % kPiece == 0 &&
+                           reinterpret_cast<std::uintptr_t>(tile.rows) % sizeof(Piece) == 0;
+        KVCAST_UNROLL(4)
+        for (std::uint32_t t = 0; t < tile.token_count; ++t) {
+            std::int16_t* row = tile.rows + std::uint64_t{tile.tokens[t]} * tile.stride;
+            const std::int16_t* from = shared_.rows + t * kRowStride;
+            if (whole) {
+                if (lane_id() * kPiece < tile.count)
+                    reinterpret_cast<Piece*>(row)[lane_id()] =
+                        reinterpret_cast<const Piece*>(from)[lane_id()];
+            } else {
+                for (std::uint32_t i = lane_id(); i < tile.count; i += kLanes) row[i] = from[i];
+            }
+        }
+        __syncwarp();
+    }
+
+    __device__ __forceinline__ void clear_rows() const {
+        constexpr std::uint32_t count = kLanes * kRowStride / kPiece;
+        auto* pieces = reinterpret_cast<Piece*>(shared_.rows);
+        KVCAST_UNROLL(4)
+        for (std::uint32_t i = lane_id(); i < count; i += kLanes) pieces[i] = 0;
+        __syncwarp();
+    }
+
+    Shared& shared_;
+    std::uint32_t tables_;
+    const KltRunTask& run_;
+    Memory memory_;
+    BitTransposer transposed_;
+    std::uint32_t turn_ = 0;
+    std::uint32_t unwritten_ = 0;  // bit t: tile t has been listed and not been written
+};
+
+__global__ void __launch_bounds__(2 * kLanes)
     decode_runs(Memory memory, const KltPlaneTask* planes, const KltPieceTask* pieces, const KltRunTask* runs,
                 const BucketTable* tables, std::uint32_t* status) {
     auto& shared = *dynamic_shared<Shared>();
     const std::uint32_t place = shared.tables.load(tables);
     const KltRunTask run = runs[blockIdx.x];  // a copy: stores cannot change it
-    const KltPieceTask* piece = pieces + run.first_piece;
-    WarpReader in(piece->begin, piece->bytes, shared.ring, place);
-    for (std::uint32_t i = 0; i < run.pieces; ++i, ++piece) {
-        if (i != 0) in.next_piece(piece->begin, piece->bytes);
-        const bool fits = decode_piece(in, shared, run, planes + piece->plane, memory);
-        const std::uint32_t words = i + 1 == run.pieces ? in.close() : in.check_used();
-        if (lane_id() == 0) status[run.first_status + i] = words | (fits ? 0u : kOutOfRange);
+    if (warp_id() == 0) {
+        read_run(shared, place, run, planes, pieces + run.first_piece, memory, status + run.first_status);
+    } else {
+        RunWriter writer(shared, place, run, memory);
+        KVCAST_UNROLL(1)
+        for (std::uint32_t i = 0; i < run.pieces; ++i)
+            writer.write_piece(planes + pieces[run.first_piece + i].plane);
     }
 }
 
@@ -245,8 +403,8 @@ __global__ void __launch_bounds__(kLanes)
 cudaError_t launch_klt_decode(Memory memory, const KltPlaneTask* planes, const KltPieceTask* pieces,
                               const KltRunTask* runs, std::uint32_t count, const BucketTable* tables,
                               std::uint32_t* status, cudaStream_t stream) {
-    return launch(decode_runs, {count, kLanes, sizeof(Shared)}, stream, memory, planes, pieces, runs, tables,
-                  status);
+    return launch(decode_runs, {count, 2 * kLanes, sizeof(Shared)}, stream, memory, planes, pieces, runs,
+                  tables, status);
 }
 
 }  // namespace kvcast::kernels::cuda

@@ -44,7 +44,7 @@ __device__ __forceinline__ bool read_codes(WarpReader& in, const StepCoding& c, 
     for (std::uint32_t half = 0; half * quad < tokens; ++half) {
         std::int16_t* own = place + half * 4;
         put(half,
-            in.coded_quad_of_one(
+            in.coded_quad(
                 c, tokens - half * quad,
                 [&](unsigned g, std::int32_t value) { own[g] = static_cast<std::int16_t>(value); }, escaped));
     }

@@ -79,6 +79,18 @@ __device__ __forceinline__ std::uint32_t word_at(std::uint32_t offset) {
     return word;
 }
 
+// How many bits are set, found out behind what was read before by half_at() and word_at(): the unit that counts
+// is slow, and others may be waiting for it.
+__device__ __forceinline__ std::uint32_t late_popc(std::uint32_t bits) {
+#ifdef KVCAST_SIMT
+    return static_cast<std::uint32_t>(__popc(bits));
+#else
+    std::uint32_t count;
+    asm volatile("popc.b32 %0, %1;" : "=r"(count) : "r"(bits));
+    return count;
+#endif
+}
+
 // sum, or sum + jump where rank >= edge, with the sum made before it is known which.
 __device__ __forceinline__ std::uint32_t sum_with_jump(std::uint32_t sum, std::uint32_t rank,
                                                        std::uint32_t edge, std::uint32_t jump) {

@@ -205,6 +205,13 @@ struct ClassReader : StepCoding {
     bool zero;
 };
 
+// How class `spread_class` is read with the tables at a place.
+__device__ __forceinline__ ClassReader class_reader(std::uint32_t tables, unsigned spread_class) {
+    const ClassCoding c = class_coding(spread_class == 0 ? 1 : spread_class);
+    const std::uint32_t table = tables + c.table * static_cast<std::uint32_t>(sizeof(BucketTable));
+    return {{table, c.shift}, c.shift == 0 ? 0 : 1 << (c.shift - 1), spread_class == 0};
+}
+
 class WarpReader {
   public:
     // `begin` is even and has `bytes` >= 128 bytes. `ring` is the warp's own; `tables` is where ReaderTables
@@ -230,13 +237,12 @@ class WarpReader {
     }
 
     __device__ __forceinline__ ClassReader reader_of(unsigned spread_class) const {
-        const ClassCoding c = class_coding(spread_class == 0 ? 1 : spread_class);
-        return {{table_at(c.table), c.shift}, c.shift == 0 ? 0 : 1 << (c.shift - 1), spread_class == 0};
+        return class_reader(tables_, spread_class);
     }
 
     // Of elements whose exponents the table codes; it counts from the first exponent table.
     __device__ __forceinline__ std::uint32_t exponents_of(std::uint32_t table) const {
-        return table_at(kFirstExponentTable + table);
+        return tables_ + (kFirstExponentTable + table) * static_cast<std::uint32_t>(sizeof(BucketTable));
     }
 
     // sink(index, value) for `count` values of a class; a lane takes index lane, lane + 32, ... in order.
@@ -262,41 +268,40 @@ class WarpReader {
                });
     }
 
-    // Four groups, each of a coding of its own with at most kBytePlanes raw bits: group g is coding_of(g)'s,
-    // of count_of(g) values, 0 to 32. What lanes from there on get means nothing.
+    // Four groups as they are coded: what symbols and raw bits mean is for somebody else to find out.
     static constexpr std::uint32_t kBytePlanes = 8;
-    struct Quad {
-        std::int32_t high[4];
-        std::uint32_t raw;  // of group g in byte g
-    };
-    template <typename CodingOf, typename CountOf>
-    __device__ __forceinline__ Quad quad(bool any_raw, CodingOf coding_of, CountOf count_of) {
-        words_.prepare();
-        return any_raw ? quad_of<true>(coding_of, count_of) : quad_of<false>(coding_of, count_of);
-    }
-
-    // Four groups of one coding, of `count` values together, or of the first 128, as they are coded: what
-    // symbols and raw bits mean is for somebody else to find out. Lanes whose value is an escape's are told
-    // it, escape(group, value); in `escaped` there are bits set if there are such lanes.
     struct CodedQuad {
         std::uint32_t symbols;  // of group g in the upper half of byte g
         std::uint32_t planes;   // lane 8 g + p has plane p of group g, of all lanes; without raw bits 0
     };
-    template <typename Escape>
-    __device__ __forceinline__ CodedQuad coded_quad_of_one(const StepCoding& c, std::uint32_t count,
-                                                           Escape escape, std::uint32_t& escaped) {
+
+    // Group g is coding_of(g)'s, with at most kBytePlanes raw bits, of count_of(g) values, 0 to 32; what
+    // lanes from there on get means nothing. Lanes whose value is an escape's are told it, escape(group,
+    // value); in `escaped` there are bits set if there are such lanes.
+    template <typename CodingOf, typename CountOf, typename Escape>
+    __device__ __forceinline__ CodedQuad coded_quad(bool any_raw, CodingOf coding_of, CountOf count_of,
+                                                    Escape escape, std::uint32_t& escaped) {
         words_.prepare();
+        return any_raw ? coded_quad<true>(coding_of, count_of, escape, escaped)
+                       : coded_quad<false>(coding_of, count_of, escape, escaped);
+    }
+
+    // Groups of one coding, of `count` values together, or of the first 128.
+    template <typename Escape>
+    __device__ __forceinline__ CodedQuad coded_quad(const StepCoding& c, std::uint32_t count, Escape escape,
+                                                    std::uint32_t& escaped) {
+        const auto coding_of = [&](unsigned) { return c; };
         if (count > 3 * kLanes) {  // the usual case: lanes are missing in the last group at most
             const auto count_of = [&](unsigned g) {
                 return g < 3 ? kLanes : lesser(count - 3 * kLanes, kLanes);
             };
-            return c.planes == 0 ? coded_quad<false>(c, count_of, escape, escaped)
-                                 : coded_quad<true>(c, count_of, escape, escaped);
+            return coded_quad(c.planes != 0, coding_of, count_of, escape, escaped);
         }
         const auto count_of = [&](unsigned g) {
             return count < g * kLanes ? 0u : lesser(count - g * kLanes, kLanes);
         };
-        return coded_quad<true>(c, count_of, escape, escaped);
+        words_.prepare();
+        return coded_quad<true>(coding_of, count_of, escape, escaped);
     }
 
     // One group of 1 to 32 values; raw is all its raw bits.
@@ -308,7 +313,8 @@ class WarpReader {
         refill(active ? state_after(state_, entry) : state_, active);
         raw = take_raw(c.planes, words_of_plane(n));
         high = high_of(entry);
-        take_escapes(0, active ? entry : 0, [&](unsigned, std::int32_t value) { high = value; });
+        const Escapes escapes = skip_escapes(active ? entry : 0);
+        if (escapes.lanes != 0) take_escapes(0, escapes, [&](unsigned, std::int32_t value) { high = value; });
     }
 
     // A side vector, clamped into [low, high], `stride` apart. False, in all lanes, where that changed it.
@@ -357,9 +363,6 @@ class WarpReader {
     static_assert(4 * (2 * kLanes + 2 * kBytePlanes) <= WordRing::kReady &&
                   2 * kLanes + 48 <= WordRing::kReady);
 
-    __device__ __forceinline__ std::uint32_t table_at(std::uint32_t table) const {
-        return tables_ + table * static_cast<std::uint32_t>(sizeof(BucketTable));
-    }
     static __device__ __forceinline__ std::uint32_t words_of_plane(std::uint32_t n) {
         return n > 16 ? 2 : n != 0 ? 1 : 0;
     }
@@ -378,52 +381,48 @@ class WarpReader {
         }
     }
 
+    // Words of a step's escapes.
+    struct Escapes {
+        unsigned lanes;
+        std::uint32_t at;  // a place
+    };
     // What four steps leave.
     struct Steps {
         std::uint32_t entries[4];  // 0 in lanes that take no part
         std::uint32_t raw_at[4];   // places of raw bits
+        Escapes escapes[4];
     };
 
-    // Four steps. The words are ready. Which lanes escape in any.
-    template <bool Raw, typename CodingOf, typename CountOf, typename Escape>
-    __device__ __forceinline__ unsigned take_steps(CodingOf coding_of, CountOf count_of, Steps& steps,
-                                                   Escape escape) {
-        unsigned escaped = 0;
+    // Four steps. The words are ready.
+    template <bool Raw, typename CodingOf, typename CountOf>
+    __device__ __forceinline__ void take_steps(CodingOf coding_of, CountOf count_of, Steps& steps) {
         KVCAST_UNROLL(4)
         for (unsigned g = 0; g < 4; ++g) {
             const bool active = lane_id() < count_of(g);
             const std::uint32_t entry = entry_of(coding_of(g).table, state_);
-            if (g != 0) escaped |= take_escapes(g - 1, steps.entries[g - 1], escape);
             refill(active ? state_after(state_, entry) : state_, active);
             if constexpr (Raw) {
                 steps.raw_at[g] = words_.place();
                 words_.skip(coding_of(g).planes * words_of_plane(count_of(g)));
             }
             steps.entries[g] = active ? entry : 0;
+            steps.escapes[g] = skip_escapes(steps.entries[g]);
         }
-        return escaped | take_escapes(3, steps.entries[3], escape);
     }
 
-    template <bool Raw, typename CodingOf, typename CountOf>
-    __device__ __forceinline__ Quad quad_of(CodingOf coding_of, CountOf count_of) {
-        Steps steps;
-        std::int32_t escapes[4] = {};
-        take_steps<Raw>(coding_of, count_of, steps,
-                        [&](unsigned g, std::int32_t value) { escapes[g] = value; });
-        Quad quad = {};
-        KVCAST_UNROLL(4)
-        for (unsigned g = 0; g < 4; ++g)
-            quad.high[g] = is_escape(steps.entries[g]) ? escapes[g] : high_of(steps.entries[g]);
-        if constexpr (Raw) quad.raw = transposed_(planes_of(steps.raw_at, coding_of, count_of));
-        return quad;
-    }
-
-    template <bool Raw, typename CountOf, typename Escape>
-    __device__ __forceinline__ CodedQuad coded_quad(const StepCoding& c, CountOf count_of, Escape escape,
+    template <bool Raw, typename CodingOf, typename CountOf, typename Escape>
+    __device__ __forceinline__ CodedQuad coded_quad(CodingOf coding_of, CountOf count_of, Escape escape,
                                                     std::uint32_t& escaped) {
-        const auto coding_of = [&](unsigned) { return c; };
         Steps steps;
-        escaped |= take_steps<Raw>(coding_of, count_of, steps, escape);
+        take_steps<Raw>(coding_of, count_of, steps);
+        unsigned any = 0;
+        KVCAST_UNROLL(4)
+        for (const Escapes& e : steps.escapes) any |= e.lanes;
+        if (any != 0) {
+            KVCAST_UNROLL(4)
+            for (unsigned g = 0; g < 4; ++g) take_escapes(g, steps.escapes[g], escape);
+            escaped |= any;
+        }
         const std::uint32_t* e = steps.entries;
         CodedQuad quad = {};
         quad.symbols = __byte_perm(__byte_perm(e[0], e[1], 0x0073), __byte_perm(e[2], e[3], 0x0073), 0x5410);
@@ -466,13 +465,14 @@ class WarpReader {
         return state << (32 - kBucketBits) > last ? entries.second : entries.first;
     }
 
-    // States that ran low take a word each, in the order of their lanes.
+    // States that ran low take a word each, in the order of their lanes. How many there are is asked last:
+    // the next step waits for states.
     __device__ __forceinline__ void refill(std::uint32_t after, bool active) {
         const bool low = active && after < kStateLow;
         const unsigned lows = __ballot_sync(kFullWarp, low);
         const std::uint32_t word = words_.peek(static_cast<std::uint32_t>(__popc(lows & before_)));
         state_ = low ? after << 16 | word : after;
-        words_.skip(static_cast<std::uint32_t>(__popc(lows)));
+        words_.skip(late_popc(lows));
     }
 
     // kEscape is the greatest symbol, and symbols are an entry's highest bits.
@@ -484,16 +484,19 @@ class WarpReader {
         return static_cast<std::int32_t>(entry_symbol(entry)) - kSymbolZero;
     }
 
-    // Takes the words of a step's escapes: escape(step, value) in the lanes that have one. Which ones.
-    template <typename Escape>
-    __device__ __forceinline__ unsigned take_escapes(unsigned step, std::uint32_t entry, Escape escape) {
-        const bool escaped = is_escape(entry);
-        if (__any_sync(kFullWarp, escaped) == 0) return 0;
-        const unsigned escapes = __ballot_sync(kFullWarp, escaped);
-        const std::uint32_t w = words_.peek(static_cast<std::uint32_t>(__popc(escapes & before_)));
-        if (escaped) escape(step, std::int32_t{static_cast<std::int16_t>(w)});
-        words_.skip(static_cast<std::uint32_t>(__popc(escapes)));
+    // Goes past them: they can be looked at as long as words stay ready.
+    __device__ __forceinline__ Escapes skip_escapes(std::uint32_t entry) {
+        const Escapes escapes = {__ballot_sync(kFullWarp, is_escape(entry)), words_.place()};
+        words_.skip(late_popc(escapes.lanes));
         return escapes;
+    }
+    // escape(group, value) in the lanes that have one.
+    template <typename Escape>
+    __device__ __forceinline__ void take_escapes(unsigned group, const Escapes& e, Escape escape) const {
+        const std::uint32_t rank = static_cast<std::uint32_t>(__popc(e.lanes & before_));
+        const std::uint16_t w = half_at(e.at + rank * static_cast<std::uint32_t>(sizeof(std::uint16_t)));
+        if ((e.lanes >> lane_id() & 1u) != 0) escape(group, std::int32_t{static_cast<std::int16_t>(w)});
+        __syncwarp();
     }
 
     // This lane's bit of each plane: two words a plane, or one for up to 16 lanes. From the highest plane
@@ -511,7 +514,6 @@ class WarpReader {
 
     std::uint32_t tables_;
     WordRing words_;
-    BitTransposer transposed_;
     std::uint32_t state_;
     std::uint32_t before_;  // lanes before this one
 };
