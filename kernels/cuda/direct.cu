@@ -28,6 +28,11 @@ struct PairMemory {
     DirectRows::Memory rows;
     WordRing::Memory ring;
     ChannelCodes codes[2];
+    // What is left of the pair's last head, if it is turned: the first halves of pairs of channels, as output
+    // bits, in the workspace.
+    const std::int16_t* kept;
+    std::uint32_t kept_runs;  // of kDirectChannels channels
+    std::uint32_t kept_stride;
 };
 
 // Pairs of warps of a block of threads have a barrier each.
@@ -38,11 +43,16 @@ constexpr std::uint32_t pair_bytes(std::uint32_t most_channels) {
     constexpr std::uint32_t unit = alignof(PairMemory);
     return div_up(static_cast<std::uint32_t>(sizeof(PairMemory)) + channel_bytes(most_channels), unit) * unit;
 }
+
+// Before the pairs': what all share.
+struct SharedHead {
+    ReaderTables tables;
+    std::uint32_t done;  // warps that are through with their channels
+};
+constexpr auto kSharedHead = static_cast<std::uint32_t>(sizeof(SharedHead));
 constexpr std::uint32_t shared_bytes(std::uint32_t pairs, std::uint32_t most_channels) {
-    constexpr std::uint32_t unit = alignof(ReaderTables);
-    return div_up(static_cast<std::uint32_t>(sizeof(ReaderTables)) + pairs * pair_bytes(most_channels),
-                  unit) *
-           unit;
+    constexpr std::uint32_t unit = alignof(SharedHead);
+    return div_up(kSharedHead + pairs * pair_bytes(most_channels), unit) * unit;
 }
 
 struct Pair {
@@ -59,8 +69,9 @@ struct Pair {
 
 // ---- reading
 
-__device__ __forceinline__ void read_channel(WarpReader& in, const PlaneTask& p, Channel channel,
-                                             std::int16_t* place, ChannelCodes& codes) {
+// A channel of any kind.
+__device__ __forceinline__ void read_any(WarpReader& in, const PlaneTask& p, Channel channel,
+                                         std::int16_t* place, ChannelCodes& codes) {
     if (channel.zero()) return;
     if (channel.planes() > WarpReader::kBytePlanes) {
         read_wide(in, channel, p.guard_bits, p.body_tokens, place);
@@ -69,10 +80,28 @@ __device__ __forceinline__ void read_channel(WarpReader& in, const PlaneTask& p,
     const bool escaped = read_codes(in, channel.coding(), p.body_tokens, place + lane_id() * kLaneTokens,
                                     [&](std::uint32_t half, const WarpReader::CodedQuad& quad) {
                                         codes.symbols[half][lane_id()] = quad.symbols;
-                                        if (channel.planes() != 0)
-                                            codes.planes[half][lane_id()] = quad.planes;
+                                        codes.planes[half][lane_id()] = quad.planes;
                                     });
     codes.escaped = escaped ? 1 : 0;
+}
+
+// A channel of seven groups and a part of an eighth one: the usual case.
+template <bool Raw>
+__device__ __forceinline__ void read_usual(WarpReader& in, const StepCoding& c, std::uint32_t last,
+                                           std::int16_t* place, ChannelCodes& codes) {
+    std::uint32_t escaped = 0;
+    KVCAST_UNROLL(2)
+    for (std::uint32_t half = 0; half < 2; ++half) {
+        const WarpReader::CodedQuad quad = in.coded_quad_but_last<Raw>(
+            c, half == 0 ? kLanes : last,
+            [&](unsigned g, std::int32_t value) {
+                place[lane_id() * kLaneTokens + half * 4 + g] = static_cast<std::int16_t>(value);
+            },
+            escaped);
+        codes.symbols[half][lane_id()] = quad.symbols;
+        if constexpr (Raw) codes.planes[half][lane_id()] = quad.planes;
+    }
+    codes.escaped = escaped;
 }
 
 // False, in all lanes, where side information is out of range.
@@ -84,9 +113,19 @@ __device__ __forceinline__ bool read_head(WarpReader& in, const PlaneTask& p, st
     side.find_channels();
     pair.meet();
     auto* place = reinterpret_cast<std::int16_t*>(body_of(p, head, workspace));
+    constexpr std::uint32_t groups = kBodyUnit - kLanes;
+    const bool usual = p.body_tokens > groups;
+    Channel channel = pair.channels[0];
     KVCAST_UNROLL(1)
     for (std::uint32_t c = 0; c < p.channels; ++c, place += p.body_stride) {
-        read_channel(in, p, pair.channels[c], place, pair.codes(c));
+        if (!usual || channel.zero() || channel.planes() > WarpReader::kBytePlanes) {
+            read_any(in, p, channel, place, pair.codes(c));
+        } else if (channel.planes() == 0) {
+            read_usual<false>(in, channel.coding(), p.body_tokens - groups, place, pair.codes(c));
+        } else {
+            read_usual<true>(in, channel.coding(), p.body_tokens - groups, place, pair.codes(c));
+        }
+        channel = pair.channels[lesser(c + 1, p.channels - 1)];
         pair.meet();
     }
     pair.meet();  // the channels have been used, too
@@ -127,7 +166,8 @@ class HeadWriter {
           turns_(rotation, plane, workspace),
           place_(reinterpret_cast<std::int16_t*>(body_of(plane, head, workspace)) + lane_id() * kLaneTokens),
           values_of_(plane.scale),
-          rows_(pair.memory.rows, plane.out, head, plane.exact_rows, plane.body_tokens) {}
+          rows_(pair.memory.rows,
+                {plane.out, head * plane.out.head_bytes, plane.exact_rows, plane.body_tokens}) {}
 
     __device__ __forceinline__ void write() {
         pair_.meet();  // the channels are known
@@ -135,8 +175,13 @@ class HeadWriter {
             const std::uint32_t pairs = p_.channels / 2;
             write_first_ones(pairs);
             write_second_ones(pairs);
-            pair_.meet();
-            store_first_ones(pairs);
+            pair_.meet();  // codes and channels have been used
+            if (lane_id() == 0) {
+                pair_.memory.kept = place_;  // lane 0's
+                pair_.memory.kept_runs = pairs / kDirectChannels;
+                pair_.memory.kept_stride = p_.body_stride;
+            }
+            __syncwarp();
         } else {
             KVCAST_UNROLL(1)
             for (std::uint32_t c = 0; c < p_.channels; c += 2) {
@@ -164,46 +209,34 @@ class HeadWriter {
             keep(own, packed(s));
         }
     }
-    // With their partners they become values, and wait again. What is kept is asked for a channel ahead.
+    // With their partners they become values, and wait again. What the next pair needs is asked for before
+    // this one is stored.
+    struct Waiting {
+        Octet first;
+        std::uint32_t angles[kLaneTokens];
+    };
     __device__ __forceinline__ void write_second_ones(std::uint32_t pairs) {
-        Octet waiting = kept(place_);
+        Waiting waiting;
+        ask_for(0, waiting);
         KVCAST_UNROLL(1)
         for (std::uint32_t c = 0; c < pairs; c += 2) {
             const Octet even = turned(c, pairs, waiting), odd = turned(c + 1, pairs, waiting);
             rows_.put(pairs + c, even, odd);
         }
     }
-    __device__ __forceinline__ Octet turned(std::uint32_t c, std::uint32_t pairs, Octet& waiting) const {
-        std::uint32_t angles[kLaneTokens];
-        turns_.load(c, angles);
-        Octet first = waiting;
-        waiting = kept(place(c + 1));
+    __device__ __forceinline__ void ask_for(std::uint32_t c, Waiting& waiting) const {
+        waiting.first = kept(place(c));
+        turns_.load(c, waiting.angles);
+    }
+    __device__ __forceinline__ Octet turned(std::uint32_t c, std::uint32_t pairs, Waiting& waiting) const {
         pair_.meet();
         std::int32_t s[kLaneTokens];
         states(pairs + c, s);
-        const Octet second = turn(first, s, angles);
+        Octet first = waiting.first;
+        const Octet second = turn(first, s, waiting.angles);
+        ask_for(lesser(c + 1, pairs - 1), waiting);
         keep(place(c), first);
         return second;
-    }
-    // Their values to rows, four channels at a time.
-    __device__ __forceinline__ void store_first_ones(std::uint32_t pairs) {
-        const std::int16_t* next = place_;
-        const auto load = [&](Octet(&four)[4]) {
-            KVCAST_UNROLL(4)
-            for (Octet& octet : four) {
-                octet = kept(next);
-                next += p_.body_stride;
-            }
-        };
-        Octet ahead[4];
-        load(ahead);
-        KVCAST_UNROLL(1)
-        for (std::uint32_t c = 0; c < pairs; c += 4) {
-            const Octet four[4] = {ahead[0], ahead[1], ahead[2], ahead[3]};
-            load(ahead);
-            rows_.put(c, four[0], four[1]);
-            rows_.put(c + 2, four[2], four[3]);
-        }
     }
 
     // A channel that is not turned, as output bits.
@@ -270,8 +303,20 @@ class HeadWriter {
     DirectRows rows_;
 };
 
+// Half of a run of what is left of a pair's head.
+__device__ __forceinline__ void store_kept_half(const PairMemory& pair, std::uint32_t run,
+                                                std::uint32_t half) {
+    const std::uint32_t channel = run * kDirectChannels, stride = pair.kept_stride;
+    store_kept_run(pair.rows.rows, channel, half,
+                   pair.kept + std::uint64_t{channel} * stride + lane_id() * kLaneTokens, stride);
+}
+
 __device__ __forceinline__ void write_head(const PlaneTask& p, std::uint32_t head, const Pair& pair,
                                            const RotationTask* rotations, std::byte* workspace) {
+    KVCAST_UNROLL(1)
+    for (std::uint32_t i = 0; i < 2 * pair.memory.kept_runs; ++i) store_kept_half(pair.memory, i / 2, i % 2);
+    __syncwarp();
+    if (lane_id() == 0) pair.memory.kept_runs = 0;
     if (!p.quantised) {
         HeadWriter<Way::kElements>(p, head, pair, nullptr, workspace).write();
     } else if (p.rotation == kNone) {
@@ -287,29 +332,43 @@ __global__ void __launch_bounds__(kMostPairs* kPairThreads, 1)
     decode_direct(std::byte* workspace, const PlaneTask* planes, const BlockTask* blocks, std::uint32_t count,
                   const RotationTask* rotations, std::uint32_t most_channels, const BucketTable* tables,
                   std::uint32_t* status) {
-    auto* shared = dynamic_shared<std::byte>();
-    const std::uint32_t place = reinterpret_cast<ReaderTables*>(shared)->load(tables);
+    auto& head = *dynamic_shared<SharedHead>();
+    auto* pair_memories = reinterpret_cast<std::byte*>(&head) + kSharedHead;
+    const auto memory_of = [&](std::uint32_t pair) -> PairMemory& {
+        return *reinterpret_cast<PairMemory*>(pair_memories + pair * pair_bytes(most_channels));
+    };
     const std::uint32_t pairs = blockDim.x / kPairThreads, warp = warp_id();
     const bool reads = warp < pairs;
     const std::uint32_t own = reads ? warp : warp - pairs, index = blockIdx.x * pairs + own;
-    if (index >= count) return;
-    const BlockTask block = blocks[index];
-    if (!block.direct) return;
-    std::byte* mine = shared + sizeof(ReaderTables) + own * pair_bytes(most_channels);
-    auto& memory = *reinterpret_cast<PairMemory*>(mine);
-    const Pair pair = {memory, reinterpret_cast<Channel*>(mine + sizeof(PairMemory)), own};
-    if (reads) {
-        WarpReader in(block.begin, block.bytes, memory.ring, place);
-        bool fits = true;
-        for_heads(block, planes, [&](const PlaneTask& plane, std::uint32_t head) {
-            fits = read_head(in, plane, head, pair, workspace) && fits;
-        });
-        const std::uint32_t faults = in.close() | (fits ? 0u : kOutOfRange);
-        if (lane_id() == 0) status[block.status] = faults;
-    } else {
-        for_heads(block, planes, [&](const PlaneTask& plane, std::uint32_t head) {
-            write_head(plane, head, pair, rotations, workspace);
-        });
+    PairMemory& memory = memory_of(own);
+    if (threadIdx.x == 0) head.done = 0;
+    if (!reads && lane_id() == 0) memory.kept_runs = 0;
+    const std::uint32_t place = head.tables.load(tables);
+    if (index < count && blocks[index].direct) {
+        const BlockTask block = blocks[index];
+        const Pair pair = {memory, reinterpret_cast<Channel*>(&memory + 1), own};
+        if (reads) {
+            WarpReader in(block.begin, block.bytes, memory.ring, place);
+            bool fits = true;
+            for_heads(block, planes, [&](const PlaneTask& plane, std::uint32_t h) {
+                fits = read_head(in, plane, h, pair, workspace) && fits;
+            });
+            const std::uint32_t faults = in.close() | (fits ? 0u : kOutOfRange);
+            if (lane_id() == 0) status[block.status] = faults;
+        } else {
+            for_heads(block, planes, [&](const PlaneTask& plane, std::uint32_t h) {
+                write_head(plane, h, pair, rotations, workspace);
+            });
+        }
+    }
+    // Heads that are turned take longer than others: what is left of them is for all warps.
+    wait_for_warps(head.done, 2 * pairs);
+    const std::uint32_t most_runs = most_channels / 2 / kDirectChannels;
+    KVCAST_UNROLL(1)
+    for (std::uint32_t i = warp; i < 2 * pairs * most_runs; i += 2 * pairs) {
+        const PairMemory& of = memory_of(i / (2 * most_runs));
+        const std::uint32_t run = i / 2 % most_runs;
+        if (run < of.kept_runs) store_kept_half(of, run, i % 2);
     }
 }
 

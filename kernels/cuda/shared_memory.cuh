@@ -79,8 +79,8 @@ __device__ __forceinline__ std::uint32_t word_at(std::uint32_t offset) {
     return word;
 }
 
-// How many bits are set, found out behind what was read before by half_at() and word_at(): the unit that counts
-// is slow, and others may be waiting for it.
+// How many bits are set, found out behind what was read before by half_at() and word_at(): the unit that
+// counts is slow, and others may be waiting for it.
 __device__ __forceinline__ std::uint32_t late_popc(std::uint32_t bits) {
 #ifdef KVCAST_SIMT
     return static_cast<std::uint32_t>(__popc(bits));

@@ -290,18 +290,19 @@ class WarpReader {
     template <typename Escape>
     __device__ __forceinline__ CodedQuad coded_quad(const StepCoding& c, std::uint32_t count, Escape escape,
                                                     std::uint32_t& escaped) {
-        const auto coding_of = [&](unsigned) { return c; };
-        if (count > 3 * kLanes) {  // the usual case: lanes are missing in the last group at most
-            const auto count_of = [&](unsigned g) {
-                return g < 3 ? kLanes : lesser(count - 3 * kLanes, kLanes);
-            };
-            return coded_quad(c.planes != 0, coding_of, count_of, escape, escaped);
-        }
         const auto count_of = [&](unsigned g) {
             return count < g * kLanes ? 0u : lesser(count - g * kLanes, kLanes);
         };
         words_.prepare();
-        return coded_quad<true>(coding_of, count_of, escape, escaped);
+        return coded_quad<true>([&](unsigned) { return c; }, count_of, escape, escaped);
+    }
+    // The same of 3 * 32 + last values, last being 1 to 32. Raw: there are raw bits.
+    template <bool Raw, typename Escape>
+    __device__ __forceinline__ CodedQuad coded_quad_but_last(const StepCoding& c, std::uint32_t last,
+                                                             Escape escape, std::uint32_t& escaped) {
+        words_.prepare();
+        return coded_quad<Raw>([&](unsigned) { return c; }, [&](unsigned g) { return g < 3 ? kLanes : last; },
+                               escape, escaped);
     }
 
     // One group of 1 to 32 values; raw is all its raw bits.
