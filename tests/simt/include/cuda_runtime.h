@@ -226,6 +226,10 @@ T atomicCAS(T* at, T expected, T value) {
 
 // ---- the runtime
 
+struct alignas(8) int2 {
+    int x, y;
+};
+
 struct alignas(8) uint2 {
     unsigned x, y;
 };
@@ -308,9 +312,13 @@ cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribut
                ? cudaSuccess
                : cudaErrorInvalidValue;
 }
-enum cudaDeviceAttr : int { cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-    *value = static_cast<int>(::simt::most_shared());
+enum cudaDeviceAttr : int {
+    cudaDevAttrMultiProcessorCount = 16,
+    cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
+};
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+    *value = attribute == cudaDevAttrMultiProcessorCount ? static_cast<int>(::simt::multiprocessors())
+                                                         : static_cast<int>(::simt::most_shared());
     return cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* at, int value, std::size_t bytes, cudaStream_t stream) {
