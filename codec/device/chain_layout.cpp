@@ -29,7 +29,7 @@ std::vector<std::size_t> kept_layers(const CalibrationData& data, const Calibrat
 }
 
 bool holds(const CalibrationData& data, std::size_t plane) {
-    return data.part_width(plane) <= cuda::kProjectOutputs && data.part_width(plane) % 2 == 0;
+    return data.part_width(plane) <= cuda::kProjectOutputs && data.part_width(plane) % cuda::kOutputTile == 0;
 }
 
 }  // namespace
@@ -42,8 +42,6 @@ std::size_t ChainLayout::take(std::size_t bytes) {
 
 std::optional<ChainLayout> ChainLayout::make(const CalibrationData& data, const Calibration::Set& set,
                                              std::size_t most_bytes) {
-    constexpr std::size_t most_features = 32 * cuda::kUnitStep;
-    if (data.tokens.features > most_features) return std::nullopt;
     ChainLayout out;
     std::uint32_t widest = 0;
     const std::vector<std::size_t> kept = kept_layers(data, set);
@@ -55,7 +53,7 @@ std::optional<ChainLayout> ChainLayout::make(const CalibrationData& data, const 
             {kept[p], data.parts[p], out.take(kept[p] * data.parts[p] * unit_bytes), unit_bytes});
         widest = std::max(widest, width);
     }
-    out.coefficients_ = u32(out.take(std::size_t{cuda::kProjectTokens} * cuda::wide_pitch(widest)));
+    out.coefficients_ = u32(out.take(cuda::split_bytes(widest)));
     if (data.tokens.features != 0) {
         out.tokens_ = u32(out.take(cuda::narrow_bytes(u32(data.tokens.features))));
     }

@@ -10,12 +10,12 @@
 
 namespace kvcast::device {
 
-// Of a set of units. A plane's states stay for as many layers as a later unit reaches back to; after that the
-// next layer's take their place.
+// Of a set of units, for one tile of tokens. A plane's states stay for as many layers as a later unit reaches
+// back to; after that the next layer's take their place.
 class ChainLayout {
   public:
-    // Nothing where a chain does not hold the units: parts wider than a block of threads makes at once, odd
-    // widths, or more than `most_bytes`.
+    // Nothing where a chain does not hold the units: parts wider than a block of threads makes at once or
+    // not of whole tiles of outputs, or more than `most_bytes`.
     static std::optional<ChainLayout> make(const CalibrationData& data, const Calibration::Set& set,
                                            std::size_t most_bytes);
 

@@ -388,8 +388,10 @@ void PlanBuilder::add_chain(const KltChunk& k) {
     chained_ = chained_ && k.chain.has_value();
     if (!k.chain || k.body.empty()) return;
     chain_bytes_ = std::max(chain_bytes_, k.chain->bytes());
-    for (std::size_t first = 0; first < k.body.size(); first += cuda::kProjectTokens)
-        chain_tiles_.push_back({u32(chains_.size()), u32(first)});
+    for (std::size_t i = 0; i < chain_tiles_.size(); ++i) {
+        for (std::size_t first = 0; first < k.body.size(); first += (i + 1) * cuda::kTokenTile)
+            chain_tiles_[i].push_back({u32(chains_.size()), u32(first)});
+    }
     chains_.push_back({.first_unit = u32(chained_units_.size()),
                        .units = u32(k.header.layout.layers * k.data.units_per_layer()),
                        .tokens = u32(k.body.size()),
@@ -439,7 +441,8 @@ Result<DecodePlan> PlanBuilder::finish() {
     for (const Wave& w : waves_) l.waves.push_back({append_array(image, w.units), u32(w.tiles)});
     if (chained_) {
         l.chains = append_array(image, chains_);
-        l.chain_tiles = append_array(image, chain_tiles_);
+        for (std::size_t i = 0; i < chain_tiles_.size(); ++i)
+            l.chain_tiles[i] = append_array(image, chain_tiles_[i]);
         l.chained_units = append_array(image, chained_units_);
         l.chain_bytes = chain_bytes_;
     }

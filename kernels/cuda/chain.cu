@@ -7,18 +7,22 @@ namespace {
 
 // Units are described by the time they are reached: the next ones' tasks are copied ahead.
 constexpr std::uint32_t kTasksAhead = 2;
-static_assert((kTasksAhead + 1) * sizeof(UnitTask) <= kChainTaskBytes);
 constexpr std::uint32_t kTaskPieces = sizeof(UnitTask) / 16;
 static_assert(sizeof(UnitTask) % 16 == 0 && kTaskPieces <= kProjectThreads);
 
+// What a block of threads is about, in shared memory: registers are short.
 struct Chain {
-    const ChainTask& task;
-    const UnitTask* units;  // of the chain
-    std::byte* shared;      // features, states and coefficients
-    Memory memory;
+    ChainTask task;
     std::uint32_t first_token;
-    std::uint32_t tokens;  // of the tile
+    std::uint32_t tokens;  // of the block
 };
+static_assert(sizeof(Chain) + (kTasksAhead + 1) * sizeof(UnitTask) <= kChainTaskBytes);
+
+// Features, states and coefficients in shared memory.
+template <std::uint32_t Tiles>
+__device__ std::byte* place_of(std::uint32_t resident) {
+    return dynamic_shared<std::byte>() + resident * Tiles;
+}
 
 __device__ void copy_task(UnitTask& to, const UnitTask& from) {
     if (threadIdx.x < kTaskPieces)
@@ -26,158 +30,292 @@ __device__ void copy_task(UnitTask& to, const UnitTask& from) {
                 reinterpret_cast<const std::byte*>(&from) + 16 * threadIdx.x);
 }
 
-__device__ void copy_coefficients(const Chain& c, const UnitTask& unit) {
-    const ProjectionTerm& transform = unit.terms[unit.term_count - 1];
-    const auto* rows = reinterpret_cast<const std::int16_t*>(c.memory.workspace + transform.features);
-    stage_rows(c.shared + c.task.coefficients, wide_pitch(transform.inputs),
-               rows + std::uint64_t{c.first_token} * transform.stride, transform.stride, c.tokens,
-               transform.inputs);
+template <std::uint32_t Tiles>
+__device__ void load_token_features(const Chain& c, Memory memory) {
+    const std::uint32_t features = c.task.features;
+    const auto* rows = reinterpret_cast<const std::int16_t*>(memory.image + c.task.token_rows) +
+                       std::uint64_t{c.first_token} * features;
+    for (std::uint32_t i = threadIdx.x; i < c.tokens * features; i += kProjectThreads)
+        NarrowRows<Tiles>::put(place_of<Tiles>(c.task.resident), i / features, i % features, rows[i]);
 }
 
-__device__ void load_token_features(const Chain& c) {
-    const auto* rows = reinterpret_cast<const std::int16_t*>(c.memory.image + c.task.token_rows) +
-                       std::uint64_t{c.first_token} * c.task.features;
-    for (std::uint32_t i = threadIdx.x; i < c.tokens * c.task.features; i += kProjectThreads) {
-        NarrowRows::put(c.shared + c.task.resident, div_up(c.task.features, kUnitStep), i / c.task.features,
-                        i % c.task.features, rows[i]);
-    }
-}
-
-// A unit's terms as a warp multiplies them: limb after limb of term after term, and always the next one's
-// matrix on its way while the sums of the present one are shifted and added.
-class Terms {
+// A unit's coefficients on their way to SplitRows. A lane copies what it will hold of a fragment to its
+// places in both limbs' fragments, and when they have arrived splits them there.
+template <std::uint32_t Tiles>
+class Coefficients {
   public:
-    // `masked`: which steps of the last term are worth it.
-    __device__ Terms(const Chain& c, const UnitTask& unit, const WarpPlace& at, std::uint32_t masked)
-        : c_(c), unit_(unit), at_(at), masked_(masked), matrix_(steps_of(0, 0)) {}
+    __device__ Coefficients(const Chain& c, std::uint32_t warp) : c_(c), warp_(warp) {}
 
-    // The next term, on rows.
-    template <typename Rows>
-    __device__ __forceinline__ void add(const Rows& rows, Totals& totals) {
-        const ProjectionTerm& term = unit_.terms[term_];
-        const Shifts shifts(term.shifts, at_, 0, unit_.width);
-        LimbSums sums(shifts, term.limbs == 1);
-        matrix_.template multiply<true>(rows, sums);
-        if (term.limbs == 2) {
-            matrix_ = steps_of(term_, 1);
-            sums.fold(shifts);
-            matrix_.template multiply<false>(rows, sums);
-        }
-        if (++term_ < unit_.term_count) matrix_ = steps_of(term_, 0);
-        totals.add(sums, shifts);
+    __device__ void copy(const UnitTask& unit, Memory memory, std::uint32_t steps) const {
+        const ProjectionTerm& transform = unit.terms[unit.term_count - 1];
+        const std::uint32_t input = lane_id() % 4 * 8, token = lane_id() / 4;
+        const std::uint32_t inputs = transform.inputs, stride = transform.stride, tokens = c_.tokens;
+        const auto* rows = reinterpret_cast<const std::int16_t*>(memory.workspace + transform.features) +
+                           std::uint64_t{c_.first_token + token} * stride + input;
+        for_all_fragments(steps, [&](std::uint32_t step, std::uint32_t tile, std::byte* place) {
+            if (step * kUnitStep + input >= inputs) return;
+            const std::uint32_t before = tile * kTokenTile;
+            const auto* from = rows + before * stride + step * kUnitStep;
+            if (before + token < tokens) copy_16(place, from);
+            if (before + token + 8 < tokens) copy_16(place + kFeatureBytes, from + 8 * stride);
+        });
     }
 
-    __device__ void add_prediction(Totals& totals) {
-        const ProjectionTerm& term = unit_.terms[term_];
-        const std::byte* features = c_.shared + term.resident;
-        const std::uint32_t steps = div_up(term.inputs, kUnitStep);
-        if (term.narrow) {
-            add(NarrowRows{features, steps}, totals);
-        } else {
-            add(SplitRows{features, steps}, totals);
-        }
-    }
-
-    __device__ void add_transform(Totals& totals) {
-        add(WideRows{c_.shared + c_.task.coefficients, wide_pitch(unit_.terms[term_].inputs)}, totals);
+    // Of the same number of steps, after the thread's wait for its copies.
+    __device__ void split_copied(std::uint32_t steps) const {
+        for_all_fragments(steps, [&](std::uint32_t, std::uint32_t, std::byte* place) {
+            auto& low = *reinterpret_cast<uint4*>(place);
+            auto& high = *reinterpret_cast<uint4*>(place + kFeatureBytes);
+            const Features<2> f = split(low, high);
+            low = {f.limbs[0].r[0], f.limbs[0].r[1], f.limbs[0].r[2], f.limbs[0].r[3]};
+            high = {f.limbs[1].r[0], f.limbs[1].r[1], f.limbs[1].r[2], f.limbs[1].r[3]};
+        });
     }
 
   private:
-    __device__ __forceinline__ MatrixSteps steps_of(std::uint32_t k, std::uint32_t limb) const {
-        const ProjectionTerm& term = unit_.terms[k];
-        const std::uint32_t all = all_steps(div_up(term.inputs, kUnitStep));
-        return {LimbFragments(term, limb, unit_.width, at_.output), 0,
-                k + 1 == unit_.term_count ? all & masked_ : all};
+    // This warp's part of them.
+    template <typename Work>
+    __device__ __forceinline__ void for_all_fragments(std::uint32_t steps, Work work) const {
+        constexpr std::uint32_t warps = kProjectThreads / kLanes;
+        std::byte* first = place_of<Tiles>(c_.task.coefficients) + fragment_slot(lane_id());
+        KVCAST_UNROLL(1)
+        for (std::uint32_t i = warp_; i < steps * Tiles; i += warps)
+            work(i / Tiles, i % Tiles, first + i * 2 * kFeatureBytes);
     }
 
     const Chain& c_;
-    const UnitTask& unit_;
-    const WarpPlace& at_;
-    std::uint32_t masked_;
-    std::uint32_t term_ = 0;
-    MatrixSteps matrix_;
+    std::uint32_t warp_;
 };
 
-// States to the workspace, and to shared memory where units are predicted from them. Widths are even.
-__device__ __forceinline__ void put_states(const Chain& c, const UnitTask& unit, const WarpPlace& at,
-                                           const Totals& totals) {
-    auto* states = c.memory.workspace + unit.states;
-    KVCAST_UNROLL(kTokenTiles)  // so that totals lie in registers
-    for (std::uint32_t m = 0; m < kTokenTiles; ++m) {
-        KVCAST_UNROLL(kOutputTiles)
-        for (std::uint32_t n = 0; n < kOutputTiles; ++n) {
-            KVCAST_UNROLL(2)
-            for (std::uint32_t i = 0; i < 4; i += 2) {
-                const std::uint32_t token = at.token_of(m, i), output = at.output_of(n, i);
-                if (token >= c.tokens || output >= unit.width) continue;
-                const std::uint32_t word =
-                    static_cast<std::uint16_t>(saturate16(totals.v[m][n][i])) |
-                    std::uint32_t{static_cast<std::uint16_t>(saturate16(totals.v[m][n][i + 1]))} << 16;
-                const std::uint64_t index = std::uint64_t{c.first_token + token} * unit.stride + output;
-                *reinterpret_cast<std::uint32_t*>(states + index * sizeof(std::int16_t)) = word;
-                if (unit.resident == kNone) continue;
-                SplitRows::put(c.shared + unit.resident, div_up(unit.width, kUnitStep), token, output, word);
+// Which steps of a unit's coefficients are worth multiplying. Made well before it is asked, its loads are no
+// wait.
+template <std::uint32_t Tiles>
+class CodedSteps {
+  public:
+    __device__ CodedSteps(const Chain& c, const UnitTask& unit, Memory memory) {
+        const auto* masks = reinterpret_cast<const std::uint32_t*>(memory.workspace + unit.masks);
+        for (std::uint32_t i = 0; i < kLoads; ++i) {
+            const std::uint32_t token = i * kLanes + lane_id();
+            masks_[i] = token < c.tokens ? masks[c.first_token + token] : 0;
+        }
+    }
+    __device__ std::uint32_t of(const UnitTask& unit) const {
+        std::uint32_t any = 0;
+        for (const std::uint32_t mask : masks_) any |= mask;
+        return coded_steps(__reduce_or_sync(kFullWarp, any), unit.terms[unit.term_count - 1].inputs);
+    }
+
+  private:
+    static constexpr std::uint32_t kLoads = div_up(Tiles * kTokenTile, kLanes);
+    std::uint32_t masks_[kLoads];
+};
+
+// The terms of units one after another as a warp multiplies them, and always the next one's matrix on its way
+// while the sums of the present one are shifted and added.
+template <std::uint32_t Tiles>
+class Terms {
+  public:
+    __device__ explicit Terms(const WarpPlace& at) : at_(at) {}
+
+    // A unit, or nothing behind the last one; its transform has so many steps.
+    __device__ __forceinline__ void begin(const UnitTask* unit, std::uint32_t coded) {
+        unit_ = unit;
+        term_ = 0;
+        coded_ = coded;
+        if (unit == nullptr) return;
+        outside_ = at_.output >= unit->width;
+        bias_.load(unit->bias, outside_ ? 0 : at_.output);
+        begin_term();
+    }
+
+    __device__ void start(Totals<Tiles>& totals) const {
+        for_all_sums<Tiles>([&](std::uint32_t m, std::uint32_t n, std::uint32_t i) {
+            totals.v[m][n][i] = bias_.v[n][i % 2];
+        });
+    }
+
+    __device__ bool at_transform() const { return term_ + 1 == unit_->term_count; }
+
+    // Adds a term, and begins the next one, or `next`, of which coded_next() asks.
+    template <typename CodedNext>
+    __device__ __forceinline__ void add(Totals<Tiles>& totals, const UnitTask* next, CodedNext coded_next) {
+        const ProjectionTerm& term = unit_->terms[term_];
+        const std::byte* features = place_of<Tiles>(term.resident);
+        const bool any = matrix_.steps() != 0;
+        LimbSums<Tiles> sums;
+        if (any) {
+            sums.start(shifts_);
+            if (term.narrow) {
+                multiply(NarrowRows<Tiles>{features}, term.limbs, sums);
+            } else {
+                multiply(SplitRows<Tiles>{features}, term.limbs, sums);
             }
+        }
+        const Shifts shifts = shifts_;
+        if (at_transform()) {
+            begin(next, next != nullptr ? coded_next() : 0);
+        } else {
+            ++term_;
+            begin_term();
+        }
+        if (any) totals.add(sums, shifts);
+    }
+
+  private:
+    // Nothing behind the unit's last output.
+    __device__ __forceinline__ void begin_term() {
+        const ProjectionTerm& term = unit_->terms[term_];
+        const std::uint32_t steps = at_transform() ? coded_ : div_up(term.inputs, kUnitStep);
+        shifts_.load(term.shifts, outside_ ? 0 : at_.output);
+        matrix_.begin(term, unit_->width, at_.output, 0, outside_ ? 0 : steps);
+    }
+
+    template <typename Rows>
+    __device__ __forceinline__ void multiply(const Rows& rows, std::uint32_t limbs, LimbSums<Tiles>& sums) {
+        if (limbs == 2) {
+            matrix_.template multiply<2>(rows, sums);
+        } else {
+            matrix_.template multiply<1>(rows, sums);
+        }
+    }
+
+    const WarpPlace& at_;
+    const UnitTask* unit_ = nullptr;
+    std::uint32_t term_ = 0;
+    std::uint32_t coded_ = 0;
+    bool outside_ = false;  // this warp's outputs are behind the unit's last
+    Biases bias_;
+    Shifts shifts_;
+    MatrixSteps<Tiles> matrix_;
+};
+
+#ifdef KVCAST_SIMT
+
+inline std::uint32_t saturated_pair(std::int32_t first, std::int32_t second) {
+    return static_cast<std::uint16_t>(saturate16(first)) |
+           std::uint32_t{static_cast<std::uint16_t>(saturate16(second))} << 16;
+}
+
+#else
+
+__device__ __forceinline__ std::uint32_t saturated_pair(std::int32_t first, std::int32_t second) {
+    std::uint32_t pair;
+    asm("cvt.pack.sat.s16.s32 %0, %1, %2;" : "=r"(pair) : "r"(second), "r"(first));
+    return pair;
+}
+
+#endif
+
+// States to the workspace, and to shared memory where units are predicted from them. Of a tile's sums two
+// neighbouring lanes exchange halves: each then has four outputs of a token, one word of either limb.
+template <std::uint32_t Tiles>
+__device__ __forceinline__ void put_states(const Chain& c, const UnitTask& unit, Memory memory,
+                                           const WarpPlace& at, const Totals<Tiles>& totals) {
+    const std::uint32_t lane = lane_id(), later = lane % 2;  // by 8 tokens
+    const std::uint32_t row = lane / 4 + 8 * later, half = lane % 4 / 2;
+    const std::uint32_t width = unit.width, stride = unit.stride, resident = unit.resident, tokens = c.tokens;
+    auto* states = reinterpret_cast<std::int16_t*>(memory.workspace + unit.states) +
+                   std::uint64_t{c.first_token + row} * stride + at.output + 4 * half;
+    KVCAST_UNROLL(kOutputTiles)  // so that totals lie in registers
+    for (std::uint32_t n = 0; n < kOutputTiles; ++n) {
+        const std::uint32_t first = at.output + n * kOutputTile;
+        if (first >= width) break;
+        std::byte* words = place_of<Tiles>(resident) + first / kUnitStep * Tiles * 2 * kFeatureBytes +
+                           fragment_slot(lane / 4 * 4 + first % kUnitStep / 8) + (later + 2 * half) * 4;
+        KVCAST_UNROLL(Tiles)
+        for (std::uint32_t m = 0; m < Tiles; ++m) {
+            const auto& sums = totals.v[m][n];
+            const std::uint32_t now = saturated_pair(sums[0], sums[1]);
+            const std::uint32_t then = saturated_pair(sums[2], sums[3]);
+            const std::uint32_t other = __shfl_xor_sync(kFullWarp, later != 0 ? now : then, 1);
+            const uint2 four = later != 0 ? uint2{other, then} : uint2{now, other};
+            if (m * kTokenTile + row < tokens)
+                *reinterpret_cast<uint2*>(states + m * kTokenTile * stride + n * kOutputTile) = four;
+            if (resident == kNone) continue;
+            std::byte* low = words + m * 2 * kFeatureBytes;
+            *reinterpret_cast<std::uint32_t*>(low) = __byte_perm(four.x, four.y, 0x6420);
+            *reinterpret_cast<std::uint32_t*>(low + kFeatureBytes) = __byte_perm(four.x, four.y, 0x7531);
         }
     }
 }
 
-__device__ void fetch_coefficients() {
-    wait_copies<0>();
-    __syncthreads();  // they are there; and nobody reads former states, in whose place these go
-}
-
-__device__ void make_unit(const Chain& c, const UnitTask& unit) {
-    const WarpPlace at = warp_place();
-    if (at.output >= unit.width) {
-        fetch_coefficients();
-        __syncthreads();
-        return;
-    }
-    const auto* masks = reinterpret_cast<const std::uint32_t*>(c.memory.workspace + unit.masks);
-    Terms terms(c, unit, at, coded_groups(masks, c.first_token, unit.tokens));
-    const ByOutput<std::int32_t> bias(unit.bias, at, 0, unit.width);
-    Totals totals = {};
-    totals.for_all([&](std::uint32_t, std::uint32_t n, std::uint32_t i, std::int32_t& total) {
-        total = bias.v[n][i % 2];
-    });
-    for (std::uint32_t k = 0; k + 1 < unit.term_count; ++k) terms.add_prediction(totals);
-    fetch_coefficients();
-    terms.add_transform(totals);
-    put_states(c, unit, at, totals);
-    __syncthreads();  // states are there; the coefficients have been read
-}
-
+template <std::uint32_t Tiles>
 __global__ void __launch_bounds__(kProjectThreads, 1)
     chain_tiles(Memory memory, const ChainTask* chains, const ChainTile* tiles, const UnitTask* units) {
+    __shared__ Chain c;
     __shared__ UnitTask tasks[kTasksAhead + 1];
-    const ChainTile tile = tiles[blockIdx.x];
-    const ChainTask& task = chains[tile.chain];
-    const Chain c = {task,   units + task.first_unit, dynamic_shared<std::byte>(),
-                     memory, tile.first_token,        lesser(kProjectTokens, task.tokens - tile.first_token)};
-    for (std::uint32_t u = 0; u < kTasksAhead && u < task.units; ++u) copy_task(tasks[u], c.units[u]);
+    if (threadIdx.x == 0) {
+        const ChainTile tile = tiles[blockIdx.x];
+        c.task = chains[tile.chain];
+        c.first_token = tile.first_token;
+        c.tokens = lesser(Tiles * kTokenTile, c.task.tokens - tile.first_token);
+    }
+    __syncthreads();
+    units += c.task.first_unit;
+    const std::uint32_t count = c.task.units;
+    for (std::uint32_t u = 0; u < kTasksAhead && u < count; ++u) copy_task(tasks[u], units[u]);
     commit_copies();
-    load_token_features(c);
+    load_token_features<Tiles>(c, memory);
     wait_copies<0>();
     __syncthreads();
-    for (std::uint32_t u = 0; u < task.units; ++u) {
-        copy_coefficients(c, tasks[u % (kTasksAhead + 1)]);
-        if (u + kTasksAhead < task.units)
-            copy_task(tasks[(u + kTasksAhead) % (kTasksAhead + 1)], c.units[u + kTasksAhead]);
+    const std::uint32_t warp = warp_id();
+    const WarpPlace at = {warp * kWarpOutputs};
+    const Coefficients<Tiles> coefficients(c, warp);
+    Terms<Tiles> terms(at);
+    std::uint32_t coded = CodedSteps<Tiles>(c, tasks[0], memory).of(tasks[0]);
+    terms.begin(&tasks[0], coded);
+    for (std::uint32_t u = 0; u < count; ++u) {
+        const UnitTask& unit = tasks[u % (kTasksAhead + 1)];
+        const UnitTask* next = u + 1 < count ? &tasks[(u + 1) % (kTasksAhead + 1)] : nullptr;
+        coefficients.copy(unit, memory, coded);
+        if (u + kTasksAhead < count)
+            copy_task(tasks[(u + kTasksAhead) % (kTasksAhead + 1)], units[u + kTasksAhead]);
         commit_copies();
-        make_unit(c, tasks[u % (kTasksAhead + 1)]);
+        const CodedSteps<Tiles> coded_next(c, next != nullptr ? *next : unit, memory);
+        Totals<Tiles> totals;
+        terms.start(totals);
+        bool last = false;
+        do {
+            last = terms.at_transform();
+            if (last) {
+                wait_copies<0>();
+                coefficients.split_copied(coded);
+                __syncthreads();  // they are there; and nobody reads former states, in whose place these go
+            }
+            terms.add(totals, next, [&] { return coded = coded_next.of(*next); });
+        } while (!last);
+        put_states<Tiles>(c, unit, memory, at, totals);
+        __syncthreads();  // states are there; the coefficients have been read
     }
+}
+
+template <std::uint32_t Tiles>
+cudaError_t launch_tiles(Memory memory, const ChainBatch& batch, cudaStream_t stream) {
+    const std::size_t shared_bytes = Tiles * batch.shared_bytes;
+    const cudaError_t e = cudaFuncSetAttribute(
+        chain_tiles<Tiles>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+    if (e != cudaSuccess) return e;
+    return launch(chain_tiles<Tiles>, {batch.tile_count, kProjectThreads, shared_bytes}, stream, memory,
+                  batch.chains, batch.tiles, batch.units);
 }
 
 }  // namespace
 
 cudaError_t launch_chain(Memory memory, const ChainBatch& batch, cudaStream_t stream) {
     if (batch.tile_count == 0) return cudaSuccess;
-    const cudaError_t e = cudaFuncSetAttribute(chain_tiles, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                               static_cast<int>(batch.shared_bytes));
-    if (e != cudaSuccess) return e;
-    return launch(chain_tiles, {batch.tile_count, kProjectThreads, batch.shared_bytes}, stream, memory,
-                  batch.chains, batch.tiles, batch.units);
+    static_assert(kMostHeight == 4);
+    switch (batch.height) {
+        case 1:
+            return launch_tiles<1>(memory, batch, stream);
+        case 2:
+            return launch_tiles<2>(memory, batch, stream);
+        case 3:
+            return launch_tiles<3>(memory, batch, stream);
+        case 4:
+            return launch_tiles<4>(memory, batch, stream);
+        default:
+            return cudaErrorInvalidValue;
+    }
 }
 
 }  // namespace kvcast::kernels::cuda
