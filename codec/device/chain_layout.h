@@ -1,6 +1,7 @@
 // Where a chain (kernels/cuda/tasks.h) keeps in shared memory what its units are predicted from.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -23,7 +24,8 @@ class ChainLayout {
     // that nothing is predicted from.
     std::uint32_t states(std::size_t layer, std::size_t plane, std::size_t part) const;
     std::uint32_t tokens() const { return tokens_; }
-    std::uint32_t coefficients() const { return coefficients_; }
+    // Of the units of a chain by turns.
+    std::uint32_t coefficients(std::size_t unit) const { return coefficients_[unit % 2]; }
 
     std::size_t bytes() const { return bytes_; }
 
@@ -39,7 +41,7 @@ class ChainLayout {
 
     std::vector<Plane> planes_;
     std::uint32_t tokens_ = 0;
-    std::uint32_t coefficients_ = 0;
+    std::array<std::uint32_t, 2> coefficients_ = {};
     std::size_t bytes_ = 0;
 };
 

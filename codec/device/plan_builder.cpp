@@ -397,8 +397,7 @@ void PlanBuilder::add_chain(const KltChunk& k) {
                        .tokens = u32(k.body.size()),
                        .features = u32(k.data.tokens.features),
                        .token_rows = k.features,
-                       .resident = k.chain->tokens(),
-                       .coefficients = k.chain->coefficients()});
+                       .resident = k.chain->tokens()});
 }
 
 void PlanBuilder::chain_unit(const KltChunk& k, cuda::UnitTask unit, std::size_t layer, std::size_t plane,
@@ -409,7 +408,7 @@ void PlanBuilder::chain_unit(const KltChunk& k, cuda::UnitTask unit, std::size_t
                                      ? k.chain->tokens()
                                      : k.chain->states(layer - terms[n].layers_back, terms[n].plane, part);
     }
-    unit.terms[terms.size()].resident = k.chain->coefficients();
+    unit.terms[terms.size()].resident = k.chain->coefficients(chained_units_.size());
     unit.resident = k.chain->states(layer, plane, part);
     chained_units_.push_back(unit);
 }

@@ -7,6 +7,7 @@ namespace {
 
 // Units are described by the time they are reached: the next ones' tasks are copied ahead.
 constexpr std::uint32_t kTasksAhead = 2;
+constexpr std::uint32_t kTasks = kTasksAhead + 2;  // a unit's, the one's before it, and those
 constexpr std::uint32_t kTaskPieces = sizeof(UnitTask) / 16;
 static_assert(sizeof(UnitTask) % 16 == 0 && kTaskPieces <= kProjectThreads);
 
@@ -16,7 +17,7 @@ struct Chain {
     std::uint32_t first_token;
     std::uint32_t tokens;  // of the block
 };
-static_assert(sizeof(Chain) + (kTasksAhead + 1) * sizeof(UnitTask) <= kChainTaskBytes);
+static_assert(sizeof(Chain) + kTasks * sizeof(UnitTask) <= kChainTaskBytes);
 
 // Features, states and coefficients in shared memory.
 template <std::uint32_t Tiles>
@@ -30,6 +31,10 @@ __device__ void copy_task(UnitTask& to, const UnitTask& from) {
                 reinterpret_cast<const std::byte*>(&from) + 16 * threadIdx.x);
 }
 
+__device__ const ProjectionTerm& transform_of(const UnitTask& unit) {
+    return unit.terms[unit.term_count - 1];
+}
+
 template <std::uint32_t Tiles>
 __device__ void load_token_features(const Chain& c, Memory memory) {
     const std::uint32_t features = c.task.features;
@@ -40,19 +45,21 @@ __device__ void load_token_features(const Chain& c, Memory memory) {
 }
 
 // A unit's coefficients on their way to SplitRows. A lane copies what it will hold of a fragment to its
-// places in both limbs' fragments, and when they have arrived splits them there.
+// places in both limbs' fragments, and when they have arrived splits them there. Half of the warps do so, one
+// of the two that a scheduler has: they fall behind the others, so that one of the two multiplies while the
+// other adds up.
 template <std::uint32_t Tiles>
 class Coefficients {
   public:
     __device__ Coefficients(const Chain& c, std::uint32_t warp) : c_(c), warp_(warp) {}
 
-    __device__ void copy(const UnitTask& unit, Memory memory, std::uint32_t steps) const {
-        const ProjectionTerm& transform = unit.terms[unit.term_count - 1];
+    __device__ void copy(const UnitTask& unit, Memory memory) const {
+        const ProjectionTerm& transform = transform_of(unit);
         const std::uint32_t input = lane_id() % 4 * 8, token = lane_id() / 4;
         const std::uint32_t inputs = transform.inputs, stride = transform.stride, tokens = c_.tokens;
         const auto* rows = reinterpret_cast<const std::int16_t*>(memory.workspace + transform.features) +
                            std::uint64_t{c_.first_token + token} * stride + input;
-        for_all_fragments(steps, [&](std::uint32_t step, std::uint32_t tile, std::byte* place) {
+        for_all_fragments(transform, [&](std::uint32_t step, std::uint32_t tile, std::byte* place) {
             if (step * kUnitStep + input >= inputs) return;
             const std::uint32_t before = tile * kTokenTile;
             const auto* from = rows + before * stride + step * kUnitStep;
@@ -61,9 +68,9 @@ class Coefficients {
         });
     }
 
-    // Of the same number of steps, after the thread's wait for its copies.
-    __device__ void split_copied(std::uint32_t steps) const {
-        for_all_fragments(steps, [&](std::uint32_t, std::uint32_t, std::byte* place) {
+    // After the thread's wait for its copies.
+    __device__ void split_copied(const UnitTask& unit) const {
+        for_all_fragments(transform_of(unit), [&](std::uint32_t, std::uint32_t, std::byte* place) {
             auto& low = *reinterpret_cast<uint4*>(place);
             auto& high = *reinterpret_cast<uint4*>(place + kFeatureBytes);
             const Features<2> f = split(low, high);
@@ -75,11 +82,13 @@ class Coefficients {
   private:
     // This warp's part of them.
     template <typename Work>
-    __device__ __forceinline__ void for_all_fragments(std::uint32_t steps, Work work) const {
-        constexpr std::uint32_t warps = kProjectThreads / kLanes;
-        std::byte* first = place_of<Tiles>(c_.task.coefficients) + fragment_slot(lane_id());
+    __device__ __forceinline__ void for_all_fragments(const ProjectionTerm& transform, Work work) const {
+        constexpr std::uint32_t warps = kProjectThreads / kLanes / 2;
+        if (warp_ >= warps) return;
+        const std::uint32_t count = div_up(transform.inputs, kUnitStep) * Tiles;
+        std::byte* first = place_of<Tiles>(transform.resident) + fragment_slot(lane_id());
         KVCAST_UNROLL(1)
-        for (std::uint32_t i = warp_; i < steps * Tiles; i += warps)
+        for (std::uint32_t i = warp_; i < count; i += warps)
             work(i / Tiles, i % Tiles, first + i * 2 * kFeatureBytes);
     }
 
@@ -102,7 +111,7 @@ class CodedSteps {
     __device__ std::uint32_t of(const UnitTask& unit) const {
         std::uint32_t any = 0;
         for (const std::uint32_t mask : masks_) any |= mask;
-        return coded_steps(__reduce_or_sync(kFullWarp, any), unit.terms[unit.term_count - 1].inputs);
+        return coded_steps(__reduce_or_sync(kFullWarp, any), transform_of(unit).inputs);
     }
 
   private:
@@ -110,22 +119,20 @@ class CodedSteps {
     std::uint32_t masks_[kLoads];
 };
 
-// The terms of units one after another as a warp multiplies them, and always the next one's matrix on its way
-// while the sums of the present one are shifted and added.
+// The terms of units one after another as a warp multiplies them, of each unit the transform first; and
+// always the next one's matrix on its way while the sums of the present one are shifted and added.
 template <std::uint32_t Tiles>
 class Terms {
   public:
     __device__ explicit Terms(const WarpPlace& at) : at_(at) {}
 
-    // A unit, or nothing behind the last one; its transform has so many steps.
-    __device__ __forceinline__ void begin(const UnitTask* unit, std::uint32_t coded) {
-        unit_ = unit;
-        term_ = 0;
-        coded_ = coded;
-        if (unit == nullptr) return;
-        outside_ = at_.output >= unit->width;
-        bias_.load(unit->bias, outside_ ? 0 : at_.output);
-        begin_term();
+    // A unit whose transform has so many steps.
+    __device__ __forceinline__ void begin(const UnitTask& unit, std::uint32_t coded) {
+        unit_ = &unit;
+        term_ = unit.term_count - 1;
+        outside_ = at_.output >= unit.width;
+        bias_.load(unit.bias, outside_ ? 0 : at_.output);
+        begin_term(coded);
     }
 
     __device__ void start(Totals<Tiles>& totals) const {
@@ -134,11 +141,8 @@ class Terms {
         });
     }
 
-    __device__ bool at_transform() const { return term_ + 1 == unit_->term_count; }
-
-    // Adds a term, and begins the next one, or `next`, of which coded_next() asks.
-    template <typename CodedNext>
-    __device__ __forceinline__ void add(Totals<Tiles>& totals, const UnitTask* next, CodedNext coded_next) {
+    // Adds a term, and begins the next one: the unit's next prediction, or unit `next`.
+    __device__ __forceinline__ void add(Totals<Tiles>& totals, const UnitTask& next, std::uint32_t coded) {
         const ProjectionTerm& term = unit_->terms[term_];
         const std::byte* features = place_of<Tiles>(term.resident);
         const bool any = matrix_.steps() != 0;
@@ -152,20 +156,19 @@ class Terms {
             }
         }
         const Shifts shifts = shifts_;
-        if (at_transform()) {
-            begin(next, next != nullptr ? coded_next() : 0);
+        term_ = term_ + 1 == unit_->term_count ? 0 : term_ + 1;
+        if (term_ + 1 < unit_->term_count) {
+            begin_term(div_up(unit_->terms[term_].inputs, kUnitStep));
         } else {
-            ++term_;
-            begin_term();
+            begin(next, coded);
         }
         if (any) totals.add(sums, shifts);
     }
 
   private:
     // Nothing behind the unit's last output.
-    __device__ __forceinline__ void begin_term() {
+    __device__ __forceinline__ void begin_term(std::uint32_t steps) {
         const ProjectionTerm& term = unit_->terms[term_];
-        const std::uint32_t steps = at_transform() ? coded_ : div_up(term.inputs, kUnitStep);
         shifts_.load(term.shifts, outside_ ? 0 : at_.output);
         matrix_.begin(term, unit_->width, at_.output, 0, outside_ ? 0 : steps);
     }
@@ -182,7 +185,6 @@ class Terms {
     const WarpPlace& at_;
     const UnitTask* unit_ = nullptr;
     std::uint32_t term_ = 0;
-    std::uint32_t coded_ = 0;
     bool outside_ = false;  // this warp's outputs are behind the unit's last
     Biases bias_;
     Shifts shifts_;
@@ -243,7 +245,7 @@ template <std::uint32_t Tiles>
 __global__ void __launch_bounds__(kProjectThreads, 1)
     chain_tiles(Memory memory, const ChainTask* chains, const ChainTile* tiles, const UnitTask* units) {
     __shared__ Chain c;
-    __shared__ UnitTask tasks[kTasksAhead + 1];
+    __shared__ UnitTask tasks[kTasks];
     if (threadIdx.x == 0) {
         const ChainTile tile = tiles[blockIdx.x];
         c.task = chains[tile.chain];
@@ -261,31 +263,36 @@ __global__ void __launch_bounds__(kProjectThreads, 1)
     const std::uint32_t warp = warp_id();
     const WarpPlace at = {warp * kWarpOutputs};
     const Coefficients<Tiles> coefficients(c, warp);
-    Terms<Tiles> terms(at);
+    coefficients.copy(tasks[0], memory);
+    commit_copies();
     std::uint32_t coded = CodedSteps<Tiles>(c, tasks[0], memory).of(tasks[0]);
-    terms.begin(&tasks[0], coded);
-    for (std::uint32_t u = 0; u < count; ++u) {
-        const UnitTask& unit = tasks[u % (kTasksAhead + 1)];
-        const UnitTask* next = u + 1 < count ? &tasks[(u + 1) % (kTasksAhead + 1)] : nullptr;
-        coefficients.copy(unit, memory, coded);
-        if (u + kTasksAhead < count)
-            copy_task(tasks[(u + kTasksAhead) % (kTasksAhead + 1)], units[u + kTasksAhead]);
+    Terms<Tiles> terms(at);
+    terms.begin(tasks[0], coded);
+    wait_copies<0>();
+    coefficients.split_copied(tasks[0]);
+    Totals<Tiles> totals;
+    // The predictions of a unit and, while other warps still make its states, the transform of the next one.
+    for (std::uint32_t u = 0; u <= count; ++u) {
+        __syncthreads();  // there are coefficients, and the states of all units before the predicted one
+        const UnitTask& predicted = tasks[(u + kTasks - 1) % kTasks];
+        const UnitTask& unit = tasks[u < count ? u % kTasks : 0];  // one of them behind the last one
+        const UnitTask& next = tasks[u + 1 < count ? (u + 1) % kTasks : 0];
+        if (u + 1 < count) coefficients.copy(next, memory);
+        if (u + kTasksAhead < count) copy_task(tasks[(u + kTasksAhead) % kTasks], units[u + kTasksAhead]);
         commit_copies();
-        const CodedSteps<Tiles> coded_next(c, next != nullptr ? *next : unit, memory);
-        Totals<Tiles> totals;
-        terms.start(totals);
-        bool last = false;
-        do {
-            last = terms.at_transform();
-            if (last) {
-                wait_copies<0>();
-                coefficients.split_copied(coded);
-                __syncthreads();  // they are there; and nobody reads former states, in whose place these go
+        const CodedSteps<Tiles> coded_steps(c, next, memory);
+        const std::uint32_t predictions = u == 0 ? 0 : predicted.term_count - 1;
+        for (std::uint32_t k = 0; k <= predictions; ++k) {
+            if (k == predictions) {
+                if (u != 0) put_states<Tiles>(c, predicted, memory, at, totals);
+                if (u == count) break;
+                coded = coded_steps.of(next);
+                terms.start(totals);
             }
-            terms.add(totals, next, [&] { return coded = coded_next.of(*next); });
-        } while (!last);
-        put_states<Tiles>(c, unit, memory, at, totals);
-        __syncthreads();  // states are there; the coefficients have been read
+            terms.add(totals, k == predictions ? next : unit, coded);
+        }
+        wait_copies<0>();
+        if (u + 1 < count) coefficients.split_copied(next);
     }
 }
 

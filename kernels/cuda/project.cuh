@@ -219,11 +219,10 @@ class MatrixSteps {
         steps_ = steps;
         next_ = term.matrix + std::uint64_t{first} * step_bytes_ + output / kOutputTile * tile_bytes +
                 lane_id() * term.limbs * 8;
-        KVCAST_UNROLL(kAhead)
-        for (std::uint32_t i = 0; i < kAhead; ++i) {
-            load<1>(ahead_[i], term.limbs == 1 && i < steps);
-            load<2>(ahead_[i], term.limbs == 2 && i < steps);
-            next_ += step_bytes_;
+        if (term.limbs == 2) {
+            load_first<2>();
+        } else {
+            load_first<1>();
         }
     }
 
@@ -249,6 +248,15 @@ class MatrixSteps {
 
   private:
     static constexpr std::uint32_t kAhead = steps_ahead(Tiles);
+
+    template <std::uint32_t Limbs>
+    __device__ __forceinline__ void load_first() {
+        KVCAST_UNROLL(kAhead)
+        for (std::uint32_t i = 0; i < kAhead; ++i) {
+            load<Limbs>(ahead_[i], i < steps_);
+            next_ += step_bytes_;
+        }
+    }
 
     template <std::uint32_t Limbs>
     __device__ __forceinline__ void load(MatrixStep& s, bool wanted) {

@@ -213,7 +213,7 @@ struct ProjectionTerm {
     std::uint32_t limbs;
     std::uint32_t stride;
     std::uint32_t inputs;    // at most 4096
-    std::uint32_t resident;  // chains: where the features are in shared memory, see ChainTask
+    std::uint32_t resident;  // chains: where the features go in shared memory, see ChainTask
     bool in_image;
     bool narrow;  // features are within 8 bits
 };
@@ -275,17 +275,18 @@ KVCAST_HD constexpr std::uint32_t narrow_bytes(std::uint32_t inputs) {
 // units are predicted from them. A block has `height` tiles of tokens, up to kMostHeight: a launch chooses,
 // so that a chunk alone gets many blocks, and a large batch's blocks load few matrices. Places in shared
 // memory are in bytes for a block of one tile: others multiply them by their height. Widths of units are
-// whole tiles of outputs.
+// whole tiles of outputs. While a unit's states are made, its predictions may still be read, and the next
+// unit's coefficients: no two of these are in one place, nor are two units' coefficients that follow each
+// other.
 inline constexpr std::uint32_t kMostHeight = 4;
 
 struct ChainTask {
     std::uint32_t first_unit;  // of the plan's chained units
     std::uint32_t units;
     std::uint32_t tokens;
-    std::uint32_t features;      // of tokens; 0: nothing is predicted from them
-    std::uint64_t token_rows;    // image: std::int16_t [token][features], within 8 bits
-    std::uint32_t resident;      // where they go in shared memory
-    std::uint32_t coefficients;  // where a unit's coefficients go
+    std::uint32_t features;    // of tokens; 0: nothing is predicted from them
+    std::uint64_t token_rows;  // image: std::int16_t [token][features], within 8 bits
+    std::uint32_t resident;    // where they go in shared memory
 };
 
 // Shared memory of a chain's block beside the tasks that it keeps at hand: what compute capability 9.0

@@ -2,9 +2,13 @@
 // memory, coefficients that end early.
 #include <gtest/gtest.h>
 
+#include <array>
+#include <map>
 #include <random>
 
+#include "codec/device/chain_layout.h"
 #include "kernels/cuda/launch.h"
+#include "tests/codec/synthetic.h"
 #include "tests/simt/device_matrix.h"
 
 namespace kvcast::test {
@@ -35,15 +39,12 @@ class TestedChain {
     std::vector<std::vector<std::int16_t>> run(std::uint32_t height) const {
         const Guarded<std::byte> workspace((std::span<const std::byte>(workspace_)));
         const Guarded<std::int16_t> image((std::span<const std::int16_t>(token_rows_)));
-        const std::uint32_t unit_bytes = cuda::split_bytes(p_.width);
-        const auto units = static_cast<std::uint32_t>(units_.size());
         const cuda::ChainTask task = {.first_unit = 0,
-                                      .units = units,
+                                      .units = static_cast<std::uint32_t>(units_.size()),
                                       .tokens = p_.tokens,
                                       .features = p_.features,
                                       .token_rows = 0,
-                                      .resident = tokens_at(),
-                                      .coefficients = units * unit_bytes};
+                                      .resident = tokens_at()};
         std::vector<cuda::ChainTile> tiles;
         for (std::uint32_t t = 0; t < p_.tokens; t += height * cuda::kTokenTile) tiles.push_back({0, t});
         const Guarded<cuda::ChainTask> chains((std::span<const cuda::ChainTask>(&task, 1)));
@@ -68,7 +69,7 @@ class TestedChain {
 
   private:
     std::uint32_t tokens_at() const {
-        return static_cast<std::uint32_t>(p_.sources.size() + 1) * cuda::split_bytes(p_.width);
+        return static_cast<std::uint32_t>(p_.sources.size() + 2) * cuda::split_bytes(p_.width);
     }
 
     template <typename T>
@@ -138,7 +139,8 @@ class TestedChain {
         m.describe(term);
         m.add(coefficients.data(), p_.width, p_.tokens, sums.data());
         term.stride = p_.width;
-        term.resident = static_cast<std::uint32_t>(p_.sources.size()) * cuda::split_bytes(p_.width);
+        term.resident =
+            static_cast<std::uint32_t>(p_.sources.size() + units_.size() % 2) * cuda::split_bytes(p_.width);
         term.features = append<std::int16_t>(coefficients);
         unit.masks = append<std::uint32_t>(masks);
     }
@@ -183,6 +185,35 @@ TEST_P(DeviceChain, TakesATileOfOneToken) {
 
 TEST_P(DeviceChain, EndsProductsWithTheLastCoefficientOfATile) {
     expect_like_scalar({192, 20, 0, {{}, {0}, {1}, {2}, {3}, {4}}});
+}
+
+// Every unit's states are written while other warps still read what they are predicted from.
+TEST(ChainLayout, KeepsStatesWhileUnitsArePredictedFromThem) {
+    std::size_t predictions = 0;
+    for (const Case& c : conformance_cases()) {
+        if (c.options.calibration == nullptr) continue;
+        const Calibration& calibration = *c.options.calibration;
+        const CalibrationData& data = calibration.data();
+        const Calibration::Set set = calibration.set_of_level(c.options.level);
+        const auto layout = device::ChainLayout::make(data, set, cuda::kMostChainBytes);
+        if (!layout) continue;
+        std::map<std::uint32_t, std::array<std::size_t, 3>> held;
+        for (std::size_t layer = 0; layer < data.layout.layers; ++layer) {
+            for (std::size_t plane = 0; plane < data.parts.size(); ++plane) {
+                for (std::size_t part = 0; part < data.parts[plane]; ++part) {
+                    held[layout->states(layer, plane, part)] = {layer, plane, part};
+                    for (const PredictionTerm& term : set.unit(layer, plane, part).terms) {
+                        if (term.source == PredictionTerm::Source::kTokens) continue;
+                        const std::size_t from = layer - term.layers_back;
+                        const std::array<std::size_t, 3> source = {from, term.plane, part};
+                        EXPECT_EQ(held.at(layout->states(from, term.plane, part)), source) << c.name;
+                        ++predictions;
+                    }
+                }
+            }
+        }
+    }
+    EXPECT_GT(predictions, 0u);
 }
 
 INSTANTIATE_TEST_SUITE_P(Orders, DeviceChain,
