@@ -148,7 +148,6 @@ class Terms {
         const bool any = matrix_.steps() != 0;
         LimbSums<Tiles> sums;
         if (any) {
-            sums.start(shifts_);
             if (term.narrow) {
                 multiply(NarrowRows<Tiles>{features}, term.limbs, sums);
             } else {
@@ -176,9 +175,9 @@ class Terms {
     template <typename Rows>
     __device__ __forceinline__ void multiply(const Rows& rows, std::uint32_t limbs, LimbSums<Tiles>& sums) {
         if (limbs == 2) {
-            matrix_.template multiply<2>(rows, sums);
+            matrix_.template multiply_first<2>(rows, shifts_, sums);
         } else {
-            matrix_.template multiply<1>(rows, sums);
+            matrix_.template multiply_first<1>(rows, shifts_, sums);
         }
     }
 

@@ -188,6 +188,11 @@ __device__ __forceinline__ void for_all_sums(Work work) {
     }
 }
 
+// The half that rounds a sum.
+__device__ __forceinline__ std::int32_t half_of(const Shifts& shifts, std::uint32_t n, std::uint32_t i) {
+    return static_cast<std::int32_t>(1u << shifts.of(n, i) >> 1);
+}
+
 // A warp's sums of limb products of one term, and the half that rounds them.
 template <std::uint32_t Tiles>
 struct LimbSums {
@@ -195,7 +200,7 @@ struct LimbSums {
 
     __device__ __forceinline__ void start(const Shifts& shifts) {
         for_all_sums<Tiles>([&](std::uint32_t m, std::uint32_t n, std::uint32_t i) {
-            of[0][m][n].r[i] = static_cast<std::int32_t>(1u << shifts.of(n, i) >> 1);
+            of[0][m][n].r[i] = half_of(shifts, n, i);
             of[1][m][n].r[i] = of[2][m][n].r[i] = 0;
         });
     }
@@ -228,22 +233,22 @@ class MatrixSteps {
 
     __device__ std::uint32_t steps() const { return steps_; }
 
-    // All steps of a matrix of so many limbs, at least one, on rows whose step 0 is the first one.
+    // Adds all steps of a matrix of so many limbs, on rows whose step 0 is the first one.
     template <std::uint32_t Limbs, typename Rows>
     __device__ __forceinline__ void multiply(const Rows& rows, LimbSums<Tiles>& sums) {
-        std::uint32_t first = 0;
-        do {
-            KVCAST_UNROLL(kAhead)  // so that ahead_ lies in registers
-            for (std::uint32_t i = 0; i < kAhead; ++i) {
-                const std::uint32_t step = first + i;
-                if (i != 0 && step >= steps_) break;
-                for (std::uint32_t m = 0; m < Tiles; ++m)
-                    multiply_step<Limbs>(rows.load(m, step), ahead_[i], m, sums);
-                load<Limbs>(ahead_[i], step + kAhead < steps_);
-                next_ += step_bytes_;
-            }
-            first += kAhead;
-        } while (first < steps_);
+        multiply_from<0, Limbs>(rows, sums);
+    }
+
+    // The same of a term's first steps, at least one: what sums begin with is no work of its own.
+    template <std::uint32_t Limbs, typename Rows>
+    __device__ __forceinline__ void multiply_first(const Rows& rows, const Shifts& shifts,
+                                                   LimbSums<Tiles>& sums) {
+        for_all_sums<Tiles>([&](std::uint32_t m, std::uint32_t n, std::uint32_t i) {
+            if (Rows::kLimbs + Limbs < 4) sums.of[2][m][n].r[i] = 0;
+            if (Rows::kLimbs + Limbs < 3) sums.of[1][m][n].r[i] = 0;
+        });
+        multiply_step<true, Limbs>(rows, 0, ahead_[0], shifts, sums);
+        multiply_from<1, Limbs>(rows, sums);
     }
 
   private:
@@ -264,19 +269,45 @@ class MatrixSteps {
             load_limbs<Limbs>(s.words[n], next_ + n * Limbs * kFragmentBytes, wanted);
     }
 
-    // The highest limb of a number is signed.
-    template <std::uint32_t MatrixLimbs, std::uint32_t FeatureLimbs>
-    static __device__ __forceinline__ void multiply_step(const Features<FeatureLimbs>& f,
-                                                         const MatrixStep& matrix, std::uint32_t m,
-                                                         LimbSums<Tiles>& sums) {
-        for (std::uint32_t i = 0; i < FeatureLimbs; ++i) {
-            for (std::uint32_t k = 0; k < MatrixLimbs; ++k) {
-                for (std::uint32_t n = 0; n < kOutputTiles; ++n) {
-                    multiply_add(sums.of[i + k][m][n], f.limbs[i], matrix.limb(n, k), i + 1 == FeatureLimbs,
-                                 k + 1 == MatrixLimbs);
+    // From step First on, which is among the first ones.
+    template <std::uint32_t First, std::uint32_t Limbs, typename Rows>
+    __device__ __forceinline__ void multiply_from(const Rows& rows, LimbSums<Tiles>& sums) {
+        KVCAST_UNROLL(1)
+        for (std::uint32_t first = First; first < steps_; first += kAhead) {
+            KVCAST_UNROLL(kAhead)  // so that ahead_ lies in registers
+            for (std::uint32_t i = 0; i < kAhead; ++i) {
+                if (i != 0 && first + i >= steps_) break;
+                multiply_step<false, Limbs>(rows, first + i, ahead_[(First + i) % kAhead], {}, sums);
+            }
+        }
+    }
+
+    // One step, and the load of that which takes its place. A step that begins sums has them follow from
+    // nothing but the halves. The highest limb of a number is signed.
+    template <bool Begins, std::uint32_t Limbs, typename Rows>
+    __device__ __forceinline__ void multiply_step(const Rows& rows, std::uint32_t step, MatrixStep& matrix,
+                                                  const Shifts& shifts, LimbSums<Tiles>& sums) {
+        KVCAST_UNROLL(Tiles)  // so that sums lie in registers
+        for (std::uint32_t m = 0; m < Tiles; ++m) {
+            const auto f = rows.load(m, step);
+            KVCAST_UNROLL(2)
+            for (std::uint32_t i = 0; i < Rows::kLimbs; ++i) {
+                KVCAST_UNROLL(2)
+                for (std::uint32_t k = 0; k < Limbs; ++k) {
+                    const bool first = i == 0 || k + 1 == Limbs;  // of those that count as much
+                    KVCAST_UNROLL(kOutputTiles)
+                    for (std::uint32_t n = 0; n < kOutputTiles; ++n) {
+                        Sums& sum = sums.of[i + k][m][n];
+                        for (std::uint32_t j = 0; Begins && first && j < 4; ++j)
+                            sum.r[j] = i + k == 0 ? half_of(shifts, n, j) : 0;
+                        multiply_add(sum, f.limbs[i], matrix.limb(n, k), i + 1 == Rows::kLimbs,
+                                     k + 1 == Limbs);
+                    }
                 }
             }
         }
+        load<Limbs>(matrix, step + kAhead < steps_);
+        next_ += step_bytes_;
     }
 
     const std::uint8_t* next_ = nullptr;  // this lane's bytes of the first step that is not on its way
