@@ -47,7 +47,7 @@ __device__ void load_token_features(const Chain& c, Memory memory) {
 // A unit's coefficients on their way to SplitRows. A lane copies what it will hold of a fragment to its
 // places in both limbs' fragments, and when they have arrived splits them there. Half of the warps do so, one
 // of the two that a scheduler has: they fall behind the others, so that one of the two multiplies while the
-// other adds up.
+// other adds up. A block of one tile waits for matrices more than for products: there all warps do.
 template <std::uint32_t Tiles>
 class Coefficients {
   public:
@@ -83,7 +83,7 @@ class Coefficients {
     // This warp's part of them.
     template <typename Work>
     __device__ __forceinline__ void for_all_fragments(const ProjectionTerm& transform, Work work) const {
-        constexpr std::uint32_t warps = kProjectThreads / kLanes / 2;
+        constexpr std::uint32_t warps = kProjectThreads / kLanes / (Tiles == 1 ? 1 : 2);
         if (warp_ >= warps) return;
         const std::uint32_t count = div_up(transform.inputs, kUnitStep) * Tiles;
         std::byte* first = place_of<Tiles>(transform.resident) + fragment_slot(lane_id());
