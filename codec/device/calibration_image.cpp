@@ -22,7 +22,7 @@ CalibrationImage::CalibrationImage(std::shared_ptr<const Calibration> calibratio
 
 CalibrationImage::Unit CalibrationImage::make_unit(const CalibrationUnit& unit) {
     Unit out;
-    out.bias = append<std::int32_t>(bytes_, unit.bias);
+    out.bias = append_by_output(bytes_, unit.bias);
     out.transform = append_matrix(bytes_, unit.transform);
     for (const PredictionTerm& term : unit.terms) out.terms.push_back(append_matrix(bytes_, term.matrix));
     return out;

@@ -11,8 +11,7 @@ namespace {
 namespace cuda = kernels::cuda;
 
 // How many layers of a plane's states there are at once. Those that a unit of plane q is predicted from,
-// `back` layers before, are still there if the unit comes before the layer that takes their place, or is that
-// layer's unit itself: it reads before it writes.
+// `back` layers before, are still there if the unit comes before that of the layer that takes their place.
 std::vector<std::size_t> kept_layers(const CalibrationData& data, const Calibration::Set& set) {
     std::vector<std::size_t> kept(data.parts.size());
     for (std::size_t layer = 0; layer < data.layout.layers; ++layer) {
@@ -20,7 +19,7 @@ std::vector<std::size_t> kept_layers(const CalibrationData& data, const Calibrat
             for (std::size_t part = 0; part < data.parts[q]; ++part) {
                 for (const PredictionTerm& t : set.unit(layer, q, part).terms) {
                     if (t.source == PredictionTerm::Source::kTokens) continue;
-                    kept[t.plane] = std::max(kept[t.plane], t.layers_back + (q > t.plane ? 1 : 0));
+                    kept[t.plane] = std::max(kept[t.plane], t.layers_back + (q >= t.plane ? 1 : 0));
                 }
             }
         }
@@ -29,7 +28,7 @@ std::vector<std::size_t> kept_layers(const CalibrationData& data, const Calibrat
 }
 
 bool holds(const CalibrationData& data, std::size_t plane) {
-    return data.part_width(plane) <= cuda::kProjectOutputs && data.part_width(plane) % 2 == 0;
+    return data.part_width(plane) <= cuda::kProjectOutputs && data.part_width(plane) % cuda::kOutputTile == 0;
 }
 
 }  // namespace
@@ -42,8 +41,6 @@ std::size_t ChainLayout::take(std::size_t bytes) {
 
 std::optional<ChainLayout> ChainLayout::make(const CalibrationData& data, const Calibration::Set& set,
                                              std::size_t most_bytes) {
-    constexpr std::size_t most_features = 32 * cuda::kUnitStep;
-    if (data.tokens.features > most_features) return std::nullopt;
     ChainLayout out;
     std::uint32_t widest = 0;
     const std::vector<std::size_t> kept = kept_layers(data, set);
@@ -55,7 +52,7 @@ std::optional<ChainLayout> ChainLayout::make(const CalibrationData& data, const 
             {kept[p], data.parts[p], out.take(kept[p] * data.parts[p] * unit_bytes), unit_bytes});
         widest = std::max(widest, width);
     }
-    out.coefficients_ = u32(out.take(std::size_t{cuda::kProjectTokens} * cuda::wide_pitch(widest)));
+    for (std::uint32_t& offset : out.coefficients_) offset = u32(out.take(cuda::split_bytes(widest)));
     if (data.tokens.features != 0) {
         out.tokens_ = u32(out.take(cuda::narrow_bytes(u32(data.tokens.features))));
     }

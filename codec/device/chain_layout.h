@@ -1,6 +1,7 @@
 // Where a chain (kernels/cuda/tasks.h) keeps in shared memory what its units are predicted from.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -10,12 +11,12 @@
 
 namespace kvcast::device {
 
-// Of a set of units. A plane's states stay for as many layers as a later unit reaches back to; after that the
-// next layer's take their place.
+// Of a set of units, for one tile of tokens. A plane's states stay for as many layers as a later unit reaches
+// back to; after that the next layer's take their place.
 class ChainLayout {
   public:
-    // Nothing where a chain does not hold the units: parts wider than a block of threads makes at once, odd
-    // widths, or more than `most_bytes`.
+    // Nothing where a chain does not hold the units: parts wider than a block of threads makes at once or
+    // not of whole tiles of outputs, or more than `most_bytes`.
     static std::optional<ChainLayout> make(const CalibrationData& data, const Calibration::Set& set,
                                            std::size_t most_bytes);
 
@@ -23,7 +24,8 @@ class ChainLayout {
     // that nothing is predicted from.
     std::uint32_t states(std::size_t layer, std::size_t plane, std::size_t part) const;
     std::uint32_t tokens() const { return tokens_; }
-    std::uint32_t coefficients() const { return coefficients_; }
+    // Of the units of a chain by turns.
+    std::uint32_t coefficients(std::size_t unit) const { return coefficients_[unit % 2]; }
 
     std::size_t bytes() const { return bytes_; }
 
@@ -39,7 +41,7 @@ class ChainLayout {
 
     std::vector<Plane> planes_;
     std::uint32_t tokens_ = 0;
-    std::uint32_t coefficients_ = 0;
+    std::array<std::uint32_t, 2> coefficients_ = {};
     std::size_t bytes_ = 0;
 };
 

@@ -7,12 +7,24 @@ namespace {
 
 namespace cuda = kernels::cuda;
 
-// Whether the device's blocks of threads have the shared memory that the plan's chains ask for.
-bool chains_fit(const DecodePlan::Launches& l) {
-    if (l.chain_tiles.count == 0) return false;
-    cuda::DeviceLimits limits = {};
-    return cuda::device_limits(limits) == cudaSuccess &&
-           l.chain_bytes + cuda::kChainTaskBytes <= limits.shared_bytes;
+// The height with which the plan's chains take the shortest time, a block of threads at a time on each
+// multiprocessor; 0 where the device does not have the shared memory that they ask for. What a block does
+// once for each unit, whatever its height, takes about as long as one more tile.
+std::uint32_t chain_height(const DecodePlan::Launches& l) {
+    if (l.chains.count == 0) return 0;
+    cuda::DeviceLimits device = {};
+    if (cuda::device_limits(device) != cudaSuccess) return 0;
+    std::uint32_t best = 0;
+    std::uint64_t shortest = ~std::uint64_t{0};
+    for (std::uint32_t height = 1; height <= cuda::kMostHeight; ++height) {
+        if (height * l.chain_bytes + cuda::kChainTaskBytes > device.shared_bytes) break;
+        const std::uint32_t rounds = cuda::div_up(l.chain_tiles[height - 1].count, device.multiprocessors);
+        const std::uint64_t time = std::uint64_t{rounds} * (height + 1);
+        if (time > shortest) continue;
+        best = height;
+        shortest = time;
+    }
+    return best;
 }
 
 class Decoding {
@@ -61,12 +73,12 @@ class Decoding {
     }
 
     // Instead of all waves.
-    cudaError_t chains() const {
-        return cuda::launch_chain(
-            memory_,
-            {at<cuda::ChainTask>(l_.chains), at<cuda::ChainTile>(l_.chain_tiles),
-             at<cuda::UnitTask>(l_.chained_units), l_.chain_tiles.count, l_.chain_bytes},
-            stream_);
+    cudaError_t chains(std::uint32_t height) const {
+        const DecodePlan::Array& tiles = l_.chain_tiles[height - 1];
+        return cuda::launch_chain(memory_,
+                                  {at<cuda::ChainTask>(l_.chains), at<cuda::ChainTile>(tiles),
+                                   at<cuda::UnitTask>(l_.chained_units), tiles.count, height, l_.chain_bytes},
+                                  stream_);
     }
 
     cudaError_t stores(const DecodePlan::Mark& from, const DecodePlan::Mark& to) const {
@@ -110,7 +122,8 @@ cudaError_t decode_batch(const DecodePlan& plan, const void* image, void* worksp
     const Decoding d(plan, image, workspace, status, stream);
     cudaError_t e = d.rotations();
     if (e == cudaSuccess) e = d.entropy({}, plan.end());
-    if (e == cudaSuccess) e = chains_fit(plan.launches()) ? d.chains() : d.waves({}, plan.end());
+    const std::uint32_t height = chain_height(plan.launches());
+    if (e == cudaSuccess) e = height != 0 ? d.chains(height) : d.waves({}, plan.end());
     if (e == cudaSuccess) e = d.stores({}, plan.end());
     return e;
 }

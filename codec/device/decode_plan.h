@@ -5,6 +5,7 @@
 // can get wrong, the device finds.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -90,9 +91,9 @@ class DecodePlan {
         std::vector<Wave> waves;
         // Instead of all waves, where all klt chunks of the batch fit: see kernels/cuda/chain.cu.
         Array chains;
-        Array chain_tiles;
+        std::array<Array, kernels::cuda::kMostHeight> chain_tiles;  // for each height
         Array chained_units;
-        std::size_t chain_bytes = 0;  // of shared memory
+        std::size_t chain_bytes = 0;  // of shared memory, for a height of 1
         Array stores;
         Array tiles;  // of the stores
     };

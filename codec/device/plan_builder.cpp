@@ -390,15 +390,16 @@ void PlanBuilder::add_chain(const KltChunk& k) {
     chained_ = chained_ && k.chain.has_value();
     if (!k.chain || k.body.empty()) return;
     chain_bytes_ = std::max(chain_bytes_, k.chain->bytes());
-    for (std::size_t first = 0; first < k.body.size(); first += cuda::kProjectTokens)
-        chain_tiles_.push_back({u32(chains_.size()), u32(first)});
+    for (std::size_t i = 0; i < chain_tiles_.size(); ++i) {
+        for (std::size_t first = 0; first < k.body.size(); first += (i + 1) * cuda::kTokenTile)
+            chain_tiles_[i].push_back({u32(chains_.size()), u32(first)});
+    }
     chains_.push_back({.first_unit = u32(chained_units_.size()),
                        .units = u32(k.header.layout.layers * k.data.units_per_layer()),
                        .tokens = u32(k.body.size()),
                        .features = u32(k.data.tokens.features),
                        .token_rows = k.features,
-                       .resident = k.chain->tokens(),
-                       .coefficients = k.chain->coefficients()});
+                       .resident = k.chain->tokens()});
 }
 
 void PlanBuilder::chain_unit(const KltChunk& k, cuda::UnitTask unit, std::size_t layer, std::size_t plane,
@@ -409,7 +410,7 @@ void PlanBuilder::chain_unit(const KltChunk& k, cuda::UnitTask unit, std::size_t
                                      ? k.chain->tokens()
                                      : k.chain->states(layer - terms[n].layers_back, terms[n].plane, part);
     }
-    unit.terms[terms.size()].resident = k.chain->coefficients();
+    unit.terms[terms.size()].resident = k.chain->coefficients(chained_units_.size());
     unit.resident = k.chain->states(layer, plane, part);
     chained_units_.push_back(unit);
 }
@@ -441,7 +442,8 @@ Result<DecodePlan> PlanBuilder::finish() {
     for (const Wave& w : waves_) l.waves.push_back({append_array(image, w.units), u32(w.tiles)});
     if (chained_) {
         l.chains = append_array(image, chains_);
-        l.chain_tiles = append_array(image, chain_tiles_);
+        for (std::size_t i = 0; i < chain_tiles_.size(); ++i)
+            l.chain_tiles[i] = append_array(image, chain_tiles_[i]);
         l.chained_units = append_array(image, chained_units_);
         l.chain_bytes = chain_bytes_;
     }

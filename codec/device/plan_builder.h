@@ -1,6 +1,7 @@
 // Turns checked chunk sources into tasks. Part of DecodePlan::make.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -67,7 +68,7 @@ class PlanBuilder {
     bool chained_ = true;      // so far, all klt chunks
     std::size_t chain_bytes_ = 0;
     std::vector<kernels::cuda::ChainTask> chains_;
-    std::vector<kernels::cuda::ChainTile> chain_tiles_;
+    std::array<std::vector<kernels::cuda::ChainTile>, kernels::cuda::kMostHeight> chain_tiles_;
     std::vector<kernels::cuda::UnitTask> chained_units_;
     std::vector<DecodePlan::Block> places_;
     std::vector<DecodePlan::Mark> marks_;  // of all chunks' layers

@@ -16,18 +16,20 @@
 namespace kvcast::kernels::cuda {
 
 struct LimbMatrix {
-    std::uint32_t limbs = 1;  // 1, or 2: the signed one, then the unsigned one
-    // [step of 32 inputs][tile of 8 outputs][limb][lane][8 inputs]: what a lane holds of a fragment
-    // (kernels/cuda/mma.cuh); as many tiles as kWarpOutputs asks for.
+    std::uint32_t limbs = 1;  // 1, or 2: the unsigned one, then the signed one
+    // [step of 32 inputs][tile of 8 outputs][lane][limb][8 inputs]: what a lane holds of fragments
+    // (kernels/cuda/mma.cuh), whose order of inputs is another one, as that of the features: eight neighbours
+    // are one lane's. As many tiles as kWarpOutputs asks for.
     std::vector<std::uint8_t> bytes;
 };
 
 // Where entry (output, input) of the first limb is in a matrix of `outputs` outputs.
 constexpr std::size_t limb_offset(std::size_t output, std::size_t input, std::size_t outputs,
                                   std::size_t limbs) {
-    const std::size_t tile = input / kUnitStep * limb_tiles(static_cast<std::uint32_t>(outputs)) + output / 8;
-    const std::size_t half = input % kUnitStep / 16, lane = output % 8 * 4 + input % 16 / 4;
-    return tile * limbs * kFragmentBytes + lane * 8 + half * 4 + input % 4;
+    const std::size_t tiles = limb_tiles(static_cast<std::uint32_t>(outputs));
+    const std::size_t tile = input / kUnitStep * tiles + output / kOutputTile;
+    const std::size_t lane = output % kOutputTile * 4 + input % kUnitStep / 8;
+    return tile * limbs * kFragmentBytes + lane * limbs * 8 + input % 8;
 }
 
 // `entries` is [output][input].
@@ -42,8 +44,8 @@ inline LimbMatrix to_limbs(std::span<const std::int16_t> entries, std::size_t ou
         for (std::size_t i = 0; i < inputs; ++i) {
             const auto e = static_cast<std::uint16_t>(entries[o * inputs + i]);
             std::uint8_t* at = m.bytes.data() + limb_offset(o, i, outputs, m.limbs);
-            at[0] = static_cast<std::uint8_t>(m.limbs == 2 ? e >> 8 : e);
-            if (m.limbs == 2) at[kFragmentBytes] = static_cast<std::uint8_t>(e);
+            at[0] = static_cast<std::uint8_t>(e);
+            if (m.limbs == 2) at[8] = static_cast<std::uint8_t>(e >> 8);
         }
     }
     return m;

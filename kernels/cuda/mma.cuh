@@ -23,9 +23,8 @@ struct Sums {
 
 #ifdef KVCAST_SIMT
 
-template <bool SignedA, bool SignedB>
-void multiply_add(Sums& d, const FragmentA& a, const FragmentB& b) {
-    simt_mma_m16n8k32(d.r, a.r, b.r, SignedA, SignedB);
+inline void multiply_add(Sums& d, const FragmentA& a, const FragmentB& b, bool signed_a, bool signed_b) {
+    simt_mma_m16n8k32(d.r, a.r, b.r, signed_a, signed_b);
 }
 
 #else
@@ -36,13 +35,14 @@ void multiply_add(Sums& d, const FragmentA& a, const FragmentB& b) {
         : "+r"(d.r[0]), "+r"(d.r[1]), "+r"(d.r[2]), "+r"(d.r[3])               \
         : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b.r[0]), "r"(b.r[1]))
 
-template <bool SignedA, bool SignedB>
-__device__ __forceinline__ void multiply_add(Sums& d, const FragmentA& a, const FragmentB& b) {
-    if constexpr (SignedA && SignedB) {
+// Which of them are signed is known where this is compiled.
+__device__ __forceinline__ void multiply_add(Sums& d, const FragmentA& a, const FragmentB& b, bool signed_a,
+                                             bool signed_b) {
+    if (signed_a && signed_b) {
         KVCAST_MMA("s8", "s8");
-    } else if constexpr (SignedA) {
+    } else if (signed_a) {
         KVCAST_MMA("s8", "u8");
-    } else if constexpr (SignedB) {
+    } else if (signed_b) {
         KVCAST_MMA("u8", "s8");
     } else {
         KVCAST_MMA("u8", "u8");

@@ -8,25 +8,43 @@ namespace {
 // Features come to shared memory by pieces of so many inputs, one piece ahead of its use.
 constexpr std::uint32_t kPieceInputs = 128;
 
+constexpr std::uint32_t kTiles = kProjectTokens / kTokenTile;
+
 struct alignas(16) PieceRows {
     std::byte bytes[kProjectTokens * wide_pitch(kPieceInputs)];
 };
 
-// The pieces of a unit's terms in the order of their use: once for each limb of a term's matrix.
+// The pieces of a unit's terms in the order of their use.
 struct Piece {
     std::uint32_t term;
-    std::uint32_t limb;
     std::uint32_t first;  // input
 
     __device__ void next(const UnitTask& unit) {
         first += kPieceInputs;
         if (first < unit.terms[term].inputs) return;
         first = 0;
-        if (++limb < unit.terms[term].limbs) return;
-        limb = 0;
         ++term;
     }
 };
+
+// Rows of 16-bit elements on their way to shared memory: `tokens` rows of `inputs` elements, by all threads.
+// Elements beyond them are left alone: they meet zeros of the matrix, or tokens that nobody asks for.
+__device__ void stage_rows(std::byte* to, std::uint32_t pitch, const std::int16_t* from, std::uint64_t stride,
+                           std::uint32_t tokens, std::uint32_t inputs) {
+    constexpr std::uint32_t unit = 8;  // elements of a copy
+    const bool aligned = reinterpret_cast<std::uintptr_t>(from) % 16 == 0 && stride % unit == 0;
+    const std::uint32_t pieces = div_up(inputs, unit);
+    for (std::uint32_t i = threadIdx.x; i < tokens * pieces; i += blockDim.x) {
+        const std::uint32_t t = i / pieces, first = i % pieces * unit;
+        const std::int16_t* source = from + t * stride + first;
+        auto* target = reinterpret_cast<std::int16_t*>(to + t * pitch) + first;
+        if (aligned && first + unit <= inputs) {
+            copy_16(target, source);
+        } else {
+            for (std::uint32_t k = 0; k < unit && first + k < inputs; ++k) target[k] = source[k];
+        }
+    }
+}
 
 class Pipeline {
   public:
@@ -38,7 +56,7 @@ class Pipeline {
           first_token_(first_token),
           tokens_(lesser(kProjectTokens, unit.tokens - first_token)),
           end_(end_term),
-          ahead_{first_term, 0, 0} {
+          ahead_{first_term, 0} {
         send();
         send();
     }
@@ -83,33 +101,27 @@ class Pipeline {
     std::uint32_t taken_ = 0;
 };
 
-// The steps of a piece that are worth multiplying.
-__device__ std::uint32_t steps_of(const UnitTask& unit, std::uint32_t term, std::uint32_t first_input,
-                                  std::uint32_t masked) {
-    const std::uint32_t inputs = lesser(kPieceInputs, unit.terms[term].inputs - first_input);
-    const std::uint32_t all = all_steps(div_up(inputs, kUnitStep)), first = first_input / kUnitStep;
-    return term + 1 == unit.term_count && first < 32 ? masked >> first & all : all;
+// The groups of coefficients that any token of a tile has.
+__device__ std::uint32_t coded_groups(Memory memory, const UnitTask& unit, std::uint32_t first_token) {
+    const auto* masks = reinterpret_cast<const std::uint32_t*>(memory.workspace + unit.masks);
+    const std::uint32_t end = lesser(unit.tokens, first_token + kProjectTokens);
+    std::uint32_t coded = 0;
+    for (std::uint32_t t = first_token + lane_id(); t < end; t += kLanes) coded |= masks[t];
+    return __reduce_or_sync(kFullWarp, coded);
 }
 
-// The sums of one term, all pieces and limbs of it. A piece's matrix is on its way before its rows are there.
-__device__ void multiply_term(Pipeline& pipeline, const UnitTask& unit, std::uint32_t k, const WarpPlace& at,
-                              std::uint32_t first_output, std::uint32_t masked, const Shifts& shifts,
-                              LimbSums& sums) {
-    const ProjectionTerm& term = unit.terms[k];
-    const bool outside = first_output + at.output >= unit.outputs;
-    for (std::uint32_t limb = 0; limb < term.limbs; ++limb) {
-        if (limb != 0) sums.fold(shifts);
-        const LimbFragments matrix(term, limb, unit.width, outside ? 0 : first_output + at.output);
-        for (std::uint32_t first = 0; first < term.inputs; first += kPieceInputs) {
-            MatrixSteps steps(matrix, first / kUnitStep, outside ? 0 : steps_of(unit, k, first, masked));
-            const WideRows rows = pipeline.take();
-            if (limb == 0) {
-                steps.multiply<true>(rows, sums);
-            } else {
-                steps.multiply<false>(rows, sums);
-            }
-            pipeline.release();
-        }
+// The sums of one term, whose first `steps` are worth multiplying. A piece's matrix is on its way before its
+// rows are there.
+template <std::uint32_t Limbs>
+__device__ void multiply_term(Pipeline& pipeline, const UnitTask& unit, const ProjectionTerm& term,
+                              std::uint32_t output, std::uint32_t steps, LimbSums<kTiles>& sums) {
+    constexpr std::uint32_t piece = kPieceInputs / kUnitStep;
+    MatrixSteps<kTiles> matrix;
+    for (std::uint32_t first = 0; first * kUnitStep < term.inputs; first += piece) {
+        matrix.begin(term, unit.width, output, first, first < steps ? lesser(piece, steps - first) : 0);
+        const WideRows rows = pipeline.take();
+        if (matrix.steps() != 0) matrix.template multiply<Limbs>(rows, sums);
+        pipeline.release();
     }
 }
 
@@ -126,16 +138,17 @@ __global__ void __launch_bounds__(kProjectThreads, 1)
     const std::uint32_t local = blockIdx.x - unit.first_tile, across = div_up(unit.outputs, kProjectOutputs);
     const std::uint32_t first_token = local / across * kProjectTokens;
     const std::uint32_t first_output = local % across * kProjectOutputs;
-    const WarpPlace at = warp_place();
+    const WarpPlace at = {first_output + warp_id() * kWarpOutputs};
+    const bool outside = at.output >= unit.outputs;
     auto* kept = reinterpret_cast<std::int32_t*>(memory.workspace + unit.sums);
     auto* states = reinterpret_cast<std::int16_t*>(memory.workspace + unit.states);
-    Totals totals = {};
+    Totals<kTiles> totals = {};
     const auto for_all_inside = [&](auto work) {
-        totals.for_all([&](std::uint32_t m, std::uint32_t n, std::uint32_t i, std::int32_t& total) {
+        for_all_sums<kTiles>([&](std::uint32_t m, std::uint32_t n, std::uint32_t i) {
             const std::uint32_t token = first_token + at.token_of(m, i);
-            const std::uint32_t output = first_output + at.output_of(n, i);
+            const std::uint32_t output = at.output_of(n, i);
             if (token < unit.tokens && output < unit.outputs)
-                work(total, output, std::uint64_t{token} * unit.stride + output);
+                work(totals.v[m][n][i], output, std::uint64_t{token} * unit.stride + output);
         });
     };
     for_all_inside([&](std::int32_t& total, std::uint32_t output, std::uint64_t index) {
@@ -147,16 +160,23 @@ __global__ void __launch_bounds__(kProjectThreads, 1)
     });
     const std::uint32_t first = S == Stage::kReconstruction ? unit.term_count - 1 : 0;
     const std::uint32_t end = S == Stage::kPrediction ? unit.term_count - 1 : unit.term_count;
-    std::uint32_t masked = ~0u;
-    if (S != Stage::kPrediction && S != Stage::kProduct && unit.has_masks) {
-        masked = coded_groups(reinterpret_cast<const std::uint32_t*>(memory.workspace + unit.masks),
-                              first_token, unit.tokens);
-    }
+    constexpr bool transforms = S == Stage::kWhole || S == Stage::kReconstruction;
+    const std::uint32_t masks = transforms && unit.has_masks ? coded_groups(memory, unit, first_token) : ~0u;
     Pipeline pipeline(buffers, unit, memory, first_token, first, end);
     for (std::uint32_t k = first; k < end; ++k) {
-        const Shifts shifts(unit.terms[k].shifts, at, first_output, unit.width);
-        LimbSums sums(shifts, unit.terms[k].limbs == 1);
-        multiply_term(pipeline, unit, k, at, first_output, masked, shifts, sums);
+        const ProjectionTerm& term = unit.terms[k];
+        const std::uint32_t output = outside ? 0 : at.output;
+        Shifts shifts;
+        shifts.load(term.shifts, output);
+        LimbSums<kTiles> sums;
+        sums.start(shifts);
+        const std::uint32_t steps =
+            outside ? 0 : coded_steps(k + 1 == unit.term_count ? masks : ~0u, term.inputs);
+        if (term.limbs == 2) {
+            multiply_term<2>(pipeline, unit, term, output, steps, sums);
+        } else {
+            multiply_term<1>(pipeline, unit, term, output, steps, sums);
+        }
         totals.add(sums, shifts);
     }
     wait_copies<0>();

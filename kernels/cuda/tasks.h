@@ -210,11 +210,11 @@ struct KltRunTask {
 struct ProjectionTerm {
     std::uint64_t features;      // workspace, or image where in_image is set: std::int16_t [token][stride]
     const std::uint8_t* matrix;  // device, at a multiple of 16: LimbMatrix (kernels/cuda/limbs.h)
-    const std::uint8_t* shifts;  // device: [width]
+    const std::uint8_t* shifts;  // device: [width], and more as the matrix has tiles
     std::uint32_t limbs;
     std::uint32_t stride;
     std::uint32_t inputs;    // at most 4096
-    std::uint32_t resident;  // chains: where the features are in shared memory, in bytes
+    std::uint32_t resident;  // chains: where the features go in shared memory, see ChainTask
     bool in_image;
     bool narrow;  // features are within 8 bits
 };
@@ -224,7 +224,7 @@ inline constexpr std::uint32_t kMostTerms = 7;  // six predictions and the trans
 // One part of one plane of one layer of a chunk: states = sat16(bias + sum over the terms).
 struct alignas(16) UnitTask {
     ProjectionTerm terms[kMostTerms];
-    const std::int32_t* bias;  // device: [width]
+    const std::int32_t* bias;  // device: [width], and more as the matrices have tiles
     std::uint64_t states;      // workspace: std::int16_t [token][stride]
     std::uint64_t sums;        // workspace: std::int32_t [token][stride], where an encoder asks for them
     std::uint64_t masks;       // workspace: std::uint32_t [token], where has_masks is set: which groups of 32
@@ -235,34 +235,37 @@ struct alignas(16) UnitTask {
     std::uint32_t tokens;
     std::uint32_t term_count;
     std::uint32_t first_tile;  // tiles of the launch's units before this one
-    std::uint32_t resident;    // chains: where the states go in shared memory, in bytes; kNone: nowhere
+    std::uint32_t resident;    // chains: where the states go in shared memory; kNone: nowhere
     bool has_masks;
 };
 
-// A block of threads makes so many tokens x outputs of a unit, a warp kWarpOutputs of the outputs, inputs by
-// steps of kUnitStep.
-inline constexpr std::uint32_t kProjectTokens = 64;
-inline constexpr std::uint32_t kProjectOutputs = 192;
-inline constexpr std::uint32_t kWarpOutputs = 24;
+// Products take tokens by tiles of so many, outputs by tiles of kOutputTile, inputs by steps of kUnitStep. A
+// warp makes kWarpOutputs of the outputs, a block of threads kProjectOutputs.
+inline constexpr std::uint32_t kTokenTile = 16;
+inline constexpr std::uint32_t kOutputTile = 8;
 inline constexpr std::uint32_t kUnitStep = 32;
+inline constexpr std::uint32_t kWarpOutputs = 24;
+inline constexpr std::uint32_t kProjectOutputs = 192;
+inline constexpr std::uint32_t kProjectTokens = 48;  // of a wave's tile
 
 // Fragments of a matrix: 8 outputs x 32 inputs, 8 bytes a lane.
-inline constexpr std::uint32_t kFragmentBytes = 8 * kUnitStep;
+inline constexpr std::uint32_t kFragmentBytes = kOutputTile * kUnitStep;
 KVCAST_HD constexpr std::uint32_t limb_tiles(std::uint32_t outputs) {
-    return div_up(outputs, kWarpOutputs) * (kWarpOutputs / 8);
+    return div_up(outputs, kWarpOutputs) * (kWarpOutputs / kOutputTile);
 }
 
 KVCAST_HD constexpr std::uint64_t tiles_of(const UnitTask& u) {
     return std::uint64_t{div_up(u.outputs, kProjectOutputs)} * div_up(u.tokens, kProjectTokens);
 }
 
-// Bytes from row to row of features in shared memory: what lies side by side there is in different banks.
+// Bytes from row to row of features in shared memory, 64 modulo 128: what lies side by side there is in
+// different banks.
 KVCAST_HD constexpr std::uint32_t wide_pitch(std::uint32_t inputs) {
-    return div_up(inputs, kUnitStep) * kUnitStep * 2 + 32;
+    return (div_up(inputs, kUnitStep) | 1) * kUnitStep * 2;
 }
-// Bytes of a tile's features as fragments: 16-bit ones in two limbs, and those of 8 bits.
+// Bytes of a token tile's features as fragments: 16-bit ones in two limbs, and those of 8 bits.
 KVCAST_HD constexpr std::uint32_t split_bytes(std::uint32_t inputs) {
-    return kProjectTokens * div_up(inputs, kUnitStep) * kUnitStep * 2;
+    return kTokenTile * div_up(inputs, kUnitStep) * kUnitStep * 2;
 }
 KVCAST_HD constexpr std::uint32_t narrow_bytes(std::uint32_t inputs) {
     return split_bytes(inputs) / 2;
@@ -270,19 +273,25 @@ KVCAST_HD constexpr std::uint32_t narrow_bytes(std::uint32_t inputs) {
 
 // All units of a chunk, in order, for some of its tokens: no token's states depend on another token. One
 // block of threads takes a chain from its first unit to its last, states staying in shared memory as long as
-// units are predicted from them.
+// units are predicted from them. A block has `height` tiles of tokens, up to kMostHeight: a launch chooses,
+// so that a chunk alone gets many blocks, and a large batch's blocks load few matrices. Places in shared
+// memory are in bytes for a block of one tile: others multiply them by their height. Widths of units are
+// whole tiles of outputs. While a unit's states are made, its predictions may still be read, and the next
+// unit's coefficients: no two of these are in one place, nor are two units' coefficients that follow each
+// other.
+inline constexpr std::uint32_t kMostHeight = 4;
+
 struct ChainTask {
     std::uint32_t first_unit;  // of the plan's chained units
     std::uint32_t units;
     std::uint32_t tokens;
-    std::uint32_t features;      // of tokens; 0: nothing is predicted from them
-    std::uint64_t token_rows;    // image: std::int16_t [token][features], within 8 bits
-    std::uint32_t resident;      // where they go in shared memory, in bytes
-    std::uint32_t coefficients;  // where a unit's coefficients go
+    std::uint32_t features;    // of tokens; 0: nothing is predicted from them
+    std::uint64_t token_rows;  // image: std::int16_t [token][features], within 8 bits
+    std::uint32_t resident;    // where they go in shared memory
 };
 
-// Shared memory of a chain beside the tasks that it keeps at hand: what compute capability 9.0 and 10.0 give
-// a block of threads, 227 KiB, without 2 KiB.
+// Shared memory of a chain's block beside the tasks that it keeps at hand: what compute capability 9.0
+// and 10.0 give a block of threads, 227 KiB, without 2 KiB.
 inline constexpr std::uint32_t kChainTaskBytes = 2 << 10;
 inline constexpr std::uint32_t kMostChainBytes = (227 << 10) - kChainTaskBytes;
 

@@ -199,23 +199,36 @@ TEST(DeviceCoder, SaysThatMemoryIsUsedUpAndGoesOnWhenThereIsSome) {
     EXPECT_EQ(code(), ErrorCode::kOk);
 }
 
-// Chains ask for more shared memory than some devices give: waves decode there, to the same values.
-TEST(DeviceCoder, DecodesKltWhereSharedMemoryIsShort) {
-    const Case c = case_of("klt2-tokens-t64");
+void expect_committed_values(const Case& c) {
     const auto file = load_vector(c.name + ".kvc");
     std::vector<std::unique_ptr<DeviceChunk>> chunks;
     chunks.push_back(
         std::make_unique<DeviceChunk>(file, DeviceOptions{.calibration = c.options.calibration}));
-    simt::set_most_shared(std::size_t{8} << 10);
-    const BatchResult result = decode_on_device(chunks);
-    simt::set_most_shared(simt::kMostOptIn);
-    EXPECT_EQ(result.failure, "");
+    EXPECT_EQ(decode_on_device(chunks).failure, "");
     std::vector<std::uint8_t> decoded;
     for (std::size_t i = 0; i < c.layout.layers * c.layout.planes.size(); ++i) {
         const auto plane = chunks[0]->plane(i);
         decoded.insert(decoded.end(), plane.begin(), plane.end());
     }
     EXPECT_EQ(decoded, load_vector(c.name + ".raw"));
+}
+
+// Chains ask for more shared memory than some devices give: waves decode there, to the same values.
+TEST(DeviceCoder, DecodesKltWhereSharedMemoryIsShort) {
+    simt::set_most_shared(std::size_t{7} << 10);
+    expect_committed_values(case_of("klt2-tokens-t64"));
+    simt::set_most_shared(simt::kMostOptIn);
+}
+
+// The fewer multiprocessors there are, the more tokens a block of threads takes, as far as memory goes.
+TEST(DeviceCoder, DecodesKltOnFewMultiprocessors) {
+    simt::set_multiprocessors(1);
+    for (const char* name : {"klt2-tokens-t64", "klt3-tail", "klt1-t33"})
+        expect_committed_values(case_of(name));
+    simt::set_most_shared(std::size_t{16} << 10);
+    expect_committed_values(case_of("klt2-tokens-t64"));
+    simt::set_most_shared(simt::kMostOptIn);
+    simt::set_multiprocessors(simt::kMultiprocessors);
 }
 
 }  // namespace

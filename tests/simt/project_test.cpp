@@ -6,9 +6,7 @@
 #include <random>
 
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/limbs.h"
-#include "kernels/ops.h"
-#include "tests/simt/simt.h"
+#include "tests/simt/device_matrix.h"
 
 namespace kvcast::test {
 namespace {
@@ -29,7 +27,7 @@ struct Problem {
 class Unit {
   public:
     Unit(const Problem& p, std::uint64_t seed) : random_(seed) {
-        bias_ = std::make_unique<Guarded<std::int32_t>>(p.width);
+        bias_ = by_output<std::int32_t>(p.width);
         for (auto& b : *bias_) b = static_cast<std::int32_t>(random_() % 60000) - 30000;
         task.bias = bias_->data();
         task.width = task.outputs = p.width;
@@ -66,24 +64,15 @@ class Unit {
             const auto x = p.extreme ? -most : static_cast<std::int64_t>(random_() % (2 * most + 1)) - most;
             m = static_cast<std::int16_t>(std::clamp<std::int64_t>(x, -32768, 32767));
         }
-        const cuda::LimbMatrix limbs = cuda::to_limbs(entries, p.width, inputs);
-        EXPECT_EQ(limbs.limbs, most <= 127 ? 1u : limbs.limbs);
-        auto& matrix = *matrices_.emplace_back(
-            std::make_unique<Guarded<std::uint8_t>>(std::span<const std::uint8_t>(limbs.bytes)));
-        auto& shifts = *shifts_.emplace_back(std::make_unique<Guarded<std::uint8_t>>(p.width));
-        for (auto& s : shifts) s = static_cast<std::uint8_t>(4 + random_() % 20);
-        term.matrix = matrix.data();
-        term.shifts = shifts.data();
-        term.limbs = limbs.limbs;
-        scalar_ops().project({f.data(), term.stride, inputs, entries.data(),
-                              pack_panels(entries, p.width, inputs).data(), shifts.data(), p.width, p.tokens,
-                              sums_.data(), p.width});
+        const DeviceMatrix& matrix = matrices_.emplace_back(std::move(entries), p.width, random_);
+        EXPECT_EQ(matrix.limbs(), most <= 127 ? 1u : matrix.limbs());
+        matrix.describe(term);
+        matrix.add(f.data(), term.stride, p.tokens, sums_.data());
     }
 
     std::mt19937_64 random_;
     std::unique_ptr<Guarded<std::int32_t>> bias_;
-    std::vector<std::unique_ptr<Guarded<std::uint8_t>>> matrices_;
-    std::vector<std::unique_ptr<Guarded<std::uint8_t>>> shifts_;
+    std::vector<DeviceMatrix> matrices_;
     std::vector<std::int32_t> sums_;
 };
 

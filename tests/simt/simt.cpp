@@ -141,6 +141,7 @@ struct Machine {
     std::string kept;
     std::map<const void*, std::size_t> allowed;  // dynamic shared memory, by kernel
     std::size_t most_shared = kMostOptIn;
+    unsigned multiprocessors = kMultiprocessors;
     bool running = false;
 
     Fibre& self() { return *fibres[current]; }
@@ -494,6 +495,14 @@ std::size_t most_shared() {
 
 void set_most_shared(std::size_t bytes) {
     machine().most_shared = bytes;
+}
+
+unsigned multiprocessors() {
+    return machine().multiprocessors;
+}
+
+void set_multiprocessors(unsigned count) {
+    machine().multiprocessors = count;
 }
 
 bool allow_shared(const void* kernel, std::size_t bytes) {

@@ -66,6 +66,11 @@ std::optional<std::string> launch(Extent grid, Extent block, std::size_t shared_
 std::size_t most_shared();
 void set_most_shared(std::size_t bytes);
 
+// How many multiprocessors a device says that it has: kMultiprocessors, unless it has fewer.
+inline constexpr unsigned kMultiprocessors = 4;
+unsigned multiprocessors();
+void set_multiprocessors(unsigned count);
+
 // Lets a kernel be launched with so much dynamic shared memory. False beyond kMostOptIn.
 bool allow_shared(const void* kernel, std::size_t bytes);
 

@@ -236,6 +236,10 @@ T atomicCAS(T* at, T expected, T value) {
 
 // ---- the runtime
 
+struct alignas(8) int2 {
+    int x, y;
+};
+
 struct alignas(8) uint2 {
     unsigned x, y;
 };
@@ -323,8 +327,7 @@ enum cudaDeviceAttr : int {
     cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
 };
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-    constexpr int multiprocessors = 2;  // few, so that blocks of threads have several warps
-    *value = attribute == cudaDevAttrMultiProcessorCount ? multiprocessors
+    *value = attribute == cudaDevAttrMultiProcessorCount ? static_cast<int>(::simt::multiprocessors())
                                                          : static_cast<int>(::simt::most_shared());
     return cudaSuccess;
 }
