@@ -59,6 +59,18 @@ __device__ __forceinline__ SlotPiece piece_at(std::uint32_t offset) {
     return {words.first, words.second};
 }
 
+__device__ __forceinline__ SymbolRow row_at(std::uint32_t offset) {
+    SymbolRow row;
+#ifdef KVCAST_SIMT
+    row = *reinterpret_cast<const SymbolRow*>(simt::dynamic_shared() + offset);
+#else
+    asm("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(row.reciprocal), "=r"(row.negative_frequency), "=r"(row.shift), "=r"(row.first_piece)
+        : "r"(offset));
+#endif
+    return row;
+}
+
 // 16 and 32 bits of what changes: read again whenever they are asked for.
 __device__ __forceinline__ std::uint16_t half_at(std::uint32_t offset) {
     std::uint16_t half;

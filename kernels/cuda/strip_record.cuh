@@ -48,11 +48,11 @@ __device__ __forceinline__ std::uint32_t own_plane(std::uint32_t planes, std::ui
     return own;
 }
 
-// Whether a lane has an escape among its eight symbols.
-__device__ __forceinline__ bool any_escape(std::uint32_t symbols) {
+// The lowest bit of each of eight symbols that is an escape.
+__device__ __forceinline__ std::uint32_t escaped_groups(std::uint32_t symbols) {
     static_assert(kEscape == 15);
-    const std::uint32_t all_ones = symbols & symbols >> 1 & symbols >> 2 & symbols >> 3 & 0x11111111u;
-    return __any_sync(kFullWarp, all_ones != 0 ? 1 : 0) != 0;
+    const std::uint32_t pairs = symbols & symbols >> 1;
+    return pairs & pairs >> 2 & 0x11111111u;
 }
 
 // What a batch is split into, of every lane.
@@ -87,7 +87,7 @@ __device__ __forceinline__ void write_symbols(std::uint32_t* record, std::int16_
     KVCAST_UNROLL(8)
     for (std::uint32_t g = 0; g < kBatchGroups; ++g) symbols |= symbol_of(high[g]) << 4 * g;
     record[lane_id()] = symbols;
-    if (!any_escape(symbols)) return;
+    if (!__any_sync(kFullWarp, escaped_groups(symbols) != 0 ? 1 : 0)) return;
     KVCAST_UNROLL(8)
     for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
         if (symbol_of(high[g]) == kEscape)
