@@ -381,36 +381,46 @@ __device__ KVCAST_APART Moments moments_of_channel(Memory memory, const EncodePl
     return moments_of(p.body_tokens, scale, TileValues(memory, p, r, head, tile_channel(index, r)));
 }
 
+template <bool kMost>
+__device__ __forceinline__ void take_short_moments(Memory memory, const EncodePlaneTask& p,
+                                                   const RotationTask* r, const DuoRun& run, float scale) {
+    const Duo duo = duo_of(p, r, run.index);
+    const DuoSource<kMost> source(memory, p, r, duo);
+    auto* out = reinterpret_cast<Moments*>(memory.workspace + p.moments);
+    const std::uint32_t channels = p.channels, end = uniform(run.end_head);
+    KVCAST_UNROLL(1)
+    for (std::uint32_t head = uniform(run.first_head); head < end; ++head) {
+        const auto values = source.values(head);
+        const Moments m[2] = {moments_of_short(values.of[0], scale), moments_of_short(values.of[1], scale)};
+        Moments* of_head = out + std::uint64_t{head} * channels;
+        if (lane_id() == 0) of_head[duo.channel[0]] = m[0];
+        if (lane_id() == 0 && duo.count == 2) of_head[duo.channel[1]] = m[1];
+    }
+}
+
 // One warp per run of duos.
 __global__ void take_moments(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
                              std::uint32_t runs, const RotationTask* rotations) {
-    const std::uint32_t item = blockIdx.x * kWarps + threadIdx.x / kLanes;
+    const std::uint32_t item = blockIdx.x * kWarps + warp_id();
     if (item >= runs) return;
     const EncodePlaneTask& p = planes[task_of_warp<&EncodePlaneTask::first_duo>(planes, count, item)];
     const float scale = moment_scale(*reinterpret_cast<const std::uint32_t*>(memory.workspace + p.largest));
     if (p.lossless || scale == 0) return;
     const RotationTask* r = p.rotation == kNone ? nullptr : rotations + p.rotation;
     const DuoRun run(p, item - p.first_duo);
-    auto* moments = reinterpret_cast<Moments*>(memory.workspace + p.moments);
-    const std::uint32_t channels = p.channels;
-    if (is_short(p)) {
-        const Duo duo = duo_of(p, r, run.index);
-        const DuoSource source(memory, p, r, duo);
-        KVCAST_UNROLL(1)
-        for (std::uint32_t head = run.first_head; head < run.end_head; ++head) {
-            const DuoSource::Values values = source.values(head);
-            const Moments m[2] = {moments_of_short(values.of[0], scale),
-                                  moments_of_short(values.of[1], scale)};
-            Moments* out = moments + std::uint64_t{head} * channels;
-            if (lane_id() == 0) out[duo.channel[0]] = m[0];
-            if (lane_id() == 0 && duo.count == 2) out[duo.channel[1]] = m[1];
+    if (uniform(is_short(p) ? 1 : 0) != 0) {
+        if (uniform(is_most_of_a_batch(p.body_tokens) ? 1 : 0) != 0) {
+            take_short_moments<true>(memory, p, r, run, scale);
+        } else {
+            take_short_moments<false>(memory, p, r, run, scale);
         }
         return;
     }
+    auto* moments = reinterpret_cast<Moments*>(memory.workspace + p.moments);
     for (std::uint32_t head = run.first_head; head < run.end_head; ++head) {
-        for (std::uint32_t i = 2 * run.index; i < 2 * run.index + 2 && i < channels; ++i) {
+        for (std::uint32_t i = 2 * run.index; i < 2 * run.index + 2 && i < p.channels; ++i) {
             const Moments m = moments_of_channel(memory, p, r, head, i, scale);
-            if (lane_id() == 0) moments[std::uint64_t{head} * channels + tile_channel(i, r).channel] = m;
+            if (lane_id() == 0) moments[std::uint64_t{head} * p.channels + tile_channel(i, r).channel] = m;
         }
     }
 }

@@ -58,24 +58,6 @@ struct HeadStrips {
     __device__ void put_wide(std::uint32_t first, BatchWord word, Split split) const {
         put(first, StripList::kWideEnd, word, plane.channels, split);
     }
-    // Of a strip that is one batch, of quantised values q.
-    __device__ __forceinline__ void put_short_part(std::uint32_t channel, BatchWord word,
-                                                   const std::int32_t (&q)[kBatchGroups]) const {
-        const std::uint32_t batch = list.part(channel, 0);
-        if (lane_id() == 0) words[batch] = word.ending(StripList::part_end(0)).bits();
-        if (!word.coded()) return;
-        // As SplitByClass has it, but for bits above the planes, which nobody looks at.
-        const unsigned shift = word.planes();
-        const std::int32_t half = shift == 0 ? 0 : 1 << (shift - 1);
-        SplitBatch values;
-        KVCAST_UNROLL(8)
-        for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
-            const std::int32_t shifted = g * kLanes + lane_id() < list.counts[0] ? q[g] + half : 0;
-            values.high[g] = shifted >> shift;
-            values.raw[g] = static_cast<std::uint32_t>(shifted);
-        }
-        write_split(record(batch), plane.plane_lines, word.planes(), values);
-    }
 };
 
 __device__ BatchWord floats_word(const ExponentModel& m, Dtype dtype) {
@@ -206,67 +188,122 @@ __device__ void put_quantised(const Channel& c, Value value) {
 
 // ---- the same in registers
 
-// mean_of() of up to 256 states of up to 32000 each, in integers: halves to even.
-__device__ std::int32_t mean_of_short(std::int32_t sum, std::uint32_t count, unsigned guard_bits) {
-    const std::uint32_t divisor = count << (guard_bits - kMeanFraction);
-    const auto magnitude = static_cast<std::uint32_t>(sum < 0 ? -sum : sum);
-    const std::uint32_t whole = magnitude / divisor, twice = 2 * (magnitude - whole * divisor);
-    const bool up = twice > divisor || (twice == divisor && whole % 2 != 0);
-    const auto rounded = static_cast<std::int32_t>(whole + (up ? 1 : 0));
-    const std::int32_t limited = rounded < kMeanLimit ? rounded : kMeanLimit;
-    return sum < 0 ? -limited : limited;
-}
+// What the short channels of a plane share.
+struct ShortPlane {
+    std::uint32_t count;  // of values
+    float inverse_unit;
+    float step;                // 2^-guard bits
+    unsigned mean_shift;       // a mean is in steps of 2^mean_shift states
+    std::uint32_t reciprocal;  // of `count`, 2^31 times it, rounded up
+    std::uint32_t threshold;   // the lane's class is reached from count times its mean on
+    std::uint32_t* words;
+    std::uint32_t* records;
+    std::int16_t* side;
+    std::uint32_t channels;
+    std::uint32_t plane_lines;
+    std::uint32_t head_batches;
+    std::uint32_t first_batch;  // of a head's channels
 
-// class_for() of up to 256 values; `threshold` is the lane's.
-__device__ unsigned class_for_short(std::uint32_t threshold, std::uint32_t sum, std::uint32_t count) {
-    if (sum == 0) return 0;
-    const std::uint32_t mean = sum * 256 / count;
-    return 1 + static_cast<unsigned>(__popc(__ballot_sync(kFullWarp, threshold <= mean ? 1 : 0)));
-}
+    __device__ ShortPlane(Memory memory, const EncodePlaneTask& p, const PlaneChoice& choice,
+                          const CoderTables& tables)
+        : count(p.body_tokens),
+          inverse_unit(1.0f / unit_of(choice.scale)),
+          step(power_of_two(-static_cast<int>(choice.guard_bits))),
+          mean_shift(choice.guard_bits - kMeanFraction),
+          reciprocal(((1u << 31) + count - 1) / count),
+          threshold(kNone),
+          words(reinterpret_cast<std::uint32_t*>(memory.workspace + p.words)),
+          records(reinterpret_cast<std::uint32_t*>(memory.workspace + p.records)),
+          side(reinterpret_cast<std::int16_t*>(memory.workspace + p.side)),
+          channels(p.channels),
+          plane_lines(p.plane_lines),
+          head_batches(p.head_batches),
+          first_batch(strip_list(p, true).part(0, 0)) {
+        const std::uint64_t own =
+            lane_id() < kThresholds ? std::uint64_t{tables.class_thresholds[lane_id()]} * count : kNone;
+        threshold = own < kNone ? static_cast<std::uint32_t>(own) : kNone;
+    }
 
-__device__ __forceinline__ void quantise_short_channel(const Channel& c, std::uint32_t threshold,
+    // mean_of() in integers: halves to even, of an even divisor. Of up to 256 states of up to 32000 each.
+    __device__ __forceinline__ std::int32_t mean_of(std::int32_t sum) const {
+        const auto magnitude = static_cast<std::uint32_t>(sum < 0 ? -sum : sum);
+        const auto whole =
+            static_cast<std::uint32_t>(std::uint64_t{magnitude >> mean_shift} * reciprocal >> 31);
+        const std::uint32_t divisor = count << mean_shift, twice = 2 * (magnitude - whole * divisor);
+        const auto rounded = static_cast<std::int32_t>(whole + (twice + (whole & 1u) > divisor ? 1 : 0));
+        const std::int32_t limited = rounded < kMeanLimit ? rounded : kMeanLimit;
+        return sum < 0 ? -limited : limited;
+    }
+
+    // class_for() of magnitudes of up to 2^14 each.
+    __device__ __forceinline__ unsigned class_of(std::uint32_t magnitudes) const {
+        const unsigned reached = __ballot_sync(kFullWarp, threshold <= magnitudes * 256 ? 1 : 0);
+        return magnitudes == 0 ? 0 : 1 + static_cast<unsigned>(__popc(reached));
+    }
+};
+
+// A channel's strip, which is one batch, from its values. Integers are kept as the bits of floats near
+// 2^23, as nearest_integer() makes them. No value needs a limit: with three guard bits or more, what is left
+// of 2 * 32767 states is below 2^14.
+template <bool kMost>
+__device__ __forceinline__ void quantise_short_channel(const ShortPlane& p, std::uint32_t head,
+                                                       std::uint32_t channel,
                                                        const float (&values)[kBatchGroups]) {
-    const unsigned guard = c.choice.guard_bits;
-    const std::uint32_t count = c.head.list.counts[0];
-    std::int32_t sum = 0;
+    std::uint32_t sum = 0;
     float states[kBatchGroups];
     KVCAST_UNROLL(8)
     for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
-        states[g] = values[g] * c.inverse_unit;
-        sum += nearest_integer(states[g]);
+        states[g] = values[g] * p.inverse_unit;
+        sum += near_bits(states[g]) - kNearZero;
     }
-    const auto mean = static_cast<std::int16_t>(mean_of_short(sum_of_signed(sum), count, guard));
-    const auto prediction = static_cast<float>(mean_state(mean, guard));
-    const Quantiser quantised(c.inverse_unit, guard);
-    std::int32_t q[kBatchGroups];
-    std::uint32_t magnitudes = 0;
+    const std::int32_t mean = p.mean_of(sum_of_signed(static_cast<std::int32_t>(sum)));
+    const auto prediction =
+        static_cast<float>(mean_state(static_cast<std::int16_t>(mean), p.mean_shift + kMeanFraction));
+    std::uint32_t near[kBatchGroups], magnitudes = 0;
     KVCAST_UNROLL(8)
     for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
-        q[g] = g * kLanes + lane_id() < count ? quantised.of_states(states[g], prediction) : 0;
-        magnitudes += static_cast<std::uint32_t>(q[g] < 0 ? -q[g] : q[g]);
+        // The product is exact: one rounding, as if it came first.
+        const float q = fmaf(states[g] - prediction, p.step, kNearZeroFloat);
+        near[g] = is_inside<kMost>(g, p.count) ? std::bit_cast<std::uint32_t>(q) : kNearZero;
+        magnitudes = plus_distance(magnitudes, near[g], kNearZero);
     }
-    const unsigned spread_class = class_for_short(threshold, __reduce_add_sync(kFullWarp, magnitudes), count);
+    const unsigned spread_class = p.class_of(__reduce_add_sync(kFullWarp, magnitudes));
     const BatchWord word = BatchWord::of_class(spread_class);
-    c.head.put_short_part(c.index, word, q);
-    c.put_side(0, static_cast<std::int32_t>(spread_class));
-    c.put_side(1, mean);
+    const std::uint32_t batch = head * p.head_batches + p.first_batch + channel;
+    if (lane_id() == 0) {
+        p.words[batch] = word.ending(StripList::part_end(0)).bits();
+        std::int16_t* side = p.side + (std::uint64_t{head} * kMostVectors * p.channels + channel);
+        side[0] = static_cast<std::int16_t>(spread_class);
+        side[p.channels] = static_cast<std::int16_t>(mean);
+    }
+    __syncwarp();
+    if (!word.coded()) return;
+    // As SplitByClass has it, but for bits above the planes, which nobody looks at.
+    const unsigned shift = word.planes();
+    const std::uint32_t half = shift == 0 ? 0 : 1u << (shift - 1);
+    SplitBatch split;
+    KVCAST_UNROLL(8)
+    for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
+        const std::uint32_t shifted = is_inside<kMost>(g, p.count) ? near[g] + (half - kNearZero) : 0;
+        split.high[g] = static_cast<std::int32_t>(shifted) >> shift;
+        split.raw[g] = shifted;
+    }
+    write_split(p.records + std::uint64_t{batch} * record_words(p.plane_lines), p.plane_lines, shift, split);
 }
 
-__device__ __forceinline__ void quantise_run(Memory memory, const EncodePlaneTask& plane,
-                                             const RotationTask* r, const PlaneChoice& choice,
-                                             const CoderTables& tables, const DuoRun& run) {
-    const EncodePlaneTask p = plane;  // the compiler would read it again after every store
-    const std::uint32_t threshold =
-        lane_id() < kThresholds ? tables.class_thresholds[lane_id()] : 0xffffffffu;
+template <bool kMost>
+__device__ __forceinline__ void quantise_run(Memory memory, const EncodePlaneTask& p, const RotationTask* r,
+                                             const PlaneChoice& choice, const CoderTables& tables,
+                                             const DuoRun& run) {
     const Duo duo = duo_of(p, r, run.index);
-    const DuoSource source(memory, p, r, duo);
+    const DuoSource<kMost> source(memory, p, r, duo);
+    const ShortPlane plane(memory, p, choice, tables);
+    const std::uint32_t end = uniform(run.end_head), count = uniform(duo.count);
     KVCAST_UNROLL(1)
-    for (std::uint32_t head = run.first_head; head < run.end_head; ++head) {
-        const HeadStrips strips(memory, p, true, head);
-        const DuoSource::Values values = source.values(head);
-        quantise_short_channel(Channel(strips, choice, tables, duo.channel[0]), threshold, values.of[0]);
-        if (duo.count == 2)
-            quantise_short_channel(Channel(strips, choice, tables, duo.channel[1]), threshold, values.of[1]);
+    for (std::uint32_t head = uniform(run.first_head); head < end; ++head) {
+        const auto values = source.values(head);
+        quantise_short_channel<kMost>(plane, head, duo.channel[0], values.of[0]);
+        if (count == 2) quantise_short_channel<kMost>(plane, head, duo.channel[1], values.of[1]);
     }
 }
 
@@ -309,8 +346,12 @@ __device__ __forceinline__ void prepare_run(Memory memory, const EncodePlaneTask
     const PlaneChoice choice = choices[plane];
     const RotationTask* r = p.rotation == kNone ? nullptr : rotations + p.rotation;
     const DuoRun run(p, item - p.first_duo);
-    if (choice.quantised != 0 && is_short(p)) {
-        quantise_run(memory, p, r, choice, tables, run);
+    if (uniform(choice.quantised != 0 && is_short(p) ? 1 : 0) != 0) {
+        if (uniform(is_most_of_a_batch(p.body_tokens) ? 1 : 0) != 0) {
+            quantise_run<true>(memory, p, r, choice, tables, run);
+        } else {
+            quantise_run<false>(memory, p, r, choice, tables, run);
+        }
         return;
     }
     for (std::uint32_t head = run.first_head; head < run.end_head; ++head) {
@@ -342,7 +383,7 @@ __global__ void __launch_bounds__(kThreads, kPrepareBlocks)
     prepare_strips(Memory memory, const EncodePlaneTask* planes, Extents n, const RotationTask* rotations,
                    const PlaneChoice* choices, const CoderTables* tables) {
     __shared__ std::uint32_t counts[kWarps][256];
-    const std::uint32_t warp = threadIdx.x / kLanes, item = blockIdx.x * kWarps + warp;
+    const std::uint32_t warp = warp_id(), item = blockIdx.x * kWarps + warp;
     if (item < n.rows) {
         prepare_row(memory, planes, n.planes, item, choices, *tables, counts[warp]);
     } else if (item - n.rows < n.duo_runs) {

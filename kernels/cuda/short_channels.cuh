@@ -10,6 +10,16 @@
 
 namespace kvcast::kernels::cuda {
 
+// Whether a lane's value of group g is one of a channel's. Of most bodies, all groups but the last are whole:
+// kMost says that this one is such.
+template <bool kMost>
+__device__ __forceinline__ bool is_inside(std::uint32_t g, std::uint32_t tokens) {
+    return (kMost && g + 1 < kBatchGroups) || g * kLanes + lane_id() < tokens;
+}
+__device__ __forceinline__ bool is_most_of_a_batch(std::uint32_t tokens) {
+    return tokens > kBatchValues - kLanes;
+}
+
 __device__ __forceinline__ bool is_short(const EncodePlaneTask& p) {
     return p.source == Dtype::kBf16 && p.body_tokens <= kBatchValues && p.anchor_group == 0;
 }
@@ -45,6 +55,7 @@ struct DuoRun {
 };
 
 // Where a duo's values are, and the angles by which they are turned, which are those of all heads.
+template <bool kMost>
 class DuoSource {
   public:
     __device__ __forceinline__ DuoSource(Memory memory, const EncodePlaneTask& p, const RotationTask* r,
@@ -73,7 +84,7 @@ class DuoSource {
             const std::uint16_t* row = rows_[c] + head * head_stride_;
             KVCAST_UNROLL(8)
             for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
-                const std::uint32_t bits = g * kLanes + lane_id() < tokens_ ? row[g * kLanes] : 0;
+                const std::uint32_t bits = is_inside<kMost>(g, tokens_) ? row[g * kLanes] : 0;
                 v.of[c][g] = std::bit_cast<float>(bits << 16);
             }
         }
@@ -86,7 +97,7 @@ class DuoSource {
         const auto* both = reinterpret_cast<const std::uint32_t*>(angles) + lane_id();
         KVCAST_UNROLL(8)
         for (std::uint32_t g = 0; g < kBatchGroups; ++g)
-            angles_[g] = g * kLanes + lane_id() < tokens_ ? both[g * kLanes] : 0;
+            angles_[g] = is_inside<kMost>(g, tokens_) ? both[g * kLanes] : 0;
     }
 
     // As turned_back() has it.

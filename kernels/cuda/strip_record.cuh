@@ -61,21 +61,21 @@ struct SplitBatch {
     std::uint32_t raw[kBatchGroups];
 };
 
-// Raw words of all groups, plane after plane.
+// Raw words of all groups, plane after plane: four planes of eight groups are 32 words of 32 bits, which come
+// from the lanes by turning a matrix over.
 __device__ __forceinline__ void write_planes(std::uint32_t* out, std::uint32_t planes,
                                              const std::uint32_t (&raw)[kBatchGroups]) {
-    struct alignas(16) Piece {
-        std::uint32_t words[4];
-    };
+    constexpr std::uint32_t kPlanes = kLanes / kBatchGroups;
+    const BitTransposer transposed;
+    const std::uint32_t group = lane_id() / kPlanes, plane = lane_id() % kPlanes;
     KVCAST_UNROLL(1)
-    for (std::uint32_t p = 0; p < planes; ++p, out += kBatchGroups) {
-        std::uint32_t words[kBatchGroups];
+    for (std::uint32_t first = 0; first < planes; first += kPlanes) {
+        std::uint32_t bits = 0;
         KVCAST_UNROLL(8)
-        for (std::uint32_t g = 0; g < kBatchGroups; ++g)
-            words[g] = __ballot_sync(kFullWarp, (raw[g] & 1u << p) != 0 ? 1 : 0);
-        auto* pieces = reinterpret_cast<Piece*>(out);
-        if (lane_id() == 0) pieces[0] = {{words[0], words[1], words[2], words[3]}};
-        if (lane_id() == 0) pieces[1] = {{words[4], words[5], words[6], words[7]}};
+        for (std::uint32_t g = kBatchGroups; g-- > 0;) bits = bits << kPlanes | (raw[g] >> first & 15u);
+        const std::uint32_t word = transposed(bits);
+        if (first + plane < planes) out[(first + plane) * kBatchGroups + group] = word;
+        __syncwarp();
     }
 }
 
