@@ -14,7 +14,7 @@ namespace {
 
 constexpr std::uint32_t kThreads = 128;
 constexpr std::uint32_t kWarps = kThreads / kLanes;
-constexpr std::uint32_t kPrepareBlocks = 6;  // of threads that prepare channels, at least, at a time
+constexpr std::uint32_t kPrepareBlocks = 5;  // of threads that prepare channels, at least, at a time
 
 // Where the strips of a head go.
 struct HeadStrips {
@@ -296,7 +296,7 @@ __device__ __forceinline__ void quantise_run(Memory memory, const EncodePlaneTas
                                              const PlaneChoice& choice, const CoderTables& tables,
                                              const DuoRun& run) {
     const Duo duo = duo_of(p, r, run.index);
-    const DuoSource<kMost> source(memory, p, r, duo);
+    const DuoSource source(memory, p, r, duo);
     const ShortPlane plane(memory, p, choice, tables);
     const std::uint32_t end = uniform(run.end_head), count = uniform(duo.count);
     KVCAST_UNROLL(1)
@@ -313,8 +313,8 @@ __device__ __forceinline__ void quantise_run(Memory memory, const EncodePlaneTas
 __device__ void model_channel(const HeadStrips& head, const CoderTables& tables, std::uint32_t channel,
                               const std::byte* row, std::uint32_t* counts) {
     const EncodePlaneTask& p = head.plane;
-    const auto bits = [&](std::uint32_t i) { return tile_bits(row, p.source, i); };
-    expect_row(row, p.body_tokens * static_cast<std::uint32_t>(dtype_bytes(p.source)));
+    const auto bits = [&](std::uint32_t i) { return tile_bits(row, p.source, tile_place(p, i)); };
+    expect_row(row, p.tile_stride * static_cast<std::uint32_t>(dtype_bytes(p.source)));
     const ExponentModel m = exponent_model(tables, p.source, p.body_tokens, counts, bits);
     const SplitByExponent split = {m.center, p.source};
     head.put_part(channel, 0, floats_word(m, p.source), [&](std::uint32_t i) { return split(bits(i)); });

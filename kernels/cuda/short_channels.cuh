@@ -20,10 +20,6 @@ __device__ __forceinline__ bool is_most_of_a_batch(std::uint32_t tokens) {
     return tokens > kBatchValues - kLanes;
 }
 
-__device__ __forceinline__ bool is_short(const EncodePlaneTask& p) {
-    return p.source == Dtype::kBf16 && p.body_tokens <= kBatchValues && p.anchor_group == 0;
-}
-
 // The channels that duo `index` of a head has: one or two.
 struct Duo {
     std::uint32_t channel[2];
@@ -55,22 +51,24 @@ struct DuoRun {
 };
 
 // Where a duo's values are, and the angles by which they are turned, which are those of all heads.
-template <bool kMost>
 class DuoSource {
   public:
     __device__ __forceinline__ DuoSource(Memory memory, const EncodePlaneTask& p, const RotationTask* r,
                                          const Duo& duo)
-        : tokens_(p.body_tokens),
-          head_stride_(std::uint64_t{p.channels} * p.tile_stride),
-          turned_(duo.pair != kNone) {
+        : head_pieces_(std::uint64_t{p.channels} * (kBatchValues / kBatchGroups)),
+          turned_(uniform(duo.pair != kNone ? 1 : 0) != 0) {
         KVCAST_UNROLL(2)
-        for (unsigned c = 0; c < 2; ++c) {
-            rows_[c] =
-                reinterpret_cast<const std::uint16_t*>(tile_row(memory, p, 0, duo.channel[c])) + lane_id();
-        }
+        for (unsigned c = 0; c < 2; ++c)
+            rows_[c] = reinterpret_cast<const uint4*>(tile_row(memory, p, 0, duo.channel[c])) + lane_id();
         if (turned_)
             load_angles(reinterpret_cast<const SinCos*>(memory.workspace + r->table) +
                         std::uint64_t{duo.pair} * r->columns + p.exact_rows);
+    }
+
+    // Stored bits of one of the channels: the lane's values 2 k and 2 k + 1 are word k. Zeros behind the
+    // last.
+    __device__ __forceinline__ uint4 stored(std::uint32_t head, unsigned c) const {
+        return __ldg(rows_[c] + head * head_pieces_);
     }
 
     // Values lane, lane + 32, ... of both channels, turned back; zeros behind the last.
@@ -78,14 +76,15 @@ class DuoSource {
         float of[2][kBatchGroups];
     };
     __device__ __forceinline__ Values values(std::uint32_t head) const {
+        const uint4 words[2] = {stored(head, 0), stored(head, 1)};
         Values v;
         KVCAST_UNROLL(2)
         for (unsigned c = 0; c < 2; ++c) {
-            const std::uint16_t* row = rows_[c] + head * head_stride_;
-            KVCAST_UNROLL(8)
-            for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
-                const std::uint32_t bits = is_inside<kMost>(g, tokens_) ? row[g * kLanes] : 0;
-                v.of[c][g] = std::bit_cast<float>(bits << 16);
+            const std::uint32_t pairs[] = {words[c].x, words[c].y, words[c].z, words[c].w};
+            KVCAST_UNROLL(4)
+            for (std::uint32_t k = 0; k < kBatchGroups / 2; ++k) {
+                v.of[c][2 * k] = std::bit_cast<float>(pairs[k] << 16);
+                v.of[c][2 * k + 1] = std::bit_cast<float>(pairs[k] & 0xffff0000u);
             }
         }
         if (turned_) turn_back(v);
@@ -93,11 +92,11 @@ class DuoSource {
     }
 
   private:
+    // Some may lie behind the last: they turn zeros.
     __device__ __forceinline__ void load_angles(const SinCos* angles) {
         const auto* both = reinterpret_cast<const std::uint32_t*>(angles) + lane_id();
         KVCAST_UNROLL(8)
-        for (std::uint32_t g = 0; g < kBatchGroups; ++g)
-            angles_[g] = is_inside<kMost>(g, tokens_) ? both[g * kLanes] : 0;
+        for (std::uint32_t g = 0; g < kBatchGroups; ++g) angles_[g] = __ldg(both + g * kLanes);
     }
 
     // As turned_back() has it.
@@ -112,9 +111,8 @@ class DuoSource {
         }
     }
 
-    const std::uint16_t* rows_[2];  // of head 0, at the lane's first value
-    std::uint32_t tokens_;
-    std::uint64_t head_stride_;
+    const uint4* rows_[2];  // of head 0, at the lane's first value
+    std::uint64_t head_pieces_;
     bool turned_;
     std::uint32_t angles_[kBatchGroups];  // SinCos: the cosine below
 };

@@ -1,5 +1,6 @@
 // Tiles of stored bits, channel by channel, and the values that they stand for. A tile is [head][channel]
-// [body token], rows of EncodePlaneTask::tile_stride elements of the plane's type. Turning back is cheaper
+// [body token], rows of EncodePlaneTask::tile_stride elements of the plane's type, in another order where the
+// body is short (is_short()), which TileValues does not know. Turning back is cheaper
 // than floats in memory: these kernels wait for memory, not for arithmetic.
 #pragma once
 
