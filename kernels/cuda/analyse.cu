@@ -401,9 +401,12 @@ __device__ __forceinline__ void take_short_moments(Memory memory, const EncodePl
     const DuoSource source(memory, p, r, duo);
     auto* out = reinterpret_cast<Moments*>(memory.workspace + p.moments);
     const std::uint32_t channels = p.channels, end = uniform(run.end_head);
+    std::uint32_t head = uniform(run.first_head);
+    DuoSource::Stored next = source.stored(head);
     KVCAST_UNROLL(1)
-    for (std::uint32_t head = uniform(run.first_head); head < end; ++head) {
-        const auto values = source.values(head);
+    for (; head < end; ++head) {
+        const auto values = source.values(next);
+        if (head + 1 < end) next = source.stored(head + 1);
         const Moments m[2] = {moments_of_short(values.of[0], scale), moments_of_short(values.of[1], scale)};
         Moments* of_head = out + std::uint64_t{head} * channels;
         if (lane_id() == 0) of_head[duo.channel[0]] = m[0];

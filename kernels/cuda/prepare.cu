@@ -188,14 +188,9 @@ __device__ void put_quantised(const Channel& c, Value value) {
 
 // ---- the same in registers
 
-// What the short channels of a plane share.
-struct ShortPlane {
+// Where the strips of a plane's short channels go, of which each one is a batch.
+struct ShortStrips {
     std::uint32_t count;  // of values
-    float inverse_unit;
-    float step;                // 2^-guard bits
-    unsigned mean_shift;       // a mean is in steps of 2^mean_shift states
-    std::uint32_t reciprocal;  // of `count`, 2^31 times it, rounded up
-    std::uint32_t threshold;   // the lane's class is reached from count times its mean on
     std::uint32_t* words;
     std::uint32_t* records;
     std::int16_t* side;
@@ -204,21 +199,47 @@ struct ShortPlane {
     std::uint32_t head_batches;
     std::uint32_t first_batch;  // of a head's channels
 
-    __device__ ShortPlane(Memory memory, const EncodePlaneTask& p, const PlaneChoice& choice,
-                          const CoderTables& tables)
+    __device__ ShortStrips(Memory memory, const EncodePlaneTask& p)
         : count(p.body_tokens),
-          inverse_unit(1.0f / unit_of(choice.scale)),
-          step(power_of_two(-static_cast<int>(choice.guard_bits))),
-          mean_shift(choice.guard_bits - kMeanFraction),
-          reciprocal(((1u << 31) + count - 1) / count),
-          threshold(kNone),
           words(reinterpret_cast<std::uint32_t*>(memory.workspace + p.words)),
           records(reinterpret_cast<std::uint32_t*>(memory.workspace + p.records)),
           side(reinterpret_cast<std::int16_t*>(memory.workspace + p.side)),
           channels(p.channels),
           plane_lines(p.plane_lines),
           head_batches(p.head_batches),
-          first_batch(strip_list(p, true).part(0, 0)) {
+          first_batch(strip_list(p, false).part(0, 0)) {}
+
+    // A strip's word and its elements of both side vectors. What is left to write is its record.
+    __device__ __forceinline__ std::uint32_t* put(std::uint32_t head, std::uint32_t channel, BatchWord word,
+                                                  std::int32_t first, std::int32_t second) const {
+        const std::uint32_t batch = head * head_batches + first_batch + channel;
+        if (lane_id() == 0) {
+            words[batch] = word.ending(StripList::part_end(0)).bits();
+            std::int16_t* own = side + (std::uint64_t{head} * kMostVectors * channels + channel);
+            own[0] = static_cast<std::int16_t>(first);
+            own[channels] = static_cast<std::int16_t>(second);
+        }
+        __syncwarp();
+        return records + std::uint64_t{batch} * record_words(plane_lines);
+    }
+};
+
+// How the short channels of a plane are quantised.
+struct ShortQuantiser {
+    std::uint32_t count;  // of values
+    float inverse_unit;
+    float step;                // 2^-guard bits
+    unsigned mean_shift;       // a mean is in steps of 2^mean_shift states
+    std::uint32_t reciprocal;  // of `count`, 2^31 times it, rounded up
+    std::uint32_t threshold;   // the lane's class is reached from count times its mean on
+
+    __device__ ShortQuantiser(std::uint32_t values, const PlaneChoice& choice, const CoderTables& tables)
+        : count(values),
+          inverse_unit(1.0f / unit_of(choice.scale)),
+          step(power_of_two(-static_cast<int>(choice.guard_bits))),
+          mean_shift(choice.guard_bits - kMeanFraction),
+          reciprocal(((1u << 31) + count - 1) / count),
+          threshold(kNone) {
         const std::uint64_t own =
             lane_id() < kThresholds ? std::uint64_t{tables.class_thresholds[lane_id()]} * count : kNone;
         threshold = own < kNone ? static_cast<std::uint32_t>(own) : kNone;
@@ -246,8 +267,8 @@ struct ShortPlane {
 // 2^23, as nearest_integer() makes them. No value needs a limit: with three guard bits or more, what is left
 // of 2 * 32767 states is below 2^14.
 template <bool kMost>
-__device__ __forceinline__ void quantise_short_channel(const ShortPlane& p, std::uint32_t head,
-                                                       std::uint32_t channel,
+__device__ __forceinline__ void quantise_short_channel(const ShortStrips& strips, const ShortQuantiser& p,
+                                                       std::uint32_t head, std::uint32_t channel,
                                                        const float (&values)[kBatchGroups]) {
     std::uint32_t sum = 0;
     float states[kBatchGroups];
@@ -269,14 +290,7 @@ __device__ __forceinline__ void quantise_short_channel(const ShortPlane& p, std:
     }
     const unsigned spread_class = p.class_of(__reduce_add_sync(kFullWarp, magnitudes));
     const BatchWord word = BatchWord::of_class(spread_class);
-    const std::uint32_t batch = head * p.head_batches + p.first_batch + channel;
-    if (lane_id() == 0) {
-        p.words[batch] = word.ending(StripList::part_end(0)).bits();
-        std::int16_t* side = p.side + (std::uint64_t{head} * kMostVectors * p.channels + channel);
-        side[0] = static_cast<std::int16_t>(spread_class);
-        side[p.channels] = static_cast<std::int16_t>(mean);
-    }
-    __syncwarp();
+    std::uint32_t* record = strips.put(head, channel, word, static_cast<std::int32_t>(spread_class), mean);
     if (!word.coded()) return;
     // As SplitByClass has it, but for bits above the planes, which nobody looks at.
     const unsigned shift = word.planes();
@@ -288,7 +302,7 @@ __device__ __forceinline__ void quantise_short_channel(const ShortPlane& p, std:
         split.high[g] = static_cast<std::int32_t>(shifted) >> shift;
         split.raw[g] = shifted;
     }
-    write_split(p.records + std::uint64_t{batch} * record_words(p.plane_lines), p.plane_lines, shift, split);
+    write_split(record, strips.plane_lines, shift, split);
 }
 
 template <bool kMost>
@@ -297,13 +311,76 @@ __device__ __forceinline__ void quantise_run(Memory memory, const EncodePlaneTas
                                              const DuoRun& run) {
     const Duo duo = duo_of(p, r, run.index);
     const DuoSource source(memory, p, r, duo);
-    const ShortPlane plane(memory, p, choice, tables);
+    const ShortStrips strips(memory, p);
+    const ShortQuantiser quantiser(p.body_tokens, choice, tables);
     const std::uint32_t end = uniform(run.end_head), count = uniform(duo.count);
     KVCAST_UNROLL(1)
     for (std::uint32_t head = uniform(run.first_head); head < end; ++head) {
-        const auto values = source.values(head);
-        quantise_short_channel<kMost>(plane, head, duo.channel[0], values.of[0]);
-        if (count == 2) quantise_short_channel<kMost>(plane, head, duo.channel[1], values.of[1]);
+        const auto values = source.values(source.stored(head));
+        quantise_short_channel<kMost>(strips, quantiser, head, duo.channel[0], values.of[0]);
+        if (count == 2) quantise_short_channel<kMost>(strips, quantiser, head, duo.channel[1], values.of[1]);
+    }
+}
+
+// The same of stored bits, two values a word.
+template <bool kMost>
+__device__ __forceinline__ void model_short_channel(const ShortStrips& strips, const ShortModeller& model,
+                                                    std::uint32_t head, std::uint32_t channel,
+                                                    const uint4& stored) {
+    const std::uint32_t pairs[] = {stored.x, stored.y, stored.z, stored.w};
+    std::uint32_t bits[kBatchGroups], exponents[kBatchGroups];
+    const auto inside = [&](std::uint32_t g) { return is_inside<kMost>(g, strips.count); };
+    KVCAST_UNROLL(8)
+    for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
+        bits[g] = g % 2 == 0 ? pairs[g / 2] & 0xffffu : pairs[g / 2] >> 16;
+        exponents[g] = bits[g] >> mantissa_bits(Dtype::kBf16) & exponent_mask(Dtype::kBf16);
+    }
+    const ExponentModel m = model(exponents, strips.count, inside);
+    const BatchWord word = floats_word(m, Dtype::kBf16);
+    std::uint32_t* record = strips.put(head, channel, word, static_cast<std::int32_t>(m.center),
+                                       static_cast<std::int32_t>(m.table));
+    const SplitByExponent split = {m.center, Dtype::kBf16};
+    SplitBatch batch;
+    KVCAST_UNROLL(8)
+    for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
+        const SplitValue v = inside(g) ? split(bits[g]) : SplitValue{0, 0};
+        batch.high[g] = v.high;
+        batch.raw[g] = v.raw;
+    }
+    write_split(record, strips.plane_lines, mantissa_bits(Dtype::kBf16) + 1, batch);
+}
+
+template <bool kMost>
+__device__ KVCAST_APART void model_run(Memory memory, const EncodePlaneTask& p, const RotationTask* r,
+                                       const CoderTables& tables, const DuoRun& run,
+                                       ShortModeller::Counts& counts) {
+    const Duo duo = duo_of(p, r, run.index);
+    const ShortStrips strips(memory, p);
+    const DuoSource source(memory, p, nullptr, {{duo.channel[0], duo.channel[1]}, duo.count, kNone});
+    const ShortModeller model(tables, counts);
+    const std::uint32_t end = uniform(run.end_head), count = uniform(duo.count);
+    std::uint32_t head = uniform(run.first_head);
+    DuoSource::Stored next = source.stored(head);
+    KVCAST_UNROLL(1)
+    for (; head < end; ++head) {
+        const DuoSource::Stored now = next;
+        if (head + 1 < end) next = source.stored(head + 1);
+        KVCAST_UNROLL(1)
+        for (std::uint32_t c = 0; c < count; ++c)
+            model_short_channel<kMost>(strips, model, head, duo.channel[c], c == 0 ? now.of[0] : now.of[1]);
+    }
+}
+
+// A run of a short body.
+template <bool kMost>
+__device__ __forceinline__ void prepare_short_run(Memory memory, const EncodePlaneTask& p,
+                                                  const RotationTask* r, const PlaneChoice& choice,
+                                                  const CoderTables& tables, const DuoRun& run,
+                                                  ShortModeller::Counts& counts) {
+    if (uniform(choice.quantised) != 0) {
+        quantise_run<kMost>(memory, p, r, choice, tables, run);
+    } else {
+        model_run<kMost>(memory, p, r, tables, run, counts);
     }
 }
 
@@ -313,8 +390,8 @@ __device__ __forceinline__ void quantise_run(Memory memory, const EncodePlaneTas
 __device__ void model_channel(const HeadStrips& head, const CoderTables& tables, std::uint32_t channel,
                               const std::byte* row, std::uint32_t* counts) {
     const EncodePlaneTask& p = head.plane;
-    const auto bits = [&](std::uint32_t i) { return tile_bits(row, p.source, tile_place(p, i)); };
-    expect_row(row, p.tile_stride * static_cast<std::uint32_t>(dtype_bytes(p.source)));
+    const auto bits = [&](std::uint32_t i) { return tile_bits(row, p.source, i); };
+    expect_row(row, p.body_tokens * static_cast<std::uint32_t>(dtype_bytes(p.source)));
     const ExponentModel m = exponent_model(tables, p.source, p.body_tokens, counts, bits);
     const SplitByExponent split = {m.center, p.source};
     head.put_part(channel, 0, floats_word(m, p.source), [&](std::uint32_t i) { return split(bits(i)); });
@@ -339,25 +416,25 @@ __device__ KVCAST_APART void prepare_channel(Memory memory, const HeadStrips& st
 __device__ __forceinline__ void prepare_run(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
                                             std::uint32_t item, const RotationTask* rotations,
                                             const PlaneChoice* choices, const CoderTables& tables,
-                                            std::uint32_t* counts) {
+                                            ShortModeller::Counts& counts) {
     const std::uint32_t plane = task_of_warp<&EncodePlaneTask::first_duo>(planes, count, item);
     const EncodePlaneTask& p = planes[plane];
     if (p.body_tokens == 0) return;
     const PlaneChoice choice = choices[plane];
     const RotationTask* r = p.rotation == kNone ? nullptr : rotations + p.rotation;
     const DuoRun run(p, item - p.first_duo);
-    if (uniform(choice.quantised != 0 && is_short(p) ? 1 : 0) != 0) {
+    if (uniform(is_short(p) ? 1 : 0) != 0) {
         if (uniform(is_most_of_a_batch(p.body_tokens) ? 1 : 0) != 0) {
-            quantise_run<true>(memory, p, r, choice, tables, run);
+            prepare_short_run<true>(memory, p, r, choice, tables, run, counts);
         } else {
-            quantise_run<false>(memory, p, r, choice, tables, run);
+            prepare_short_run<false>(memory, p, r, choice, tables, run, counts);
         }
         return;
     }
     for (std::uint32_t head = run.first_head; head < run.end_head; ++head) {
         const HeadStrips strips(memory, p, choice.quantised != 0, head);
         for (std::uint32_t i = 2 * run.index; i < 2 * run.index + 2 && i < p.channels; ++i)
-            prepare_channel(memory, strips, r, choice, tables, head, i, counts);
+            prepare_channel(memory, strips, r, choice, tables, head, i, counts.of);
     }
 }
 
@@ -382,10 +459,10 @@ __device__ KVCAST_APART void prepare_row(Memory memory, const EncodePlaneTask* p
 __global__ void __launch_bounds__(kThreads, kPrepareBlocks)
     prepare_strips(Memory memory, const EncodePlaneTask* planes, Extents n, const RotationTask* rotations,
                    const PlaneChoice* choices, const CoderTables* tables) {
-    __shared__ std::uint32_t counts[kWarps][256];
+    __shared__ ShortModeller::Counts counts[kWarps];
     const std::uint32_t warp = warp_id(), item = blockIdx.x * kWarps + warp;
     if (item < n.rows) {
-        prepare_row(memory, planes, n.planes, item, choices, *tables, counts[warp]);
+        prepare_row(memory, planes, n.planes, item, choices, *tables, counts[warp].of);
     } else if (item - n.rows < n.duo_runs) {
         prepare_run(memory, planes, n.planes, item - n.rows, rotations, choices, *tables, counts[warp]);
     }

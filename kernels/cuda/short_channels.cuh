@@ -65,22 +65,23 @@ class DuoSource {
                         std::uint64_t{duo.pair} * r->columns + p.exact_rows);
     }
 
-    // Stored bits of one of the channels: the lane's values 2 k and 2 k + 1 are word k. Zeros behind the
-    // last.
-    __device__ __forceinline__ uint4 stored(std::uint32_t head, unsigned c) const {
-        return __ldg(rows_[c] + head * head_pieces_);
+    // Stored bits of both channels: the lane's values 2 k and 2 k + 1 are word k. Zeros behind the last.
+    struct Stored {
+        uint4 of[2];
+    };
+    __device__ __forceinline__ Stored stored(std::uint32_t head) const {
+        return {{__ldg(rows_[0] + head * head_pieces_), __ldg(rows_[1] + head * head_pieces_)}};
     }
 
     // Values lane, lane + 32, ... of both channels, turned back; zeros behind the last.
     struct Values {
         float of[2][kBatchGroups];
     };
-    __device__ __forceinline__ Values values(std::uint32_t head) const {
-        const uint4 words[2] = {stored(head, 0), stored(head, 1)};
+    __device__ __forceinline__ Values values(const Stored& stored) const {
         Values v;
         KVCAST_UNROLL(2)
         for (unsigned c = 0; c < 2; ++c) {
-            const std::uint32_t pairs[] = {words[c].x, words[c].y, words[c].z, words[c].w};
+            const std::uint32_t pairs[] = {stored.of[c].x, stored.of[c].y, stored.of[c].z, stored.of[c].w};
             KVCAST_UNROLL(4)
             for (std::uint32_t k = 0; k < kBatchGroups / 2; ++k) {
                 v.of[c][2 * k] = std::bit_cast<float>(pairs[k] << 16);
