@@ -322,32 +322,51 @@ __device__ __forceinline__ void quantise_run(Memory memory, const EncodePlaneTas
     }
 }
 
-// The same of stored bits, two values a word.
+// A lane's elements of a strip of bf16 that is one batch, where inside(g): the model that they are coded
+// with, and what they are split into.
+struct ExactBatch {
+    std::uint32_t bits[kBatchGroups];
+
+    template <typename Inside>
+    __device__ __forceinline__ ExponentModel modelled(const ShortModeller& model, std::uint32_t count,
+                                                      Inside inside) const {
+        std::uint32_t exponents[kBatchGroups];
+        KVCAST_UNROLL(8)
+        for (std::uint32_t g = 0; g < kBatchGroups; ++g)
+            exponents[g] = bits[g] >> mantissa_bits(Dtype::kBf16) & exponent_mask(Dtype::kBf16);
+        return model(exponents, count, inside);
+    }
+
+    template <typename Inside>
+    __device__ __forceinline__ void write(std::uint32_t* record, std::uint32_t plane_lines,
+                                          const ExponentModel& m, Inside inside) const {
+        const SplitByExponent split = {m.center, Dtype::kBf16};
+        SplitBatch batch;
+        KVCAST_UNROLL(8)
+        for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
+            const SplitValue v = inside(g) ? split(bits[g]) : SplitValue{0, 0};
+            batch.high[g] = v.high;
+            batch.raw[g] = v.raw;
+        }
+        write_split(record, plane_lines, mantissa_bits(Dtype::kBf16) + 1, batch);
+    }
+};
+
+// Two values a word.
 template <bool kMost>
 __device__ __forceinline__ void model_short_channel(const ShortStrips& strips, const ShortModeller& model,
                                                     std::uint32_t head, std::uint32_t channel,
                                                     const uint4& stored) {
     const std::uint32_t pairs[] = {stored.x, stored.y, stored.z, stored.w};
-    std::uint32_t bits[kBatchGroups], exponents[kBatchGroups];
+    ExactBatch batch;
+    KVCAST_UNROLL(8)
+    for (std::uint32_t g = 0; g < kBatchGroups; ++g)
+        batch.bits[g] = g % 2 == 0 ? pairs[g / 2] & 0xffffu : pairs[g / 2] >> 16;
     const auto inside = [&](std::uint32_t g) { return is_inside<kMost>(g, strips.count); };
-    KVCAST_UNROLL(8)
-    for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
-        bits[g] = g % 2 == 0 ? pairs[g / 2] & 0xffffu : pairs[g / 2] >> 16;
-        exponents[g] = bits[g] >> mantissa_bits(Dtype::kBf16) & exponent_mask(Dtype::kBf16);
-    }
-    const ExponentModel m = model(exponents, strips.count, inside);
-    const BatchWord word = floats_word(m, Dtype::kBf16);
-    std::uint32_t* record = strips.put(head, channel, word, static_cast<std::int32_t>(m.center),
-                                       static_cast<std::int32_t>(m.table));
-    const SplitByExponent split = {m.center, Dtype::kBf16};
-    SplitBatch batch;
-    KVCAST_UNROLL(8)
-    for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
-        const SplitValue v = inside(g) ? split(bits[g]) : SplitValue{0, 0};
-        batch.high[g] = v.high;
-        batch.raw[g] = v.raw;
-    }
-    write_split(record, strips.plane_lines, mantissa_bits(Dtype::kBf16) + 1, batch);
+    const ExponentModel m = batch.modelled(model, strips.count, inside);
+    batch.write(strips.put(head, channel, floats_word(m, Dtype::kBf16), static_cast<std::int32_t>(m.center),
+                           static_cast<std::int32_t>(m.table)),
+                strips.plane_lines, m, inside);
 }
 
 template <bool kMost>
@@ -438,20 +457,51 @@ __device__ __forceinline__ void prepare_run(Memory memory, const EncodePlaneTask
     }
 }
 
+__device__ BatchWord row_word(const ExponentModel& m, Dtype dtype) {
+    return floats_word(m, dtype).after(m.center | m.table << 8);
+}
+
+__device__ KVCAST_APART void prepare_any_row(const HeadStrips& strips, std::uint32_t first,
+                                             const std::uint8_t* row, const CoderTables& tables,
+                                             std::uint32_t* counts) {
+    const Dtype dtype = strips.plane.source;
+    const auto bits = [&](std::uint32_t c) { return element_of(row, dtype, c); };
+    const ExponentModel m = exponent_model(tables, dtype, strips.plane.channels, counts, bits);
+    const SplitByExponent split = {m.center, dtype};
+    strips.put_wide(first, row_word(m, dtype), [&](std::uint32_t c) { return split(bits(c)); });
+}
+
+// A row of bf16 that is one batch.
+__device__ __forceinline__ void prepare_short_row(const HeadStrips& strips, std::uint32_t first,
+                                                  const std::uint8_t* row, const CoderTables& tables,
+                                                  ShortModeller::Counts& counts) {
+    const std::uint32_t count = strips.plane.channels;
+    const auto inside = [&](std::uint32_t g) { return g * kLanes + lane_id() < count; };
+    ExactBatch batch;
+    KVCAST_UNROLL(8)
+    for (std::uint32_t g = 0; g < kBatchGroups; ++g)
+        batch.bits[g] = inside(g) ? element_of(row, Dtype::kBf16, g * kLanes + lane_id()) : 0;
+    const ExponentModel m = batch.modelled(ShortModeller(tables, counts), count, inside);
+    if (lane_id() == 0) strips.words[first] = row_word(m, Dtype::kBf16).ending(StripList::kWideEnd).bits();
+    __syncwarp();
+    batch.write(strips.record(first), strips.plane.plane_lines, m, inside);
+}
+
 // An exact row of a head, by a warp.
 __device__ KVCAST_APART void prepare_row(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
                                          std::uint32_t item, const PlaneChoice* choices,
-                                         const CoderTables& tables, std::uint32_t* counts) {
+                                         const CoderTables& tables, ShortModeller::Counts& counts) {
     const std::uint32_t index = task_of_warp<&EncodePlaneTask::first_row>(planes, count, item);
     const EncodePlaneTask& p = planes[index];
     const std::uint32_t local = item - p.first_row, head = local / p.exact_rows, token = local % p.exact_rows;
     const std::uint8_t* row = row_of(p.in, token) + head * p.in.head_bytes;
-    const auto bits = [&](std::uint32_t c) { return element_of(row, p.source, c); };
-    const ExponentModel m = exponent_model(tables, p.source, p.channels, counts, bits);
-    const SplitByExponent split = {m.center, p.source};
     const HeadStrips strips(memory, p, choices[index].quantised != 0, head);
-    strips.put_wide(strips.list.row(token), floats_word(m, p.source).after(m.center | m.table << 8),
-                    [&](std::uint32_t c) { return split(bits(c)); });
+    const std::uint32_t first = strips.list.row(token);
+    if (uniform(p.source == Dtype::kBf16 && p.channels <= kBatchValues ? 1 : 0) != 0) {
+        prepare_short_row(strips, first, row, tables, counts);
+    } else {
+        prepare_any_row(strips, first, row, tables, counts.of);
+    }
 }
 
 // One warp per exact row of a head, and one per run of duos of a body. Rows come first: they are few and take
@@ -462,7 +512,7 @@ __global__ void __launch_bounds__(kThreads, kPrepareBlocks)
     __shared__ ShortModeller::Counts counts[kWarps];
     const std::uint32_t warp = warp_id(), item = blockIdx.x * kWarps + warp;
     if (item < n.rows) {
-        prepare_row(memory, planes, n.planes, item, choices, *tables, counts[warp].of);
+        prepare_row(memory, planes, n.planes, item, choices, *tables, counts[warp]);
     } else if (item - n.rows < n.duo_runs) {
         prepare_run(memory, planes, n.planes, item - n.rows, rotations, choices, *tables, counts[warp]);
     }
