@@ -399,13 +399,15 @@ __device__ __forceinline__ void take_short_moments(Memory memory, const EncodePl
                                                    const RotationTask* r, const DuoRun& run, float scale) {
     const Duo duo = duo_of(p, r, run.index);
     const DuoSource source(memory, p, r, duo);
+    // Both are powers of two: where a product of one of them is not exact, that of both is far below 1.
+    if (source.turned()) scale *= 1 / DuoSource::kTurnedUnit;
     auto* out = reinterpret_cast<Moments*>(memory.workspace + p.moments);
     const std::uint32_t channels = p.channels, end = uniform(run.end_head);
     std::uint32_t head = uniform(run.first_head);
     DuoSource::Stored next = source.stored(head);
     KVCAST_UNROLL(1)
     for (; head < end; ++head) {
-        const auto values = source.values(next);
+        const auto values = source.long_values(next);
         if (head + 1 < end) next = source.stored(head + 1);
         const Moments m[2] = {moments_of_short(values.of[0], scale), moments_of_short(values.of[1], scale)};
         Moments* of_head = out + std::uint64_t{head} * channels;
@@ -414,11 +416,12 @@ __device__ __forceinline__ void take_short_moments(Memory memory, const EncodePl
     }
 }
 
-// One warp per run of duos.
+// One warp per run of duos, the last one first: what has been written last is still in the cache.
 __global__ void take_moments(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
                              std::uint32_t runs, const RotationTask* rotations) {
-    const std::uint32_t item = blockIdx.x * kWarps + warp_id();
-    if (item >= runs) return;
+    const std::uint32_t before = blockIdx.x * kWarps + warp_id();
+    if (before >= runs) return;
+    const std::uint32_t item = runs - 1 - before;
     const EncodePlaneTask& p = planes[task_of_warp<&EncodePlaneTask::first_duo>(planes, count, item)];
     const float scale = moment_scale(*reinterpret_cast<const std::uint32_t*>(memory.workspace + p.largest));
     if (p.lossless || scale == 0) return;

@@ -520,23 +520,61 @@ __global__ void __launch_bounds__(kThreads, kPrepareBlocks)
 
 // ---- side vectors
 
-// One warp per side vector of a head, of channels that are prepared.
-__global__ void prepare_vectors(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
-                                std::uint32_t heads, const PlaneChoice* choices, const CoderTables* tables) {
-    const std::uint32_t item = blockIdx.x * kWarps + threadIdx.x / kLanes;
-    if (item >= heads * kMostVectors) return;
-    const std::uint32_t v = item % kMostVectors;
-    const std::uint32_t index = task_of<&EncodePlaneTask::first_head>(planes, count, item / kMostVectors);
-    const EncodePlaneTask& p = planes[index];
-    const HeadStrips head(memory, p, choices[index].quantised != 0, item / kMostVectors - p.first_head);
-    if (v >= head.list.vectors) return;
+__device__ KVCAST_APART void prepare_any_vector(const HeadStrips& head, std::uint32_t v,
+                                                const CoderTables& tables) {
     const std::int16_t* values = head.vector(v);
     const SideVector vector =
-        side_vector(*tables, p.channels, [&](std::uint32_t c) { return std::int32_t{values[c]}; });
+        side_vector(tables, head.plane.channels, [&](std::uint32_t c) { return std::int32_t{values[c]}; });
     const BatchWord word = BatchWord::of_class(vector.spread_class);
     const SplitByClass split = {word.planes()};
     head.put_wide(head.list.vector(v), word.after(vector.word()),
                   [&](std::uint32_t c) { return split(values[c] - vector.reference); });
+}
+
+// Of a head of up to kGroups * 32 channels, a batch at most.
+template <std::uint32_t kGroups>
+__device__ __forceinline__ void prepare_short_vector(const HeadStrips& head, std::uint32_t v,
+                                                     const CoderTables& tables) {
+    const std::int16_t* values = head.vector(v);
+    const std::uint32_t batch = head.list.vector(v);
+    const ShortVector<kGroups> vector(head.plane.channels,
+                                      [&](std::uint32_t c) { return std::int32_t{__ldg(values + c)}; });
+    const SideVector chosen = vector.chosen(tables);
+    const BatchWord word = BatchWord::of_class(chosen.spread_class);
+    if (lane_id() == 0) head.words[batch] = word.after(chosen.word()).ending(StripList::kWideEnd).bits();
+    __syncwarp();
+    if (!word.coded()) return;
+    const SplitByClass split = {word.planes()};
+    SplitBatch split_batch;
+    KVCAST_UNROLL(8)
+    for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
+        const SplitValue s =
+            vector.inside(g) ? split(vector.value(g % kGroups) - chosen.reference) : SplitValue{0, 0};
+        split_batch.high[g] = s.high;
+        split_batch.raw[g] = s.raw;
+    }
+    write_split(head.record(batch), head.plane.plane_lines, word.planes(), split_batch);
+}
+
+// One warp per side vector of a head, of channels that are prepared.
+__global__ void prepare_vectors(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
+                                std::uint32_t heads, const PlaneChoice* choices, const CoderTables* tables) {
+    const std::uint32_t item = blockIdx.x * kWarps + warp_id();
+    if (item >= heads * kMostVectors) return;
+    const std::uint32_t v = item % kMostVectors;
+    const std::uint32_t index =
+        task_of_warp<&EncodePlaneTask::first_head>(planes, count, item / kMostVectors);
+    const EncodePlaneTask& p = planes[index];
+    const HeadStrips head(memory, p, choices[index].quantised != 0, item / kMostVectors - p.first_head);
+    if (v >= uniform(head.list.vectors)) return;
+    const std::uint32_t channels = uniform(p.channels);
+    if (channels <= kBatchValues / 2) {
+        prepare_short_vector<kBatchGroups / 2>(head, v, *tables);
+    } else if (channels <= kBatchValues) {
+        prepare_short_vector<kBatchGroups>(head, v, *tables);
+    } else {
+        prepare_any_vector(head, v, *tables);
+    }
 }
 
 }  // namespace

@@ -73,11 +73,14 @@ class DuoSource {
         return {{__ldg(rows_[0] + head * head_pieces_), __ldg(rows_[1] + head * head_pieces_)}};
     }
 
-    // Values lane, lane + 32, ... of both channels, turned back; zeros behind the last.
+    // Values lane, lane + 32, ... of both channels, turned back, times kTurnedUnit where turned(); zeros
+    // behind the last.
     struct Values {
         float of[2][kBatchGroups];
     };
-    __device__ __forceinline__ Values values(const Stored& stored) const {
+    static constexpr float kTurnedUnit = 1 << kTrigBits;
+    __device__ __forceinline__ bool turned() const { return turned_; }
+    __device__ __forceinline__ Values long_values(const Stored& stored) const {
         Values v;
         KVCAST_UNROLL(2)
         for (unsigned c = 0; c < 2; ++c) {
@@ -92,6 +95,18 @@ class DuoSource {
         return v;
     }
 
+    // The values themselves.
+    __device__ __forceinline__ Values values(const Stored& stored) const {
+        Values v = long_values(stored);
+        if (!turned_) return v;
+        KVCAST_UNROLL(8)
+        for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
+            v.of[0][g] *= 1 / kTurnedUnit;
+            v.of[1][g] *= 1 / kTurnedUnit;
+        }
+        return v;
+    }
+
   private:
     // Some may lie behind the last: they turn zeros.
     __device__ __forceinline__ void load_angles(const SinCos* angles) {
@@ -100,15 +115,14 @@ class DuoSource {
         for (std::uint32_t g = 0; g < kBatchGroups; ++g) angles_[g] = __ldg(both + g * kLanes);
     }
 
-    // As turned_back() has it.
+    // As turned_back() has it, but for its unit.
     __device__ __forceinline__ void turn_back(Values& v) const {
-        constexpr float unit = 1.0f / (1 << kTrigBits);
         KVCAST_UNROLL(8)
         for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
             const float x = v.of[0][g], y = v.of[1][g];
             const float cos = float_of_low(angles_[g]), sin = float_of_low(angles_[g] >> 16);
-            v.of[0][g] = (x * cos + y * sin) * unit;
-            v.of[1][g] = (y * cos - x * sin) * unit;
+            v.of[0][g] = x * cos + y * sin;
+            v.of[1][g] = y * cos - x * sin;
         }
     }
 
