@@ -17,16 +17,15 @@ template <typename Bits>
 __device__ ExponentModel exponent_model(const CoderTables& tables, Dtype dtype, std::uint32_t count,
                                         std::uint32_t* counts, Bits bits) {
     const std::uint32_t exponents = exponent_mask(dtype) + 1;
-    for (std::uint32_t e = lane_id(); e < exponents; e += kLanes) counts[e] = 0;
-    __syncwarp();
-    for (std::uint32_t i = lane_id(); i < count; i += kLanes)
+    by_lanes(exponents, [&](std::uint32_t e) { counts[e] = 0; });
+    by_lanes(count, [&](std::uint32_t i) {
         atomicAdd(counts + (bits(i) >> mantissa_bits(dtype) & exponent_mask(dtype)), 1u);
-    __syncwarp();
+    });
     std::uint64_t mode = 0;  // count, then the lower exponent first
-    for (std::uint32_t e = lane_id(); e < exponents; e += kLanes) {
+    by_lanes(exponents, [&](std::uint32_t e) {
         const std::uint64_t key = std::uint64_t{counts[e]} << 8 | (255 - e);
         mode = key > mode ? key : mode;
-    }
+    });
     for (int step = 16; step > 0; step /= 2) {
         const std::uint64_t other = __shfl_xor_sync(kFullWarp, mode, step);
         mode = other > mode ? other : mode;

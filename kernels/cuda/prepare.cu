@@ -44,11 +44,12 @@ struct HeadStrips {
     __device__ void put(std::uint32_t first, std::uint32_t end, BatchWord word, std::uint32_t count,
                         Split split) const {
         const std::uint32_t batches = div_up(count, kBatchValues);
-        for (std::uint32_t b = lane_id(); b < batches; b += kLanes) {
+        by_lanes(batches, [&](std::uint32_t b) {
             const BatchWord own = b == 0 ? word : word.continued();
             words[first + b] = (b + 1 == batches ? own.ending(end) : own).bits();
-        }
-        if (word.coded()) write_records(record(first), plane.plane_lines, word.planes(), count, split);
+        });
+        if (uniform(word.coded() ? 1 : 0) != 0)
+            write_records(record(first), plane.plane_lines, word.planes(), count, split);
     }
     template <typename Split>
     __device__ void put_part(std::uint32_t channel, std::uint32_t part, BatchWord word, Split split) const {
@@ -108,7 +109,7 @@ __device__ std::int16_t mean_of(std::int64_t sum, std::uint32_t count, unsigned 
 template <typename Value>
 __device__ std::int64_t sum_of_states(std::uint32_t count, float inverse_unit, Value value) {
     std::int32_t sum = 0;
-    for (std::uint32_t i = lane_id(); i < count; i += kLanes) sum += nearest_integer(value(i) * inverse_unit);
+    by_lanes(count, [&](std::uint32_t i) { sum += nearest_integer(value(i) * inverse_unit); });
     return sum_of_lanes(sum);
 }
 
@@ -126,12 +127,12 @@ struct Channel {
     // Part `part`, whose quantised values are q(i): its class, which the strip is coded with.
     template <typename Quantised>
     __device__ unsigned put_part(std::uint32_t part, Quantised q) const {
-        const std::uint32_t count = head.list.counts[part];
+        const std::uint32_t count = uniform(head.list.counts[part]);
         std::int64_t sum = 0;
-        for (std::uint32_t i = lane_id(); i < count; i += kLanes) {
+        by_lanes(count, [&](std::uint32_t i) {
             const std::int16_t v = q(i);
             sum += v < 0 ? -v : v;
-        }
+        });
         const unsigned spread_class =
             count == 0 ? 0 : class_for(tables, static_cast<std::uint64_t>(sum_of_lanes(sum)), count);
         const BatchWord word = BatchWord::of_class(spread_class);
@@ -179,7 +180,7 @@ __device__ void quantise_channel(const Channel& c, Value value) {
 
 template <typename Value>
 __device__ void put_quantised(const Channel& c, Value value) {
-    if (c.head.plane.anchor_group != 0) {
+    if (uniform(c.head.plane.anchor_group) != 0) {
         quantise_anchored(c, value);
     } else {
         quantise_channel(c, value);
@@ -424,7 +425,7 @@ __device__ KVCAST_APART void prepare_channel(Memory memory, const HeadStrips& st
                                              std::uint32_t head, std::uint32_t index, std::uint32_t* counts) {
     const EncodePlaneTask& p = strips.plane;
     const TileChannel c = tile_channel(index, r);
-    if (choice.quantised != 0) {
+    if (uniform(choice.quantised) != 0) {
         put_quantised(Channel(strips, choice, tables, c.channel), TileValues(memory, p, r, head, c));
     } else {
         model_channel(strips, tables, c.channel, tile_row(memory, p, head, c.channel), counts);

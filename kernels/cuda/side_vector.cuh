@@ -35,17 +35,17 @@ template <typename Value>
 __device__ std::int32_t reference_of(std::uint32_t count, Value value) {
     if (count == 0) return 0;
     std::uint32_t least = 0xffffu, most = 0;  // plus 2^15
-    for (std::uint32_t i = lane_id(); i < count; i += kLanes) {
+    by_lanes(count, [&](std::uint32_t i) {
         const auto v = static_cast<std::uint32_t>(value(i) + 32768);
         least = v < least ? v : least;
         most = v > most ? v : most;
-    }
+    });
     auto low = static_cast<std::int32_t>(__reduce_min_sync(kFullWarp, least)) - 32768;
     auto high = static_cast<std::int32_t>(__reduce_max_sync(kFullWarp, most)) - 32768;
     while (low < high) {
         const std::int32_t middle = (low + high) >> 1;
         unsigned below = 0;
-        for (std::uint32_t i = lane_id(); i < count; i += kLanes) below += value(i) <= middle ? 1 : 0;
+        by_lanes(count, [&](std::uint32_t i) { below += value(i) <= middle ? 1 : 0; });
         if (__reduce_add_sync(kFullWarp, below) > count / 2) {
             high = middle;
         } else {
@@ -60,11 +60,12 @@ template <typename Value>
 __device__ unsigned cheapest_class(const CoderTables& tables, std::uint32_t count, Value value,
                                    std::int32_t reference) {
     bool equal = true;
-    for (std::uint32_t i = lane_id(); i < count; i += kLanes) equal = equal && value(i) == reference;
+    by_lanes(count, [&](std::uint32_t i) { equal = equal && value(i) == reference; });
     if (__all_sync(kFullWarp, equal) != 0) return 0;
     std::uint32_t cost = 0;  // of up to 2^16 values at up to 2^14 each
-    for (std::uint32_t at = 0; at < count; at += kLanes) {
-        const std::uint32_t n = count - at < kLanes ? count - at : kLanes;
+    const std::uint32_t end = uniform(count);
+    for (std::uint32_t at = 0; at < end; at += kLanes) {
+        const std::uint32_t n = end - at < kLanes ? end - at : kLanes;
         const std::int32_t own = lane_id() < n ? value(at + lane_id()) - reference : 0;
         KVCAST_UNROLL(8)
         for (std::uint32_t i = 0; i < n; ++i) {
@@ -166,8 +167,9 @@ class ShortVector {
 // The reference and the class with which value(i) costs least.
 template <typename Value>
 __device__ SideVector side_vector(const CoderTables& tables, std::uint32_t count, Value value) {
-    const std::int32_t reference = reference_of(count, value);
-    return {reference, cheapest_class(tables, count, value, reference)};
+    const std::uint32_t all = uniform(count);
+    const std::int32_t reference = reference_of(all, value);
+    return {reference, cheapest_class(tables, all, value, reference)};
 }
 
 }  // namespace kvcast::kernels::cuda

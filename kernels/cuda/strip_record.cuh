@@ -123,9 +123,10 @@ __device__ __forceinline__ void write_record(std::uint32_t* record, std::uint32_
 template <typename Split>
 __device__ void write_records(std::uint32_t* records, std::uint32_t plane_lines, std::uint32_t planes,
                               std::uint32_t count, Split split) {
-    for (std::uint32_t at = 0; at < count; at += kBatchValues, records += record_words(plane_lines)) {
-        const std::uint32_t n = count - at < kBatchValues ? count - at : kBatchValues;
-        write_record(records, plane_lines, planes, n, [&](std::uint32_t i) { return split(at + i); });
+    const std::uint32_t end = uniform(count), all_planes = uniform(planes);
+    for (std::uint32_t at = 0; at < end; at += kBatchValues, records += record_words(plane_lines)) {
+        const std::uint32_t n = end - at < kBatchValues ? end - at : kBatchValues;
+        write_record(records, plane_lines, all_planes, n, [&](std::uint32_t i) { return split(at + i); });
     }
 }
 
