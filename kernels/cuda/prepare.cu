@@ -379,15 +379,13 @@ __device__ KVCAST_APART void model_run(Memory memory, const EncodePlaneTask& p, 
     const DuoSource source(memory, p, nullptr, {{duo.channel[0], duo.channel[1]}, duo.count, kNone});
     const ShortModeller model(tables, counts);
     const std::uint32_t end = uniform(run.end_head), count = uniform(duo.count);
-    std::uint32_t head = uniform(run.first_head);
-    DuoSource::Stored next = source.stored(head);
     KVCAST_UNROLL(1)
-    for (; head < end; ++head) {
-        const DuoSource::Stored now = next;
-        if (head + 1 < end) next = source.stored(head + 1);
+    for (std::uint32_t head = uniform(run.first_head); head < end; ++head) {
+        const DuoSource::Stored stored = source.stored(head);
         KVCAST_UNROLL(1)
         for (std::uint32_t c = 0; c < count; ++c)
-            model_short_channel<kMost>(strips, model, head, duo.channel[c], c == 0 ? now.of[0] : now.of[1]);
+            model_short_channel<kMost>(strips, model, head, duo.channel[c],
+                                       c == 0 ? stored.of[0] : stored.of[1]);
     }
 }
 
