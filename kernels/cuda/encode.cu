@@ -45,10 +45,8 @@ class BatchCursor {
         return b;
     }
 
-    // Looks at the symbols of a batch that was taken a while ago, and asks for its escapes.
-    __device__ __forceinline__ void look_at(Batch& b) const {
-        const std::uint32_t own = escaped_groups(b.symbols);
-        b.escaped = __reduce_or_sync(kFullWarp, own);
+    // Asks for escapes of a batch that was taken a while ago; `own` are the lane's escaped_groups().
+    __device__ __forceinline__ void expect_escapes(const Batch& b, std::uint32_t own) const {
         if (b.escaped == 0) return;
         const auto last = (31 - static_cast<std::uint32_t>(__clz(static_cast<int>(own)))) / 4;
         expect_where(own != 0, escapes_ + (2 * b.record + last * kLanes + lane_id()));
@@ -117,11 +115,13 @@ __device__ __forceinline__ void write_head(WarpWriter& out, Memory memory, const
     BatchCursor cursor(memory, p, quantised, head, raw);
     std::uint32_t left = cursor.left();
     Batch now = cursor.take(), next = cursor.take();
-    cursor.look_at(now);
+    now.escaped = __reduce_or_sync(kFullWarp, escaped_groups(now.symbols));
     KVCAST_UNROLL(1)
     for (; left != 0; --left) {
+        const std::uint32_t escaped = escaped_groups(next.symbols);
+        next.escaped = __reduce_or_sync(kFullWarp, escaped);
         const Batch third = cursor.take();
-        cursor.look_at(next);
+        cursor.expect_escapes(next, escaped);
         wait_copies<kBatchesAhead - 1>();
         __syncwarp();  // what other lanes have copied
         out.batch(now, cursor.escapes());
