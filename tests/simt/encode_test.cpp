@@ -174,7 +174,8 @@ class LongEncoding : public testing::TestWithParam<Case> {};
 
 TEST_P(LongEncoding, WritesWhatTheCpuWrites) {
     const Case& c = GetParam();
-    expect_bytes(c, encode(make_cache(c), c), false);
+    const auto expected = encode(make_cache(c), c);
+    for (const bool paged : {false, true}) expect_bytes(c, expected, paged);
 }
 
 std::vector<Case> long_cases() {
