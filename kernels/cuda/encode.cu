@@ -23,10 +23,10 @@ class BatchCursor {
         : left_(uniform(strip_list(p, quantised).batches())),
           lasts_(lasts_of_kinds(strip_list(p, quantised))),
           record_words_(uniform(record_words(p.plane_lines))),
-          record_(left_ * record_words_),
           words_(fixed(reinterpret_cast<const std::uint32_t*>(memory.workspace + p.words) +
                        std::uint64_t{head} * p.head_batches)),
           raw_(shared_offset(raw)),
+          own_raw_(raw_ + lane_id() * kPieceWords * 4),
           word_(word_below()) {
         const auto* records = reinterpret_cast<const std::uint32_t*>(memory.workspace + p.records) +
                               std::uint64_t{head} * p.head_batches * record_words_;
@@ -37,12 +37,21 @@ class BatchCursor {
 
     __device__ __forceinline__ std::uint32_t left() const { return left_; }
 
-    // The batch before the one that was taken last, or nothing where none is left.
+    // The batch before the one that was taken last; where there is none, the first one again.
     __device__ __forceinline__ Batch take() {
-        Batch b = {};
-        if (left_ != 0) b = taken();
+        left_ = before(left_);
+        const std::uint32_t record = left_ * record_words_;
+        slot_ = slot_ == 0 ? (kBatchesAhead - 1) * kSlotBytes : slot_ - kSlotBytes;
+        const auto word = BatchWord::from_bits(uniform(word_));
+        word_ = word_below();
+        copy_raw_words(record, word.planes() * kBatchGroups / kPieceWords);
         commit_copies();
-        return b;
+        return {.word = word,
+                .last = lasts_ >> 8 * word.kind() & 255u,
+                .record = record,
+                .symbols = word.coded() ? __ldg(symbols_ + record) : 0,
+                .escaped = 0,
+                .raw = raw_ + slot_};
     }
 
     // Asks for escapes of a batch that was taken a while ago; `own` are the lane's escaped_groups().
@@ -66,46 +75,34 @@ class BatchCursor {
         return uniform(lasts);
     }
 
-    __device__ __forceinline__ Batch taken() {
-        --left_;
-        record_ -= record_words_;
-        slot_ = slot_ == 0 ? (kBatchesAhead - 1) * kSlotBytes : slot_ - kSlotBytes;
-        const auto word = BatchWord::from_bits(uniform(word_));
-        word_ = word_below();
-        const std::uint32_t raw = raw_ + slot_;
-        copy_raw_words(raw, word.planes() * kBatchGroups / kPieceWords);
-        return {.word = word,
-                .last = lasts_ >> 8 * word.kind() & 255u,
-                .record = record_,
-                .symbols = word.coded() ? __ldg(symbols_ + record_) : 0,
-                .escaped = 0,
-                .raw = raw};
+    __device__ static std::uint32_t before(std::uint32_t batch) {
+        const auto one_less = static_cast<std::int32_t>(batch) - 1;
+        return static_cast<std::uint32_t>(one_less < 0 ? 0 : one_less);
     }
 
-    // Raw words of the record, in pieces of 16 bytes, a piece or two a lane.
-    __device__ __forceinline__ void copy_raw_words(std::uint32_t raw, std::uint32_t pieces) const {
+    // Raw words of the record, in pieces of 16 bytes, a piece a lane; two where there are more than 16
+    // planes.
+    __device__ __forceinline__ void copy_raw_words(std::uint32_t record, std::uint32_t pieces) const {
+        const std::uint32_t to = own_raw_ + slot_;
+        const std::uint32_t* from = pieces_ + record;
+        copy_where(lane_id() < pieces, to, from);
         KVCAST_UNROLL(1)
-        for (std::uint32_t first = 0; first < pieces; first += kLanes) {
-            const std::uint32_t words = first * kPieceWords;
-            if (first + lane_id() < pieces)
-                copy_later(raw + 4 * (words + lane_id() * kPieceWords), pieces_ + (record_ + words));
-        }
+        for (std::uint32_t first = kLanes; first < pieces; first += kLanes)
+            copy_where(first + lane_id() < pieces, to + first * kPieceWords * 4, from + first * kPieceWords);
     }
 
-    // The word of the batch before left_, if there is one, on its way.
-    __device__ __forceinline__ std::uint32_t word_below() const {
-        return left_ == 0 ? 0 : __ldg(words_ + (left_ - 1));
-    }
+    // The word of the batch before left_, on its way.
+    __device__ __forceinline__ std::uint32_t word_below() const { return __ldg(words_ + before(left_)); }
 
     std::uint32_t left_;
     const std::uint32_t lasts_;
     const std::uint32_t record_words_;
-    std::uint32_t record_;  // of the batch that was taken last
     const std::uint32_t* const words_;
     const std::uint32_t* symbols_;  // this lane's, of record 0
     const std::uint32_t* pieces_;   // the lane's first piece of the raw words of record 0
     const std::int16_t* escapes_;   // of record 0
     const std::uint32_t raw_;       // in shared memory
+    const std::uint32_t own_raw_;   // the lane's first piece there
     std::uint32_t slot_ = 0;        // bytes from there, of the batch that was taken last
     std::uint32_t word_;            // of the batch that is taken next
 };
@@ -114,6 +111,7 @@ __device__ __forceinline__ void write_head(WarpWriter& out, Memory memory, const
                                            bool quantised, std::uint32_t head, RawWords& raw) {
     BatchCursor cursor(memory, p, quantised, head, raw);
     std::uint32_t left = cursor.left();
+    if (left == 0) return;
     Batch now = cursor.take(), next = cursor.take();
     now.escaped = __reduce_or_sync(kFullWarp, escaped_groups(now.symbols));
     KVCAST_UNROLL(1)
@@ -129,6 +127,7 @@ __device__ __forceinline__ void write_head(WarpWriter& out, Memory memory, const
         now = next;
         next = third;
     }
+    wait_copies<0>();  // before others come to the same places
 }
 
 __global__ void __launch_bounds__(kEncodeWarps* kLanes, kEncodeBlocks)

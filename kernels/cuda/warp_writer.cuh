@@ -151,10 +151,13 @@ class WarpWriter {
 
     // Of a usual batch the last group has more than 16 values, so that its planes are those of a whole one.
     __device__ __forceinline__ void coded_batch(const Batch& b, const std::int16_t* escapes) {
-        Walk w = walk(b.word.table(), b.symbols << 4 * (kBatchGroups - b.groups()));
         if (b.last < kBatchValues - kLanes / 2 || b.word.planes() > kMostWholePlanes) {
+            Walk w = walk(b.word.table(), b.symbols << 4 * (kBatchGroups - b.groups()));
             any_groups(w, b, escapes);
-        } else if (b.escaped != 0) {
+            return;
+        }
+        Walk w = walk(b.word.table(), b.symbols);
+        if (b.escaped != 0) {
             usual_groups<true, true>(w, b, escapes);
         } else if (b.word.planes() != 0) {
             usual_groups<true, false>(w, b, escapes);
