@@ -33,7 +33,7 @@ cudaError_t encode_planes(const Batch& b) {
     const auto* planes = b.at<cuda::EncodePlaneTask>(l.planes);
     auto* choices = reinterpret_cast<cuda::PlaneChoice*>(b.report);
     std::uint32_t* block_bytes = b.numbers(l.block_bytes);
-    const cuda::Extents extents = {l.plane_count, l.tiles, l.heads, l.duo_runs, l.rows};
+    const cuda::Extents extents = {l.plane_count, l.tiles, l.bands, l.heads, l.duo_runs, l.rows};
     cudaError_t e = cuda::launch_analysis(b.memory, planes, extents, b.at<cuda::RotationTask>(l.rotations),
                                           choices, b.stream);
     if (e != cudaSuccess) return e;

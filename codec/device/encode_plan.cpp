@@ -43,6 +43,18 @@ std::uint64_t slots_bytes(const ChunkHeader& h) {
     return bytes * h.layout.layers;
 }
 
+// Whether a plane's rows are pieces of 16 bytes, of which those of the first half are turned with those of
+// the second, or none at all.
+bool is_banded(const cuda::EncodePlaneTask& p, const cuda::RotationTask* r) {
+    constexpr std::uint64_t piece = cuda::kPieceChannels * sizeof(std::uint16_t);
+    const std::uint64_t addresses = reinterpret_cast<std::uintptr_t>(p.in.rows) | p.in.row_bytes |
+                                    p.in.head_bytes | (p.in.pages == nullptr ? 0 : p.in.page_bytes);
+    const bool in_halves = r == nullptr || (r->pair_step == 1 && r->first_channel == 0 &&
+                                            r->pairs == p.channels / 2 && r->partner == r->pairs);
+    return cuda::is_short(p) && p.body_tokens != 0 && p.channels % (2 * cuda::kPieceChannels) == 0 &&
+           addresses % piece == 0 && in_halves;
+}
+
 }  // namespace
 
 class EncodePlan::Builder {
@@ -71,7 +83,7 @@ class EncodePlan::Builder {
     Result<EncodePlan> finish() {
         const std::uint64_t packed = std::uint64_t{packs_.size()} * most_blocks_;
         const std::uint64_t vectors = heads_ * cuda::kMostVectors;
-        if (std::max({tiles_, vectors, duo_runs_ + rows_, packed, std::uint64_t{blocks_.size()}}) >
+        if (std::max({tiles_, bands_, vectors, duo_runs_ + rows_, packed, std::uint64_t{blocks_.size()}}) >
             kMostTiles)
             return Status(ErrorCode::kLimitExceeded, "a batch beyond 2^31 tiles, channels or blocks");
         std::vector<std::byte>& image = plan_.image_;
@@ -82,6 +94,7 @@ class EncodePlan::Builder {
         l.planes = append<cuda::EncodePlaneTask>(image, planes_);
         l.plane_count = u32(planes_.size());
         l.tiles = u32(tiles_);
+        l.bands = u32(bands_);
         l.heads = u32(heads_);
         l.duo_runs = u32(duo_runs_);
         l.rows = u32(rows_);
@@ -117,16 +130,14 @@ class EncodePlan::Builder {
     void add_plane(const ChunkToEncode& c, const ChunkHeader& h, std::size_t layer, std::size_t plane) {
         const PlaneShape& shape = h.layout.planes[plane];
         const std::size_t index = layer * h.layout.planes.size() + plane;
-        const std::size_t exact = h.delta.exact_rows, body = h.tokens - exact, width = shape.width();
+        const std::size_t exact = h.delta.exact_rows, body = h.tokens - exact;
         const bool lossless = h.profile == Profile::kLossless;
         const bool anchored = h.delta.predictor == Predictor::kAnchor;
         const double multiplier = options_.layer_steps.empty() ? 1 : options_.layer_steps[index];
         cuda::EncodePlaneTask task = {};
         task.in = rows_at(c.planes[index], shape.head_dim, h.layout.dtype);
         task.relative_step = lossless ? 0 : kDeltaSteps[h.level - 1] * multiplier;
-        task.tile_stride = u32(round_up(body, kTileSector / kernels::dtype_bytes(h.layout.dtype)));
-        task.tile = workspace_.take(width * task.tile_stride * kernels::dtype_bytes(h.layout.dtype));
-        task.moments = workspace_.take(width * sizeof(kernels::Moments));
+        task.moments = workspace_.take(shape.width() * sizeof(kernels::Moments));
         task.largest = workspace_.take(sizeof(std::uint32_t));
         task.heads = u32(shape.heads);
         task.channels = u32(shape.head_dim);
@@ -137,19 +148,34 @@ class EncodePlan::Builder {
         task.least_guard_bits = least_guard_bits(h.delta);
         task.rotation = plane == 0 ? rotation_ : cuda::kNone;
         task.first_tile = u32(tiles_);
+        task.first_band = u32(bands_);
         task.first_head = u32(heads_);
         task.first_duo = u32(duo_runs_);
         task.first_row = u32(rows_);
         task.source = h.layout.dtype;
         task.lossless = lossless;
-        const std::uint32_t pairs = task.rotation == cuda::kNone ? 0 : rotations_[task.rotation].pairs;
-        tiles_ += std::uint64_t{cuda::div_up(cuda::slots_of(task.channels, pairs), cuda::kStoreSlots)} *
-                  cuda::div_up(task.body_tokens, cuda::kLoadTokens);
+        add_tile(task);
         add_strips(task);
         heads_ += shape.heads;
         duo_runs_ += cuda::duo_runs_of(task);
         rows_ += shape.heads * exact;
         planes_.push_back(task);
+    }
+
+    void add_tile(cuda::EncodePlaneTask& task) {
+        const std::size_t bytes = kernels::dtype_bytes(task.source);
+        task.tile_stride = u32(round_up(cuda::tile_tokens(task), kTileSector / bytes));
+        task.tile = workspace_.take(std::uint64_t{task.heads} * task.channels * task.tile_stride * bytes);
+        const auto* rotation = task.rotation == cuda::kNone ? nullptr : &rotations_[task.rotation];
+        task.banded = is_banded(task, rotation);
+        if (task.banded) {
+            bands_ += std::uint64_t{cuda::bands_of(task)} * task.heads;
+        } else {
+            const std::uint32_t slots =
+                cuda::slots_of(task.channels, rotation == nullptr ? 0 : rotation->pairs);
+            tiles_ += std::uint64_t{cuda::div_up(slots, cuda::kStoreSlots)} *
+                      cuda::div_up(cuda::tile_tokens(task), cuda::kLoadTokens);
+        }
     }
 
     // Room for the strips of a plane, whether or not it is quantised after all.
@@ -177,6 +203,7 @@ class EncodePlan::Builder {
     std::vector<cuda::PackTask> packs_;
     Workspace workspace_;
     std::uint64_t tiles_ = 0;
+    std::uint64_t bands_ = 0;
     std::uint64_t heads_ = 0;
     std::uint64_t duo_runs_ = 0;
     std::uint64_t rows_ = 0;

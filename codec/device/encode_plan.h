@@ -70,6 +70,7 @@ class EncodePlan {
         std::size_t planes = 0;
         std::uint32_t plane_count = 0;
         std::uint32_t tiles = 0;
+        std::uint32_t bands = 0;
         std::uint32_t heads = 0;
         std::uint32_t duo_runs = 0;
         std::uint32_t rows = 0;

@@ -3,6 +3,7 @@
 // operation (no contraction), sums are integers, and the few sums of doubles go in the CPU's order.
 #include "kernels/cuda/compiler.cuh"
 #include "kernels/cuda/encode_launch.h"
+#include "kernels/cuda/load_bands.cuh"
 #include "kernels/cuda/moments.cuh"
 #include "kernels/cuda/platform.cuh"
 #include "kernels/cuda/rows.cuh"
@@ -102,9 +103,9 @@ class TileElements {
             const std::uint32_t own = at.first_slot + k * kTileWarps + threadIdx.x / kLanes;
             out_[k] = nullptr;
             pair_[k] = false;
-            if (own >= at.slots || token >= p.body_tokens) continue;
+            if (own >= at.slots || token >= tile_tokens(p)) continue;
             const Slot slot = slot_of(own, r);
-            out_[k] = tile_row(memory, p, 0, slot.first) + token * dtype_bytes(kType);
+            out_[k] = tile_row(memory, p, 0, slot.first) + tile_place(p, token) * dtype_bytes(kType);
             pair_[k] = slot.pair;
             if (slot.pair) angle_[k] = angles[std::uint64_t{own} * r->columns + p.exact_rows + token];
         }
@@ -156,7 +157,7 @@ constexpr std::uint32_t kPairRounds = kLoadTokens / 2 / (2 * kTileWarps);
 // Two by two, slots lie next to each other, at addresses that are multiples of 4.
 template <Dtype kType>
 __device__ bool has_paired_slots(const EncodePlaneTask& p, const RotationTask* r) {
-    if (dtype_bytes(kType) != 2 || p.channels % 2 != 0) return false;
+    if (dtype_bytes(kType) != 2 || p.channels % 2 != 0 || is_short(p)) return false;
     const std::uint64_t addresses = reinterpret_cast<std::uintptr_t>(p.in.rows) | p.in.row_bytes |
                                     p.in.head_bytes | (p.in.pages == nullptr ? 0 : p.in.page_bytes);
     if (addresses % 4 != 0) return false;
@@ -349,6 +350,19 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
     }
 }
 
+// The same of planes that have bands.
+__global__ void __launch_bounds__(kBandThreads, kBandBlocks)
+    load_bands(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
+               const RotationTask* rotations) {
+    const EncodePlaneTask& p = planes[task_of_warp<&EncodePlaneTask::first_band>(planes, count, blockIdx.x)];
+    const std::uint32_t index = blockIdx.x - p.first_band;
+    auto* const of_plane = reinterpret_cast<std::uint32_t*>(memory.workspace + p.largest);
+    const Band band(memory, p, p.rotation == kNone ? nullptr : rotations + p.rotation, index);
+    band.load(p.in, p.exact_rows, index / bands_of(p));
+    const std::uint32_t largest = __reduce_max_sync(kFullWarp, band.store());
+    if (lane_id() == 0) atomicMax(of_plane, largest);
+}
+
 __global__ void clear_largest(Memory memory, const EncodePlaneTask* planes, std::uint32_t count) {
     const std::uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < count) *reinterpret_cast<std::uint32_t*>(memory.workspace + planes[i].largest) = 0;
@@ -381,36 +395,47 @@ __device__ KVCAST_APART Moments moments_of_channel(Memory memory, const EncodePl
     return moments_of(p.body_tokens, scale, TileValues(memory, p, r, head, tile_channel(index, r)));
 }
 
-// One warp per run of duos.
+__device__ __forceinline__ void take_short_moments(Memory memory, const EncodePlaneTask& p,
+                                                   const RotationTask* r, const DuoRun& run, float scale) {
+    const Duo duo = duo_of(p, r, run.index);
+    const DuoSource source(memory, p, r, duo);
+    // Both are powers of two: where a product of one of them is not exact, that of both is far below 1.
+    if (source.turned()) scale *= 1 / DuoSource::kTurnedUnit;
+    auto* out = reinterpret_cast<Moments*>(memory.workspace + p.moments);
+    const std::uint32_t channels = p.channels, end = uniform(run.end_head);
+    std::uint32_t head = uniform(run.first_head);
+    DuoSource::Stored next = source.stored(head);
+    KVCAST_UNROLL(1)
+    for (; head < end; ++head) {
+        const auto values = source.long_values(next);
+        if (head + 1 < end) next = source.stored(head + 1);
+        const Moments m[2] = {moments_of_short(values.of[0], scale), moments_of_short(values.of[1], scale)};
+        Moments* of_head = out + std::uint64_t{head} * channels;
+        if (lane_id() == 0) of_head[duo.channel[0]] = m[0];
+        if (lane_id() == 0 && duo.count == 2) of_head[duo.channel[1]] = m[1];
+    }
+}
+
+// One warp per run of duos, the last one first: what has been written last is still in the cache.
 __global__ void take_moments(Memory memory, const EncodePlaneTask* planes, std::uint32_t count,
                              std::uint32_t runs, const RotationTask* rotations) {
-    const std::uint32_t item = blockIdx.x * kWarps + threadIdx.x / kLanes;
-    if (item >= runs) return;
+    const std::uint32_t before = blockIdx.x * kWarps + warp_id();
+    if (before >= runs) return;
+    const std::uint32_t item = runs - 1 - before;
     const EncodePlaneTask& p = planes[task_of_warp<&EncodePlaneTask::first_duo>(planes, count, item)];
     const float scale = moment_scale(*reinterpret_cast<const std::uint32_t*>(memory.workspace + p.largest));
     if (p.lossless || scale == 0) return;
     const RotationTask* r = p.rotation == kNone ? nullptr : rotations + p.rotation;
     const DuoRun run(p, item - p.first_duo);
-    auto* moments = reinterpret_cast<Moments*>(memory.workspace + p.moments);
-    const std::uint32_t channels = p.channels;
-    if (is_short(p)) {
-        const Duo duo = duo_of(p, r, run.index);
-        const DuoSource source(memory, p, r, duo);
-        KVCAST_UNROLL(1)
-        for (std::uint32_t head = run.first_head; head < run.end_head; ++head) {
-            const DuoSource::Values values = source.values(head);
-            const Moments m[2] = {moments_of_short(values.of[0], scale),
-                                  moments_of_short(values.of[1], scale)};
-            Moments* out = moments + std::uint64_t{head} * channels;
-            if (lane_id() == 0) out[duo.channel[0]] = m[0];
-            if (lane_id() == 0 && duo.count == 2) out[duo.channel[1]] = m[1];
-        }
+    if (uniform(is_short(p) ? 1 : 0) != 0) {
+        take_short_moments(memory, p, r, run, scale);
         return;
     }
+    auto* moments = reinterpret_cast<Moments*>(memory.workspace + p.moments);
     for (std::uint32_t head = run.first_head; head < run.end_head; ++head) {
-        for (std::uint32_t i = 2 * run.index; i < 2 * run.index + 2 && i < channels; ++i) {
+        for (std::uint32_t i = 2 * run.index; i < 2 * run.index + 2 && i < p.channels; ++i) {
             const Moments m = moments_of_channel(memory, p, r, head, i, scale);
-            if (lane_id() == 0) moments[std::uint64_t{head} * channels + tile_channel(i, r).channel] = m;
+            if (lane_id() == 0) moments[std::uint64_t{head} * p.channels + tile_channel(i, r).channel] = m;
         }
     }
 }
@@ -469,10 +494,13 @@ __global__ void choose_scales(Memory memory, const EncodePlaneTask* planes, Plan
 cudaError_t launch_analysis(Memory memory, const EncodePlaneTask* planes, Extents n,
                             const RotationTask* rotations, PlaneChoice* choices, cudaStream_t stream) {
     const Shape per_plane = {div_up(n.planes, kThreads), kThreads}, per_tile = {n.tiles, kTileThreads};
+    const Shape per_band = {n.bands, kBandThreads, Band::kSharedBytes};
     const Shape per_run = {div_up(n.duo_runs, kWarps), kThreads};
     cudaError_t e = launch(clear_largest, per_plane, stream, memory, planes, n.planes);
     if (e != cudaSuccess) return e;
     e = launch(load_tiles, per_tile, stream, memory, planes, n.planes, rotations);
+    if (e != cudaSuccess) return e;
+    e = launch(load_bands, per_band, stream, memory, planes, n.planes, rotations);
     if (e != cudaSuccess) return e;
     e = launch(take_moments, per_run, stream, memory, planes, n.planes, n.duo_runs, rotations);
     if (e != cudaSuccess) return e;

@@ -1,5 +1,6 @@
 // Entropy coding of prepared strips: one warp per block, backwards, then packing.
 #include "kernels/cuda/encode_launch.h"
+#include "kernels/cuda/global_memory.cuh"
 #include "kernels/cuda/platform.cuh"
 #include "kernels/cuda/warp_writer.cuh"
 
@@ -14,111 +15,119 @@ static_assert(sizeof(WriterShared<kEncodeWarps>) <= 48 * 1024);
 constexpr std::uint32_t kPackThreads = 256;
 
 // The batches of a head from its last to its first. What a batch needs is loaded when it is taken, well
-// before its turn.
+// before its turn, and its word, which says what that is, one batch earlier.
 class BatchCursor {
   public:
     __device__ BatchCursor(Memory memory, const EncodePlaneTask& p, bool quantised, std::uint32_t head,
                            const RawWords& raw)
-        : left_(strip_list(p, quantised).batches()),
-          batches_(left_),
-          counts_(counts_of_kinds(strip_list(p, quantised))),
-          words_(reinterpret_cast<const std::uint32_t*>(memory.workspace + p.words) +
-                 std::uint64_t{head} * p.head_batches),
-          record_words_(record_words(p.plane_lines)),
-          record_(left_ * record_words_),
-          records_(reinterpret_cast<const std::uint32_t*>(memory.workspace + p.records) +
-                   std::uint64_t{head} * p.head_batches * record_words_),
-          symbols_(records_ + lane_id()),
-          pieces_(records_ + kLanes + lane_id() * kPieceWords),
-          own_(line_of_words(left_ / kLanes)),
-          below_(line_of_words(left_ / kLanes - 1)),
-          raw_(shared_offset(raw)) {}
-
-    // The batch before the one that was taken last; an empty one where there is none.
-    __device__ Batch take() {
-        Batch b = {};
-        if (left_ > 0) b = taken();
-        commit_copies();
-        return b;
+        : left_(uniform(strip_list(p, quantised).batches())),
+          lasts_(lasts_of_kinds(strip_list(p, quantised))),
+          record_words_(uniform(record_words(p.plane_lines))),
+          words_(fixed(reinterpret_cast<const std::uint32_t*>(memory.workspace + p.words) +
+                       std::uint64_t{head} * p.head_batches)),
+          raw_(shared_offset(raw)),
+          own_raw_(raw_ + lane_id() * kPieceWords * 4),
+          word_(word_below()) {
+        const auto* records = reinterpret_cast<const std::uint32_t*>(memory.workspace + p.records) +
+                              std::uint64_t{head} * p.head_batches * record_words_;
+        symbols_ = fixed(records + lane_id());
+        pieces_ = fixed(records + kLanes + lane_id() * kPieceWords);
+        escapes_ = fixed(reinterpret_cast<const std::int16_t*>(records + (1 + p.plane_lines) * kLanes));
     }
 
-    // Batch::record counts from here.
-    __device__ const std::uint32_t* records() const { return records_; }
+    __device__ __forceinline__ std::uint32_t left() const { return left_; }
+
+    // The batch before the one that was taken last; where there is none, the first one again.
+    __device__ __forceinline__ Batch take() {
+        left_ = before(left_);
+        const std::uint32_t record = left_ * record_words_;
+        slot_ = slot_ == 0 ? (kBatchesAhead - 1) * kSlotBytes : slot_ - kSlotBytes;
+        const auto word = BatchWord::from_bits(uniform(word_));
+        word_ = word_below();
+        copy_raw_words(record, word.planes() * kBatchGroups / kPieceWords);
+        commit_copies();
+        return {.word = word,
+                .last = lasts_ >> 8 * word.kind() & 255u,
+                .record = record,
+                .symbols = word.coded() ? __ldg(symbols_ + record) : 0,
+                .escaped = 0,
+                .raw = raw_ + slot_};
+    }
+
+    // Asks for escapes of a batch that was taken a while ago; `own` are the lane's escaped_groups().
+    __device__ __forceinline__ void expect_escapes(const Batch& b, std::uint32_t own) const {
+        if (b.escaped == 0) return;
+        const auto last = (31 - static_cast<std::uint32_t>(__clz(static_cast<int>(own)))) / 4;
+        expect_where(own != 0, escapes_ + (2 * b.record + last * kLanes + lane_id()));
+    }
+
+    // Those of record 0.
+    __device__ __forceinline__ const std::int16_t* escapes() const { return escapes_; }
 
   private:
     static constexpr std::uint32_t kPieceWords = 4;
-
-    // StripList::count_of() less 1 of each kind, a byte each.
-    __device__ static std::uint32_t counts_of_kinds(const StripList& list) {
-        std::uint32_t counts = 0;
-        for (std::uint32_t kind = 0; kind < 4; ++kind) counts |= (list.count_of(kind) - 1) << 8 * kind;
-        return counts;
-    }
-
-    __device__ Batch taken() {
-        Batch b = {};
-        if (left_ % kLanes == 0) {
-            own_ = below_;
-            below_ = line_of_words(left_ / kLanes - 2);
-        }
-        --left_;
-        record_ -= record_words_;
-        slot_ = slot_ == 0 ? (kBatchesAhead - 1) * kSlotBytes : slot_ - kSlotBytes;
-        b.word = BatchWord::from_bits(__shfl_sync(kFullWarp, own_, static_cast<int>(left_ % kLanes)));
-        b.count = (counts_ >> 8 * b.word.kind() & 255u) + 1;
-        b.record = record_;
-        if (b.word.coded()) b.symbols = symbols_[record_];
-        b.raw = raw_ + slot_;
-        copy_raw_words(b.raw, b.word.planes() * kBatchGroups / kPieceWords);
-        return b;
-    }
-
-    // Raw words of the record, in pieces of 16 bytes, a piece or two a lane.
-    __device__ void copy_raw_words(std::uint32_t raw, std::uint32_t pieces) const {
-        const std::uint32_t to = raw + lane_id() * kPieceWords * 4;
-        if (lane_id() < pieces) copy_later(to, pieces_ + record_);
-        if (lane_id() + kLanes < pieces)
-            copy_later(to + kLanes * kPieceWords * 4, pieces_ + record_ + kLanes * kPieceWords);
-    }
-
-    // Words of 32 batches, one a lane; zeros where there are none.
-    __device__ std::uint32_t line_of_words(std::uint32_t line) const {
-        const std::uint32_t batch = line * kLanes + lane_id();
-        return batch < batches_ ? words_[batch] : 0;
-    }
-
     static constexpr std::uint32_t kSlotBytes = sizeof(RawWords) / kBatchesAhead;
 
+    // StripList::count_of() less 1 of each kind, a byte each.
+    __device__ static std::uint32_t lasts_of_kinds(const StripList& list) {
+        std::uint32_t lasts = 0;
+        for (std::uint32_t kind = 0; kind < 4; ++kind) lasts |= (list.count_of(kind) - 1) << 8 * kind;
+        return uniform(lasts);
+    }
+
+    __device__ static std::uint32_t before(std::uint32_t batch) {
+        const auto one_less = static_cast<std::int32_t>(batch) - 1;
+        return static_cast<std::uint32_t>(one_less < 0 ? 0 : one_less);
+    }
+
+    // Raw words of the record, in pieces of 16 bytes, a piece a lane; two where there are more than 16
+    // planes.
+    __device__ __forceinline__ void copy_raw_words(std::uint32_t record, std::uint32_t pieces) const {
+        const std::uint32_t to = own_raw_ + slot_;
+        const std::uint32_t* from = pieces_ + record;
+        copy_where(lane_id() < pieces, to, from);
+        KVCAST_UNROLL(1)
+        for (std::uint32_t first = kLanes; first < pieces; first += kLanes)
+            copy_where(first + lane_id() < pieces, to + first * kPieceWords * 4, from + first * kPieceWords);
+    }
+
+    // The word of the batch before left_, on its way.
+    __device__ __forceinline__ std::uint32_t word_below() const { return __ldg(words_ + before(left_)); }
+
     std::uint32_t left_;
-    const std::uint32_t batches_;
-    const std::uint32_t counts_;
-    const std::uint32_t* const words_;
+    const std::uint32_t lasts_;
     const std::uint32_t record_words_;
-    std::uint32_t record_;  // of the batch that was taken last
-    const std::uint32_t* const records_;
-    const std::uint32_t* const symbols_;  // this lane's, of record 0
-    const std::uint32_t* const pieces_;   // the lane's first piece of the raw words of record 0
-    std::uint32_t own_;                   // this lane's word of the present line of 32 batches
-    std::uint32_t below_;                 // of the line before
-    const std::uint32_t raw_;             // in shared memory
-    std::uint32_t slot_ = 0;              // bytes from there, of the batch that was taken last
+    const std::uint32_t* const words_;
+    const std::uint32_t* symbols_;  // this lane's, of record 0
+    const std::uint32_t* pieces_;   // the lane's first piece of the raw words of record 0
+    const std::int16_t* escapes_;   // of record 0
+    const std::uint32_t raw_;       // in shared memory
+    const std::uint32_t own_raw_;   // the lane's first piece there
+    std::uint32_t slot_ = 0;        // bytes from there, of the batch that was taken last
+    std::uint32_t word_;            // of the batch that is taken next
 };
 
-__device__ void write_head(WarpWriter& out, Memory memory, const EncodePlaneTask& p, bool quantised,
-                           std::uint32_t head, RawWords& raw) {
+__device__ __forceinline__ void write_head(WarpWriter& out, Memory memory, const EncodePlaneTask& p,
+                                           bool quantised, std::uint32_t head, RawWords& raw) {
     BatchCursor cursor(memory, p, quantised, head, raw);
-    const auto* escapes =
-        reinterpret_cast<const std::int16_t*>(cursor.records() + (1 + p.plane_lines) * std::size_t{kLanes});
+    std::uint32_t left = cursor.left();
+    if (left == 0) return;
     Batch now = cursor.take(), next = cursor.take();
-    while (now.count != 0) {
+    now.escaped = __reduce_or_sync(kFullWarp, escaped_groups(now.symbols));
+    KVCAST_UNROLL(1)
+    for (; left != 0; --left) {
+        const std::uint32_t escaped = escaped_groups(next.symbols);
+        next.escaped = __reduce_or_sync(kFullWarp, escaped);
         const Batch third = cursor.take();
+        cursor.expect_escapes(next, escaped);
         wait_copies<kBatchesAhead - 1>();
         __syncwarp();  // what other lanes have copied
-        out.batch(now, escapes);
+        out.batch(now, cursor.escapes());
         __syncwarp();  // before it is overwritten
         now = next;
         next = third;
     }
+    wait_copies<0>();  // before others come to the same places
 }
 
 __global__ void __launch_bounds__(kEncodeWarps* kLanes, kEncodeBlocks)
@@ -128,15 +137,17 @@ __global__ void __launch_bounds__(kEncodeWarps* kLanes, kEncodeBlocks)
     using Shared = WriterShared<kEncodeWarps>;
     auto& shared = *dynamic_shared<Shared>();
     shared.load(tables->steps);
-    const std::uint32_t warp = threadIdx.x / kLanes, index = blockIdx.x * kEncodeWarps + warp;
+    const std::uint32_t warp = warp_id(), index = blockIdx.x * kEncodeWarps + warp;
     if (index >= count) return;
-    const EncodeBlockTask block = blocks[index];
+    const EncodeBlockTask& block = blocks[index];
+    const std::uint32_t first_plane = uniform(block.plane), first_head = uniform(block.first_head);
+    const std::uint32_t k_heads = uniform(planes[first_plane].heads);
     const std::uint32_t end = block.slot_bytes / 2;
-    WarpWriter out(reinterpret_cast<std::uint16_t*>(memory.workspace + block.slot), end, &shared.tables);
-    for (std::uint32_t head = block.end_head; head-- > block.first_head;) {
-        const std::uint32_t k_heads = planes[block.plane].heads;
+    WarpWriter out(reinterpret_cast<std::uint16_t*>(memory.workspace + block.slot), end, shared.tables);
+    KVCAST_UNROLL(1)
+    for (std::uint32_t head = uniform(block.end_head); head-- > first_head;) {
         const bool second = head >= k_heads;
-        const std::uint32_t plane = block.plane + (second ? 1 : 0);
+        const std::uint32_t plane = first_plane + (second ? 1 : 0);
         write_head(out, memory, planes[plane], choices[plane].quantised != 0, head - (second ? k_heads : 0),
                    shared.raw[warp]);
     }

@@ -10,7 +10,8 @@ namespace kvcast::kernels::cuda {
 // together.
 struct Extents {
     std::uint32_t planes;
-    std::uint32_t tiles;  // of the bodies, each one of all heads of its plane
+    std::uint32_t tiles;  // of bodies without bands, each one of all heads of its plane
+    std::uint32_t bands;
     std::uint32_t heads;
     std::uint32_t duo_runs;
     std::uint32_t rows;  // exact rows of all heads

@@ -30,7 +30,7 @@ struct PlaneChoice {
 struct EncodePlaneTask {
     RowsAt in;
     double relative_step;   // times the plane's standard deviation; lossless: 0
-    std::uint64_t tile;     // workspace: stored bits [head][channel][tile_stride]
+    std::uint64_t tile;     // workspace: stored bits [head][channel][tile_stride], as tile_place() says
     std::uint64_t words;    // workspace: BatchWord [head][batch], as StripList says
     std::uint64_t records;  // workspace: std::uint32_t [head][batch][record]
     std::uint64_t side;     // workspace: std::int16_t [head][vector][channel]: classes, delta classes if
@@ -40,7 +40,7 @@ struct EncodePlaneTask {
     std::uint32_t heads;
     std::uint32_t channels;  // per head
     std::uint32_t body_tokens;
-    std::uint32_t tile_stride;  // body tokens of a channel's row of the tile, in whole sectors of memory
+    std::uint32_t tile_stride;  // tile_tokens() in whole sectors of memory
     std::uint32_t exact_rows;
     std::uint32_t head_batches;  // of a head, at most
     std::uint32_t plane_lines;   // of a record
@@ -48,17 +48,45 @@ struct EncodePlaneTask {
     std::uint32_t anchor_shift;
     std::uint32_t least_guard_bits;
     std::uint32_t rotation;    // of the body, turned back: index, or kNone
-    std::uint32_t first_tile;  // tiles of the tasks before this one, each one of all heads
+    std::uint32_t first_tile;  // tiles of the tasks before this one that have no bands, each one of all heads
+    std::uint32_t first_band;  // bands of those that have
     std::uint32_t first_head;  // heads of the tasks before this one
     std::uint32_t first_duo;   // their runs of duos, as duo_runs_of() counts them
     std::uint32_t first_row;   // heads * exact rows of them
     Dtype source;
     bool lossless;
+    bool banded;  // short, and in pieces of 16 bytes that are turned as a whole; see bands_of()
 };
+
+// Bodies that warps take whole, eight values a lane: bf16, up to a batch of tokens, predicted from the mean
+// or exact.
+KVCAST_HD constexpr bool is_short(const EncodePlaneTask& p) {
+    return p.source == Dtype::kBf16 && p.body_tokens <= kBatchValues && p.anchor_group == 0;
+}
+
+// A tile has what a lane of a warp takes side by side where the body is short, and zeros behind its end.
+KVCAST_HD constexpr std::uint32_t tile_tokens(const EncodePlaneTask& p) {
+    return is_short(p) && p.body_tokens != 0 ? kBatchValues : p.body_tokens;
+}
+KVCAST_HD constexpr std::uint32_t tile_place(const EncodePlaneTask& p, std::uint32_t token) {
+    static_assert(kBodyUnit == kBatchValues);
+    return is_short(p) ? body_index(token) : token;
+}
+
+// A band is kBandPieces pieces of kPieceChannels of a head's first half of channels, and those of its second
+// half that they are turned with, if any are: the whole body of them.
+inline constexpr std::uint32_t kPieceChannels = 8;
+inline constexpr std::uint32_t kBandPieces = 4;
+KVCAST_HD constexpr std::uint32_t half_pieces(const EncodePlaneTask& p) {
+    return p.channels / 2 / kPieceChannels;
+}
+KVCAST_HD constexpr std::uint32_t bands_of(const EncodePlaneTask& p) {
+    return div_up(half_pieces(p), kBandPieces);
+}
 
 // Warps go through channels two by two, a duo, and take the same duo of several heads: what it needs is found
 // and loaded once.
-inline constexpr std::uint32_t kRunHeads = 4;
+inline constexpr std::uint32_t kRunHeads = 8;
 
 KVCAST_HD constexpr std::uint32_t duos_of(const EncodePlaneTask& p) {
     return div_up(p.channels, 2);

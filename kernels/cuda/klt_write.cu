@@ -205,7 +205,7 @@ __global__ void write_runs(Memory memory, KltBatch batch, const KltWriteTask* ru
     const KltChunkTask& c = batch.chunks[run.chunk];
     const auto* exact = reinterpret_cast<const std::uint32_t*>(batch.report + c.exact);
     const std::uint32_t end = slot.slot_bytes / 2;
-    WarpWriter out(reinterpret_cast<std::uint16_t*>(memory.workspace + slot.slot), end, &shared.tables);
+    WarpWriter out(reinterpret_cast<std::uint16_t*>(memory.workspace + slot.slot), end, shared.tables);
     const StripSorter sorter = {places[warp], reinterpret_cast<std::uint32_t*>(memory.workspace + run.order)};
     std::uint32_t piece_end = end;
     for (std::uint32_t layer = run.layers; layer-- > 0;) {

@@ -54,6 +54,17 @@ __device__ __forceinline__ void wait_for_warps(std::uint32_t& counter, std::uint
     __threadfence_block();
 }
 
+// body(i) for all i below `count`, which is the same in all lanes: a lane takes lane, lane + 32, ... All
+// lanes go round equally often, as far as the compiler is concerned, too.
+template <typename Body>
+__device__ __forceinline__ void by_lanes(std::uint32_t count, Body body) {
+    const std::uint32_t end = uniform(count);
+    for (std::uint32_t at = 0; at < end; at += kLanes) {
+        if (at + lane_id() < end) body(at + lane_id());
+    }
+    __syncwarp();
+}
+
 // The launch's dynamic shared memory, aligned to 256 bytes; in the emulator to what its size is a multiple
 // of.
 template <typename T>

@@ -59,6 +59,18 @@ __device__ __forceinline__ SlotPiece piece_at(std::uint32_t offset) {
     return {words.first, words.second};
 }
 
+__device__ __forceinline__ SymbolRow row_at(std::uint32_t offset) {
+    SymbolRow row;
+#ifdef KVCAST_SIMT
+    row = *reinterpret_cast<const SymbolRow*>(simt::dynamic_shared() + offset);
+#else
+    asm("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(row.reciprocal), "=r"(row.negative_frequency), "=r"(row.shift), "=r"(row.first_piece)
+        : "r"(offset));
+#endif
+    return row;
+}
+
 // 16 and 32 bits of what changes: read again whenever they are asked for.
 __device__ __forceinline__ std::uint16_t half_at(std::uint32_t offset) {
     std::uint16_t half;
@@ -104,12 +116,23 @@ __device__ __forceinline__ std::uint32_t sum_with_jump(std::uint32_t sum, std::u
 #endif
 }
 
-// 16 bytes from global to shared memory, in the group of copies that commit_copies() closes.
+// 16 bytes from global to shared memory, in the group of copies that commit_copies() closes; and the same by
+// some lanes, without a branch.
 __device__ __forceinline__ void copy_later(std::uint32_t to, const void* from) {
 #ifdef KVCAST_SIMT
     simt_copy_async(simt::dynamic_shared() + to, from, 16);
 #else
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+#endif
+}
+__device__ __forceinline__ void copy_where(bool mine, std::uint32_t to, const void* from) {
+#ifdef KVCAST_SIMT
+    if (mine) copy_later(to, from);
+#else
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %0, 0; @p cp.async.cg.shared.global [%1], [%2], 16; }"
+                 :
+                 : "r"(mine ? 1 : 0), "r"(to), "l"(from)
+                 : "memory");
 #endif
 }
 

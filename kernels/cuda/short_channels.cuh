@@ -10,8 +10,14 @@
 
 namespace kvcast::kernels::cuda {
 
-__device__ __forceinline__ bool is_short(const EncodePlaneTask& p) {
-    return p.source == Dtype::kBf16 && p.body_tokens <= kBatchValues && p.anchor_group == 0;
+// Whether a lane's value of group g is one of a channel's. Of most bodies, all groups but the last are whole:
+// kMost says that this one is such.
+template <bool kMost>
+__device__ __forceinline__ bool is_inside(std::uint32_t g, std::uint32_t tokens) {
+    return (kMost && g + 1 < kBatchGroups) || g * kLanes + lane_id() < tokens;
+}
+__device__ __forceinline__ bool is_most_of_a_batch(std::uint32_t tokens) {
+    return tokens > kBatchValues - kLanes;
 }
 
 // The channels that duo `index` of a head has: one or two.
@@ -49,61 +55,79 @@ class DuoSource {
   public:
     __device__ __forceinline__ DuoSource(Memory memory, const EncodePlaneTask& p, const RotationTask* r,
                                          const Duo& duo)
-        : tokens_(p.body_tokens),
-          head_stride_(std::uint64_t{p.channels} * p.tile_stride),
-          turned_(duo.pair != kNone) {
+        : head_pieces_(std::uint64_t{p.channels} * (kBatchValues / kBatchGroups)),
+          turned_(uniform(duo.pair != kNone ? 1 : 0) != 0) {
         KVCAST_UNROLL(2)
-        for (unsigned c = 0; c < 2; ++c) {
-            rows_[c] =
-                reinterpret_cast<const std::uint16_t*>(tile_row(memory, p, 0, duo.channel[c])) + lane_id();
-        }
+        for (unsigned c = 0; c < 2; ++c)
+            rows_[c] = reinterpret_cast<const uint4*>(tile_row(memory, p, 0, duo.channel[c])) + lane_id();
         if (turned_)
             load_angles(reinterpret_cast<const SinCos*>(memory.workspace + r->table) +
                         std::uint64_t{duo.pair} * r->columns + p.exact_rows);
     }
 
-    // Values lane, lane + 32, ... of both channels, turned back; zeros behind the last.
+    // Stored bits of both channels: the lane's values 2 k and 2 k + 1 are word k. Zeros behind the last.
+    struct Stored {
+        uint4 of[2];
+    };
+    __device__ __forceinline__ Stored stored(std::uint32_t head) const {
+        return {{__ldg(rows_[0] + head * head_pieces_), __ldg(rows_[1] + head * head_pieces_)}};
+    }
+
+    // Values lane, lane + 32, ... of both channels, turned back, times kTurnedUnit where turned(); zeros
+    // behind the last.
     struct Values {
         float of[2][kBatchGroups];
     };
-    __device__ __forceinline__ Values values(std::uint32_t head) const {
+    static constexpr float kTurnedUnit = 1 << kTrigBits;
+    __device__ __forceinline__ bool turned() const { return turned_; }
+    __device__ __forceinline__ Values long_values(const Stored& stored) const {
         Values v;
         KVCAST_UNROLL(2)
         for (unsigned c = 0; c < 2; ++c) {
-            const std::uint16_t* row = rows_[c] + head * head_stride_;
-            KVCAST_UNROLL(8)
-            for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
-                const std::uint32_t bits = g * kLanes + lane_id() < tokens_ ? row[g * kLanes] : 0;
-                v.of[c][g] = std::bit_cast<float>(bits << 16);
+            const std::uint32_t pairs[] = {stored.of[c].x, stored.of[c].y, stored.of[c].z, stored.of[c].w};
+            KVCAST_UNROLL(4)
+            for (std::uint32_t k = 0; k < kBatchGroups / 2; ++k) {
+                v.of[c][2 * k] = std::bit_cast<float>(pairs[k] << 16);
+                v.of[c][2 * k + 1] = std::bit_cast<float>(pairs[k] & 0xffff0000u);
             }
         }
         if (turned_) turn_back(v);
         return v;
     }
 
+    // The values themselves.
+    __device__ __forceinline__ Values values(const Stored& stored) const {
+        Values v = long_values(stored);
+        if (!turned_) return v;
+        KVCAST_UNROLL(8)
+        for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
+            v.of[0][g] *= 1 / kTurnedUnit;
+            v.of[1][g] *= 1 / kTurnedUnit;
+        }
+        return v;
+    }
+
   private:
+    // Some may lie behind the last: they turn zeros.
     __device__ __forceinline__ void load_angles(const SinCos* angles) {
         const auto* both = reinterpret_cast<const std::uint32_t*>(angles) + lane_id();
         KVCAST_UNROLL(8)
-        for (std::uint32_t g = 0; g < kBatchGroups; ++g)
-            angles_[g] = g * kLanes + lane_id() < tokens_ ? both[g * kLanes] : 0;
+        for (std::uint32_t g = 0; g < kBatchGroups; ++g) angles_[g] = __ldg(both + g * kLanes);
     }
 
-    // As turned_back() has it.
+    // As turned_back() has it, but for its unit.
     __device__ __forceinline__ void turn_back(Values& v) const {
-        constexpr float unit = 1.0f / (1 << kTrigBits);
         KVCAST_UNROLL(8)
         for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
             const float x = v.of[0][g], y = v.of[1][g];
             const float cos = float_of_low(angles_[g]), sin = float_of_low(angles_[g] >> 16);
-            v.of[0][g] = (x * cos + y * sin) * unit;
-            v.of[1][g] = (y * cos - x * sin) * unit;
+            v.of[0][g] = x * cos + y * sin;
+            v.of[1][g] = y * cos - x * sin;
         }
     }
 
-    const std::uint16_t* rows_[2];  // of head 0, at the lane's first value
-    std::uint32_t tokens_;
-    std::uint64_t head_stride_;
+    const uint4* rows_[2];  // of head 0, at the lane's first value
+    std::uint64_t head_pieces_;
     bool turned_;
     std::uint32_t angles_[kBatchGroups];  // SinCos: the cosine below
 };

@@ -48,11 +48,11 @@ __device__ __forceinline__ std::uint32_t own_plane(std::uint32_t planes, std::ui
     return own;
 }
 
-// Whether a lane has an escape among its eight symbols.
-__device__ __forceinline__ bool any_escape(std::uint32_t symbols) {
+// The lowest bit of each of eight symbols that is an escape.
+__device__ __forceinline__ std::uint32_t escaped_groups(std::uint32_t symbols) {
     static_assert(kEscape == 15);
-    const std::uint32_t all_ones = symbols & symbols >> 1 & symbols >> 2 & symbols >> 3 & 0x11111111u;
-    return __any_sync(kFullWarp, all_ones != 0 ? 1 : 0) != 0;
+    const std::uint32_t pairs = symbols & symbols >> 1;
+    return pairs & pairs >> 2 & 0x11111111u;
 }
 
 // What a batch is split into, of every lane.
@@ -61,21 +61,21 @@ struct SplitBatch {
     std::uint32_t raw[kBatchGroups];
 };
 
-// Raw words of all groups, plane after plane.
+// Raw words of all groups, plane after plane: four planes of eight groups are 32 words of 32 bits, which come
+// from the lanes by turning a matrix over.
 __device__ __forceinline__ void write_planes(std::uint32_t* out, std::uint32_t planes,
                                              const std::uint32_t (&raw)[kBatchGroups]) {
-    struct alignas(16) Piece {
-        std::uint32_t words[4];
-    };
+    constexpr std::uint32_t kPlanes = kLanes / kBatchGroups;
+    const BitTransposer transposed;
+    const std::uint32_t group = lane_id() / kPlanes, plane = lane_id() % kPlanes;
     KVCAST_UNROLL(1)
-    for (std::uint32_t p = 0; p < planes; ++p, out += kBatchGroups) {
-        std::uint32_t words[kBatchGroups];
+    for (std::uint32_t first = 0; first < planes; first += kPlanes) {
+        std::uint32_t bits = 0;
         KVCAST_UNROLL(8)
-        for (std::uint32_t g = 0; g < kBatchGroups; ++g)
-            words[g] = __ballot_sync(kFullWarp, (raw[g] & 1u << p) != 0 ? 1 : 0);
-        auto* pieces = reinterpret_cast<Piece*>(out);
-        if (lane_id() == 0) pieces[0] = {{words[0], words[1], words[2], words[3]}};
-        if (lane_id() == 0) pieces[1] = {{words[4], words[5], words[6], words[7]}};
+        for (std::uint32_t g = kBatchGroups; g-- > 0;) bits = bits << kPlanes | (raw[g] >> first & 15u);
+        const std::uint32_t word = transposed(bits);
+        if (first + plane < planes) out[(first + plane) * kBatchGroups + group] = word;
+        __syncwarp();
     }
 }
 
@@ -87,7 +87,7 @@ __device__ __forceinline__ void write_symbols(std::uint32_t* record, std::int16_
     KVCAST_UNROLL(8)
     for (std::uint32_t g = 0; g < kBatchGroups; ++g) symbols |= symbol_of(high[g]) << 4 * g;
     record[lane_id()] = symbols;
-    if (!any_escape(symbols)) return;
+    if (!__any_sync(kFullWarp, escaped_groups(symbols) != 0 ? 1 : 0)) return;
     KVCAST_UNROLL(8)
     for (std::uint32_t g = 0; g < kBatchGroups; ++g) {
         if (symbol_of(high[g]) == kEscape)
@@ -123,9 +123,10 @@ __device__ __forceinline__ void write_record(std::uint32_t* record, std::uint32_
 template <typename Split>
 __device__ void write_records(std::uint32_t* records, std::uint32_t plane_lines, std::uint32_t planes,
                               std::uint32_t count, Split split) {
-    for (std::uint32_t at = 0; at < count; at += kBatchValues, records += record_words(plane_lines)) {
-        const std::uint32_t n = count - at < kBatchValues ? count - at : kBatchValues;
-        write_record(records, plane_lines, planes, n, [&](std::uint32_t i) { return split(at + i); });
+    const std::uint32_t end = uniform(count), all_planes = uniform(planes);
+    for (std::uint32_t at = 0; at < end; at += kBatchValues, records += record_words(plane_lines)) {
+        const std::uint32_t n = end - at < kBatchValues ? end - at : kBatchValues;
+        write_record(records, plane_lines, all_planes, n, [&](std::uint32_t i) { return split(at + i); });
     }
 }
 

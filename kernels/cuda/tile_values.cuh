@@ -1,5 +1,6 @@
 // Tiles of stored bits, channel by channel, and the values that they stand for. A tile is [head][channel]
-// [body token], rows of EncodePlaneTask::tile_stride elements of the plane's type. Turning back is cheaper
+// [body token], rows of EncodePlaneTask::tile_stride elements of the plane's type, in another order where the
+// body is short (is_short()), which TileValues does not know. Turning back is cheaper
 // than floats in memory: these kernels wait for memory, not for arithmetic.
 #pragma once
 
@@ -26,9 +27,24 @@ __device__ __forceinline__ std::uint32_t task_of_warp(const Task* tasks, std::ui
     return low;
 }
 
-// The integer nearest to x, |x| <= 2^22, as round_even() has it, without the slow conversion.
+// The integer nearest to x, |x| <= 2^22, as round_even() has it, without the slow conversion: the difference
+// of a float's bits near 1.5 * 2^23 and of that itself.
+inline constexpr float kNearZeroFloat = 12582912.0f;
+inline constexpr std::uint32_t kNearZero = std::bit_cast<std::uint32_t>(kNearZeroFloat);
+__device__ __forceinline__ std::uint32_t near_bits(float x) {
+    return std::bit_cast<std::uint32_t>(x + kNearZeroFloat);
+}
 __device__ __forceinline__ std::int32_t nearest_integer(float x) {
-    return std::bit_cast<std::int32_t>(x + 12582912.0f) - 0x4b400000;
+    return static_cast<std::int32_t>(near_bits(x) - kNearZero);
+}
+
+// sum + |a - b|
+__device__ __forceinline__ std::uint32_t plus_distance(std::uint32_t sum, std::uint32_t a, std::uint32_t b) {
+#ifdef KVCAST_SIMT
+    return sum + (a < b ? b - a : a - b);
+#else
+    return __usad(a, b, sum);
+#endif
 }
 
 // The same for integers of 16 bits on their way to floats.

@@ -8,6 +8,7 @@
 // All functions are called by all 32 lanes together, in the reverse of the decoder's order.
 #pragma once
 
+#include "kernels/cuda/global_memory.cuh"
 #include "kernels/cuda/shared_memory.cuh"
 #include "kernels/cuda/side_vector.cuh"
 #include "kernels/cuda/strip_record.cuh"
@@ -21,10 +22,15 @@ using RawWords = std::uint32_t[kBatchesAhead][kMostPlaneLines * kLanes];
 // One record of a strip, loaded ahead of its turn.
 struct Batch {
     BatchWord word;
-    std::uint32_t count;    // of values; 0 where there is no batch
+    std::uint32_t last;     // of its values
     std::uint32_t record;   // where it begins, in words
     std::uint32_t symbols;  // this lane's
+    std::uint32_t escaped;  // escaped_groups() of all lanes' symbols
     std::uint32_t raw;      // shared_offset() of the raw words, there once wait_copies() says so
+
+    __device__ __forceinline__ std::uint32_t groups() const { return last / kLanes + 1; }
+    // Values of the last group, less 1.
+    __device__ __forceinline__ std::uint32_t last_lane() const { return last % kLanes; }
 };
 
 // Shared memory of a block of threads that writes: the tables, which all its warps read, and raw words of
@@ -57,16 +63,20 @@ class WarpWriter {
   public:
     // Writes 16-bit words from begin[end - 1] downwards. The caller has room for 4 bytes per value, 2 per
     // started 16 values and raw bit, 2 per word, and the states. `tables` is WriterShared's.
-    __device__ WarpWriter(std::uint16_t* begin, std::uint32_t end, const StepTables* tables)
-        : tables_(tables), words_(begin), at_(end), state_(kStateLow) {}
+    __device__ WarpWriter(std::uint16_t* begin, std::uint32_t end, const StepTables& tables)
+        : rows_(opaque(shared_offset(tables.rows))),
+          piece_shifts_(opaque(shared_offset(tables.piece_shifts))),
+          words_(begin),
+          at_(end),
+          state_(kStateLow) {}
 
     __device__ void word(std::uint32_t value) {
         --at_;
-        if (lane_id() == 0) words_[at_] = static_cast<std::uint16_t>(value);
+        store_where(lane_id() == 0, words_ + at_, value);
     }
 
     // A prepared batch, and the word before it. `escapes` are those of record 0.
-    __device__ void batch(const Batch& b, const std::int16_t* escapes) {
+    __device__ __forceinline__ void batch(const Batch& b, const std::int16_t* escapes) {
         if (b.word.coded()) coded_batch(b, escapes);
         if (b.word.has_word()) word(b.word.word());
     }
@@ -111,85 +121,79 @@ class WarpWriter {
 
     // What is left of a batch, and how its symbols are coded.
     struct Walk {
-        const SymbolRow* rows;
+        std::uint32_t rows;  // a place
         std::uint32_t piece_shift;
         std::uint32_t symbols;  // those of the next group on top
         SymbolRow row;          // of the next group's
 
-        __device__ Walk(const StepTables* tables, std::uint32_t table, std::uint32_t first_symbols)
-            : rows(tables->rows[table]),
-              piece_shift(tables->piece_shifts[table]),
-              symbols(first_symbols),
-              row(rows[symbol()]) {}
+        __device__ __forceinline__ Walk(std::uint32_t rows_of_table, std::uint32_t shift,
+                                        std::uint32_t first_symbols)
+            : rows(rows_of_table), piece_shift(shift), symbols(first_symbols), row(next_row()) {}
 
-        __device__ std::uint32_t symbol() const { return symbols >> 28; }
-        __device__ void advance() {
+        __device__ __forceinline__ std::uint32_t symbol() const { return symbols >> 28; }
+        __device__ __forceinline__ void advance() {
             symbols <<= 4;
-            row = rows[symbol()];
+            row = next_row();
+        }
+
+      private:
+        // Rows of a table begin at a multiple of their size.
+        __device__ __forceinline__ SymbolRow next_row() const {
+            static_assert(sizeof(SymbolRow) == 16);
+            return row_at(rows | (symbols >> 24 & 0xf0u));
         }
     };
 
-    __device__ void coded_batch(const Batch& b, const std::int16_t* escapes) {
-        std::uint32_t groups = div_up(b.count, kLanes);
-        const std::uint32_t planes = b.word.planes(), n = b.count - (groups - 1) * kLanes;
-        Walk w(tables_, b.word.table(), b.symbols << 4 * (kBatchGroups - groups));
-        if (any_escape(b.symbols) || planes > kMostWholePlanes) {
-            any_groups(w, b, escapes + std::size_t{b.record} * 2);
+    __device__ __forceinline__ Walk walk(std::uint32_t table, std::uint32_t first_symbols) const {
+        return Walk(rows_ + table * static_cast<std::uint32_t>(sizeof(SymbolRow[kSymbols])),
+                    table_word_at(piece_shifts_ + 4 * table), first_symbols);
+    }
+
+    // Of a usual batch the last group has more than 16 values, so that its planes are those of a whole one.
+    __device__ __forceinline__ void coded_batch(const Batch& b, const std::int16_t* escapes) {
+        if (b.last < kBatchValues - kLanes / 2 || b.word.planes() > kMostWholePlanes) {
+            Walk w = walk(b.word.table(), b.symbols << 4 * (kBatchGroups - b.groups()));
+            any_groups(w, b, escapes);
             return;
         }
-        if (n < kLanes) {
-            --groups;
-            if (planes != 0) put_planes(planes, n, raw_of(b, groups));
-            put_some_symbols(w, n);
-        }
-        if (planes == 0) {
-            plain_groups(w, groups);
+        Walk w = walk(b.word.table(), b.symbols);
+        if (b.escaped != 0) {
+            usual_groups<true, true>(w, b, escapes);
+        } else if (b.word.planes() != 0) {
+            usual_groups<true, false>(w, b, escapes);
         } else {
-            raw_groups(w, b, groups);
+            usual_groups<false, false>(w, b, escapes);
         }
     }
 
-    // Plane `lane` of a group.
-    __device__ static std::uint32_t raw_of(const Batch& b, std::uint32_t group) {
-        return lane_id() < b.word.planes() ? word_at(b.raw + 4 * (lane_id() * kBatchGroups + group)) : 0;
-    }
-
-    // Whole groups without raw bits. The steps of the usual batch overlap best where there is no loop.
-    __device__ __forceinline__ void plain_groups(Walk& w, std::uint32_t groups) {
-        if (groups == kBatchGroups) {
-            KVCAST_UNROLL(8)
-            for (std::uint32_t g = 0; g < kBatchGroups; ++g) put_symbols(w);
-            return;
-        }
-        KVCAST_UNROLL(1)
-        for (; groups > 0; --groups) put_symbols(w);
-    }
-
-    // Whole groups with raw bits.
-    __device__ __forceinline__ void raw_groups(Walk& w, const Batch& b, std::uint32_t groups) {
+    // Steps overlap best where there is no loop, nor a branch.
+    template <bool kRaw, bool kEscapes>
+    __device__ __forceinline__ void usual_groups(Walk& w, const Batch& b, const std::int16_t* escapes) {
         const std::uint32_t halves = 2 * b.word.planes();
-        const std::uint32_t first = b.raw + lane_id() / 2 * kBatchGroups * 4 + lane_id() % 2 * 2;
-        const auto put_group = [&](std::uint32_t g) {
-            put_whole_planes(halves, first + 4 * g);
-            put_symbols(w);
-        };
-        if (groups == kBatchGroups) {
-            KVCAST_UNROLL(8)
-            for (std::uint32_t g = kBatchGroups; g-- > 0;) put_group(g);
-            return;
+        const std::uint32_t raw = b.raw + lane_id() / 2 * kBatchGroups * 4 + lane_id() % 2 * 2;
+        KVCAST_UNROLL(8)
+        for (std::uint32_t g = kBatchGroups; g-- > 0;) {
+            if (kEscapes && (b.escaped >> 4 * g & 1u) != 0) put_escapes(w, b, g, escapes);
+            if (kRaw) put_whole_planes(halves, raw + 4 * g);
+            if (g == kBatchGroups - 1) {
+                put_some_symbols(w, lane_id() <= b.last_lane());
+            } else {
+                put_symbols(w);
+            }
         }
-        KVCAST_UNROLL(1)
-        while (groups-- > 0) put_group(groups);
     }
 
     // All groups of a batch, whatever they have.
-    __device__ void any_groups(Walk& w, const Batch& b, const std::int16_t* escapes) {
-        for (std::uint32_t g = div_up(b.count, kLanes); g-- > 0;) {
-            const std::uint32_t n = b.count - g * kLanes < kLanes ? b.count - g * kLanes : kLanes;
-            const bool escaped = lane_id() < n && w.symbol() == kEscape;
-            put_some(escaped, escaped ? static_cast<std::uint32_t>(escapes[g * kLanes + lane_id()]) : 0);
-            if (b.word.planes() != 0) put_planes(b.word.planes(), n, raw_of(b, g));
-            put_some_symbols(w, n);
+    __device__ __forceinline__ void any_groups(Walk& w, const Batch& b, const std::int16_t* escapes) {
+        std::uint32_t n = b.last_lane() + 1;
+        KVCAST_UNROLL(1)
+        for (std::uint32_t g = b.groups(); g-- > 0; n = kLanes) {
+            if ((b.escaped >> 4 * g & 1u) != 0) put_escapes(w, b, g, escapes);
+            if (b.word.planes() != 0) {
+                const bool own = lane_id() < b.word.planes();
+                put_planes(b.word.planes(), n, own ? word_at(b.raw + 4 * (lane_id() * kBatchGroups + g)) : 0);
+            }
+            put_some_symbols(w, lane_id() < n);
         }
     }
 
@@ -205,16 +209,23 @@ class WarpWriter {
             const std::uint32_t symbol = symbol_of(v.high);
             put_some(active && symbol == kEscape, static_cast<std::uint32_t>(v.high));
             if (planes != 0) put_planes(planes, n, own_plane(planes, v.raw));
-            Walk w(tables_, word.table(), symbol << 28);
-            put_some_symbols(w, n);
+            Walk w = walk(word.table(), symbol << 28);
+            put_some_symbols(w, active);
         }
     }
 
-    // One symbol into the states of the first n lanes. The others stand in with a state that gives no word
-    // away, and have their own again.
-    __device__ __forceinline__ void put_some_symbols(Walk& w, std::uint32_t n) {
+    // Words of a group's escapes. Lanes that rest have none.
+    __device__ __forceinline__ void put_escapes(const Walk& w, const Batch& b, std::uint32_t group,
+                                                const std::int16_t* escapes) {
+        const bool mine = w.symbol() == kEscape;
+        const std::uint32_t at = 2 * b.record + group * kLanes + lane_id();
+        put_some(mine, mine ? static_cast<std::uint32_t>(__ldg(escapes + at)) : 0);
+    }
+
+    // One symbol into the states of some lanes. The others stand in with a state that gives no word away, and
+    // have their own again.
+    __device__ __forceinline__ void put_some_symbols(Walk& w, bool active) {
         const std::uint32_t kept = state_;
-        const bool active = lane_id() < n;
         if (!active) state_ = kStateLow;
         put_symbols(w);
         if (!active) state_ = kept;
@@ -236,29 +247,26 @@ class WarpWriter {
         const unsigned lanes = __ballot_sync(kFullWarp, mine ? 1 : 0);
         const std::uint32_t own = at_ - static_cast<std::uint32_t>(__popc(lanes >> lane_id()));
         at_ -= static_cast<std::uint32_t>(__popc(lanes));
-        if (mine) words_[own] = static_cast<std::uint16_t>(value);
+        store_where(mine, words_ + own, value);
     }
 
     // Bit planes of a whole group, `halves` 16-bit words, up to a warp's; this lane's is at `from`.
     __device__ __forceinline__ void put_whole_planes(std::uint32_t halves, std::uint32_t from) {
         at_ -= halves;
-        if (lane_id() < halves) words_[at_ + lane_id()] = half_at(from);
+        store_where(lane_id() < halves, words_ + (at_ + lane_id()), half_at(from));
     }
 
     // Bit planes of n lanes, lowest first; lane p < planes has plane p. Lanes that went their
     // own way are told to meet: the compiler would make sure of it at every vote that follows.
-    __device__ void put_planes(std::uint32_t planes, std::uint32_t n, std::uint32_t own) {
+    __device__ __forceinline__ void put_planes(std::uint32_t planes, std::uint32_t n, std::uint32_t own) {
         const std::uint32_t per_plane = n > 16 ? 2 : 1;
         at_ -= planes * per_plane;
-        if (lane_id() < planes) {
-            std::uint16_t* to = words_ + at_ + lane_id() * per_plane;
-            to[0] = static_cast<std::uint16_t>(own);
-            if (per_plane == 2) to[1] = static_cast<std::uint16_t>(own >> 16);
-        }
-        __syncwarp();
+        std::uint16_t* to = words_ + (at_ + lane_id() * per_plane);
+        store_where(lane_id() < planes, to, own);
+        store_where(lane_id() < planes && per_plane == 2, to + 1, own >> 16);
     }
 
-    const StepTables* tables_;
+    std::uint32_t rows_, piece_shifts_;  // places in shared memory
     std::uint16_t* words_;
     std::uint32_t at_;
     std::uint32_t state_;

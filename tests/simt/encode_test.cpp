@@ -174,7 +174,8 @@ class LongEncoding : public testing::TestWithParam<Case> {};
 
 TEST_P(LongEncoding, WritesWhatTheCpuWrites) {
     const Case& c = GetParam();
-    expect_bytes(c, encode(make_cache(c), c), false);
+    const auto expected = encode(make_cache(c), c);
+    for (const bool paged : {false, true}) expect_bytes(c, expected, paged);
 }
 
 std::vector<Case> long_cases() {
@@ -182,6 +183,8 @@ std::vector<Case> long_cases() {
     const Layout halves = make_layout(1, {{2, 16}, {1, 10}}, Dtype::kBf16, kHalf);
     const Layout odd = make_layout(1, {{1, 22}, {1, 7}}, Dtype::kBf16, kInterleaved);
     const Layout wide = make_layout(1, {{1, 264}, {1, 264}}, Dtype::kBf16, kHalf);
+    const Layout bands = make_layout(1, {{2, 96}, {1, 128}}, Dtype::kBf16, kHalf);
+    const Layout broad = make_layout(1, {{1, 144}, {1, 200}}, Dtype::kBf16, kHalf);
     const Layout fp16 = make_layout(1, {{1, 18}, {1, 18}}, Dtype::kF16, kHalf);
     const Layout fp32 = make_layout(1, {{1, 18}, {1, 18}}, Dtype::kF32, kNone);
     std::vector<Case> out;
@@ -202,6 +205,9 @@ std::vector<Case> long_cases() {
     add("Odd", odd, 261, Content::kGaussian);
     add("Odd", odd, 523, Content::kOutliers);
     add("Wide", wide, 36, Content::kGaussian);
+    add("Broad", broad, 37, Content::kOutliers);
+    add("Bands", bands, 254, Content::kOutliers);
+    add("Bands", bands, 40, Content::kGaussian);
     add("Half", fp16, 300, Content::kGaussian);
     add("Single", fp32, 300, Content::kGaussian);
     add("Special", halves, 257, Content::kSpecial);
