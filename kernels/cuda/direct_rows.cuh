@@ -17,12 +17,14 @@ struct HeadRows {
     std::uint32_t first_token;
     std::uint32_t tokens;
 
+    __device__ __forceinline__ std::uint8_t* at(std::uint32_t token, std::uint32_t channel) const {
+        return row_of(out, first_token + token) + offset + channel * sizeof(std::uint16_t);
+    }
     // A run of kDirectChannels channels of token `token`: words of two channels each, in order.
     template <typename WordAt>
     __device__ __forceinline__ void store(std::uint32_t token, std::uint32_t first_channel,
                                           WordAt word) const {
-        auto* row = reinterpret_cast<uint4*>(row_of(out, first_token + token) + offset +
-                                             first_channel * sizeof(std::uint16_t));
+        auto* row = reinterpret_cast<uint4*>(at(token, first_channel));
         KVCAST_UNROLL(2)
         for (std::uint32_t i = 0; i < kDirectChannels / 8; ++i)
             row[i] = {word(4 * i), word(4 * i + 1), word(4 * i + 2), word(4 * i + 3)};
@@ -32,9 +34,11 @@ struct HeadRows {
 // Channels that come one after another.
 class DirectRows {
   public:
-    // A warp's, in shared memory: words of every token; lanes are in banks of their own.
+    // A warp's, in shared memory: words of every token. Lanes are in banks of their own, whether 32 of them
+    // take a word each or 16 of them two, four words apart.
+    static constexpr std::uint32_t kPadding = 4;
     struct alignas(16) Memory {
-        std::uint32_t words[kDirectChannels / 2][kBodyUnit];
+        std::uint32_t words[kDirectChannels / 2][kBodyUnit + kPadding];
         HeadRows rows;
     };
 
@@ -56,12 +60,17 @@ class DirectRows {
     }
 
   private:
-    // The run that begins with channel `first`.
+    // The run that begins with channel `first`, two lanes to a row: a store touches half as many lines.
     __device__ __forceinline__ void store(std::uint32_t first) const {
         const HeadRows rows = memory_.rows;
+        const std::uint32_t half = lane_id() % 2;
+        __syncwarp();
         KVCAST_UNROLL(1)
-        for (std::uint32_t token = lane_id(); token < rows.tokens; token += kLanes)
-            rows.store(token, first, [&](std::uint32_t i) { return memory_.words[i][token]; });
+        for (std::uint32_t token = lane_id() / 2; token < rows.tokens; token += kLanes / 2) {
+            const auto* words = memory_.words + 4 * half;
+            reinterpret_cast<uint4*>(rows.at(token, first))[half] = {words[0][token], words[1][token],
+                                                                     words[2][token], words[3][token]};
+        }
         __syncwarp();
     }
 
