@@ -15,9 +15,9 @@
 namespace kvcast::kernels::cuda {
 namespace {
 
-// Coefficients of a tile. Rows of its coefficients are a multiple of 8 bytes long, and lanes that write one
-// column share banks by two.
-constexpr std::uint32_t kTileCoefficients = 128;
+// Coefficients of a tile, and from row to row of them: a multiple of 8 bytes, and lanes that write one column
+// share banks by two. In the column behind the last one lies what groups are padded with.
+constexpr std::uint32_t kTileCoefficients = 96;
 constexpr std::uint32_t kRowStride = kTileCoefficients + 4;
 
 // A group of a strip: its coefficient of the tile, its planes, its table's place.
@@ -34,7 +34,7 @@ class Step {
   private:
     std::uint32_t word_;
 };
-static_assert(kTileCoefficients <= 256 && kClasses <= 32);
+static_assert(kTileCoefficients < 256 && kClasses <= 32);
 
 constexpr std::uint32_t kStepsAtOnce = 4;
 
@@ -63,7 +63,7 @@ struct alignas(256) Shared {
     WordRing::Memory ring;
     std::uint32_t places[kStripKeys];
     Tile tiles[2];
-    alignas(8) std::int16_t rows[kLanes * kRowStride];  // of the tile that is written; else zeros
+    alignas(16) std::int16_t rows[kLanes * kRowStride];  // of the tile that is written; else zeros
 };
 
 // Both warps.
@@ -302,7 +302,7 @@ class RunWriter {
                                                         std::int16_t gain, std::uint32_t first,
                                                         std::uint32_t count, std::uint32_t& mask) const {
         std::uint32_t steps = 0;
-        KVCAST_UNROLL(4)
+        KVCAST_UNROLL(3)
         for (std::uint32_t at = 0; at < kTileCoefficients; at += kLanes) {
             const std::uint32_t i = at + lane_id();
             const unsigned spread_class = i < count ? klt_class(classes[first + i], gain) : 0;
@@ -313,63 +313,77 @@ class RunWriter {
             const std::uint32_t group = (first + at) / kLanes;
             if (coded != 0 && group < 32) mask |= 1u << group;
         }
+        if (lane_id() < kStepsAtOnce - 1) {
+            tile.steps[steps + lane_id()] = Step(class_reader(tables_, 1), kTileCoefficients);
+        }
         return steps;
     }
 
     // A tile that has been read: its coefficients to the rows of its tokens.
     __device__ void write(const Tile& tile) {
         std::int16_t* own = shared_.rows + lane_id() * kRowStride;
+        const auto multiplier = static_cast<std::int32_t>(tile.multiplier);
+        const bool small = kSymbolZero * multiplier <= 32767;  // no symbol needs saturation
+        const std::uint32_t values = tile.values;
         KVCAST_UNROLL(1)
         for (std::uint32_t i = 0; i < tile.step_count; i += kStepsAtOnce) {
             const StepQuad quad(tile, i);
             const QuadCodes codes = tile.codes[i / kStepsAtOnce][lane_id()];
-            std::int32_t v[kStepsAtOnce];
-            if ((tile.values >> i / kStepsAtOnce & 1u) != 0) {
+            const bool coded = (values >> i / kStepsAtOnce & 1u) == 0;
+            if (coded && small && quad.most_planes() == 0) {
                 KVCAST_UNROLL(4)
                 for (unsigned g = 0; g < kStepsAtOnce; ++g)
-                    v[g] = g % 2 == 0 ? low_half(codes.words[g / 2]) : high_half(codes.words[g / 2]);
-            } else {
-                const std::uint32_t raw = quad.most_planes() == 0 ? 0 : transposed_(codes.words[1]);
-                KVCAST_UNROLL(4)
-                for (unsigned g = 0; g < kStepsAtOnce; ++g)
-                    v[g] = step_value(quad.of[g], high_of(codes.words[0], g), raw >> 8 * g & 255u);
-            }
-            KVCAST_UNROLL(4)
-            for (unsigned g = 0; g < kStepsAtOnce; ++g) {
-                if (i + g < tile.step_count) {
                     own[quad.of[g].coefficient()] =
-                        scaled_coefficient(static_cast<std::int16_t>(v[g]), tile.multiplier);
-                }
+                        static_cast<std::int16_t>(high_of(codes.words[0], g) * multiplier);
+            } else {
+                put_values(own, quad, codes, coded, tile.multiplier);
             }
         }
         __syncwarp();
         put_rows(tile);
         clear_rows();
     }
+    __device__ __forceinline__ void put_values(std::int16_t* own, const StepQuad& quad,
+                                               const QuadCodes& codes, bool coded,
+                                               std::uint32_t multiplier) const {
+        const std::uint32_t raw = coded ? transposed_(codes.words[1]) : 0;
+        KVCAST_UNROLL(4)
+        for (unsigned g = 0; g < kStepsAtOnce; ++g) {
+            const std::int32_t v =
+                coded        ? step_value(quad.of[g], high_of(codes.words[0], g), raw >> 8 * g & 255u)
+                : g % 2 == 0 ? low_half(codes.words[g / 2])
+                             : high_half(codes.words[g / 2]);
+            own[quad.of[g].coefficient()] = scaled_coefficient(static_cast<std::int16_t>(v), multiplier);
+        }
+    }
 
     __device__ __forceinline__ void put_rows(const Tile& tile) const {
-        const bool whole = tile.stride % kPiece == 0 && tile.count % kPiece == 0 &&
-                           reinterpret_cast<std::uintptr_t>(tile.rows) % sizeof(Piece) == 0;
-        KVCAST_UNROLL(4)
-        for (std::uint32_t t = 0; t < tile.token_count; ++t) {
-            std::int16_t* row = tile.rows + std::uint64_t{tile.tokens[t]} * tile.stride;
-            const std::int16_t* from = shared_.rows + t * kRowStride;
-            if (whole) {
-                if (lane_id() * kPiece < tile.count)
-                    reinterpret_cast<Piece*>(row)[lane_id()] =
-                        reinterpret_cast<const Piece*>(from)[lane_id()];
-            } else {
-                for (std::uint32_t i = lane_id(); i < tile.count; i += kLanes) row[i] = from[i];
+        const std::uint32_t tokens = tile.token_count, count = tile.count, stride = tile.stride;
+        const std::int16_t* from = shared_.rows;
+        if (stride % kPiece == 0 && count % kPiece == 0 &&
+            reinterpret_cast<std::uintptr_t>(tile.rows) % sizeof(Piece) == 0) {
+            const std::uint32_t first = lane_id() * kPiece;
+            KVCAST_UNROLL(4)
+            for (std::uint32_t t = 0; t < tokens; ++t) {
+                if (first < count)
+                    *reinterpret_cast<Piece*>(tile.rows + std::uint64_t{tile.tokens[t]} * stride + first) =
+                        *reinterpret_cast<const Piece*>(from + t * kRowStride + first);
+            }
+        } else {
+            KVCAST_UNROLL(1)
+            for (std::uint32_t t = 0; t < tokens; ++t) {
+                std::int16_t* row = tile.rows + std::uint64_t{tile.tokens[t]} * stride;
+                for (std::uint32_t i = lane_id(); i < count; i += kLanes) row[i] = from[t * kRowStride + i];
             }
         }
         __syncwarp();
     }
 
     __device__ __forceinline__ void clear_rows() const {
-        constexpr std::uint32_t count = kLanes * kRowStride / kPiece;
-        auto* pieces = reinterpret_cast<Piece*>(shared_.rows);
+        constexpr std::uint32_t count = kLanes * kRowStride / 8;  // 16 bytes each
         KVCAST_UNROLL(4)
-        for (std::uint32_t i = lane_id(); i < count; i += kLanes) pieces[i] = 0;
+        for (std::uint32_t i = lane_id(); i < count; i += kLanes)
+            reinterpret_cast<uint4*>(shared_.rows)[i] = {0, 0, 0, 0};
         __syncwarp();
     }
 

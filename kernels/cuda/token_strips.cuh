@@ -1,6 +1,7 @@
 // Token strips (FORMAT.md, section 11.2) of one unit, by one warp.
 #pragma once
 
+#include "kernels/cuda/compiler.cuh"
 #include "kernels/cuda/platform.cuh"
 #include "kernels/cuda/tasks.h"
 
@@ -51,6 +52,7 @@ __device__ StripOrder sort_tokens(std::uint32_t count, Key key, std::uint32_t* p
     places[lane_id()] = 0;
     places[kLanes + lane_id()] = 0;
     __syncwarp();
+    KVCAST_UNROLL(4)
     for (std::uint32_t t = lane_id(); t < count; t += kLanes) atomicAdd(places + key(t), 1u);
     __syncwarp();
     const std::uint32_t even = places[2 * lane_id()], odd = places[2 * lane_id() + 1];
@@ -59,9 +61,12 @@ __device__ StripOrder sort_tokens(std::uint32_t count, Key key, std::uint32_t* p
     places[2 * lane_id()] = before;
     places[2 * lane_id() + 1] = before + even;
     __syncwarp();
+    const auto key_of = [&](std::uint32_t token) { return token < count ? key(token) : kLeftOut; };
+    std::uint32_t next = key_of(lane_id());
+    KVCAST_UNROLL(1)
     for (std::uint32_t first = 0; first < count; first += kLanes) {
-        const std::uint32_t token = first + lane_id();
-        const std::uint32_t own = token < count ? key(token) : kLeftOut;
+        const std::uint32_t token = first + lane_id(), own = next;
+        next = key_of(token + kLanes);
         const unsigned alike = lanes_alike(own);
         const std::uint32_t rank = rank_in(alike), place = places[own];
         __syncwarp();  // all have read their places
