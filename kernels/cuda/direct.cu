@@ -5,7 +5,7 @@
 //
 // A channel's codes are handed over in shared memory, in two places in turns: who comes to the barrier behind
 // channel c has written the codes of c, or has used those of c - 1. RoPE's partner of a channel comes half a
-// head later: the first half waits in the workspace, as states, then as values until the head is read.
+// head later: the first half waits in the workspace, as states, then as values until a run of them is whole.
 #include "kernels/cuda/direct_rows.cuh"
 #include "kernels/cuda/head.cuh"
 #include "kernels/cuda/launch.h"
@@ -28,11 +28,6 @@ struct PairMemory {
     DirectRows::Memory rows;
     WordRing::Memory ring;
     ChannelCodes codes[2];
-    // What is left of the pair's last head, if it is turned: the first halves of pairs of channels, as output
-    // bits, in the workspace.
-    const std::int16_t* kept;
-    std::uint32_t kept_runs;  // of kDirectChannels channels
-    std::uint32_t kept_stride;
 };
 
 // Pairs of warps of a block of threads have a barrier each.
@@ -44,15 +39,11 @@ constexpr std::uint32_t pair_bytes(std::uint32_t most_channels) {
     return div_up(static_cast<std::uint32_t>(sizeof(PairMemory)) + channel_bytes(most_channels), unit) * unit;
 }
 
-// Before the pairs': what all share.
-struct SharedHead {
-    ReaderTables tables;
-    std::uint32_t done;  // warps that are through with their channels
-};
-constexpr auto kSharedHead = static_cast<std::uint32_t>(sizeof(SharedHead));
 constexpr std::uint32_t shared_bytes(std::uint32_t pairs, std::uint32_t most_channels) {
-    constexpr std::uint32_t unit = alignof(SharedHead);
-    return div_up(kSharedHead + pairs * pair_bytes(most_channels), unit) * unit;
+    constexpr std::uint32_t unit = alignof(ReaderTables);
+    const std::uint32_t bytes =
+        static_cast<std::uint32_t>(sizeof(ReaderTables)) + pairs * pair_bytes(most_channels);
+    return div_up(bytes, unit) * unit;
 }
 
 struct Pair {
@@ -104,6 +95,17 @@ __device__ __forceinline__ void read_usual(WarpReader& in, const StepCoding& c, 
     codes.escaped = escaped;
 }
 
+// A run of first channels of pairs, which have become values: by the warp that reads, since the other one has
+// more to do with the second ones.
+__device__ __forceinline__ void store_first_ones(const Pair& pair, const std::int16_t* body,
+                                                 std::uint32_t stride, std::uint32_t first) {
+    const std::int16_t* place = body + std::uint64_t{first} * stride + lane_id() * kLaneTokens;
+    KVCAST_UNROLL(1)
+    for (std::uint32_t half = 0; half < 2; ++half)
+        store_kept_run(pair.memory.rows.rows, first, half, place, stride);
+    __syncwarp();
+}
+
 // False, in all lanes, where side information is out of range.
 __device__ __forceinline__ bool read_head(WarpReader& in, const PlaneTask& p, std::uint32_t head,
                                           const Pair& pair, std::byte* workspace) {
@@ -113,8 +115,11 @@ __device__ __forceinline__ bool read_head(WarpReader& in, const PlaneTask& p, st
     side.find_channels();
     pair.meet();
     auto* place = reinterpret_cast<std::int16_t*>(body_of(p, head, workspace));
+    const auto* body = place;
     constexpr std::uint32_t groups = kBodyUnit - kLanes;
     const bool usual = p.body_tokens > groups;
+    // Who comes to the barrier behind this channel has made values of those before: a run is complete.
+    std::uint32_t next_run = p.rotation == kNone ? kNone : p.channels / 2 + kDirectChannels;
     Channel channel = pair.channels[0];
     KVCAST_UNROLL(1)
     for (std::uint32_t c = 0; c < p.channels; ++c, place += p.body_stride) {
@@ -127,8 +132,16 @@ __device__ __forceinline__ bool read_head(WarpReader& in, const PlaneTask& p, st
         }
         channel = pair.channels[lesser(c + 1, p.channels - 1)];
         pair.meet();
+        if (c == next_run) {
+            store_first_ones(pair, body, p.body_stride, c - p.channels / 2 - kDirectChannels);
+            next_run += kDirectChannels;
+        }
     }
     pair.meet();  // the channels have been used, too
+    if (p.rotation != kNone) {
+        store_first_ones(pair, body, p.body_stride, p.channels / 2 - kDirectChannels);
+        pair.meet();  // and where the rows are
+    }
     return fits;
 }
 
@@ -176,12 +189,7 @@ class HeadWriter {
             write_first_ones(pairs);
             write_second_ones(pairs);
             pair_.meet();  // codes and channels have been used
-            if (lane_id() == 0) {
-                pair_.memory.kept = place_;  // lane 0's
-                pair_.memory.kept_runs = pairs / kDirectChannels;
-                pair_.memory.kept_stride = p_.body_stride;
-            }
-            __syncwarp();
+            pair_.meet();  // the last run has been stored
         } else {
             KVCAST_UNROLL(1)
             for (std::uint32_t c = 0; c < p_.channels; c += 2) {
@@ -303,20 +311,8 @@ class HeadWriter {
     DirectRows rows_;
 };
 
-// Half of a run of what is left of a pair's head.
-__device__ __forceinline__ void store_kept_half(const PairMemory& pair, std::uint32_t run,
-                                                std::uint32_t half) {
-    const std::uint32_t channel = run * kDirectChannels, stride = pair.kept_stride;
-    store_kept_run(pair.rows.rows, channel, half,
-                   pair.kept + std::uint64_t{channel} * stride + lane_id() * kLaneTokens, stride);
-}
-
 __device__ __forceinline__ void write_head(const PlaneTask& p, std::uint32_t head, const Pair& pair,
                                            const RotationTask* rotations, std::byte* workspace) {
-    KVCAST_UNROLL(1)
-    for (std::uint32_t i = 0; i < 2 * pair.memory.kept_runs; ++i) store_kept_half(pair.memory, i / 2, i % 2);
-    __syncwarp();
-    if (lane_id() == 0) pair.memory.kept_runs = 0;
     if (!p.quantised) {
         HeadWriter<Way::kElements>(p, head, pair, nullptr, workspace).write();
     } else if (p.rotation == kNone) {
@@ -328,47 +324,40 @@ __device__ __forceinline__ void write_head(const PlaneTask& p, std::uint32_t hea
 
 // ---- blocks
 
+// The block of a pair, of `count`: neighbours, of one layer, are alike, and planes that are turned take
+// longer than others, so that a block of threads takes blocks from all over the batch.
+__device__ __forceinline__ std::uint32_t block_of(std::uint32_t pair) {
+    constexpr std::uint32_t stride = 5;
+    return pair * gridDim.x + (blockIdx.x + stride * pair) % gridDim.x;
+}
+
 __global__ void __launch_bounds__(kMostPairs* kPairThreads, 1)
     decode_direct(std::byte* workspace, const PlaneTask* planes, const BlockTask* blocks, std::uint32_t count,
                   const RotationTask* rotations, std::uint32_t most_channels, const BucketTable* tables,
                   std::uint32_t* status) {
-    auto& head = *dynamic_shared<SharedHead>();
-    auto* pair_memories = reinterpret_cast<std::byte*>(&head) + kSharedHead;
-    const auto memory_of = [&](std::uint32_t pair) -> PairMemory& {
-        return *reinterpret_cast<PairMemory*>(pair_memories + pair * pair_bytes(most_channels));
-    };
+    auto* shared = dynamic_shared<std::byte>();
+    const std::uint32_t place = reinterpret_cast<ReaderTables*>(shared)->load(tables);
     const std::uint32_t pairs = blockDim.x / kPairThreads, warp = warp_id();
     const bool reads = warp < pairs;
-    const std::uint32_t own = reads ? warp : warp - pairs, index = blockIdx.x * pairs + own;
-    PairMemory& memory = memory_of(own);
-    if (threadIdx.x == 0) head.done = 0;
-    if (!reads && lane_id() == 0) memory.kept_runs = 0;
-    const std::uint32_t place = head.tables.load(tables);
-    if (index < count && blocks[index].direct) {
-        const BlockTask block = blocks[index];
-        const Pair pair = {memory, reinterpret_cast<Channel*>(&memory + 1), own};
-        if (reads) {
-            WarpReader in(block.begin, block.bytes, memory.ring, place);
-            bool fits = true;
-            for_heads(block, planes, [&](const PlaneTask& plane, std::uint32_t h) {
-                fits = read_head(in, plane, h, pair, workspace) && fits;
-            });
-            const std::uint32_t faults = in.close() | (fits ? 0u : kOutOfRange);
-            if (lane_id() == 0) status[block.status] = faults;
-        } else {
-            for_heads(block, planes, [&](const PlaneTask& plane, std::uint32_t h) {
-                write_head(plane, h, pair, rotations, workspace);
-            });
-        }
-    }
-    // Heads that are turned take longer than others: what is left of them is for all warps.
-    wait_for_warps(head.done, 2 * pairs);
-    const std::uint32_t most_runs = most_channels / 2 / kDirectChannels;
-    KVCAST_UNROLL(1)
-    for (std::uint32_t i = warp; i < 2 * pairs * most_runs; i += 2 * pairs) {
-        const PairMemory& of = memory_of(i / (2 * most_runs));
-        const std::uint32_t run = i / 2 % most_runs;
-        if (run < of.kept_runs) store_kept_half(of, run, i % 2);
+    const std::uint32_t own = reads ? warp : warp - pairs, index = block_of(own);
+    if (index >= count) return;
+    const BlockTask block = blocks[index];
+    if (!block.direct) return;
+    auto& memory =
+        *reinterpret_cast<PairMemory*>(shared + sizeof(ReaderTables) + own * pair_bytes(most_channels));
+    const Pair pair = {memory, reinterpret_cast<Channel*>(&memory + 1), own};
+    if (reads) {
+        WarpReader in(block.begin, block.bytes, memory.ring, place);
+        bool fits = true;
+        for_heads(block, planes, [&](const PlaneTask& plane, std::uint32_t head) {
+            fits = read_head(in, plane, head, pair, workspace) && fits;
+        });
+        const std::uint32_t faults = in.close() | (fits ? 0u : kOutOfRange);
+        if (lane_id() == 0) status[block.status] = faults;
+    } else {
+        for_heads(block, planes, [&](const PlaneTask& plane, std::uint32_t head) {
+            write_head(plane, head, pair, rotations, workspace);
+        });
     }
 }
 

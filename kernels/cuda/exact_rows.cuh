@@ -20,8 +20,12 @@ __device__ __forceinline__ void read_elements(WarpReader& in, const BitTranspose
     for (std::uint32_t first = 0; first < count; first += 4 * kLanes) {
         std::int32_t escapes[4] = {};
         std::uint32_t escaped = 0;
-        const WarpReader::CodedQuad quad = in.coded_quad(
-            coding, count - first, [&](unsigned g, std::int32_t value) { escapes[g] = value; }, escaped);
+        const auto escape = [&](unsigned g, std::int32_t value) { escapes[g] = value; };
+        const std::uint32_t left = count - first;
+        const WarpReader::CodedQuad quad =
+            left > 3 * kLanes
+                ? in.coded_quad_but_last<true>(coding, lesser(left - 3 * kLanes, kLanes), escape, escaped)
+                : in.coded_quad(coding, left, escape, escaped);
         const std::uint32_t raw = transposed(quad.planes);
         KVCAST_UNROLL(4)
         for (unsigned g = 0; g < 4; ++g) {

@@ -98,18 +98,22 @@ __device__ __forceinline__ std::int32_t high_of(std::uint32_t symbols, unsigned 
 
 // ---- reading
 
-// Steps i to i + 3 of a tile; whether they are left as values.
-__device__ __forceinline__ bool read_quad(WarpReader& in, const Tile& tile, const StepQuad& quad,
-                                          std::uint32_t i, const BitTransposer& transposed,
+// Four steps of `tokens` values; whether they are left as values. The first `count` of them, if those are
+// fewer.
+__device__ __forceinline__ bool read_quad(WarpReader& in, const StepQuad& quad, std::uint32_t count,
+                                          std::uint32_t tokens, const BitTransposer& transposed,
                                           QuadCodes& codes) {
     std::int32_t v[kStepsAtOnce] = {};
     const std::uint32_t planes = quad.most_planes();
-    if (i + kStepsAtOnce <= tile.step_count && planes <= WarpReader::kBytePlanes) {
+    if (count >= kStepsAtOnce && planes <= WarpReader::kBytePlanes) {
         std::uint32_t escaped = 0;
-        const WarpReader::CodedQuad coded = in.coded_quad(
-            planes != 0, [&](unsigned g) { return quad.of[g].coding(); },
-            [&](unsigned) { return tile.token_count; }, [&](unsigned g, std::int32_t value) { v[g] = value; },
-            escaped);
+        const auto coding_of = [&](unsigned g) { return quad.of[g].coding(); };
+        const auto escape = [&](unsigned g, std::int32_t value) { v[g] = value; };
+        const WarpReader::CodedQuad coded =
+            tokens == kLanes ? in.coded_quad(
+                                   planes != 0, coding_of, [](unsigned) { return kLanes; }, escape, escaped)
+                             : in.coded_quad(
+                                   planes != 0, coding_of, [&](unsigned) { return tokens; }, escape, escaped);
         if (escaped == 0) {
             codes = {{coded.symbols, coded.planes}};
             return false;
@@ -123,10 +127,10 @@ __device__ __forceinline__ bool read_quad(WarpReader& in, const Tile& tile, cons
     } else {
         KVCAST_UNROLL(4)
         for (unsigned g = 0; g < kStepsAtOnce; ++g) {
-            if (i + g >= tile.step_count) continue;
+            if (g >= count) continue;
             std::int32_t high = 0;
             std::uint32_t raw = 0;
-            in.group(quad.of[g].coding(), tile.token_count, high, raw);
+            in.group(quad.of[g].coding(), tokens, high, raw);
             v[g] = step_value(quad.of[g], high, raw);
         }
     }
@@ -135,14 +139,15 @@ __device__ __forceinline__ bool read_quad(WarpReader& in, const Tile& tile, cons
 }
 
 __device__ __forceinline__ void read_tile(WarpReader& in, const BitTransposer& transposed, Tile& tile) {
+    const std::uint32_t steps = tile.step_count, tokens = tile.token_count;
     std::uint32_t values = 0;
     StepQuad next(tile, 0);
     KVCAST_UNROLL(1)
-    for (std::uint32_t i = 0; i < tile.step_count; i += kStepsAtOnce) {
+    for (std::uint32_t i = 0; i < steps; i += kStepsAtOnce) {
         const StepQuad present = next;
-        if (i + kStepsAtOnce < tile.step_count) next = StepQuad(tile, i + kStepsAtOnce);
+        if (i + kStepsAtOnce < steps) next = StepQuad(tile, i + kStepsAtOnce);
         QuadCodes codes;
-        if (read_quad(in, tile, present, i, transposed, codes)) values |= 1u << i / kStepsAtOnce;
+        if (read_quad(in, present, steps - i, tokens, transposed, codes)) values |= 1u << i / kStepsAtOnce;
         tile.codes[i / kStepsAtOnce][lane_id()] = codes;
     }
     if (lane_id() == 0) tile.values = values;
@@ -278,7 +283,13 @@ class RunWriter {
                     tile.multiplier = run_.multipliers[level];
                     tile.count = count;
                 }
-                hand_over();
+                if (steps != 0) {
+                    hand_over();
+                } else {  // nothing to read
+                    __syncwarp();
+                    unwritten_ &= ~(1u << turn_ % 2);
+                    put_rows(tile);
+                }
             }
             if (lane_id() < range.count) part.masks[token] = mask;
         }

@@ -41,19 +41,6 @@ __device__ __forceinline__ void barrier_sync(std::uint32_t barrier, std::uint32_
 #endif
 }
 
-// Waits until `count` warps of the block have called this with the same counter, which has been 0: like
-// __syncthreads(), for warps that are still to use its barrier.
-__device__ __forceinline__ void wait_for_warps(std::uint32_t& counter, std::uint32_t count) {
-    __threadfence_block();
-    __syncwarp();
-    if (lane_id() == 0) {
-        atomicAdd(&counter, 1u);
-        while (*static_cast<const volatile std::uint32_t*>(&counter) < count) __nanosleep(200);
-    }
-    __syncwarp();
-    __threadfence_block();
-}
-
 // body(i) for all i below `count`, which is the same in all lanes: a lane takes lane, lane + 32, ... All
 // lanes go round equally often, as far as the compiler is concerned, too.
 template <typename Body>

@@ -551,10 +551,6 @@ unsigned warp() {
     return machine().current / kWarp;
 }
 
-void yield() {
-    to_home(machine(), false);
-}
-
 void fail(const char* message) {
     stop({Wrong::What::kMessage, 0, message});
 }

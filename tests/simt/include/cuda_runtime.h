@@ -158,9 +158,6 @@ inline void simt_commit_copies() {
 inline void simt_wait_copies(unsigned open_groups) {
     ::simt::wait_copies(open_groups);
 }
-inline void __nanosleep(unsigned) {
-    ::simt::yield();
-}
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 
