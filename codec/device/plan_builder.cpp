@@ -64,8 +64,8 @@ bool is_direct(const cuda::PlaneTask& plane, const cuda::StoreTask& body, const 
     if (!plane.quantised && body.from != body.to) return false;
     if (plane.quantised && plane.scale.exponent > cuda::kMostFusedExponent) return false;
     if (!in_runs(body, r, run)) return false;
-    return r == nullptr || (plane.quantised && 2 * r->pairs == plane.channels && r->column_stride == 1 &&
-                            r->columns > 1);
+    return r == nullptr ||
+           (plane.quantised && 2 * r->pairs == plane.channels && r->column_stride == 1 && r->columns > 1);
 }
 
 cuda::BucketTable bucket_table(const kernels::AliasTable& alias) {

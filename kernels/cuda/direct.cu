@@ -5,7 +5,7 @@
 //
 // A channel's codes are handed over in shared memory, in two places in turns: who comes to the barrier behind
 // channel c has written the codes of c, or has used those of c - 1. RoPE's partner of a channel comes half a
-// head later: the first half waits in the workspace, as states, then as values until a run of them is whole.
+// head later: the first half waits in the workspace, as states, then as values until the head is read.
 #include "kernels/cuda/direct_rows.cuh"
 #include "kernels/cuda/head.cuh"
 #include "kernels/cuda/launch.h"
@@ -95,17 +95,6 @@ __device__ __forceinline__ void read_usual(WarpReader& in, const StepCoding& c, 
     codes.escaped = escaped;
 }
 
-// A run of first channels of pairs, which have become values: by the warp that reads, since the other one has
-// more to do with the second ones.
-__device__ __forceinline__ void store_first_ones(const Pair& pair, const std::int16_t* body,
-                                                 std::uint32_t stride, std::uint32_t first) {
-    const std::int16_t* place = body + std::uint64_t{first} * stride + lane_id() * kLaneTokens;
-    KVCAST_UNROLL(1)
-    for (std::uint32_t half = 0; half < 2; ++half)
-        store_kept_run(pair.memory.rows.rows, first, half, place, stride);
-    __syncwarp();
-}
-
 // False, in all lanes, where side information is out of range.
 __device__ __forceinline__ bool read_head(WarpReader& in, const PlaneTask& p, std::uint32_t head,
                                           const Pair& pair, std::byte* workspace) {
@@ -115,11 +104,8 @@ __device__ __forceinline__ bool read_head(WarpReader& in, const PlaneTask& p, st
     side.find_channels();
     pair.meet();
     auto* place = reinterpret_cast<std::int16_t*>(body_of(p, head, workspace));
-    const auto* body = place;
     constexpr std::uint32_t groups = kBodyUnit - kLanes;
     const bool usual = p.body_tokens > groups;
-    // Who comes to the barrier behind this channel has made values of those before: a run is complete.
-    std::uint32_t next_run = p.rotation == kNone ? kNone : p.channels / 2 + kDirectChannels;
     Channel channel = pair.channels[0];
     KVCAST_UNROLL(1)
     for (std::uint32_t c = 0; c < p.channels; ++c, place += p.body_stride) {
@@ -132,16 +118,8 @@ __device__ __forceinline__ bool read_head(WarpReader& in, const PlaneTask& p, st
         }
         channel = pair.channels[lesser(c + 1, p.channels - 1)];
         pair.meet();
-        if (c == next_run) {
-            store_first_ones(pair, body, p.body_stride, c - p.channels / 2 - kDirectChannels);
-            next_run += kDirectChannels;
-        }
     }
     pair.meet();  // the channels have been used, too
-    if (p.rotation != kNone) {
-        store_first_ones(pair, body, p.body_stride, p.channels / 2 - kDirectChannels);
-        pair.meet();  // and where the rows are
-    }
     return fits;
 }
 
@@ -189,7 +167,6 @@ class HeadWriter {
             write_first_ones(pairs);
             write_second_ones(pairs);
             pair_.meet();  // codes and channels have been used
-            pair_.meet();  // the last run has been stored
         } else {
             KVCAST_UNROLL(1)
             for (std::uint32_t c = 0; c < p_.channels; c += 2) {
@@ -230,7 +207,14 @@ class HeadWriter {
         for (std::uint32_t c = 0; c < pairs; c += 2) {
             const Octet even = turned(c, pairs, waiting), odd = turned(c + 1, pairs, waiting);
             rows_.put(pairs + c, even, odd);
+            if (c % kDirectChannels == kDirectChannels - 2) store_first_ones(c - (kDirectChannels - 2));
         }
+    }
+    // A run of first channels, which are values.
+    __device__ __forceinline__ void store_first_ones(std::uint32_t first) const {
+        KVCAST_UNROLL(1)
+        for (std::uint32_t half = 0; half < 2; ++half)
+            store_kept_run(pair_.memory.rows.rows, first, half, place(first), p_.body_stride);
     }
     __device__ __forceinline__ void ask_for(std::uint32_t c, Waiting& waiting) const {
         waiting.first = kept(place(c));
@@ -324,13 +308,6 @@ __device__ __forceinline__ void write_head(const PlaneTask& p, std::uint32_t hea
 
 // ---- blocks
 
-// The block of a pair, of `count`: neighbours, of one layer, are alike, and planes that are turned take
-// longer than others, so that a block of threads takes blocks from all over the batch.
-__device__ __forceinline__ std::uint32_t block_of(std::uint32_t pair) {
-    constexpr std::uint32_t stride = 5;
-    return pair * gridDim.x + (blockIdx.x + stride * pair) % gridDim.x;
-}
-
 __global__ void __launch_bounds__(kMostPairs* kPairThreads, 1)
     decode_direct(std::byte* workspace, const PlaneTask* planes, const BlockTask* blocks, std::uint32_t count,
                   const RotationTask* rotations, std::uint32_t most_channels, const BucketTable* tables,
@@ -339,7 +316,7 @@ __global__ void __launch_bounds__(kMostPairs* kPairThreads, 1)
     const std::uint32_t place = reinterpret_cast<ReaderTables*>(shared)->load(tables);
     const std::uint32_t pairs = blockDim.x / kPairThreads, warp = warp_id();
     const bool reads = warp < pairs;
-    const std::uint32_t own = reads ? warp : warp - pairs, index = block_of(own);
+    const std::uint32_t own = reads ? warp : warp - pairs, index = blockIdx.x * pairs + own;
     if (index >= count) return;
     const BlockTask block = blocks[index];
     if (!block.direct) return;

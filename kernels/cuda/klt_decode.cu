@@ -58,18 +58,50 @@ struct Tile {
 };
 static_assert(kTileCoefficients / kStepsAtOnce <= 32);
 
+// Tiles on their way between the warps.
+constexpr std::uint32_t kTiles = 3;
+
 struct alignas(256) Shared {
     ReaderTables tables;
     WordRing::Memory ring;
     std::uint32_t places[kStripKeys];
-    Tile tiles[2];
+    Tile tiles[kTiles];
     alignas(16) std::int16_t rows[kLanes * kRowStride];  // of the tile that is written; else zeros
 };
 
 // Both warps.
+constexpr std::uint32_t kThreads = 2 * kLanes;
 __device__ __forceinline__ void meet() {
     __syncthreads();
 }
+// What is to happen to a tile: its barrier.
+enum Event : std::uint32_t { kListed = 1, kRead = kListed + kTiles };
+static_assert(kTiles == 3 && kRead + kTiles <= kBarriers);
+
+// Waits for it.
+template <Event E>
+__device__ __forceinline__ void wait_for(std::uint32_t tile) {
+    if (tile == 0) barrier_sync<E>(kThreads);
+    if (tile == 1) barrier_sync<E + 1>(kThreads);
+    if (tile == 2) barrier_sync<E + 2>(kThreads);
+}
+// Says that it has happened.
+template <Event E>
+__device__ __forceinline__ void tell(std::uint32_t tile) {
+    if (tile == 0) barrier_arrive<E>(kThreads);
+    if (tile == 1) barrier_arrive<E + 1>(kThreads);
+    if (tile == 2) barrier_arrive<E + 2>(kThreads);
+}
+
+// Which tile comes next.
+class Turn {
+  public:
+    __device__ __forceinline__ std::uint32_t tile() const { return tile_; }
+    __device__ __forceinline__ void next() { tile_ = tile_ + 1 == kTiles ? 0 : tile_ + 1; }
+
+  private:
+    std::uint32_t tile_ = 0;
+};
 
 // Steps i to i + 3, as far as there are that many.
 struct StepQuad {
@@ -186,20 +218,20 @@ __device__ void read_run(Shared& shared, std::uint32_t tables, const KltRunTask&
                          std::uint32_t* status) {
     WarpReader in(pieces->begin, pieces->bytes, shared.ring, tables);
     const BitTransposer transposed;
-    std::uint32_t turn = 0;
+    Turn turn;
     KVCAST_UNROLL(1)
     for (std::uint32_t i = 0; i < run.pieces; ++i, ++pieces) {
         if (i != 0) in.next_piece(pieces->begin, pieces->bytes);
         const bool fits = read_sides(in, run, planes + pieces->plane, memory);
         meet();  // gains are known
         KVCAST_UNROLL(1)
-        for (;; ++turn) {
-            meet();  // the tile is listed
-            Tile& tile = shared.tiles[turn % 2];
-            if (tile.count == 0) break;
-            read_tile(in, transposed, tile);
+        for (bool more = true; more; turn.next()) {
+            Tile& tile = shared.tiles[turn.tile()];
+            wait_for<kListed>(turn.tile());
+            more = tile.count != 0;
+            if (more) read_tile(in, transposed, tile);
+            tell<kRead>(turn.tile());
         }
-        ++turn;
         const std::uint32_t words = i + 1 == run.pieces ? in.close() : in.check_used();
         if (lane_id() == 0) status[i] = words | (fits ? 0u : kOutOfRange);
     }
@@ -241,10 +273,9 @@ class RunWriter {
         }
         Tile& end = next_tile();
         if (lane_id() == 0) end.count = 0;
-        unwritten_ &= ~(1u << turn_ % 2);
         hand_over();
-        if (unwritten_ != 0) write(shared_.tiles[turn_ % 2]);
-        unwritten_ = 0;
+        KVCAST_UNROLL(1)
+        for (std::uint32_t i = 0; i < kTiles; ++i, turn_.next()) take_back();
     }
 
   private:
@@ -287,7 +318,6 @@ class RunWriter {
                     hand_over();
                 } else {  // nothing to read
                     __syncwarp();
-                    unwritten_ &= ~(1u << turn_ % 2);
                     put_rows(tile);
                 }
             }
@@ -295,16 +325,24 @@ class RunWriter {
         }
     }
 
-    // The place of a tile, written if one is there.
+    // The place of the next tile.
     __device__ __forceinline__ Tile& next_tile() {
-        Tile& tile = shared_.tiles[turn_ % 2];
-        if ((unwritten_ >> turn_ % 2 & 1u) != 0) write(tile);
-        unwritten_ |= 1u << turn_ % 2;
-        return tile;
+        take_back();
+        return shared_.tiles[turn_.tile()];
+    }
+    // The tile that was listed there, if any is, as soon as it has been read.
+    __device__ __forceinline__ void take_back() {
+        const std::uint32_t own = 1u << turn_.tile();
+        if ((away_ & own) == 0) return;
+        const Tile& tile = shared_.tiles[turn_.tile()];
+        wait_for<kRead>(turn_.tile());
+        if (tile.count != 0) write(tile);
+        away_ &= ~own;
     }
     __device__ __forceinline__ void hand_over() {
-        meet();
-        ++turn_;
+        away_ |= 1u << turn_.tile();
+        tell<kListed>(turn_.tile());
+        turn_.next();
     }
 
     // Groups of coefficients first .. first + count - 1; how many. Bit g of `mask` is set where any of
@@ -403,11 +441,11 @@ class RunWriter {
     const KltRunTask& run_;
     Memory memory_;
     BitTransposer transposed_;
-    std::uint32_t turn_ = 0;
-    std::uint32_t unwritten_ = 0;  // bit t: tile t has been listed and not been written
+    Turn turn_;
+    std::uint32_t away_ = 0;  // bit t: tile t has been listed and not been taken back
 };
 
-__global__ void __launch_bounds__(2 * kLanes)
+__global__ void __launch_bounds__(kThreads)
     decode_runs(Memory memory, const KltPlaneTask* planes, const KltPieceTask* pieces, const KltRunTask* runs,
                 const BucketTable* tables, std::uint32_t* status) {
     auto& shared = *dynamic_shared<Shared>();
@@ -428,7 +466,7 @@ __global__ void __launch_bounds__(2 * kLanes)
 cudaError_t launch_klt_decode(Memory memory, const KltPlaneTask* planes, const KltPieceTask* pieces,
                               const KltRunTask* runs, std::uint32_t count, const BucketTable* tables,
                               std::uint32_t* status, cudaStream_t stream) {
-    return launch(decode_runs, {count, 2 * kLanes, sizeof(Shared)}, stream, memory, planes, pieces, runs,
+    return launch(decode_runs, {count, kThreads, sizeof(Shared)}, stream, memory, planes, pieces, runs,
                   tables, status);
 }
 

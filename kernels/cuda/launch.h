@@ -43,7 +43,7 @@ struct DecodeBatch {
 cudaError_t launch_decode_direct(Memory memory, const DecodeBatch& batch, cudaStream_t stream);
 cudaError_t launch_decode(Memory memory, const DecodeBatch& batch, cudaStream_t stream);
 
-// Decodes the blocks of `count` runs of klt layers into the workspace, one warp per run, and sets a status
+// Decodes the blocks of `count` runs of klt layers into the workspace, two warps per run, and sets a status
 // word per layer. Gains and coefficients of a faulty layer are those that a CPU would have decoded.
 cudaError_t launch_klt_decode(Memory memory, const KltPlaneTask* planes, const KltPieceTask* pieces,
                               const KltRunTask* runs, std::uint32_t count, const BucketTable* tables,

@@ -41,6 +41,39 @@ __device__ __forceinline__ void barrier_sync(std::uint32_t barrier, std::uint32_
 #endif
 }
 
+// The same at a barrier that the compiler knows: a kernel whose barriers it does not know is given all of
+// them, and a multiprocessor has 64.
+template <std::uint32_t Barrier>
+__device__ __forceinline__ void barrier_sync(std::uint32_t threads) {
+#ifdef KVCAST_SIMT
+    simt_barrier_sync(Barrier, threads);
+#else
+    asm volatile("barrier.sync %0, %1;" ::"n"(Barrier), "r"(threads) : "memory");
+#endif
+}
+// Counts at it, and does not wait.
+template <std::uint32_t Barrier>
+__device__ __forceinline__ void barrier_arrive(std::uint32_t threads) {
+#ifdef KVCAST_SIMT
+    simt_barrier_arrive(Barrier, threads);
+#else
+    asm volatile("barrier.arrive %0, %1;" ::"n"(Barrier), "r"(threads) : "memory");
+#endif
+}
+
+// Waits until `count` warps of the block have called this with the same counter, which has been 0: like
+// __syncthreads(), for warps that are still to use its barrier.
+__device__ __forceinline__ void wait_for_warps(std::uint32_t& counter, std::uint32_t count) {
+    __threadfence_block();
+    __syncwarp();
+    if (lane_id() == 0) {
+        atomicAdd(&counter, 1u);
+        while (*static_cast<const volatile std::uint32_t*>(&counter) < count) __nanosleep(200);
+    }
+    __syncwarp();
+    __threadfence_block();
+}
+
 // body(i) for all i below `count`, which is the same in all lanes: a lane takes lane, lane + 32, ... All
 // lanes go round equally often, as far as the compiler is concerned, too.
 template <typename Body>

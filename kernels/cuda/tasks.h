@@ -189,7 +189,7 @@ struct KltPieceTask {
     std::uint32_t plane;        // index of the layer's first KltPlaneTask
 };
 
-// Layers that share coder states: one warp's work.
+// Layers that share coder states: two warps' work.
 struct KltRunTask {
     std::uint64_t gains;               // workspace: std::int16_t [unit of a layer][body token], scratch
     std::uint64_t order;               // workspace: std::uint32_t [body token], scratch

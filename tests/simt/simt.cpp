@@ -79,8 +79,8 @@ class Stack {
 
 const char* name_of(Primitive p) {
     constexpr std::array names = {
-        "__shfl_sync",       "__ballot_sync",     "__all_sync",         "__any_sync", "__reduce_add_sync",
-        "__reduce_max_sync", "__reduce_min_sync", "__reduce_or_sync",   "__syncwarp", "__syncthreads",
+        "__shfl_sync",       "__ballot_sync",     "__all_sync",          "__any_sync",  "__reduce_add_sync",
+        "__reduce_max_sync", "__reduce_min_sync", "__reduce_or_sync",    "__syncwarp",  "__syncthreads",
         "__syncthreads_or",  "__syncthreads_and", "__syncthreads_count", "barrier.sync"};
     return names[static_cast<std::size_t>(p)];
 }
@@ -143,6 +143,7 @@ struct Machine {
     std::size_t most_shared = kMostOptIn;
     unsigned multiprocessors = kMultiprocessors;
     bool running = false;
+    std::array<unsigned, kBarriers> arrived = {};  // at a barrier, and gone on
 
     Fibre& self() { return *fibres[current]; }
 };
@@ -251,9 +252,8 @@ std::string deadlock(const Machine& m) {
         const Fibre& f = *m.fibres[t];
         const bool wanted =
             is_block_wide(w.primitive) || (t / kWarp * kWarp == warp && (w.mask >> (t - warp) & 1u) != 0);
-        const bool there =
-            f.mode == Mode::kWaiting && f.primitive == w.primitive && f.mask == w.mask &&
-            (w.primitive != Primitive::kSyncSome || f.source == w.source);
+        const bool there = f.mode == Mode::kWaiting && f.primitive == w.primitive && f.mask == w.mask &&
+                           (w.primitive != Primitive::kSyncSome || f.source == w.source);
         if (wanted && !there) return describe(m, waiting) + ", where " + describe(m, t);
     }
     const unsigned last = std::min(m.threads - warp, kWarp);
@@ -351,16 +351,17 @@ void try_block(Machine& m) {
     complete(all, m.self().primitive);
 }
 
-// Those at the caller's barrier, if they are as many as it is for.
-void try_some(Machine& m) {
-    const Fibre& own = m.self();
+// Those who wait at a barrier, if with those who have gone on they are as many as it is for.
+void try_some(Machine& m, unsigned barrier, unsigned threads) {
     std::vector<Fibre*> there;
     for (unsigned t = 0; t < m.threads; ++t) {
         Fibre* f = m.fibres[t].get();
-        if (f->mode == Mode::kWaiting && f->primitive == own.primitive && f->source == own.source)
+        if (f->mode == Mode::kWaiting && f->primitive == Primitive::kSyncSome && f->source == barrier)
             there.push_back(f);
     }
-    if (there.size() == own.value) complete(there, own.primitive);
+    if (there.size() + m.arrived[barrier] != threads) return;
+    m.arrived[barrier] = 0;
+    complete(there, Primitive::kSyncSome);
 }
 
 std::uint64_t wait(Machine& m) {
@@ -392,6 +393,7 @@ std::vector<unsigned> numbers(unsigned count) {
 
 void run_block(Machine& m) {
     for (unsigned t = 0; t < m.threads; ++t) start_fibre(*m.fibres[t]);
+    m.arrived = {};
     std::vector<unsigned> order = numbers(m.threads);
     arrange(m, order);
     for (bool moved = true; moved && !m.failure;) {
@@ -551,6 +553,10 @@ unsigned warp() {
     return machine().current / kWarp;
 }
 
+void yield() {
+    to_home(machine(), false);
+}
+
 void fail(const char* message) {
     stop({Wrong::What::kMessage, 0, message});
 }
@@ -594,8 +600,9 @@ std::uint64_t meet_block(Primitive primitive, std::uint64_t value, Place place) 
     return wait(m);
 }
 
-void meet_some(unsigned barrier, unsigned threads, Place place) {
-    Machine& m = machine();
+namespace {
+
+void check_barrier(const Machine& m, unsigned barrier, unsigned threads) {
     if (barrier >= kBarriers || threads == 0 || threads % kWarp != 0)
         fail("barrier.sync names no barrier, or no number of whole warps");
     for (unsigned t = 0; t < m.threads; ++t) {
@@ -604,6 +611,13 @@ void meet_some(unsigned barrier, unsigned threads, Place place) {
             other.source == barrier && other.value != threads)
             fail("barrier.sync for another number of threads than those who wait there expect");
     }
+}
+
+}  // namespace
+
+void meet_some(unsigned barrier, unsigned threads, Place place) {
+    Machine& m = machine();
+    check_barrier(m, barrier, threads);
     Fibre& f = m.self();
     f.primitive = Primitive::kSyncSome;
     f.mask = 0;
@@ -611,8 +625,15 @@ void meet_some(unsigned barrier, unsigned threads, Place place) {
     f.source = barrier;
     f.place = place;
     f.mode = Mode::kWaiting;
-    try_some(m);
+    try_some(m, barrier, threads);
     wait(m);
+}
+
+void arrive(unsigned barrier, unsigned threads) {
+    Machine& m = machine();
+    check_barrier(m, barrier, threads);
+    if (++m.arrived[barrier] > threads) fail("barrier.arrive by more threads than the barrier is for");
+    try_some(m, barrier, threads);
 }
 
 }  // namespace simt

@@ -123,6 +123,11 @@ std::uint64_t meet_block(Primitive primitive, std::uint64_t value, Place place);
 // One of the block's barriers, for `threads` of its threads: PTX ISA, "barrier.sync".
 inline constexpr unsigned kBarriers = 16;
 void meet_some(unsigned barrier, unsigned threads, Place place);
+// The same without waiting: "barrier.arrive".
+void arrive(unsigned barrier, unsigned threads);
+
+// Lets other threads go on, one that waits for what they do.
+void yield();
 
 // Ends the launch with a failure of the calling thread. The message outlives the launch.
 [[noreturn]] void fail(const char* message);

@@ -390,6 +390,29 @@ TEST_P(Simt, SomeOfABlocksWarpsMeet) {
     EXPECT_EQ(out[63], 1000u);
 }
 
+// Who only arrives goes on: the giver is two cells ahead at most.
+TEST_P(Simt, SomeArriveAndDoNotWait) {
+    std::vector<unsigned> out(32);
+    const auto failed = run(1, 64, [&] {
+        __shared__ unsigned cells[2][32];
+        const unsigned lane = threadIdx.x % 32;
+        for (unsigned i = 0; i < 7; ++i) {
+            if (threadIdx.x < 32) {
+                if (i >= 2) simt_barrier_sync(3 + i % 2, 64);
+                cells[i % 2][lane] = i + lane;
+                simt_barrier_arrive(1 + i % 2, 64);
+            } else {
+                simt_barrier_sync(1 + i % 2, 64);
+                out[lane] += cells[i % 2][31 - lane];
+                if (i < 5) simt_barrier_arrive(3 + i % 2, 64);
+            }
+        }
+    });
+    EXPECT_EQ(failed, std::nullopt);
+    EXPECT_EQ(out[0], 21 + 7 * 31);
+    EXPECT_EQ(out[31], 21u);
+}
+
 TEST_P(Simt, CatchesABarrierThatTooFewReach) {
     const auto failed = run(1, 64, [] {
         if (threadIdx.x < 32) simt_barrier_sync(3, 64);

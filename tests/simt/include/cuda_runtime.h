@@ -149,6 +149,9 @@ inline int __syncthreads_count(int predicate, SIMT_PLACE) {
 inline void simt_barrier_sync(unsigned barrier, unsigned threads, SIMT_PLACE) {
     ::simt::meet_some(barrier, threads, place);
 }
+inline void simt_barrier_arrive(unsigned barrier, unsigned threads) {
+    ::simt::arrive(barrier, threads);
+}
 inline void simt_copy_async(void* to, const void* from, std::size_t bytes) {
     ::simt::copy_async(to, from, bytes);
 }
@@ -157,6 +160,9 @@ inline void simt_commit_copies() {
 }
 inline void simt_wait_copies(unsigned open_groups) {
     ::simt::wait_copies(open_groups);
+}
+inline void __nanosleep(unsigned) {
+    ::simt::yield();
 }
 inline void __threadfence() {}
 inline void __threadfence_block() {}
