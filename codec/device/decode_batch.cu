@@ -10,15 +10,15 @@ namespace cuda = kernels::cuda;
 // How blocks of threads take chains.
 struct ChainShape {
     std::uint32_t height = 0;  // 0: not at all
-    std::uint32_t slots = 0;
+    std::uint32_t chunks = 0;
 };
 
-// The slots of the longest rings that blocks of this height have shared memory for; 0 where there are none.
-std::uint32_t chain_slots(std::uint32_t height, const DecodePlan::Launches& l,
-                          const cuda::DeviceLimits& device) {
-    for (const std::uint32_t slots : cuda::kRingSlots) {
-        const std::size_t bytes = height * l.chain_bytes + cuda::ring_bytes(slots) + cuda::kChainTaskBytes;
-        if (bytes <= device.shared_bytes) return slots;
+// The chunks of the longest rings that blocks of this height have shared memory for; 0 where there are none.
+std::uint32_t chain_chunks(std::uint32_t height, const DecodePlan::Launches& l,
+                           const cuda::DeviceLimits& device) {
+    for (const std::uint32_t chunks : cuda::kRingChunks) {
+        const std::size_t bytes = height * l.chain_bytes + cuda::ring_bytes(chunks) + cuda::kChainTaskBytes;
+        if (bytes <= device.shared_bytes) return chunks;
     }
     return 0;
 }
@@ -33,12 +33,12 @@ ChainShape chain_shape(const DecodePlan::Launches& l) {
     ChainShape best;
     std::uint64_t shortest = ~std::uint64_t{0};
     for (std::uint32_t height = 1; height <= cuda::kMostHeight; ++height) {
-        const std::uint32_t slots = chain_slots(height, l, device);
-        if (slots == 0) break;
+        const std::uint32_t chunks = chain_chunks(height, l, device);
+        if (chunks == 0) break;
         const std::uint32_t rounds = cuda::div_up(l.chain_tiles[height - 1].count, device.multiprocessors);
         const std::uint64_t time = std::uint64_t{rounds} * (height + 1);
         if (time > shortest) continue;
-        best = {height, slots};
+        best = {height, chunks};
         shortest = time;
     }
     return best;
@@ -95,7 +95,7 @@ class Decoding {
         return cuda::launch_chain(
             memory_,
             {at<cuda::ChainTask>(l_.chains), at<cuda::ChainTile>(tiles), at<cuda::UnitTask>(l_.chained_units),
-             tiles.count, shape.height, shape.slots, l_.chain_bytes},
+             tiles.count, shape.height, shape.chunks, l_.chain_bytes},
             stream_);
     }
 

@@ -19,9 +19,6 @@ struct Chain {
     std::uint32_t first_token;
     std::uint32_t tokens;  // of the block
 };
-static_assert(sizeof(Chain) + kUnitsAtHand * sizeof(ChainUnit) + 2 * sizeof(std::int32_t) * kProjectOutputs <=
-              kChainTaskBytes);
-
 // Features, states and coefficients in shared memory.
 template <std::uint32_t Tiles>
 __device__ std::byte* place_of(std::uint32_t resident) {
@@ -133,10 +130,10 @@ class CodedSteps {
 
 // The terms of all units one after another as a warp multiplies them. What there is once for each output is
 // loaded a term before its use.
-template <std::uint32_t Tiles, std::uint32_t Slots>
+template <std::uint32_t Tiles, std::uint32_t Chunks>
 class Terms {
   public:
-    __device__ Terms(const ChainUnit* units, std::uint32_t output, MatrixRing<Slots>& ring)
+    __device__ Terms(const ChainUnit* units, std::uint32_t output, MatrixRing<Chunks>& ring)
         : order_(units), output_(output), ring_(ring) {
         load_shifts(shifts_);
     }
@@ -152,9 +149,9 @@ class Terms {
             const Factors f = {places_ + term.resident * Tiles, term.narrow, term.limbs, steps};
             LimbSums<Tiles> sums;
             multiply<true>(f, 0, sums);
+            const std::uint32_t chunk = kChunkSlots * slot_steps(f.limbs);
             KVCAST_UNROLL(1)
-            for (std::uint32_t step = slot_steps(f.limbs); step < steps; step += slot_steps(f.limbs))
-                multiply<false>(f, step, sums);
+            for (std::uint32_t step = chunk; step < steps; step += chunk) multiply<false>(f, step, sums);
             totals.add(sums, shifts_);
         }
         shifts_ = next;
@@ -172,36 +169,50 @@ class Terms {
         shifts.load(order_.term().shifts, output_ < order_.unit().width ? output_ : 0);
     }
 
-    // A slot. What sums begin with is no work of its own.
+    // The chunk from step `step` on.
     template <bool Begins>
     __device__ __forceinline__ void multiply(const Factors& f, std::uint32_t step, LimbSums<Tiles>& sums) {
-        const MatrixSlot slot = ring_.take();
+        const std::byte* chunk = ring_.take();
         if (f.narrow) {
-            multiply_rows<Begins>(NarrowRows<Tiles>{f.features}, f, step, slot, sums);
+            multiply_rows<Begins>(NarrowRows<Tiles>{f.features}, f, step, chunk, sums);
         } else {
-            multiply_rows<Begins>(SplitRows<Tiles>{f.features}, f, step, slot, sums);
+            multiply_rows<Begins>(SplitRows<Tiles>{f.features}, f, step, chunk, sums);
         }
     }
     template <bool Begins, typename Rows>
     __device__ __forceinline__ void multiply_rows(const Rows& rows, const Factors& f, std::uint32_t step,
-                                                  const MatrixSlot& slot, LimbSums<Tiles>& sums) {
+                                                  const std::byte* chunk, LimbSums<Tiles>& sums) {
         if (f.limbs == 2) {
-            multiply_limbs<Begins, 2>(rows, f.steps, step, slot, sums);
+            multiply_chunk<Begins, 2>(rows, f.steps, step, chunk, sums);
         } else {
-            multiply_limbs<Begins, 1>(rows, f.steps, step, slot, sums);
+            multiply_chunk<Begins, 1>(rows, f.steps, step, chunk, sums);
         }
     }
+
+    // A whole chunk's steps follow one another without questions, and what sums begin with is no work of its
+    // own; the highest blocks lack the registers for that.
     template <bool Begins, std::uint32_t Limbs, typename Rows>
-    __device__ __forceinline__ void multiply_limbs(const Rows& rows, std::uint32_t steps, std::uint32_t step,
-                                                   const MatrixSlot& slot, LimbSums<Tiles>& sums) {
-        if (Begins) sums.template clear_unused<Rows::kLimbs + Limbs>();
-        multiply_slot<Begins, Limbs>(rows, step, steps, slot, shifts_, sums);
+    __device__ __forceinline__ void multiply_chunk(const Rows& rows, std::uint32_t steps, std::uint32_t step,
+                                                   const std::byte* chunk, LimbSums<Tiles>& sums) {
+        constexpr std::uint32_t slot = slot_steps(Limbs), all = kChunkSlots * slot;
+        if (Tiles < kMostHeight && steps - step >= all) {
+            if (Begins) sums.template clear_unused<Rows::kLimbs + Limbs>();
+            multiply_slot<Begins, Limbs>(rows, step, step + all, load_slot(chunk, 0), shifts_, sums);
+            KVCAST_UNROLL(kChunkSlots)
+            for (std::uint32_t i = 1; i < kChunkSlots; ++i)
+                multiply_slot<false, Limbs>(rows, step + i * slot, step + all, load_slot(chunk, i), {}, sums);
+        } else {
+            if (Begins) sums.start(shifts_);
+            KVCAST_UNROLL(1)
+            for (std::uint32_t i = 0; step + i * slot < steps; ++i)
+                multiply_slot<false, Limbs>(rows, step + i * slot, steps, load_slot(chunk, i), {}, sums);
+        }
     }
 
     std::byte* places_ = fixed_shared(place_of<Tiles>(0));
     TermOrder order_;
     std::uint32_t output_;
-    MatrixRing<Slots>& ring_;
+    MatrixRing<Chunks>& ring_;
     Shifts shifts_;
 };
 
@@ -272,14 +283,24 @@ struct alignas(16) Bias {
     }
 };
 
+// What a block of threads has at hand beside its places in shared memory.
+struct AtHand {
+    ChainUnit units[kUnitsAtHand];
+    Bias biases[2];  // of units by turns
+    Chain chain;
+};
+static_assert(sizeof(AtHand) <= kChainTaskBytes);
+
 // Behind the places in shared memory there is the ring.
-template <std::uint32_t Tiles, std::uint32_t Slots>
+template <std::uint32_t Tiles, std::uint32_t Chunks>
 __global__ void __launch_bounds__(kProjectThreads, 1)
     chain_tiles(Memory memory, const ChainTask* chains, const ChainTile* tiles, const UnitTask* tasks,
                 std::uint32_t ring_at) {
-    __shared__ Chain c;
-    __shared__ ChainUnit units[kUnitsAtHand];
-    __shared__ Bias biases[2];  // of units by turns
+    __shared__ AtHand shared;
+    AtHand& held = *fixed_shared(&shared);
+    Chain& c = held.chain;
+    ChainUnit(&units)[kUnitsAtHand] = held.units;
+    Bias(&biases)[2] = held.biases;
     if (threadIdx.x == 0) {
         const ChainTile tile = tiles[blockIdx.x];
         c.task = chains[tile.chain];
@@ -304,11 +325,11 @@ __global__ void __launch_bounds__(kProjectThreads, 1)
     for (std::uint32_t u = 0; u < 2 && u < count; ++u)
         CodedSteps<Tiles>(c, units[u].task, memory, counts).tell(units[u]);
     __syncthreads();
-    MatrixRing<Slots> ring(dynamic_shared<std::byte>() + ring_at + warp * Slots * kSlotBytes, units,
-                           at.output);
+    MatrixRing<Chunks> ring(dynamic_shared<std::byte>() + ring_at + warp * Chunks * kChunkSlots * kSlotBytes,
+                            units, at.output);
     ring.begin(&at_hand(lesser(2, count)));
-    Terms<Tiles, Slots> terms(units, at.output, ring);
-    wait_copies<Slots - 1>();
+    Terms<Tiles, Chunks> terms(units, at.output, ring);
+    wait_copies<Chunks - 1>();
     coefficients.split_copied(units[0].task);
     Totals<Tiles> totals;
     // The predictions of a unit and, while other warps still make its states, the transform of the next one.
@@ -321,7 +342,7 @@ __global__ void __launch_bounds__(kProjectThreads, 1)
         }
         if (u + kUnitsAhead < count) copy_task(at_hand(u + kUnitsAhead).task, tasks[u + kUnitsAhead]);
         commit_copies();
-        const std::uint32_t sent = ring.sent();
+        ring.mark();
         const CodedSteps<Tiles> coded(c, at_hand(u + 2).task, memory, counts && u + 2 < count);
         ring.extend(&at_hand(lesser(u + 2, count)));
         const std::uint32_t predictions = u == 0 ? 0 : predicted.term_count - 1;
@@ -334,32 +355,34 @@ __global__ void __launch_bounds__(kProjectThreads, 1)
             terms.add(totals);
         }
         coded.tell(at_hand(u + 2));
-        ring.wait_since(sent);
+        ring.wait_for_mark();
         if (u + 1 < count) coefficients.split_copied(at_hand(u + 1).task);
     }
     wait_copies<0>();
 }
 
-template <std::uint32_t Tiles, std::uint32_t Slots>
+template <std::uint32_t Tiles, std::uint32_t Chunks>
 cudaError_t launch_tiles(Memory memory, const ChainBatch& batch, cudaStream_t stream) {
     const std::size_t ring_at = Tiles * batch.shared_bytes;
-    const std::size_t shared_bytes = ring_at + ring_bytes(Slots);
+    const std::size_t shared_bytes = ring_at + ring_bytes(Chunks);
     const cudaError_t e =
-        cudaFuncSetAttribute(chain_tiles<Tiles, Slots>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+        cudaFuncSetAttribute(chain_tiles<Tiles, Chunks>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(shared_bytes));
     if (e != cudaSuccess) return e;
-    return launch(chain_tiles<Tiles, Slots>, {batch.tile_count, kProjectThreads, shared_bytes}, stream,
+    return launch(chain_tiles<Tiles, Chunks>, {batch.tile_count, kProjectThreads, shared_bytes}, stream,
                   memory, batch.chains, batch.tiles, batch.units, static_cast<std::uint32_t>(ring_at));
 }
 
 template <std::uint32_t Tiles>
 cudaError_t launch_height(Memory memory, const ChainBatch& batch, cudaStream_t stream) {
-    static_assert(std::size(kRingSlots) == 2);
-    switch (batch.slots) {
-        case kRingSlots[0]:
-            return launch_tiles<Tiles, kRingSlots[0]>(memory, batch, stream);
-        case kRingSlots[1]:
-            return launch_tiles<Tiles, kRingSlots[1]>(memory, batch, stream);
+    static_assert(std::size(kRingChunks) == 3);
+    switch (batch.chunks) {
+        case kRingChunks[0]:
+            return launch_tiles<Tiles, kRingChunks[0]>(memory, batch, stream);
+        case kRingChunks[1]:
+            return launch_tiles<Tiles, kRingChunks[1]>(memory, batch, stream);
+        case kRingChunks[2]:
+            return launch_tiles<Tiles, kRingChunks[2]>(memory, batch, stream);
         default:
             return cudaErrorInvalidValue;
     }

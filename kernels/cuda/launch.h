@@ -54,15 +54,15 @@ cudaError_t launch_project(Memory memory, const UnitTask* units, std::uint32_t c
                            cudaStream_t stream);
 
 // Chains of a batch, by `tile_count` blocks of threads of `height` token tiles, 1 to kMostHeight, with rings
-// of `slots`, one of kRingSlots. The device gives a block that asks for more than 48 KiB of shared memory
-// `shared_bytes` for each of the token tiles, ring_bytes(slots) and kChainTaskBytes.
+// of `chunks`, one of kRingChunks. The device gives a block that asks for more than 48 KiB of shared memory
+// `shared_bytes` for each of the token tiles, ring_bytes(chunks) and kChainTaskBytes.
 struct ChainBatch {
     const ChainTask* chains;
     const ChainTile* tiles;
     const UnitTask* units;
     std::uint32_t tile_count;
     std::uint32_t height;
-    std::uint32_t slots;
+    std::uint32_t chunks;
     std::size_t shared_bytes;
 };
 cudaError_t launch_chain(Memory memory, const ChainBatch& batch, cudaStream_t stream);

@@ -299,15 +299,16 @@ struct ChainTask {
     std::uint32_t resident;    // where they go in shared memory
 };
 
-// Shared memory of a chain's block: the tasks and biases that it keeps at hand, a ring of so many slots for
-// each warp's matrices, and the places above. Compute capability 9.0 and 10.0 give a block of threads 227
-// KiB.
+// Shared memory of a chain's block: the tasks and biases that it keeps at hand, a ring for each
+// warp's matrices, of so many chunks of some slots, and the places above. Compute capability 9.0 and 10.0
+// give a block of threads 227 KiB.
 inline constexpr std::uint32_t kChainTaskBytes = 4 << 10;
-inline constexpr std::uint32_t kRingSlots[] = {8, 4};  // the first that there is room for
-KVCAST_HD constexpr std::uint32_t ring_bytes(std::uint32_t slots) {
-    return kProjectOutputs / kWarpOutputs * slots * kSlotBytes;
+inline constexpr std::uint32_t kChunkSlots = 3;
+inline constexpr std::uint32_t kRingChunks[] = {4, 3, 2};  // the first that there is room for
+KVCAST_HD constexpr std::uint32_t ring_bytes(std::uint32_t chunks) {
+    return kProjectOutputs / kWarpOutputs * chunks * kChunkSlots * kSlotBytes;
 }
-inline constexpr std::uint32_t kMostChainBytes = (227 << 10) - kChainTaskBytes - ring_bytes(4);
+inline constexpr std::uint32_t kMostChainBytes = (227 << 10) - kChainTaskBytes - ring_bytes(2);
 
 struct ChainTile {
     std::uint32_t chain;

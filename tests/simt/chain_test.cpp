@@ -37,7 +37,7 @@ class TestedChain {
     }
 
     // States of all units, with blocks of such a height and such rings.
-    std::vector<std::vector<std::int16_t>> run(std::uint32_t height, std::uint32_t slots) const {
+    std::vector<std::vector<std::int16_t>> run(std::uint32_t height, std::uint32_t chunks) const {
         const Guarded<std::byte> workspace((std::span<const std::byte>(workspace_)));
         const Guarded<std::int16_t> image((std::span<const std::int16_t>(token_rows_)));
         const cuda::ChainTask task = {.first_unit = 0,
@@ -53,7 +53,7 @@ class TestedChain {
         const Guarded<cuda::UnitTask> unit_list((std::span<const cuda::UnitTask>(units_)));
         EXPECT_EQ(cuda::launch_chain({reinterpret_cast<const std::byte*>(image.data()), workspace.data()},
                                      {chains.data(), tile_list.data(), unit_list.data(),
-                                      static_cast<std::uint32_t>(tiles.size()), height, slots,
+                                      static_cast<std::uint32_t>(tiles.size()), height, chunks,
                                       tokens_at() + cuda::narrow_bytes(p_.features)},
                                      nullptr),
                   cudaSuccess)
@@ -172,11 +172,11 @@ class DeviceChain : public testing::TestWithParam<simt::Schedule> {
     static void expect_like_scalar(const Problem& p) {
         const TestedChain chain(p, p.width + p.tokens);
         for (std::uint32_t height = 1; height <= cuda::kMostHeight; ++height) {
-            for (const std::uint32_t slots : cuda::kRingSlots) {
-                const auto states = chain.run(height, slots);
+            for (const std::uint32_t chunks : cuda::kRingChunks) {
+                const auto states = chain.run(height, chunks);
                 for (std::size_t u = 0; u < states.size(); ++u)
                     EXPECT_EQ(states[u], chain.expected()[u])
-                        << "unit " << u << ", height " << height << ", rings of " << slots;
+                        << "unit " << u << ", height " << height << ", rings of " << chunks;
             }
         }
     }
