@@ -144,7 +144,7 @@ class Terms {
         const std::uint32_t steps = output_ < order_.unit().width ? order_.steps() : 0;
         order_.next(ring_.end());
         Shifts next;
-        load_shifts(next);
+        if (!kShort) load_shifts(next);
         if (steps != 0) {
             const Factors f = {places_ + term.resident * Tiles, term.narrow, term.limbs, steps};
             LimbSums<Tiles> sums;
@@ -152,12 +152,18 @@ class Terms {
             const std::uint32_t chunk = kChunkSlots * slot_steps(f.limbs);
             KVCAST_UNROLL(1)
             for (std::uint32_t step = chunk; step < steps; step += chunk) multiply<false>(f, step, sums);
+            if (kShort) load_shifts(next);
             totals.add(sums, shifts_);
+        } else if (kShort) {
+            load_shifts(next);
         }
         shifts_ = next;
     }
 
   private:
+    // The highest blocks are short of registers, and have long sums to add up while something is loaded.
+    static constexpr bool kShort = Tiles == kMostHeight;
+
     struct Factors {
         const std::byte* features;
         bool narrow;
@@ -195,7 +201,7 @@ class Terms {
     __device__ __forceinline__ void multiply_chunk(const Rows& rows, std::uint32_t steps, std::uint32_t step,
                                                    const std::byte* chunk, LimbSums<Tiles>& sums) {
         constexpr std::uint32_t slot = slot_steps(Limbs), all = kChunkSlots * slot;
-        if (Tiles < kMostHeight && steps - step >= all) {
+        if (!kShort && steps - step >= all) {
             if (Begins) sums.template clear_unused<Rows::kLimbs + Limbs>();
             multiply_slot<Begins, Limbs>(rows, step, step + all, load_slot(chunk, 0), shifts_, sums);
             KVCAST_UNROLL(kChunkSlots)
@@ -203,8 +209,9 @@ class Terms {
                 multiply_slot<false, Limbs>(rows, step + i * slot, step + all, load_slot(chunk, i), {}, sums);
         } else {
             if (Begins) sums.start(shifts_);
+            const std::uint32_t end = lesser(steps, step + all);
             KVCAST_UNROLL(1)
-            for (std::uint32_t i = 0; step + i * slot < steps; ++i)
+            for (std::uint32_t i = 0; step + i * slot < end; ++i)
                 multiply_slot<false, Limbs>(rows, step + i * slot, steps, load_slot(chunk, i), {}, sums);
         }
     }
