@@ -304,7 +304,7 @@ __global__ void __launch_bounds__(kProjectThreads, 1)
     chain_tiles(Memory memory, const ChainTask* chains, const ChainTile* tiles, const UnitTask* tasks,
                 std::uint32_t ring_at) {
     __shared__ AtHand shared;
-    AtHand& held = *fixed_shared(&shared);
+    AtHand& held = *(Tiles == kMostHeight ? &shared : fixed_shared(&shared));
     Chain& c = held.chain;
     ChainUnit(&units)[kUnitsAtHand] = held.units;
     Bias(&biases)[2] = held.biases;
@@ -383,16 +383,20 @@ cudaError_t launch_tiles(Memory memory, const ChainBatch& batch, cudaStream_t st
 template <std::uint32_t Tiles>
 cudaError_t launch_height(Memory memory, const ChainBatch& batch, cudaStream_t stream) {
     static_assert(std::size(kRingChunks) == 3);
-    switch (batch.chunks) {
-        case kRingChunks[0]:
-            return launch_tiles<Tiles, kRingChunks[0]>(memory, batch, stream);
-        case kRingChunks[1]:
-            return launch_tiles<Tiles, kRingChunks[1]>(memory, batch, stream);
-        case kRingChunks[2]:
-            return launch_tiles<Tiles, kRingChunks[2]>(memory, batch, stream);
-        default:
-            return cudaErrorInvalidValue;
-    }
+    // The highest blocks are short of registers, and multiply for long enough with any ring.
+    if constexpr (Tiles == kMostHeight)
+        return launch_tiles<Tiles, kRingChunks[2]>(memory, batch, stream);
+    else
+        switch (batch.chunks) {
+            case kRingChunks[0]:
+                return launch_tiles<Tiles, kRingChunks[0]>(memory, batch, stream);
+            case kRingChunks[1]:
+                return launch_tiles<Tiles, kRingChunks[1]>(memory, batch, stream);
+            case kRingChunks[2]:
+                return launch_tiles<Tiles, kRingChunks[2]>(memory, batch, stream);
+            default:
+                return cudaErrorInvalidValue;
+        }
 }
 
 }  // namespace
