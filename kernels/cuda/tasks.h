@@ -299,9 +299,9 @@ struct ChainTask {
     std::uint32_t resident;    // where they go in shared memory
 };
 
-// Shared memory of a chain's block: the tasks and biases that it keeps at hand, a ring for each
-// warp's matrices, of so many chunks of some slots, and the places above. Compute capability 9.0 and 10.0
-// give a block of threads 227 KiB.
+// Shared memory of a chain's block: the tasks and biases that it keeps at hand; for each warp's matrices a
+// ring of so many chunks, of some slots each; and the places above. Compute capability 9.0 and 10.0 give a
+// block of threads 227 KiB.
 inline constexpr std::uint32_t kChainTaskBytes = 4 << 10;
 inline constexpr std::uint32_t kChunkSlots = 3;
 inline constexpr std::uint32_t kRingChunks[] = {4, 3, 2};  // the first that there is room for
