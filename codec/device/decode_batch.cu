@@ -7,21 +7,38 @@ namespace {
 
 namespace cuda = kernels::cuda;
 
-// The height with which the plan's chains take the shortest time, a block of threads at a time on each
-// multiprocessor; 0 where the device does not have the shared memory that they ask for. What a block does
-// once for each unit, whatever its height, takes about as long as one more tile.
-std::uint32_t chain_height(const DecodePlan::Launches& l) {
-    if (l.chains.count == 0) return 0;
+// How blocks of threads take chains.
+struct ChainShape {
+    std::uint32_t height = 0;  // 0: not at all
+    std::uint32_t chunks = 0;
+};
+
+// The chunks of the longest rings that blocks of this height have shared memory for; 0 where there are none.
+std::uint32_t chain_chunks(std::uint32_t height, const DecodePlan::Launches& l,
+                           const cuda::DeviceLimits& device) {
+    for (const std::uint32_t chunks : cuda::kRingChunks) {
+        const std::size_t bytes = height * l.chain_bytes + cuda::ring_bytes(chunks) + cuda::kChainTaskBytes;
+        if (bytes <= device.shared_bytes) return chunks;
+    }
+    return 0;
+}
+
+// That with which the plan's chains take the shortest time, a block of threads at a time on each
+// multiprocessor, where the device has the shared memory that they ask for. What a block does once for each
+// unit, whatever its height, takes about as long as one more tile.
+ChainShape chain_shape(const DecodePlan::Launches& l) {
+    if (l.chains.count == 0) return {};
     cuda::DeviceLimits device = {};
-    if (cuda::device_limits(device) != cudaSuccess) return 0;
-    std::uint32_t best = 0;
+    if (cuda::device_limits(device) != cudaSuccess) return {};
+    ChainShape best;
     std::uint64_t shortest = ~std::uint64_t{0};
     for (std::uint32_t height = 1; height <= cuda::kMostHeight; ++height) {
-        if (height * l.chain_bytes + cuda::kChainTaskBytes > device.shared_bytes) break;
+        const std::uint32_t chunks = chain_chunks(height, l, device);
+        if (chunks == 0) break;
         const std::uint32_t rounds = cuda::div_up(l.chain_tiles[height - 1].count, device.multiprocessors);
         const std::uint64_t time = std::uint64_t{rounds} * (height + 1);
         if (time > shortest) continue;
-        best = height;
+        best = {height, chunks};
         shortest = time;
     }
     return best;
@@ -73,12 +90,13 @@ class Decoding {
     }
 
     // Instead of all waves.
-    cudaError_t chains(std::uint32_t height) const {
-        const DecodePlan::Array& tiles = l_.chain_tiles[height - 1];
-        return cuda::launch_chain(memory_,
-                                  {at<cuda::ChainTask>(l_.chains), at<cuda::ChainTile>(tiles),
-                                   at<cuda::UnitTask>(l_.chained_units), tiles.count, height, l_.chain_bytes},
-                                  stream_);
+    cudaError_t chains(const ChainShape& shape) const {
+        const DecodePlan::Array& tiles = l_.chain_tiles[shape.height - 1];
+        return cuda::launch_chain(
+            memory_,
+            {at<cuda::ChainTask>(l_.chains), at<cuda::ChainTile>(tiles), at<cuda::UnitTask>(l_.chained_units),
+             tiles.count, shape.height, shape.chunks, l_.chain_bytes},
+            stream_);
     }
 
     cudaError_t stores(const DecodePlan::Mark& from, const DecodePlan::Mark& to) const {
@@ -122,8 +140,8 @@ cudaError_t decode_batch(const DecodePlan& plan, const void* image, void* worksp
     const Decoding d(plan, image, workspace, status, stream);
     cudaError_t e = d.rotations();
     if (e == cudaSuccess) e = d.entropy({}, plan.end());
-    const std::uint32_t height = chain_height(plan.launches());
-    if (e == cudaSuccess) e = height != 0 ? d.chains(height) : d.waves({}, plan.end());
+    const ChainShape shape = chain_shape(plan.launches());
+    if (e == cudaSuccess) e = shape.height != 0 ? d.chains(shape) : d.waves({}, plan.end());
     if (e == cudaSuccess) e = d.stores({}, plan.end());
     return e;
 }

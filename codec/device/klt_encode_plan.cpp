@@ -216,6 +216,7 @@ cuda::UnitTask KltPlanBuilder::analysed_unit(const cuda::KltUnitTask& unit, std:
                                      .matrix = bytes + m.entries,
                                      .shifts = bytes + m.shifts,
                                      .limbs = m.limbs,
+                                     .slots = m.slots,
                                      .stride = projection.stride,
                                      .inputs = projection.width,
                                      .resident = cuda::kNone,

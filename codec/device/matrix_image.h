@@ -15,6 +15,7 @@ namespace kvcast::device {
 struct MatrixImage {
     std::size_t entries = 0;  // kernels::cuda::LimbMatrix
     std::uint32_t limbs = 1;
+    std::uint32_t slots = 0;
     std::size_t shifts = 0;  // std::uint8_t [outputs], and more as the tiles of entries
 };
 
@@ -27,7 +28,8 @@ std::size_t append_by_output(std::vector<std::byte>& image, std::vector<T> value
 
 inline MatrixImage append_matrix(std::vector<std::byte>& image, const ShiftedMatrix& m) {
     const kernels::cuda::LimbMatrix limbs = kernels::cuda::to_limbs(m.entries, m.outputs, m.inputs);
-    return {append<std::uint8_t>(image, limbs.bytes), limbs.limbs, append_by_output(image, m.shifts)};
+    return {append<std::uint8_t>(image, limbs.bytes), limbs.limbs, limbs.slots,
+            append_by_output(image, m.shifts)};
 }
 
 }  // namespace kvcast::device

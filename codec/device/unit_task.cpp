@@ -20,6 +20,7 @@ void add_term(cuda::UnitTask& task, const DeviceCalibration& calibration, const 
                                      .matrix = calibration.at<std::uint8_t>(m.entries),
                                      .shifts = calibration.at<std::uint8_t>(m.shifts),
                                      .limbs = m.limbs,
+                                     .slots = m.slots,
                                      .stride = u32(f.stride),
                                      .inputs = u32(f.inputs),
                                      .resident = cuda::kNone,

@@ -1,13 +1,15 @@
 // States of all units of some tokens of a chunk, one unit after another, by one block of threads: what units
 // are predicted from stays in shared memory, and no launch waits for another. FORMAT.md, section 11.3.
+#include <iterator>
+
+#include "kernels/cuda/chain_units.cuh"
+#include "kernels/cuda/matrix_ring.cuh"
 #include "kernels/cuda/project.cuh"
+#include "kernels/cuda/shared_memory.cuh"
 
 namespace kvcast::kernels::cuda {
 namespace {
 
-// Units are described by the time they are reached: the next ones' tasks are copied ahead.
-constexpr std::uint32_t kTasksAhead = 2;
-constexpr std::uint32_t kTasks = kTasksAhead + 2;  // a unit's, the one's before it, and those
 constexpr std::uint32_t kTaskPieces = sizeof(UnitTask) / 16;
 static_assert(sizeof(UnitTask) % 16 == 0 && kTaskPieces <= kProjectThreads);
 
@@ -17,8 +19,6 @@ struct Chain {
     std::uint32_t first_token;
     std::uint32_t tokens;  // of the block
 };
-static_assert(sizeof(Chain) + kTasks * sizeof(UnitTask) <= kChainTaskBytes);
-
 // Features, states and coefficients in shared memory.
 template <std::uint32_t Tiles>
 __device__ std::byte* place_of(std::uint32_t resident) {
@@ -96,98 +96,131 @@ class Coefficients {
     std::uint32_t warp_;
 };
 
-// Which steps of a unit's coefficients are worth multiplying. Made well before it is asked, its loads are no
-// wait.
+// Finds out which steps of a unit's coefficients are worth multiplying: the last warp, which splits none
+// where others do not. Made well before it is asked, its loads are no wait.
 template <std::uint32_t Tiles>
 class CodedSteps {
   public:
-    __device__ CodedSteps(const Chain& c, const UnitTask& unit, Memory memory) {
+    __device__ CodedSteps(const Chain& c, const UnitTask& unit, Memory memory, bool wanted)
+        : wanted_(wanted) {
+        if (!wanted) return;
         const auto* masks = reinterpret_cast<const std::uint32_t*>(memory.workspace + unit.masks);
         for (std::uint32_t i = 0; i < kLoads; ++i) {
             const std::uint32_t token = i * kLanes + lane_id();
-            masks_[i] = token < c.tokens ? masks[c.first_token + token] : 0;
+            if (token < c.tokens) masks_[i] = masks[c.first_token + token];
         }
     }
-    __device__ std::uint32_t of(const UnitTask& unit) const {
+    __device__ void tell(ChainUnit& unit) const {
+        if (!wanted_) return;
         std::uint32_t any = 0;
         for (const std::uint32_t mask : masks_) any |= mask;
-        return coded_steps(__reduce_or_sync(kFullWarp, any), transform_of(unit).inputs);
+        const std::uint32_t steps =
+            coded_steps(__reduce_or_sync(kFullWarp, any), transform_of(unit.task).inputs);
+        if (lane_id() == 0) unit.coded_steps = steps;
     }
+
+    // This warp's business.
+    static __device__ bool mine(std::uint32_t warp) { return warp + 1 == kProjectThreads / kLanes; }
 
   private:
     static constexpr std::uint32_t kLoads = div_up(Tiles * kTokenTile, kLanes);
-    std::uint32_t masks_[kLoads];
+    bool wanted_;
+    std::uint32_t masks_[kLoads] = {};
 };
 
-// The terms of units one after another as a warp multiplies them, of each unit the transform first; and
-// always the next one's matrix on its way while the sums of the present one are shifted and added.
-template <std::uint32_t Tiles>
+// The terms of all units one after another as a warp multiplies them. What there is once for each output is
+// loaded a term before its use.
+template <std::uint32_t Tiles, std::uint32_t Chunks>
 class Terms {
   public:
-    __device__ explicit Terms(const WarpPlace& at) : at_(at) {}
-
-    // A unit whose transform has so many steps.
-    __device__ __forceinline__ void begin(const UnitTask& unit, std::uint32_t coded) {
-        unit_ = &unit;
-        term_ = unit.term_count - 1;
-        outside_ = at_.output >= unit.width;
-        bias_.load(unit.bias, outside_ ? 0 : at_.output);
-        begin_term(coded);
+    __device__ Terms(const ChainUnit* units, std::uint32_t output, MatrixRing<Chunks>& ring)
+        : order_(units), output_(output), ring_(ring) {
+        load_shifts(shifts_);
     }
 
-    __device__ void start(Totals<Tiles>& totals) const {
-        for_all_sums<Tiles>([&](std::uint32_t m, std::uint32_t n, std::uint32_t i) {
-            totals.v[m][n][i] = bias_.v[n][i % 2];
-        });
-    }
-
-    // Adds a term, and begins the next one: the unit's next prediction, or unit `next`.
-    __device__ __forceinline__ void add(Totals<Tiles>& totals, const UnitTask& next, std::uint32_t coded) {
-        const ProjectionTerm& term = unit_->terms[term_];
-        const std::byte* features = place_of<Tiles>(term.resident);
-        const bool any = matrix_.steps() != 0;
-        LimbSums<Tiles> sums;
-        if (any) {
-            if (term.narrow) {
-                multiply(NarrowRows<Tiles>{features}, term.limbs, sums);
-            } else {
-                multiply(SplitRows<Tiles>{features}, term.limbs, sums);
-            }
+    // Adds the next one.
+    __device__ __forceinline__ void add(Totals<Tiles>& totals) {
+        const ProjectionTerm& term = order_.term();
+        const std::uint32_t steps = output_ < order_.unit().width ? order_.steps() : 0;
+        order_.next(ring_.end());
+        Shifts next;
+        if (!kShort) load_shifts(next);
+        if (steps != 0) {
+            const Factors f = {places_ + term.resident * Tiles, term.narrow, term.limbs, steps};
+            LimbSums<Tiles> sums;
+            multiply<true>(f, 0, sums);
+            const std::uint32_t chunk = kChunkSlots * slot_steps(f.limbs);
+            KVCAST_UNROLL(1)
+            for (std::uint32_t step = chunk; step < steps; step += chunk) multiply<false>(f, step, sums);
+            if (kShort) load_shifts(next);
+            totals.add(sums, shifts_);
+        } else if (kShort) {
+            load_shifts(next);
         }
-        const Shifts shifts = shifts_;
-        term_ = term_ + 1 == unit_->term_count ? 0 : term_ + 1;
-        if (term_ + 1 < unit_->term_count) {
-            begin_term(div_up(unit_->terms[term_].inputs, kUnitStep));
-        } else {
-            begin(next, coded);
-        }
-        if (any) totals.add(sums, shifts);
+        shifts_ = next;
     }
 
   private:
-    // Nothing behind the unit's last output.
-    __device__ __forceinline__ void begin_term(std::uint32_t steps) {
-        const ProjectionTerm& term = unit_->terms[term_];
-        shifts_.load(term.shifts, outside_ ? 0 : at_.output);
-        matrix_.begin(term, unit_->width, at_.output, 0, outside_ ? 0 : steps);
+    // The highest blocks are short of registers, and have long sums to add up while something is loaded.
+    static constexpr bool kShort = Tiles == kMostHeight;
+
+    struct Factors {
+        const std::byte* features;
+        bool narrow;
+        std::uint32_t limbs;  // of the matrix
+        std::uint32_t steps;
+    };
+
+    __device__ __forceinline__ void load_shifts(Shifts& shifts) const {
+        shifts.load(order_.term().shifts, output_ < order_.unit().width ? output_ : 0);
     }
 
-    template <typename Rows>
-    __device__ __forceinline__ void multiply(const Rows& rows, std::uint32_t limbs, LimbSums<Tiles>& sums) {
-        if (limbs == 2) {
-            matrix_.template multiply_first<2>(rows, shifts_, sums);
+    // The chunk from step `step` on.
+    template <bool Begins>
+    __device__ __forceinline__ void multiply(const Factors& f, std::uint32_t step, LimbSums<Tiles>& sums) {
+        const std::byte* chunk = ring_.take();
+        if (f.narrow) {
+            multiply_rows<Begins>(NarrowRows<Tiles>{f.features}, f, step, chunk, sums);
         } else {
-            matrix_.template multiply_first<1>(rows, shifts_, sums);
+            multiply_rows<Begins>(SplitRows<Tiles>{f.features}, f, step, chunk, sums);
+        }
+    }
+    template <bool Begins, typename Rows>
+    __device__ __forceinline__ void multiply_rows(const Rows& rows, const Factors& f, std::uint32_t step,
+                                                  const std::byte* chunk, LimbSums<Tiles>& sums) {
+        if (f.limbs == 2) {
+            multiply_chunk<Begins, 2>(rows, f.steps, step, chunk, sums);
+        } else {
+            multiply_chunk<Begins, 1>(rows, f.steps, step, chunk, sums);
         }
     }
 
-    const WarpPlace& at_;
-    const UnitTask* unit_ = nullptr;
-    std::uint32_t term_ = 0;
-    bool outside_ = false;  // this warp's outputs are behind the unit's last
-    Biases bias_;
+    // A whole chunk's steps follow one another without questions, and what sums begin with is no work of its
+    // own; the highest blocks lack the registers for that.
+    template <bool Begins, std::uint32_t Limbs, typename Rows>
+    __device__ __forceinline__ void multiply_chunk(const Rows& rows, std::uint32_t steps, std::uint32_t step,
+                                                   const std::byte* chunk, LimbSums<Tiles>& sums) {
+        constexpr std::uint32_t slot = slot_steps(Limbs), all = kChunkSlots * slot;
+        if (!kShort && steps - step >= all) {
+            if (Begins) sums.template clear_unused<Rows::kLimbs + Limbs>();
+            multiply_slot<Begins, Limbs>(rows, step, step + all, load_slot(chunk, 0), shifts_, sums);
+            KVCAST_UNROLL(kChunkSlots)
+            for (std::uint32_t i = 1; i < kChunkSlots; ++i)
+                multiply_slot<false, Limbs>(rows, step + i * slot, step + all, load_slot(chunk, i), {}, sums);
+        } else {
+            if (Begins) sums.start(shifts_);
+            const std::uint32_t end = lesser(steps, step + all);
+            KVCAST_UNROLL(1)
+            for (std::uint32_t i = 0; step + i * slot < end; ++i)
+                multiply_slot<false, Limbs>(rows, step + i * slot, steps, load_slot(chunk, i), {}, sums);
+        }
+    }
+
+    std::byte* places_ = fixed_shared(place_of<Tiles>(0));
+    TermOrder order_;
+    std::uint32_t output_;
+    MatrixRing<Chunks>& ring_;
     Shifts shifts_;
-    MatrixSteps<Tiles> matrix_;
 };
 
 #ifdef KVCAST_SIMT
@@ -240,11 +273,41 @@ __device__ __forceinline__ void put_states(const Chain& c, const UnitTask& unit,
     }
 }
 
-template <std::uint32_t Tiles>
+// A unit's sums begin with its bias, which comes to shared memory with its coefficients.
+struct alignas(16) Bias {
+    std::int32_t of[kProjectOutputs];
+
+    __device__ void copy(const UnitTask& unit) {
+        const std::uint32_t first = threadIdx.x * 4;
+        if (first < limb_tiles(unit.width) * kOutputTile) copy_16(of + first, unit.bias + first);
+    }
+
+    template <std::uint32_t Tiles>
+    __device__ __forceinline__ void start(Totals<Tiles>& totals, const WarpPlace& at) const {
+        for_all_sums<Tiles>([&](std::uint32_t m, std::uint32_t n, std::uint32_t i) {
+            totals.v[m][n][i] = of[at.output_of(n, i)];
+        });
+    }
+};
+
+// What a block of threads has at hand beside its places in shared memory.
+struct AtHand {
+    ChainUnit units[kUnitsAtHand];
+    Bias biases[2];  // of units by turns
+    Chain chain;
+};
+static_assert(sizeof(AtHand) <= kChainTaskBytes);
+
+// Behind the places in shared memory there is the ring.
+template <std::uint32_t Tiles, std::uint32_t Chunks>
 __global__ void __launch_bounds__(kProjectThreads, 1)
-    chain_tiles(Memory memory, const ChainTask* chains, const ChainTile* tiles, const UnitTask* units) {
-    __shared__ Chain c;
-    __shared__ UnitTask tasks[kTasks];
+    chain_tiles(Memory memory, const ChainTask* chains, const ChainTile* tiles, const UnitTask* tasks,
+                std::uint32_t ring_at) {
+    __shared__ AtHand shared;
+    AtHand& held = *(Tiles == kMostHeight ? &shared : fixed_shared(&shared));
+    Chain& c = held.chain;
+    ChainUnit(&units)[kUnitsAtHand] = held.units;
+    Bias(&biases)[2] = held.biases;
     if (threadIdx.x == 0) {
         const ChainTile tile = tiles[blockIdx.x];
         c.task = chains[tile.chain];
@@ -252,57 +315,88 @@ __global__ void __launch_bounds__(kProjectThreads, 1)
         c.tokens = lesser(Tiles * kTokenTile, c.task.tokens - tile.first_token);
     }
     __syncthreads();
-    units += c.task.first_unit;
-    const std::uint32_t count = c.task.units;
-    for (std::uint32_t u = 0; u < kTasksAhead && u < count; ++u) copy_task(tasks[u], units[u]);
+    tasks += c.task.first_unit;
+    const std::uint32_t count = c.task.units, warp = warp_id();
+    const auto at_hand = [&](std::uint32_t u) -> ChainUnit& { return units[u % kUnitsAtHand]; };
+    for (std::uint32_t u = 0; u < kUnitsAhead && u < count; ++u) copy_task(units[u].task, tasks[u]);
     commit_copies();
     load_token_features<Tiles>(c, memory);
     wait_copies<0>();
     __syncthreads();
-    const std::uint32_t warp = warp_id();
     const WarpPlace at = {warp * kWarpOutputs};
     const Coefficients<Tiles> coefficients(c, warp);
-    coefficients.copy(tasks[0], memory);
+    coefficients.copy(units[0].task, memory);
+    biases[0].copy(units[0].task);
     commit_copies();
-    std::uint32_t coded = CodedSteps<Tiles>(c, tasks[0], memory).of(tasks[0]);
-    Terms<Tiles> terms(at);
-    terms.begin(tasks[0], coded);
-    wait_copies<0>();
-    coefficients.split_copied(tasks[0]);
+    const bool counts = CodedSteps<Tiles>::mine(warp);
+    for (std::uint32_t u = 0; u < 2 && u < count; ++u)
+        CodedSteps<Tiles>(c, units[u].task, memory, counts).tell(units[u]);
+    __syncthreads();
+    MatrixRing<Chunks> ring(dynamic_shared<std::byte>() + ring_at + warp * Chunks * kChunkSlots * kSlotBytes,
+                            units, at.output);
+    ring.begin(&at_hand(lesser(2, count)));
+    Terms<Tiles, Chunks> terms(units, at.output, ring);
+    wait_copies<Chunks - 1>();
+    coefficients.split_copied(units[0].task);
     Totals<Tiles> totals;
     // The predictions of a unit and, while other warps still make its states, the transform of the next one.
     for (std::uint32_t u = 0; u <= count; ++u) {
         __syncthreads();  // there are coefficients, and the states of all units before the predicted one
-        const UnitTask& predicted = tasks[(u + kTasks - 1) % kTasks];
-        const UnitTask& unit = tasks[u < count ? u % kTasks : 0];  // one of them behind the last one
-        const UnitTask& next = tasks[u + 1 < count ? (u + 1) % kTasks : 0];
-        if (u + 1 < count) coefficients.copy(next, memory);
-        if (u + kTasksAhead < count) copy_task(tasks[(u + kTasksAhead) % kTasks], units[u + kTasksAhead]);
+        const UnitTask& predicted = at_hand(u + kUnitsAtHand - 1).task;
+        if (u + 1 < count) {
+            coefficients.copy(at_hand(u + 1).task, memory);
+            biases[(u + 1) % 2].copy(at_hand(u + 1).task);
+        }
+        if (u + kUnitsAhead < count) copy_task(at_hand(u + kUnitsAhead).task, tasks[u + kUnitsAhead]);
         commit_copies();
-        const CodedSteps<Tiles> coded_steps(c, next, memory);
+        ring.mark();
+        const CodedSteps<Tiles> coded(c, at_hand(u + 2).task, memory, counts && u + 2 < count);
+        ring.extend(&at_hand(lesser(u + 2, count)));
         const std::uint32_t predictions = u == 0 ? 0 : predicted.term_count - 1;
         for (std::uint32_t k = 0; k <= predictions; ++k) {
             if (k == predictions) {
                 if (u != 0) put_states<Tiles>(c, predicted, memory, at, totals);
                 if (u == count) break;
-                coded = coded_steps.of(next);
-                terms.start(totals);
+                biases[u % 2].start(totals, at);
             }
-            terms.add(totals, k == predictions ? next : unit, coded);
+            terms.add(totals);
         }
-        wait_copies<0>();
-        if (u + 1 < count) coefficients.split_copied(next);
+        coded.tell(at_hand(u + 2));
+        ring.wait_for_mark();
+        if (u + 1 < count) coefficients.split_copied(at_hand(u + 1).task);
     }
+    wait_copies<0>();
+}
+
+template <std::uint32_t Tiles, std::uint32_t Chunks>
+cudaError_t launch_tiles(Memory memory, const ChainBatch& batch, cudaStream_t stream) {
+    const std::size_t ring_at = Tiles * batch.shared_bytes;
+    const std::size_t shared_bytes = ring_at + ring_bytes(Chunks);
+    const cudaError_t e =
+        cudaFuncSetAttribute(chain_tiles<Tiles, Chunks>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shared_bytes));
+    if (e != cudaSuccess) return e;
+    return launch(chain_tiles<Tiles, Chunks>, {batch.tile_count, kProjectThreads, shared_bytes}, stream,
+                  memory, batch.chains, batch.tiles, batch.units, static_cast<std::uint32_t>(ring_at));
 }
 
 template <std::uint32_t Tiles>
-cudaError_t launch_tiles(Memory memory, const ChainBatch& batch, cudaStream_t stream) {
-    const std::size_t shared_bytes = Tiles * batch.shared_bytes;
-    const cudaError_t e = cudaFuncSetAttribute(
-        chain_tiles<Tiles>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-    if (e != cudaSuccess) return e;
-    return launch(chain_tiles<Tiles>, {batch.tile_count, kProjectThreads, shared_bytes}, stream, memory,
-                  batch.chains, batch.tiles, batch.units);
+cudaError_t launch_height(Memory memory, const ChainBatch& batch, cudaStream_t stream) {
+    static_assert(std::size(kRingChunks) == 3);
+    // The highest blocks are short of registers, and multiply for long enough with any ring.
+    if constexpr (Tiles == kMostHeight)
+        return launch_tiles<Tiles, kRingChunks[2]>(memory, batch, stream);
+    else
+        switch (batch.chunks) {
+            case kRingChunks[0]:
+                return launch_tiles<Tiles, kRingChunks[0]>(memory, batch, stream);
+            case kRingChunks[1]:
+                return launch_tiles<Tiles, kRingChunks[1]>(memory, batch, stream);
+            case kRingChunks[2]:
+                return launch_tiles<Tiles, kRingChunks[2]>(memory, batch, stream);
+            default:
+                return cudaErrorInvalidValue;
+        }
 }
 
 }  // namespace
@@ -312,13 +406,13 @@ cudaError_t launch_chain(Memory memory, const ChainBatch& batch, cudaStream_t st
     static_assert(kMostHeight == 4);
     switch (batch.height) {
         case 1:
-            return launch_tiles<1>(memory, batch, stream);
+            return launch_height<1>(memory, batch, stream);
         case 2:
-            return launch_tiles<2>(memory, batch, stream);
+            return launch_height<2>(memory, batch, stream);
         case 3:
-            return launch_tiles<3>(memory, batch, stream);
+            return launch_height<3>(memory, batch, stream);
         case 4:
-            return launch_tiles<4>(memory, batch, stream);
+            return launch_height<4>(memory, batch, stream);
         default:
             return cudaErrorInvalidValue;
     }

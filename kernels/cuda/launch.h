@@ -53,15 +53,16 @@ cudaError_t launch_klt_decode(Memory memory, const KltPlaneTask* planes, const K
 cudaError_t launch_project(Memory memory, const UnitTask* units, std::uint32_t count, std::uint32_t tiles,
                            cudaStream_t stream);
 
-// Chains of a batch, by `tile_count` blocks of threads of `height` token tiles, 1 to kMostHeight. The device
-// gives a block that asks for more than 48 KiB of shared memory `shared_bytes` for each of the token tiles,
-// and kChainTaskBytes.
+// Chains of a batch, by `tile_count` blocks of threads of `height` token tiles, 1 to kMostHeight, with rings
+// of `chunks`, one of kRingChunks. The device gives a block that asks for more than 48 KiB of shared memory
+// `shared_bytes` for each of the token tiles, ring_bytes(chunks) and kChainTaskBytes.
 struct ChainBatch {
     const ChainTask* chains;
     const ChainTile* tiles;
     const UnitTask* units;
     std::uint32_t tile_count;
     std::uint32_t height;
+    std::uint32_t chunks;
     std::size_t shared_bytes;
 };
 cudaError_t launch_chain(Memory memory, const ChainBatch& batch, cudaStream_t stream);

@@ -17,19 +17,25 @@ namespace kvcast::kernels::cuda {
 
 struct LimbMatrix {
     std::uint32_t limbs = 1;  // 1, or 2: the unsigned one, then the signed one
-    // [step of 32 inputs][tile of 8 outputs][lane][limb][8 inputs]: what a lane holds of fragments
-    // (kernels/cuda/mma.cuh), whose order of inputs is another one, as that of the features: eight neighbours
-    // are one lane's. As many tiles as kWarpOutputs asks for.
+    std::uint32_t slots = 0;  // of a warp's outputs
+    // [a warp's outputs][slot][tile of 8 outputs][lane][half][8 inputs], halves of a slot being limbs or, of
+    // one limb, steps: what a lane holds of fragments (kernels/cuda/mma.cuh), whose order of inputs is
+    // another one, as that of the features: eight neighbours are one lane's.
     std::vector<std::uint8_t> bytes;
 };
 
-// Where entry (output, input) of the first limb is in a matrix of `outputs` outputs.
-constexpr std::size_t limb_offset(std::size_t output, std::size_t input, std::size_t outputs,
-                                  std::size_t limbs) {
-    const std::size_t tiles = limb_tiles(static_cast<std::uint32_t>(outputs));
-    const std::size_t tile = input / kUnitStep * tiles + output / kOutputTile;
+constexpr std::uint32_t limb_slots(std::size_t inputs, std::uint32_t limbs) {
+    return slots_of_steps(div_up(static_cast<std::uint32_t>(inputs), kUnitStep), limbs);
+}
+
+// Where entry (output, input) of the first limb is in a matrix of `inputs` inputs.
+constexpr std::size_t limb_offset(std::size_t output, std::size_t input, std::size_t inputs,
+                                  std::uint32_t limbs) {
+    const std::size_t step = input / kUnitStep, steps = slot_steps(limbs);
+    const std::size_t slot = output / kWarpOutputs * limb_slots(inputs, limbs) + step / steps;
+    const std::size_t tile = output % kWarpOutputs / kOutputTile;
     const std::size_t lane = output % kOutputTile * 4 + input % kUnitStep / 8;
-    return tile * limbs * kFragmentBytes + lane * limbs * 8 + input % 8;
+    return slot * kSlotBytes + tile * 2 * kFragmentBytes + lane * 16 + step % steps * 8 + input % 8;
 }
 
 // `entries` is [output][input].
@@ -38,12 +44,13 @@ inline LimbMatrix to_limbs(std::span<const std::int16_t> entries, std::size_t ou
     for (const std::int16_t e : entries) {
         if (e != static_cast<std::int8_t>(e)) m.limbs = 2;
     }
-    const std::size_t steps = (inputs + kUnitStep - 1) / kUnitStep;
-    m.bytes.resize(steps * limb_tiles(static_cast<std::uint32_t>(outputs)) * m.limbs * kFragmentBytes);
+    const std::size_t warps = (outputs + kWarpOutputs - 1) / kWarpOutputs;
+    m.slots = limb_slots(inputs, m.limbs);
+    m.bytes.resize(warps * m.slots * kSlotBytes);
     for (std::size_t o = 0; o < outputs; ++o) {
         for (std::size_t i = 0; i < inputs; ++i) {
             const auto e = static_cast<std::uint16_t>(entries[o * inputs + i]);
-            std::uint8_t* at = m.bytes.data() + limb_offset(o, i, outputs, m.limbs);
+            std::uint8_t* at = m.bytes.data() + limb_offset(o, i, inputs, m.limbs);
             at[0] = static_cast<std::uint8_t>(e);
             if (m.limbs == 2) at[8] = static_cast<std::uint8_t>(e >> 8);
         }

@@ -110,17 +110,79 @@ __device__ std::uint32_t coded_groups(Memory memory, const UnitTask& unit, std::
     return __reduce_or_sync(kFullWarp, coded);
 }
 
+// Loads what is wanted, to the same registers in any case: those of a branch that is not always taken would
+// be copied, and waited for at that place. Nobody else on the multiprocessor wants these bytes.
+__device__ __forceinline__ void load_slot(MatrixSlot& slot, const std::uint8_t* from, bool wanted) {
+    for (std::uint32_t n = 0; n < kOutputTiles; ++n) {
+        std::uint32_t(&words)[4] = slot.words[n];
+        const std::uint8_t* at = from + n * 2 * kFragmentBytes;
+#ifdef KVCAST_SIMT
+        if (wanted) std::memcpy(words, at, sizeof words);
+#else
+        asm volatile(
+            "{\n.reg .pred p;\nsetp.ne.u32 p, %5, 0;\n"
+            "@p ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
+            : "+r"(words[0]), "+r"(words[1]), "+r"(words[2]), "+r"(words[3])
+            : "l"(at), "r"(static_cast<std::uint32_t>(wanted)));
+#endif
+    }
+}
+
+// Steps of a matrix, some slots of which are on their way. Begun well before its steps are used, it makes
+// nobody wait.
+template <std::uint32_t Limbs>
+class MatrixSteps {
+  public:
+    // Steps from `first` on, which begins a slot.
+    __device__ __forceinline__ void begin(const ProjectionTerm& term, std::uint32_t output,
+                                          std::uint32_t first, std::uint32_t steps) {
+        steps_ = steps;
+        next_ = slots_at(term, output, first);
+        KVCAST_UNROLL(kAhead)
+        for (std::uint32_t i = 0; i < kAhead; ++i) load(ahead_[i], i * kSteps);
+    }
+
+    // Adds all of them, on rows whose step 0 is the first one.
+    template <typename Rows>
+    __device__ __forceinline__ void multiply(const Rows& rows, LimbSums<kTiles>& sums) {
+        KVCAST_UNROLL(1)
+        for (std::uint32_t first = 0; first < steps_; first += kAhead * kSteps) {
+            KVCAST_UNROLL(kAhead)  // so that ahead_ lies in registers
+            for (std::uint32_t i = 0; i < kAhead; ++i) {
+                const std::uint32_t step = first + i * kSteps;
+                if (step >= steps_) break;
+                multiply_slot<false, Limbs>(rows, step, steps_, ahead_[i], {}, sums);
+                load(ahead_[i], step + kAhead * kSteps);
+            }
+        }
+    }
+
+  private:
+    static constexpr std::uint32_t kAhead = 3;
+    static constexpr std::uint32_t kSteps = slot_steps(Limbs);
+
+    // The slot of a step, the next one.
+    __device__ __forceinline__ void load(MatrixSlot& slot, std::uint32_t step) {
+        load_slot(slot, next_, step < steps_);
+        next_ += kSlotBytes;
+    }
+
+    const std::uint8_t* next_ = nullptr;  // this lane's bytes of the first slot that is not on its way
+    std::uint32_t steps_ = 0;
+    MatrixSlot ahead_[kAhead] = {};
+};
+
 // The sums of one term, whose first `steps` are worth multiplying. A piece's matrix is on its way before its
 // rows are there.
 template <std::uint32_t Limbs>
-__device__ void multiply_term(Pipeline& pipeline, const UnitTask& unit, const ProjectionTerm& term,
-                              std::uint32_t output, std::uint32_t steps, LimbSums<kTiles>& sums) {
+__device__ void multiply_term(Pipeline& pipeline, const ProjectionTerm& term, std::uint32_t output,
+                              std::uint32_t steps, LimbSums<kTiles>& sums) {
     constexpr std::uint32_t piece = kPieceInputs / kUnitStep;
-    MatrixSteps<kTiles> matrix;
+    MatrixSteps<Limbs> matrix;
     for (std::uint32_t first = 0; first * kUnitStep < term.inputs; first += piece) {
-        matrix.begin(term, unit.width, output, first, first < steps ? lesser(piece, steps - first) : 0);
+        matrix.begin(term, output, first, first < steps ? lesser(piece, steps - first) : 0);
         const WideRows rows = pipeline.take();
-        if (matrix.steps() != 0) matrix.template multiply<Limbs>(rows, sums);
+        matrix.multiply(rows, sums);
         pipeline.release();
     }
 }
@@ -173,9 +235,9 @@ __global__ void __launch_bounds__(kProjectThreads, 1)
         const std::uint32_t steps =
             outside ? 0 : coded_steps(k + 1 == unit.term_count ? masks : ~0u, term.inputs);
         if (term.limbs == 2) {
-            multiply_term<2>(pipeline, unit, term, output, steps, sums);
+            multiply_term<2>(pipeline, term, output, steps, sums);
         } else {
-            multiply_term<1>(pipeline, unit, term, output, steps, sums);
+            multiply_term<1>(pipeline, term, output, steps, sums);
         }
         totals.add(sums, shifts);
     }

@@ -3,7 +3,7 @@
 //
 // Features lie in shared memory: as fragments in limbs of 8 bits, or as rows that a warp splits into limbs as
 // it loads them. Matrices come from global memory in the order of their fragments (kernels/cuda/limbs.h),
-// each to one warp, some steps ahead of their use. Sums are exact: limb by limb in 32 bits, together modulo
+// each to one warp, some slots ahead of their use. Sums are exact: limb by limb in 32 bits, together modulo
 // 2^32, and the calibration's reader bounds every row's norm so that the whole fits.
 #pragma once
 
@@ -17,12 +17,6 @@ namespace kvcast::kernels::cuda {
 
 inline constexpr std::uint32_t kOutputTiles = kWarpOutputs / kOutputTile;
 inline constexpr std::uint32_t kProjectThreads = kProjectOutputs / kWarpOutputs * kLanes;
-
-// How many steps of a matrix are on their way: the more, the fewer the products of a step.
-KVCAST_HD constexpr std::uint32_t steps_ahead(std::uint32_t token_tiles) {
-    constexpr std::uint32_t steps[] = {6, 4, 3, 2};
-    return steps[token_tiles - 1];
-}
 
 // Where a warp's products lie in the block's.
 struct WarpPlace {
@@ -108,45 +102,21 @@ struct NarrowRows {
     }
 };
 
-// A warp's outputs x 32 inputs of a matrix, of each output tile the lower limb and, where there are two, the
-// higher one.
-struct MatrixStep {
+// What a lane holds of a slot (kernels/cuda/tasks.h).
+struct MatrixSlot {
     std::uint32_t words[kOutputTiles][4];
 
-    __device__ FragmentB limb(std::uint32_t n, std::uint32_t i) const {
+    __device__ FragmentB half(std::uint32_t n, std::uint32_t i) const {
         return {{words[n][2 * i], words[n][2 * i + 1]}};
     }
 };
 
-#ifdef KVCAST_SIMT
-
-template <std::uint32_t Limbs>
-void load_limbs(std::uint32_t (&words)[4], const std::uint8_t* from, bool wanted) {
-    if (wanted) std::memcpy(words, from, Limbs * 8);
+// A lane's bytes of a warp's slots, the first of them that begins with step `first`.
+__device__ __forceinline__ const std::uint8_t* slots_at(const ProjectionTerm& term, std::uint32_t output,
+                                                        std::uint32_t first) {
+    const std::uint64_t slot = output / kWarpOutputs * term.slots + first / slot_steps(term.limbs);
+    return term.matrix + slot * kSlotBytes + lane_id() * 16;
 }
-
-#else
-
-// Loads where it is wanted, and to the same registers in any case: those of a branch that is not always taken
-// would be copied, and waited for at that place. Nobody else on the multiprocessor wants these bytes.
-template <std::uint32_t Limbs>
-__device__ __forceinline__ void load_limbs(std::uint32_t (&words)[4], const std::uint8_t* from, bool wanted) {
-    if constexpr (Limbs == 2) {
-        asm volatile(
-            "{\n.reg .pred p;\nsetp.ne.u32 p, %5, 0;\n"
-            "@p ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
-            : "+r"(words[0]), "+r"(words[1]), "+r"(words[2]), "+r"(words[3])
-            : "l"(from), "r"(static_cast<std::uint32_t>(wanted)));
-    } else {
-        asm volatile(
-            "{\n.reg .pred p;\nsetp.ne.u32 p, %3, 0;\n"
-            "@p ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];\n}"
-            : "+r"(words[0]), "+r"(words[1])
-            : "l"(from), "r"(static_cast<std::uint32_t>(wanted)));
-    }
-}
-
-#endif
 
 // What there is once for each output, of this lane's outputs; `values` go on to the end of a warp's.
 struct Shifts {
@@ -160,18 +130,6 @@ struct Shifts {
     // For the sum i of output tile n.
     __device__ std::uint32_t of(std::uint32_t n, std::uint32_t i) const {
         return pairs[n] >> i % 2 * 8 & 255;
-    }
-};
-struct Biases {
-    std::int32_t v[kOutputTiles][2] = {};
-
-    __device__ __forceinline__ void load(const std::int32_t* values, std::uint32_t output) {
-        const auto* pairs = reinterpret_cast<const int2*>(values + output) + lane_id() % 4;
-        for (std::uint32_t n = 0; n < kOutputTiles; ++n) {
-            const int2 pair = __ldg(pairs + n * kOutputTile / 2);
-            v[n][0] = pair.x;
-            v[n][1] = pair.y;
-        }
     }
 };
 
@@ -205,116 +163,58 @@ struct LimbSums {
         });
     }
 
+    // Those that no product of so many limbs adds to.
+    template <std::uint32_t Limbs>
+    __device__ __forceinline__ void clear_unused() {
+        for_all_sums<Tiles>([&](std::uint32_t m, std::uint32_t n, std::uint32_t i) {
+            if (Limbs < 4) of[2][m][n].r[i] = 0;
+            if (Limbs < 3) of[1][m][n].r[i] = 0;
+        });
+    }
+
     __device__ std::int32_t total(std::uint32_t m, std::uint32_t n, std::uint32_t i) const {
         const auto sum = [&](std::uint32_t k) { return static_cast<std::uint32_t>(of[k][m][n].r[i]); };
         return static_cast<std::int32_t>((((sum(2) << 8) + sum(1)) << 8) + sum(0));
     }
 };
 
-// The steps of a matrix one after another, some of them on their way. Begun well before its steps are used,
-// it makes nobody wait.
-template <std::uint32_t Tiles>
-class MatrixSteps {
-  public:
-    // Steps from `first` on; of no use before the last ones are used up.
-    __device__ __forceinline__ void begin(const ProjectionTerm& term, std::uint32_t width,
-                                          std::uint32_t output, std::uint32_t first, std::uint32_t steps) {
-        const std::uint32_t tile_bytes = term.limbs * kFragmentBytes;
-        step_bytes_ = limb_tiles(width) * tile_bytes;
-        steps_ = steps;
-        next_ = term.matrix + std::uint64_t{first} * step_bytes_ + output / kOutputTile * tile_bytes +
-                lane_id() * term.limbs * 8;
-        if (term.limbs == 2) {
-            load_first<2>();
-        } else {
-            load_first<1>();
-        }
-    }
-
-    __device__ std::uint32_t steps() const { return steps_; }
-
-    // Adds all steps of a matrix of so many limbs, on rows whose step 0 is the first one.
-    template <std::uint32_t Limbs, typename Rows>
-    __device__ __forceinline__ void multiply(const Rows& rows, LimbSums<Tiles>& sums) {
-        multiply_from<0, Limbs>(rows, sums);
-    }
-
-    // The same of a term's first steps, at least one: what sums begin with is no work of its own.
-    template <std::uint32_t Limbs, typename Rows>
-    __device__ __forceinline__ void multiply_first(const Rows& rows, const Shifts& shifts,
-                                                   LimbSums<Tiles>& sums) {
-        for_all_sums<Tiles>([&](std::uint32_t m, std::uint32_t n, std::uint32_t i) {
-            if (Rows::kLimbs + Limbs < 4) sums.of[2][m][n].r[i] = 0;
-            if (Rows::kLimbs + Limbs < 3) sums.of[1][m][n].r[i] = 0;
-        });
-        multiply_step<true, Limbs>(rows, 0, ahead_[0], shifts, sums);
-        multiply_from<1, Limbs>(rows, sums);
-    }
-
-  private:
-    static constexpr std::uint32_t kAhead = steps_ahead(Tiles);
-
-    template <std::uint32_t Limbs>
-    __device__ __forceinline__ void load_first() {
-        KVCAST_UNROLL(kAhead)
-        for (std::uint32_t i = 0; i < kAhead; ++i) {
-            load<Limbs>(ahead_[i], i < steps_);
-            next_ += step_bytes_;
-        }
-    }
-
-    template <std::uint32_t Limbs>
-    __device__ __forceinline__ void load(MatrixStep& s, bool wanted) {
-        for (std::uint32_t n = 0; n < kOutputTiles; ++n)
-            load_limbs<Limbs>(s.words[n], next_ + n * Limbs * kFragmentBytes, wanted);
-    }
-
-    // From step First on, which is among the first ones.
-    template <std::uint32_t First, std::uint32_t Limbs, typename Rows>
-    __device__ __forceinline__ void multiply_from(const Rows& rows, LimbSums<Tiles>& sums) {
-        KVCAST_UNROLL(1)
-        for (std::uint32_t first = First; first < steps_; first += kAhead) {
-            KVCAST_UNROLL(kAhead)  // so that ahead_ lies in registers
-            for (std::uint32_t i = 0; i < kAhead; ++i) {
-                if (i != 0 && first + i >= steps_) break;
-                multiply_step<false, Limbs>(rows, first + i, ahead_[(First + i) % kAhead], {}, sums);
-            }
-        }
-    }
-
-    // One step, and the load of that which takes its place. A step that begins sums has them follow from
-    // nothing but the halves. The highest limb of a number is signed.
-    template <bool Begins, std::uint32_t Limbs, typename Rows>
-    __device__ __forceinline__ void multiply_step(const Rows& rows, std::uint32_t step, MatrixStep& matrix,
-                                                  const Shifts& shifts, LimbSums<Tiles>& sums) {
-        KVCAST_UNROLL(Tiles)  // so that sums lie in registers
-        for (std::uint32_t m = 0; m < Tiles; ++m) {
-            const auto f = rows.load(m, step);
+// One step, its matrix from half `first` of a slot on. A step that begins sums has them follow from nothing
+// but the halves. The highest limb of a number is signed.
+template <bool Begins, std::uint32_t Limbs, std::uint32_t Tiles, typename Rows>
+__device__ __forceinline__ void multiply_step(const Rows& rows, std::uint32_t step, const MatrixSlot& matrix,
+                                              std::uint32_t first, const Shifts& shifts,
+                                              LimbSums<Tiles>& sums) {
+    KVCAST_UNROLL(Tiles)  // so that sums lie in registers
+    for (std::uint32_t m = 0; m < Tiles; ++m) {
+        const auto f = rows.load(m, step);
+        KVCAST_UNROLL(2)
+        for (std::uint32_t i = 0; i < Rows::kLimbs; ++i) {
             KVCAST_UNROLL(2)
-            for (std::uint32_t i = 0; i < Rows::kLimbs; ++i) {
-                KVCAST_UNROLL(2)
-                for (std::uint32_t k = 0; k < Limbs; ++k) {
-                    const bool first = i == 0 || k + 1 == Limbs;  // of those that count as much
-                    KVCAST_UNROLL(kOutputTiles)
-                    for (std::uint32_t n = 0; n < kOutputTiles; ++n) {
-                        Sums& sum = sums.of[i + k][m][n];
-                        for (std::uint32_t j = 0; Begins && first && j < 4; ++j)
-                            sum.r[j] = i + k == 0 ? half_of(shifts, n, j) : 0;
-                        multiply_add(sum, f.limbs[i], matrix.limb(n, k), i + 1 == Rows::kLimbs,
-                                     k + 1 == Limbs);
-                    }
+            for (std::uint32_t k = 0; k < Limbs; ++k) {
+                const bool begins = Begins && (i == 0 || k + 1 == Limbs);  // those that count as much
+                KVCAST_UNROLL(kOutputTiles)
+                for (std::uint32_t n = 0; n < kOutputTiles; ++n) {
+                    Sums& sum = sums.of[i + k][m][n];
+                    for (std::uint32_t j = 0; begins && j < 4; ++j)
+                        sum.r[j] = i + k == 0 ? half_of(shifts, n, j) : 0;
+                    multiply_add(sum, f.limbs[i], matrix.half(n, first + k), i + 1 == Rows::kLimbs,
+                                 k + 1 == Limbs);
                 }
             }
         }
-        load<Limbs>(matrix, step + kAhead < steps_);
-        next_ += step_bytes_;
     }
+}
 
-    const std::uint8_t* next_ = nullptr;  // this lane's bytes of the first step that is not on its way
-    std::uint32_t step_bytes_ = 0;
-    std::uint32_t steps_ = 0;
-    MatrixStep ahead_[kAhead] = {};
-};
+// A slot from step `step` on, as far as there are steps.
+template <bool Begins, std::uint32_t Limbs, std::uint32_t Tiles, typename Rows>
+__device__ __forceinline__ void multiply_slot(const Rows& rows, std::uint32_t step, std::uint32_t steps,
+                                              const MatrixSlot& matrix, const Shifts& shifts,
+                                              LimbSums<Tiles>& sums) {
+    multiply_step<Begins, Limbs>(rows, step, matrix, 0, shifts, sums);
+    if constexpr (Limbs == 1) {
+        if (step + 1 < steps) multiply_step<false, Limbs>(rows, step + 1, matrix, 1, shifts, sums);
+    }
+}
 
 // A unit's sums, 32 bits each, of a warp.
 template <std::uint32_t Tiles>

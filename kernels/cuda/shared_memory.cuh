@@ -30,6 +30,17 @@ __device__ __forceinline__ std::uint32_t opaque(std::uint32_t v) {
     return v;
 }
 
+// The same place, which is kept as it is: where a block's shared memory begins is not asked again at every
+// use.
+template <typename T>
+__device__ __forceinline__ T* fixed_shared(T* place) {
+#ifdef KVCAST_SIMT
+    return place;
+#else
+    return static_cast<T*>(__cvta_shared_to_generic(opaque(shared_offset(place))));
+#endif
+}
+
 // 64 and 32 bits of a table: they do not change.
 struct TwoWords {
     std::uint32_t first;

@@ -212,8 +212,9 @@ struct ProjectionTerm {
     const std::uint8_t* matrix;  // device, at a multiple of 16: LimbMatrix (kernels/cuda/limbs.h)
     const std::uint8_t* shifts;  // device: [width], and more as the matrix has tiles
     std::uint32_t limbs;
+    std::uint32_t slots;  // of a warp's outputs, of all of the matrix
     std::uint32_t stride;
-    std::uint32_t inputs;    // at most 4096
+    std::uint32_t inputs;    // at most 4096, and no more than the matrix has
     std::uint32_t resident;  // chains: where the features go in shared memory, see ChainTask
     bool in_image;
     bool narrow;  // features are within 8 bits
@@ -224,7 +225,7 @@ inline constexpr std::uint32_t kMostTerms = 7;  // six predictions and the trans
 // One part of one plane of one layer of a chunk: states = sat16(bias + sum over the terms).
 struct alignas(16) UnitTask {
     ProjectionTerm terms[kMostTerms];
-    const std::int32_t* bias;  // device: [width], and more as the matrices have tiles
+    const std::int32_t* bias;  // device, at a multiple of 16: [width], and more as the matrices have tiles
     std::uint64_t states;      // workspace: std::int16_t [token][stride]
     std::uint64_t sums;        // workspace: std::int32_t [token][stride], where an encoder asks for them
     std::uint64_t masks;       // workspace: std::uint32_t [token], where has_masks is set: which groups of 32
@@ -248,8 +249,16 @@ inline constexpr std::uint32_t kWarpOutputs = 24;
 inline constexpr std::uint32_t kProjectOutputs = 192;
 inline constexpr std::uint32_t kProjectTokens = 48;  // of a wave's tile
 
-// Fragments of a matrix: 8 outputs x 32 inputs, 8 bytes a lane.
+// Fragments of a matrix: 8 outputs x 32 inputs, 8 bytes a lane. A warp takes two of each of its output tiles
+// at a time, a slot: the two limbs of a step, or two steps of a matrix of one limb.
 inline constexpr std::uint32_t kFragmentBytes = kOutputTile * kUnitStep;
+inline constexpr std::uint32_t kSlotBytes = kWarpOutputs / kOutputTile * 2 * kFragmentBytes;
+KVCAST_HD constexpr std::uint32_t slot_steps(std::uint32_t limbs) {
+    return limbs == 2 ? 1 : 2;
+}
+KVCAST_HD constexpr std::uint32_t slots_of_steps(std::uint32_t steps, std::uint32_t limbs) {
+    return div_up(steps, slot_steps(limbs));
+}
 KVCAST_HD constexpr std::uint32_t limb_tiles(std::uint32_t outputs) {
     return div_up(outputs, kWarpOutputs) * (kWarpOutputs / kOutputTile);
 }
@@ -290,10 +299,16 @@ struct ChainTask {
     std::uint32_t resident;    // where they go in shared memory
 };
 
-// Shared memory of a chain's block beside the tasks that it keeps at hand: what compute capability 9.0
-// and 10.0 give a block of threads, 227 KiB, without 2 KiB.
-inline constexpr std::uint32_t kChainTaskBytes = 2 << 10;
-inline constexpr std::uint32_t kMostChainBytes = (227 << 10) - kChainTaskBytes;
+// Shared memory of a chain's block: the tasks and biases that it keeps at hand; for each warp's matrices a
+// ring of so many chunks, of some slots each; and the places above. Compute capability 9.0 and 10.0 give a
+// block of threads 227 KiB.
+inline constexpr std::uint32_t kChainTaskBytes = 4 << 10;
+inline constexpr std::uint32_t kChunkSlots = 3;
+inline constexpr std::uint32_t kRingChunks[] = {4, 3, 2};  // the first that there is room for
+KVCAST_HD constexpr std::uint32_t ring_bytes(std::uint32_t chunks) {
+    return kProjectOutputs / kWarpOutputs * chunks * kChunkSlots * kSlotBytes;
+}
+inline constexpr std::uint32_t kMostChainBytes = (227 << 10) - kChainTaskBytes - ring_bytes(2);
 
 struct ChainTile {
     std::uint32_t chain;

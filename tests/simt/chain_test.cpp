@@ -24,6 +24,7 @@ struct Problem {
     std::uint32_t tokens;
     std::uint32_t features;                 // of tokens
     std::vector<std::vector<int>> sources;  // of each unit's predictions: units before it, or kTokens
+    bool rare = false;                      // coefficients in every seventh unit only
 };
 
 // A chain of units and what comes out of it, in one workspace: coefficients, states and masks of each.
@@ -35,8 +36,8 @@ class TestedChain {
         for (const auto& sources : p.sources) add_unit(sources);
     }
 
-    // States of all units, with blocks of such a height.
-    std::vector<std::vector<std::int16_t>> run(std::uint32_t height) const {
+    // States of all units, with blocks of such a height and such rings.
+    std::vector<std::vector<std::int16_t>> run(std::uint32_t height, std::uint32_t chunks) const {
         const Guarded<std::byte> workspace((std::span<const std::byte>(workspace_)));
         const Guarded<std::int16_t> image((std::span<const std::int16_t>(token_rows_)));
         const cuda::ChainTask task = {.first_unit = 0,
@@ -52,7 +53,7 @@ class TestedChain {
         const Guarded<cuda::UnitTask> unit_list((std::span<const cuda::UnitTask>(units_)));
         EXPECT_EQ(cuda::launch_chain({reinterpret_cast<const std::byte*>(image.data()), workspace.data()},
                                      {chains.data(), tile_list.data(), unit_list.data(),
-                                      static_cast<std::uint32_t>(tiles.size()), height,
+                                      static_cast<std::uint32_t>(tiles.size()), height, chunks,
                                       tokens_at() + cuda::narrow_bytes(p_.features)},
                                      nullptr),
                   cudaSuccess)
@@ -126,7 +127,8 @@ class TestedChain {
     // Of coefficients that end at another group in every unit, and in a third of the tokens before that.
     void add_transform(cuda::UnitTask& unit, std::vector<std::int32_t>& sums) {
         cuda::ProjectionTerm& term = unit.terms[unit.term_count++];
-        const std::uint32_t last = p_.width / 4 * (4 - static_cast<std::uint32_t>(units_.size()) % 5);
+        std::uint32_t last = p_.width / 4 * (4 - static_cast<std::uint32_t>(units_.size()) % 5);
+        if (p_.rare) last = units_.size() % 7 == 0 ? p_.width : 0;
         std::vector<std::int16_t> coefficients(std::size_t{p_.tokens} * p_.width);
         std::vector<std::uint32_t> masks(p_.tokens);
         for (std::uint32_t t = 0; t < p_.tokens; ++t) {
@@ -157,15 +159,25 @@ class TestedChain {
 
 class DeviceChain : public testing::TestWithParam<simt::Schedule> {
   protected:
-    void SetUp() override { simt::set_schedule(GetParam()); }
-    void TearDown() override { simt::set_schedule(simt::Schedule::kForwards); }
+    // All units stay in shared memory.
+    void SetUp() override {
+        simt::set_schedule(GetParam());
+        simt::set_most_shared(std::size_t{1} << 20);
+    }
+    void TearDown() override {
+        simt::set_schedule(simt::Schedule::kForwards);
+        simt::set_most_shared(simt::kMostOptIn);
+    }
 
     static void expect_like_scalar(const Problem& p) {
         const TestedChain chain(p, p.width + p.tokens);
         for (std::uint32_t height = 1; height <= cuda::kMostHeight; ++height) {
-            const auto states = chain.run(height);
-            for (std::size_t u = 0; u < states.size(); ++u)
-                EXPECT_EQ(states[u], chain.expected()[u]) << "unit " << u << ", height " << height;
+            for (const std::uint32_t chunks : cuda::kRingChunks) {
+                const auto states = chain.run(height, chunks);
+                for (std::size_t u = 0; u < states.size(); ++u)
+                    EXPECT_EQ(states[u], chain.expected()[u])
+                        << "unit " << u << ", height " << height << ", rings of " << chunks;
+            }
         }
     }
 };
@@ -185,6 +197,11 @@ TEST_P(DeviceChain, TakesATileOfOneToken) {
 
 TEST_P(DeviceChain, EndsProductsWithTheLastCoefficientOfATile) {
     expect_like_scalar({192, 20, 0, {{}, {0}, {1}, {2}, {3}, {4}}});
+}
+
+TEST_P(DeviceChain, GoesThroughUnitsThatHaveNothingToMultiply) {
+    expect_like_scalar(
+        {64, 17, 5, {{}, {}, {}, {}, {}, {}, {}, {kTokens}, {}, {0}, {}, {}, {}, {}, {}}, true});
 }
 
 // Every unit's states are written while other warps still read what they are predicted from.

@@ -29,6 +29,7 @@ class DeviceMatrix {
           shifts_(by_output<std::uint8_t>(outputs)) {
         const kernels::cuda::LimbMatrix limbs = kernels::cuda::to_limbs(entries_, outputs, inputs_);
         limbs_ = limbs.limbs;
+        slots_ = limbs.slots;
         bytes_ = std::make_unique<simt::Guarded<std::uint8_t>>(std::span<const std::uint8_t>(limbs.bytes));
         for (auto& s : *shifts_) s = static_cast<std::uint8_t>(4 + random() % 20);
     }
@@ -39,6 +40,7 @@ class DeviceMatrix {
         term.matrix = bytes_->data();
         term.shifts = shifts_->data();
         term.limbs = limbs_;
+        term.slots = slots_;
         term.inputs = inputs_;
     }
 
@@ -55,6 +57,7 @@ class DeviceMatrix {
     std::uint32_t outputs_;
     std::uint32_t inputs_;
     std::uint32_t limbs_ = 0;
+    std::uint32_t slots_ = 0;
     std::unique_ptr<simt::Guarded<std::uint8_t>> shifts_;
     std::unique_ptr<simt::Guarded<std::uint8_t>> bytes_;
 };
