@@ -28,6 +28,11 @@ struct PairMemory {
     DirectRows::Memory rows;
     WordRing::Memory ring;
     ChannelCodes codes[2];
+    // What is left of the pair's last head, if it is turned: the first halves of pairs of channels, as output
+    // bits, in the workspace.
+    const std::int16_t* kept;
+    std::uint32_t kept_runs;  // of kDirectChannels channels
+    std::uint32_t kept_stride;
 };
 
 // Pairs of warps of a block of threads have a barrier each.
@@ -39,11 +44,15 @@ constexpr std::uint32_t pair_bytes(std::uint32_t most_channels) {
     return div_up(static_cast<std::uint32_t>(sizeof(PairMemory)) + channel_bytes(most_channels), unit) * unit;
 }
 
+// Before the pairs': what all share.
+struct SharedHead {
+    ReaderTables tables;
+    std::uint32_t done;  // warps that are through with their channels
+};
+constexpr auto kSharedHead = static_cast<std::uint32_t>(sizeof(SharedHead));
 constexpr std::uint32_t shared_bytes(std::uint32_t pairs, std::uint32_t most_channels) {
-    constexpr std::uint32_t unit = alignof(ReaderTables);
-    const std::uint32_t bytes =
-        static_cast<std::uint32_t>(sizeof(ReaderTables)) + pairs * pair_bytes(most_channels);
-    return div_up(bytes, unit) * unit;
+    constexpr std::uint32_t unit = alignof(SharedHead);
+    return div_up(kSharedHead + pairs * pair_bytes(most_channels), unit) * unit;
 }
 
 struct Pair {
@@ -167,6 +176,12 @@ class HeadWriter {
             write_first_ones(pairs);
             write_second_ones(pairs);
             pair_.meet();  // codes and channels have been used
+            if (lane_id() == 0) {
+                pair_.memory.kept = place_;  // lane 0's
+                pair_.memory.kept_runs = pairs / kDirectChannels;
+                pair_.memory.kept_stride = p_.body_stride;
+            }
+            __syncwarp();
         } else {
             KVCAST_UNROLL(1)
             for (std::uint32_t c = 0; c < p_.channels; c += 2) {
@@ -207,14 +222,7 @@ class HeadWriter {
         for (std::uint32_t c = 0; c < pairs; c += 2) {
             const Octet even = turned(c, pairs, waiting), odd = turned(c + 1, pairs, waiting);
             rows_.put(pairs + c, even, odd);
-            if (c % kDirectChannels == kDirectChannels - 2) store_first_ones(c - (kDirectChannels - 2));
         }
-    }
-    // A run of first channels, which are values.
-    __device__ __forceinline__ void store_first_ones(std::uint32_t first) const {
-        KVCAST_UNROLL(1)
-        for (std::uint32_t half = 0; half < 2; ++half)
-            store_kept_run(pair_.memory.rows.rows, first, half, place(first), p_.body_stride);
     }
     __device__ __forceinline__ void ask_for(std::uint32_t c, Waiting& waiting) const {
         waiting.first = kept(place(c));
@@ -295,8 +303,20 @@ class HeadWriter {
     DirectRows rows_;
 };
 
+// Half of a run of what is left of a pair's head.
+__device__ __forceinline__ void store_kept_half(const PairMemory& pair, std::uint32_t run,
+                                                std::uint32_t half) {
+    const std::uint32_t channel = run * kDirectChannels, stride = pair.kept_stride;
+    store_kept_run(pair.rows.rows, channel, half,
+                   pair.kept + std::uint64_t{channel} * stride + lane_id() * kLaneTokens, stride);
+}
+
 __device__ __forceinline__ void write_head(const PlaneTask& p, std::uint32_t head, const Pair& pair,
                                            const RotationTask* rotations, std::byte* workspace) {
+    KVCAST_UNROLL(1)
+    for (std::uint32_t i = 0; i < 2 * pair.memory.kept_runs; ++i) store_kept_half(pair.memory, i / 2, i % 2);
+    __syncwarp();
+    if (lane_id() == 0) pair.memory.kept_runs = 0;
     if (!p.quantised) {
         HeadWriter<Way::kElements>(p, head, pair, nullptr, workspace).write();
     } else if (p.rotation == kNone) {
@@ -312,29 +332,43 @@ __global__ void __launch_bounds__(kMostPairs* kPairThreads, 1)
     decode_direct(std::byte* workspace, const PlaneTask* planes, const BlockTask* blocks, std::uint32_t count,
                   const RotationTask* rotations, std::uint32_t most_channels, const BucketTable* tables,
                   std::uint32_t* status) {
-    auto* shared = dynamic_shared<std::byte>();
-    const std::uint32_t place = reinterpret_cast<ReaderTables*>(shared)->load(tables);
+    auto& head = *dynamic_shared<SharedHead>();
+    auto* pair_memories = reinterpret_cast<std::byte*>(&head) + kSharedHead;
+    const auto memory_of = [&](std::uint32_t pair) -> PairMemory& {
+        return *reinterpret_cast<PairMemory*>(pair_memories + pair * pair_bytes(most_channels));
+    };
     const std::uint32_t pairs = blockDim.x / kPairThreads, warp = warp_id();
     const bool reads = warp < pairs;
     const std::uint32_t own = reads ? warp : warp - pairs, index = blockIdx.x * pairs + own;
-    if (index >= count) return;
-    const BlockTask block = blocks[index];
-    if (!block.direct) return;
-    auto& memory =
-        *reinterpret_cast<PairMemory*>(shared + sizeof(ReaderTables) + own * pair_bytes(most_channels));
-    const Pair pair = {memory, reinterpret_cast<Channel*>(&memory + 1), own};
-    if (reads) {
-        WarpReader in(block.begin, block.bytes, memory.ring, place);
-        bool fits = true;
-        for_heads(block, planes, [&](const PlaneTask& plane, std::uint32_t head) {
-            fits = read_head(in, plane, head, pair, workspace) && fits;
-        });
-        const std::uint32_t faults = in.close() | (fits ? 0u : kOutOfRange);
-        if (lane_id() == 0) status[block.status] = faults;
-    } else {
-        for_heads(block, planes, [&](const PlaneTask& plane, std::uint32_t head) {
-            write_head(plane, head, pair, rotations, workspace);
-        });
+    PairMemory& memory = memory_of(own);
+    if (threadIdx.x == 0) head.done = 0;
+    if (!reads && lane_id() == 0) memory.kept_runs = 0;
+    const std::uint32_t place = head.tables.load(tables);
+    if (index < count && blocks[index].direct) {
+        const BlockTask block = blocks[index];
+        const Pair pair = {memory, reinterpret_cast<Channel*>(&memory + 1), own};
+        if (reads) {
+            WarpReader in(block.begin, block.bytes, memory.ring, place);
+            bool fits = true;
+            for_heads(block, planes, [&](const PlaneTask& plane, std::uint32_t h) {
+                fits = read_head(in, plane, h, pair, workspace) && fits;
+            });
+            const std::uint32_t faults = in.close() | (fits ? 0u : kOutOfRange);
+            if (lane_id() == 0) status[block.status] = faults;
+        } else {
+            for_heads(block, planes, [&](const PlaneTask& plane, std::uint32_t h) {
+                write_head(plane, h, pair, rotations, workspace);
+            });
+        }
+    }
+    // Heads that are turned take longer than others: what is left of them is for all warps.
+    wait_for_warps(head.done, 2 * pairs);
+    const std::uint32_t most_runs = most_channels / 2 / kDirectChannels;
+    KVCAST_UNROLL(1)
+    for (std::uint32_t i = warp; i < 2 * pairs * most_runs; i += 2 * pairs) {
+        const PairMemory& of = memory_of(i / (2 * most_runs));
+        const std::uint32_t run = i / 2 % most_runs;
+        if (run < of.kept_runs) store_kept_half(of, run, i % 2);
     }
 }
 
