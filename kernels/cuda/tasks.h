@@ -89,15 +89,16 @@ struct PlaneTask {
     std::uint8_t guard_bits;
     bool quantised;
     Dtype source;  // of exact elements; they take 4 bytes in the workspace for binary32, else 2
-    // Of planes of direct blocks, which the warp that decodes a head stores, too: bf16 to bf16 rows at
-    // multiples of 16 bytes, one octet of groups at most, all channels turned in halves or none.
+    // Of planes of direct blocks, whose rows are stored as they are decoded: bf16 to bf16 rows at multiples
+    // of 16 bytes, one octet of groups at most, all channels turned in halves, each token by angles of its
+    // own, or none, and a scale of at most 2^kMostFusedExponent.
     bool exact_direct;       // its exact rows, too, if they are as they are stored
     std::uint32_t rotation;  // index, or kNone
     Scale scale;             // of states
     RowsAt out;
 };
 
-// Channels that such a warp stores together, and the greatest exponent of a scale that it works with.
+// Channels whose rows are stored together, and the greatest exponent of a direct plane's scale.
 inline constexpr std::uint32_t kDirectChannels = 16;
 inline constexpr std::int32_t kMostFusedExponent = 90;
 
