@@ -29,10 +29,8 @@ __device__ __forceinline__ void read_elements(WarpReader& in, const BitTranspose
         const std::uint32_t raw = transposed(quad.planes);
         KVCAST_UNROLL(4)
         for (unsigned g = 0; g < 4; ++g) {
-            const std::uint32_t i = first + g * kLanes + lane_id(),
-                                symbol = quad.symbols >> (8 * g + 4) & 15u;
-            const std::int32_t high =
-                symbol == kEscape ? escapes[g] : static_cast<std::int32_t>(symbol) - kSymbolZero;
+            const std::uint32_t i = first + g * kLanes + lane_id();
+            const std::int32_t high = WarpReader::high_of(WarpReader::symbol_of(quad.symbols, g), escapes[g]);
             if (i < count) put(i, WarpReader::element(center, source, high, raw >> 8 * g & 255u));
         }
         __syncwarp();

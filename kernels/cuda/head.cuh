@@ -19,7 +19,7 @@ class alignas(16) Channel {
     Channel() = default;
     // Of states, which are center + guarded values.
     __device__ Channel(const ClassReader& c, std::int32_t center, std::uint32_t guard_bits)
-        : center_(center), step_(1 << (guard_bits + (c.planes <= 8 ? c.planes : 0))) {
+        : center_(center), step_(1 << (guard_bits + (c.planes <= WarpReader::kBytePlanes ? c.planes : 0))) {
         least_ = center - kSymbolZero * step_ - c.half * (1 << guard_bits);
         const bool inside = least_ >= -32768 && least_ + static_cast<std::int32_t>(kEscape) * step_ <= 32767;
         coding_ = c.table << 8 | (inside ? kInside : 0) | c.planes << 1 | (c.zero ? 1 : 0);

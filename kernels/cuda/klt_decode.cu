@@ -81,16 +81,16 @@ static_assert(kTiles == 3 && kRead + kTiles <= kBarriers);
 // Waits for it.
 template <Event E>
 __device__ __forceinline__ void wait_for(std::uint32_t tile) {
-    if (tile == 0) barrier_sync<E>(kThreads);
-    if (tile == 1) barrier_sync<E + 1>(kThreads);
-    if (tile == 2) barrier_sync<E + 2>(kThreads);
+    if (tile == 0) barrier_sync(E, kThreads);
+    if (tile == 1) barrier_sync(E + 1, kThreads);
+    if (tile == 2) barrier_sync(E + 2, kThreads);
 }
 // Says that it has happened.
 template <Event E>
 __device__ __forceinline__ void tell(std::uint32_t tile) {
-    if (tile == 0) barrier_arrive<E>(kThreads);
-    if (tile == 1) barrier_arrive<E + 1>(kThreads);
-    if (tile == 2) barrier_arrive<E + 2>(kThreads);
+    if (tile == 0) barrier_arrive(E, kThreads);
+    if (tile == 1) barrier_arrive(E + 1, kThreads);
+    if (tile == 2) barrier_arrive(E + 2, kThreads);
 }
 
 // Which tile comes next.
@@ -119,13 +119,13 @@ struct StepQuad {
     }
 };
 
-// The value of a step from its symbol, which is no escape, or an escape's value, and raw bits.
+// The value of a step from its symbol or an escape's value, and raw bits.
 __device__ __forceinline__ std::int32_t step_value(const Step& step, std::int32_t high, std::uint32_t raw) {
-    const std::int32_t half = (1 << step.planes()) / 2;
-    return static_cast<std::int16_t>(high * (1 << step.planes()) + static_cast<std::int32_t>(raw) - half);
+    return WarpReader::value({step.coding(), (1 << step.planes()) / 2, false}, high, raw);
 }
+// Of step g, which is no escape.
 __device__ __forceinline__ std::int32_t high_of(std::uint32_t symbols, unsigned g) {
-    return static_cast<std::int32_t>(symbols >> (8 * g + 4) & 15u) - kSymbolZero;
+    return static_cast<std::int32_t>(WarpReader::symbol_of(symbols, g)) - kSymbolZero;
 }
 
 // ---- reading
@@ -153,8 +153,8 @@ __device__ __forceinline__ bool read_quad(WarpReader& in, const StepQuad& quad, 
         const std::uint32_t raw = transposed(coded.planes);
         KVCAST_UNROLL(4)
         for (unsigned g = 0; g < kStepsAtOnce; ++g) {
-            const std::int32_t high = high_of(coded.symbols, g);
-            v[g] = step_value(quad.of[g], high == kEscape - kSymbolZero ? v[g] : high, raw >> 8 * g & 255u);
+            const std::uint32_t symbol = WarpReader::symbol_of(coded.symbols, g);
+            v[g] = step_value(quad.of[g], WarpReader::high_of(symbol, v[g]), raw >> 8 * g & 255u);
         }
     } else {
         KVCAST_UNROLL(4)

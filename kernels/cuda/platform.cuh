@@ -31,7 +31,8 @@ __device__ __forceinline__ std::uint32_t warp_id() {
 }
 
 // Waits for `threads` threads of the block, whole warps, at one of its kBarriers barriers; orders memory
-// among them. __syncthreads() is at barrier 0.
+// among them. __syncthreads() is at barrier 0. A kernel whose barriers the compiler does not know is given
+// all of them, and a multiprocessor has 64.
 inline constexpr std::uint32_t kBarriers = 16;
 __device__ __forceinline__ void barrier_sync(std::uint32_t barrier, std::uint32_t threads) {
 #ifdef KVCAST_SIMT
@@ -41,23 +42,12 @@ __device__ __forceinline__ void barrier_sync(std::uint32_t barrier, std::uint32_
 #endif
 }
 
-// The same at a barrier that the compiler knows: a kernel whose barriers it does not know is given all of
-// them, and a multiprocessor has 64.
-template <std::uint32_t Barrier>
-__device__ __forceinline__ void barrier_sync(std::uint32_t threads) {
-#ifdef KVCAST_SIMT
-    simt_barrier_sync(Barrier, threads);
-#else
-    asm volatile("barrier.sync %0, %1;" ::"n"(Barrier), "r"(threads) : "memory");
-#endif
-}
 // Counts at it, and does not wait.
-template <std::uint32_t Barrier>
-__device__ __forceinline__ void barrier_arrive(std::uint32_t threads) {
+__device__ __forceinline__ void barrier_arrive(std::uint32_t barrier, std::uint32_t threads) {
 #ifdef KVCAST_SIMT
-    simt_barrier_arrive(Barrier, threads);
+    simt_barrier_arrive(barrier, threads);
 #else
-    asm volatile("barrier.arrive %0, %1;" ::"n"(Barrier), "r"(threads) : "memory");
+    asm volatile("barrier.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 #endif
 }
 

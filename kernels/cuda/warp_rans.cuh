@@ -274,6 +274,13 @@ class WarpReader {
         std::uint32_t symbols;  // of group g in the upper half of byte g
         std::uint32_t planes;   // lane 8 g + p has plane p of group g, of all lanes; without raw bits 0
     };
+    static __device__ __forceinline__ std::uint32_t symbol_of(std::uint32_t symbols, unsigned g) {
+        return symbols >> (8 * g + 4) & 15u;
+    }
+    // What it says without its raw bits, an escape by its value.
+    static __device__ __forceinline__ std::int32_t high_of(std::uint32_t symbol, std::int32_t escape) {
+        return symbol == kEscape ? escape : static_cast<std::int32_t>(symbol) - kSymbolZero;
+    }
 
     // Group g is coding_of(g)'s, with at most kBytePlanes raw bits, of count_of(g) values, 0 to 32; what
     // lanes from there on get means nothing. Lanes whose value is an escape's are told it, escape(group,

@@ -10,6 +10,7 @@
 #include "kernels/cuda/launch.h"
 #include "tests/codec/synthetic.h"
 #include "tests/simt/device_matrix.h"
+#include "tests/simt/orders.h"
 
 namespace kvcast::test {
 namespace {
@@ -233,12 +234,7 @@ TEST(ChainLayout, KeepsStatesWhileUnitsArePredictedFromThem) {
     EXPECT_GT(predictions, 0u);
 }
 
-INSTANTIATE_TEST_SUITE_P(Orders, DeviceChain,
-                         testing::Values(simt::Schedule::kForwards, simt::Schedule::kBackwards,
-                                         simt::Schedule::kShuffled),
-                         [](const auto& tested) {
-                             return "Order" + std::to_string(static_cast<int>(tested.param));
-                         });
+INSTANTIATE_TEST_SUITE_P(Orders, DeviceChain, all_orders(), order_name);
 
 }  // namespace
 }  // namespace kvcast::test

@@ -7,6 +7,7 @@
 
 #include "kernels/cuda/launch.h"
 #include "tests/simt/device_matrix.h"
+#include "tests/simt/orders.h"
 
 namespace kvcast::test {
 namespace {
@@ -164,12 +165,7 @@ TEST_P(DeviceProjection, DoesNotOverflowAtTheBoundsOfACalibration) {
     expect_like_scalar(problems);
 }
 
-INSTANTIATE_TEST_SUITE_P(Orders, DeviceProjection,
-                         testing::Values(simt::Schedule::kForwards, simt::Schedule::kBackwards,
-                                         simt::Schedule::kShuffled),
-                         [](const auto& tested) {
-                             return "Order" + std::to_string(static_cast<int>(tested.param));
-                         });
+INSTANTIATE_TEST_SUITE_P(Orders, DeviceProjection, all_orders(), order_name);
 
 }  // namespace
 }  // namespace kvcast::test

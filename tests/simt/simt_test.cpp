@@ -10,6 +10,8 @@
 #include <thread>
 #include <vector>
 
+#include "tests/simt/orders.h"
+
 namespace {
 
 using simt::Edge;
@@ -490,13 +492,7 @@ TEST_P(Simt, KeepsFailuresOfTheRuntimesLaunch) {
     EXPECT_EQ(cudaLaunchKernelEx(&config, kernel, 2), cudaSuccess);
 }
 
-std::string schedule_name(const testing::TestParamInfo<Schedule>& tested) {
-    constexpr std::array names = {"Forwards", "Backwards", "Shuffled"};
-    return names[static_cast<std::size_t>(tested.param)];
-}
-INSTANTIATE_TEST_SUITE_P(Orders, Simt,
-                         testing::Values(Schedule::kForwards, Schedule::kBackwards, Schedule::kShuffled),
-                         schedule_name);
+INSTANTIATE_TEST_SUITE_P(Orders, Simt, kvcast::test::all_orders(), kvcast::test::order_name);
 
 // A kernel that lacks a barrier: each thread reads its neighbour's cell.
 std::vector<int> neighbours(Schedule schedule, bool barrier) {
