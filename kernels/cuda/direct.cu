@@ -47,7 +47,7 @@ constexpr std::uint32_t pair_bytes(std::uint32_t most_channels) {
 // Before the pairs': what all share.
 struct SharedHead {
     ReaderTables tables;
-    std::uint32_t done;  // warps that are through with their channels
+    LastMeeting done;  // with channels
 };
 constexpr auto kSharedHead = static_cast<std::uint32_t>(sizeof(SharedHead));
 constexpr std::uint32_t shared_bytes(std::uint32_t pairs, std::uint32_t most_channels) {
@@ -82,7 +82,7 @@ __device__ __forceinline__ void read_any(WarpReader& in, const PlaneTask& p, Cha
                                         codes.symbols[half][lane_id()] = quad.symbols;
                                         codes.planes[half][lane_id()] = quad.planes;
                                     });
-    codes.escaped = escaped ? 1 : 0;
+    if (lane_id() == 0) codes.escaped = escaped ? 1 : 0;
 }
 
 // A channel of seven groups and a part of an eighth one: the usual case.
@@ -101,7 +101,7 @@ __device__ __forceinline__ void read_usual(WarpReader& in, const StepCoding& c, 
         codes.symbols[half][lane_id()] = quad.symbols;
         if constexpr (Raw) codes.planes[half][lane_id()] = quad.planes;
     }
-    codes.escaped = escaped;
+    if (lane_id() == 0) codes.escaped = escaped;
 }
 
 // False, in all lanes, where side information is out of range.
@@ -341,7 +341,7 @@ __global__ void __launch_bounds__(kMostPairs* kPairThreads, 1)
     const bool reads = warp < pairs;
     const std::uint32_t own = reads ? warp : warp - pairs, index = blockIdx.x * pairs + own;
     PairMemory& memory = memory_of(own);
-    if (threadIdx.x == 0) head.done = 0;
+    if (threadIdx.x == 0) head.done.prepare(2 * pairs);
     if (!reads && lane_id() == 0) memory.kept_runs = 0;
     const std::uint32_t place = head.tables.load(tables);
     if (index < count && blocks[index].direct) {
@@ -362,7 +362,7 @@ __global__ void __launch_bounds__(kMostPairs* kPairThreads, 1)
         }
     }
     // Heads that are turned take longer than others: what is left of them is for all warps.
-    wait_for_warps(head.done, 2 * pairs);
+    head.done.meet();
     const std::uint32_t most_runs = most_channels / 2 / kDirectChannels;
     KVCAST_UNROLL(1)
     for (std::uint32_t i = warp; i < 2 * pairs * most_runs; i += 2 * pairs) {

@@ -51,18 +51,66 @@ __device__ __forceinline__ void barrier_arrive(std::uint32_t barrier, std::uint3
 #endif
 }
 
-// Waits until `count` warps of the block have called this with the same counter, which has been 0: like
-// __syncthreads(), for warps that are still to use its barrier.
-__device__ __forceinline__ void wait_for_warps(std::uint32_t& counter, std::uint32_t count) {
-    __threadfence_block();
-    __syncwarp();
-    if (lane_id() == 0) {
-        atomicAdd(&counter, 1u);
-        while (*static_cast<const volatile std::uint32_t*>(&counter) < count) __nanosleep(200);
+// Where warps of a block meet once: like __syncthreads(), for warps some of which still use its barrier. In
+// shared memory.
+class LastMeeting {
+  public:
+    // By one thread, and a barrier of all before they meet.
+    __device__ __forceinline__ void prepare(std::uint32_t warps) {
+#ifdef KVCAST_SIMT
+        simt_mbarrier_init(&barrier_, warps);
+#else
+        asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(place()), "r"(warps) : "memory");
+#endif
     }
-    __syncwarp();
-    __threadfence_block();
-}
+
+    // By all lanes of a warp together. Orders memory among all lanes of all warps.
+    __device__ __forceinline__ void meet() {
+        __syncwarp();
+        if (lane_id() == 0) arrive();
+        while (!is_over()) {
+        }
+        __syncwarp();
+    }
+
+  private:
+#ifdef KVCAST_SIMT
+    void arrive() {
+        simt_mbarrier_arrive(&barrier_);
+    }
+    bool is_over() {
+        return simt_mbarrier_try_wait(&barrier_, 0);
+    }
+#else
+    __device__ __forceinline__ std::uint32_t place() const {
+        return static_cast<std::uint32_t>(__cvta_generic_to_shared(&barrier_));
+    }
+    __device__ __forceinline__ void arrive() {
+        asm volatile("{ .reg .b64 phase; mbarrier.arrive.shared.b64 phase, [%0]; }" ::"r"(place())
+                     : "memory");
+    }
+    // Takes its time where it is not.
+    __device__ __forceinline__ bool is_over() {
+        std::uint32_t over = 0;
+#if __CUDA_ARCH__ >= 900
+        asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], 0; selp.u32 %0, 1, 0, p; }"
+                     : "=r"(over)
+                     : "r"(place())
+                     : "memory");
+#else
+        asm volatile(
+            "{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], 0; selp.u32 %0, 1, 0, p; }"
+            : "=r"(over)
+            : "r"(place())
+            : "memory");
+        if (over == 0) __nanosleep(200);
+#endif
+        return over != 0;
+    }
+#endif
+
+    std::uint64_t barrier_;
+};
 
 // body(i) for all i below `count`, which is the same in all lanes: a lane takes lane, lane + 32, ... All
 // lanes go round equally often, as far as the compiler is concerned, too.

@@ -49,6 +49,7 @@ struct StripOrder {
 // kStripKeys numbers, `order` has room for all tokens.
 template <typename Key>
 __device__ StripOrder sort_tokens(std::uint32_t count, Key key, std::uint32_t* places, std::uint32_t* order) {
+    __syncwarp();  // the places of tokens before have been read
     places[lane_id()] = 0;
     places[kLanes + lane_id()] = 0;
     __syncwarp();

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "tests/simt/context.h"
+#include "tests/simt/races.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #define SIMT_ASAN 1
@@ -79,9 +80,10 @@ class Stack {
 
 const char* name_of(Primitive p) {
     constexpr std::array names = {
-        "__shfl_sync",       "__ballot_sync",     "__all_sync",          "__any_sync",  "__reduce_add_sync",
-        "__reduce_max_sync", "__reduce_min_sync", "__reduce_or_sync",    "__syncwarp",  "__syncthreads",
-        "__syncthreads_or",  "__syncthreads_and", "__syncthreads_count", "barrier.sync"};
+        "__shfl_sync",       "__ballot_sync",       "__all_sync",        "__any_sync",
+        "__reduce_add_sync", "__reduce_max_sync",   "__reduce_min_sync", "__reduce_or_sync",
+        "mma.sync",          "__syncwarp",          "__syncthreads",     "__syncthreads_or",
+        "__syncthreads_and", "__syncthreads_count", "barrier.sync",      "mbarrier.try_wait"};
     return names[static_cast<std::size_t>(p)];
 }
 
@@ -89,7 +91,7 @@ bool is_block_wide(Primitive p) {
     return p >= Primitive::kSyncBlock;
 }
 
-enum class Mode : std::uint8_t { kReady, kWaiting, kReturned };
+enum class Mode : std::uint8_t { kNew, kReady, kWaiting, kReturned };
 
 struct Copy {
     void* to;
@@ -97,11 +99,16 @@ struct Copy {
     std::size_t bytes;
 };
 
+struct GroupEnd {
+    std::size_t copies;  // of the thread's, up to here
+};
+
 struct Fibre {
     Context context;
     Stack stack;
+    WatchedThread watched;
     void* asan_stack = nullptr;
-    Mode mode = Mode::kReady;
+    Mode mode = Mode::kNew;
     // Where it waits, and what it brings and takes away.
     Primitive primitive = Primitive::kSyncWarp;
     unsigned mask = 0;
@@ -109,9 +116,10 @@ struct Fibre {
     unsigned source = 0;
     Place place = {"", 0};
     std::uint64_t result = 0;
-    // Asynchronous copies that are not made yet, and where groups of them end.
-    std::vector<Copy> copies;
-    std::deque<std::size_t> groups;
+    // Asynchronous copies that are not made yet, how many are, and where groups of them end.
+    std::deque<Copy> copies;
+    std::size_t copied = 0;
+    std::deque<GroupEnd> groups;
 };
 
 // What a thread has found wrong. The sentence is made after it has switched away for good: nothing on its
@@ -126,8 +134,15 @@ struct Wrong {
 
 struct Machine {
     std::vector<std::unique_ptr<Fibre>> fibres;
+    WatchedThread watched_home;
+    Order begun, ended;  // blocks
+    std::array<Meetings, kMostThreads / kWarp> warp_meetings;
+    Meetings block_meetings;
+    std::array<Meetings, kBarriers> barrier_meetings;
+    bool raced = false;
     unsigned threads = 0;
     unsigned current = 0;
+    Fibre* running = nullptr;  // the current thread's
     Context home;
     void* asan_home = nullptr;
     const void* home_bottom = nullptr;
@@ -142,38 +157,45 @@ struct Machine {
     std::map<const void*, std::size_t> allowed;  // dynamic shared memory, by kernel
     std::size_t most_shared = kMostOptIn;
     unsigned multiprocessors = kMultiprocessors;
-    bool running = false;
+    bool launched = false;
     std::array<unsigned, kBarriers> arrived = {};  // at a barrier, and gone on
 
-    Fibre& self() { return *fibres[current]; }
+    Fibre& self() const { return *running; }
 };
 
+Machine the_machine;
+
 Machine& machine() {
-    static Machine m;
-    return m;
+    return the_machine;
 }
 
 // ---- switching
 
-void to_fibre(Machine& m, unsigned index) {
-    m.current = index;
-    const Coordinates e = blockDim;
-    threadIdx = {index % e.x, index / e.x % e.y, index / e.x / e.y};
-    Fibre& f = *m.fibres[index];
+void swap_to_fibre(Machine& m, Fibre& f) {
+    m.running = &f;
 #ifdef SIMT_ASAN
     __sanitizer_start_switch_fiber(&m.asan_home, f.stack.bottom(), kStackBytes);
 #endif
+    f.watched.go_on();
     Context::swap(m.home, f.context);
 #ifdef SIMT_ASAN
     __sanitizer_finish_switch_fiber(m.asan_home, nullptr, nullptr);
 #endif
 }
 
+void to_fibre(Machine& m, unsigned index) {
+    m.current = index;
+    const Coordinates e = blockDim;
+    threadIdx = {index % e.x, index / e.x % e.y, index / e.x / e.y};
+    swap_to_fibre(m, *m.fibres[index]);
+}
+
 void to_home(Machine& m, bool for_good) {
-    Fibre& f = m.self();
+    Fibre& f = *m.running;
 #ifdef SIMT_ASAN
     __sanitizer_start_switch_fiber(for_good ? nullptr : &f.asan_stack, m.home_bottom, m.home_bytes);
 #endif
+    m.watched_home.go_on();
     Context::swap(f.context, m.home);
 #ifdef SIMT_ASAN
     __sanitizer_finish_switch_fiber(f.asan_stack, nullptr, nullptr);
@@ -182,26 +204,42 @@ void to_home(Machine& m, bool for_good) {
 #endif
 }
 
+void end_thread(Machine& m) {
+    m.ended.give();
+    if (!m.self().copies.empty()) fail("a thread returns without having waited for its copies");
+    m.self().mode = Mode::kReturned;
+}
+
+// Nobody returns from it.
 void fibre_main() {
     Machine& m = machine();
 #ifdef SIMT_ASAN
     __sanitizer_finish_switch_fiber(nullptr, &m.home_bottom, &m.home_bytes);
 #endif
+    m.begun.take();
     (*m.body)();
-    if (!m.self().copies.empty()) fail("a thread returns without having waited for its copies");
-    m.self().mode = Mode::kReturned;
+    end_thread(m);
     to_home(m, true);
 }
 
 void start_fibre(Fibre& f) {
+    if (f.mode == Mode::kNew) f.watched.renew();
     f.mode = Mode::kReady;
     f.copies.clear();
+    f.copied = 0;
     f.groups.clear();
     f.asan_stack = nullptr;
 #ifdef SIMT_ASAN
     __asan_unpoison_memory_region(f.stack.bottom(), kStackBytes);  // of a thread that a failure cut off
 #endif
     f.context.start(f.stack.bottom(), kStackBytes, fibre_main);
+}
+
+// A thread that a failure left where it was.
+void cut_off(Machine& m, Fibre& f) {
+    if (f.mode == Mode::kReturned) return;
+    f.watched.cut_off(m.watched_home, m.ended);
+    f.mode = Mode::kNew;
 }
 
 // ---- failures
@@ -316,9 +354,11 @@ void complete(std::span<Fibre* const> lanes, Primitive primitive) {
             case Primitive::kSyncBlockCount:
                 f->result = nonzero;
                 break;
+            case Primitive::kMultiply:
             case Primitive::kSyncWarp:
             case Primitive::kSyncBlock:
             case Primitive::kSyncSome:
+            case Primitive::kSyncMemory:
                 f->result = 0;
                 break;
         }
@@ -326,43 +366,58 @@ void complete(std::span<Fibre* const> lanes, Primitive primitive) {
     }
 }
 
-// Completes the primitive that the current lane has come to, where it is the last.
-void try_warp(Machine& m) {
+// Completes the primitive that the current lane has come to, where it is the last. So do the others.
+bool try_warp(Machine& m) {
     const Fibre& own = m.self();
     const unsigned warp = m.current / kWarp;
     std::array<Fibre*, kWarp> lanes = {};
     for (unsigned i = 0; i < kWarp; ++i) {
         if ((own.mask >> i & 1u) == 0) continue;
-        if (i >= lanes_of_warp(m, warp)) return;
+        if (i >= lanes_of_warp(m, warp)) return false;
         Fibre* f = m.fibres[warp * kWarp + i].get();
-        if (f->mode != Mode::kWaiting || f->primitive != own.primitive || f->mask != own.mask) return;
+        if (f->mode != Mode::kWaiting || f->primitive != own.primitive || f->mask != own.mask) return false;
         lanes[i] = f;
     }
     complete(lanes, own.primitive);
+    return true;
 }
 
-void try_block(Machine& m) {
+bool try_block(Machine& m) {
     std::vector<Fibre*> all;
     for (unsigned t = 0; t < m.threads; ++t) {
         Fibre* f = m.fibres[t].get();
-        if (f->mode != Mode::kWaiting || f->primitive != m.self().primitive) return;
+        if (f->mode != Mode::kWaiting || f->primitive != m.self().primitive) return false;
         all.push_back(f);
     }
     complete(all, m.self().primitive);
+    return true;
 }
 
 // Those who wait at a barrier, if with those who have gone on they are as many as it is for.
-void try_some(Machine& m, unsigned barrier, unsigned threads) {
+bool try_some(Machine& m, unsigned barrier, unsigned threads) {
     std::vector<Fibre*> there;
     for (unsigned t = 0; t < m.threads; ++t) {
         Fibre* f = m.fibres[t].get();
         if (f->mode == Mode::kWaiting && f->primitive == Primitive::kSyncSome && f->source == barrier)
             there.push_back(f);
     }
-    if (there.size() + m.arrived[barrier] != threads) return;
+    if (there.size() + m.arrived[barrier] != threads) return false;
     m.arrived[barrier] = 0;
     complete(there, Primitive::kSyncSome);
+    return true;
 }
+
+// What orders the memory of those who come to the same one: made before a thread waits, gone when it goes on.
+class Meeting {
+  public:
+    explicit Meeting(Meetings& meetings) : order_(meetings.current()) { order_.give(); }
+    ~Meeting() { order_.take(); }
+    Meeting(const Meeting&) = delete;
+    Meeting& operator=(const Meeting&) = delete;
+
+  private:
+    Order& order_;
+};
 
 std::uint64_t wait(Machine& m) {
     if (m.self().mode == Mode::kWaiting) to_home(m, false);
@@ -393,6 +448,7 @@ std::vector<unsigned> numbers(unsigned count) {
 
 void run_block(Machine& m) {
     for (unsigned t = 0; t < m.threads; ++t) start_fibre(*m.fibres[t]);
+    m.begun.give();
     m.arrived = {};
     std::vector<unsigned> order = numbers(m.threads);
     arrange(m, order);
@@ -409,6 +465,11 @@ void run_block(Machine& m) {
             }
         }
     }
+    m.ended.take();
+    if (m.raced) {
+        m.failure = in_block("threads race; the thread sanitizer has said where");
+        return;
+    }
     const bool over = std::all_of(m.fibres.begin(), m.fibres.begin() + m.threads,
                                   [](const auto& f) { return f->mode == Mode::kReturned; });
     if (!over) m.failure = in_block(deadlock(m));
@@ -420,7 +481,7 @@ struct sigaction previous_handler;
 
 void on_fault(int, siginfo_t* info, void*) {
     const Machine& m = machine();
-    if (m.running) {
+    if (m.launched) {
         char line[160];
         const int n = std::snprintf(line, sizeof(line),
                                     "simt: block (%u, %u, %u), thread %u: access outside memory at %p\n",
@@ -474,7 +535,9 @@ std::optional<std::string> launch(Extent grid, Extent block, std::size_t shared_
     m.body = &thread;
     m.failure.reset();
     m.wrong.reset();
-    m.running = true;
+    m.raced = false;
+    m.watched_home.be_current();
+    m.launched = true;
     blockDim = {block.x, block.y, block.z};
     gridDim = {grid.x, grid.y, grid.z};
     std::vector<unsigned> order = numbers(grid.count());
@@ -487,7 +550,9 @@ std::optional<std::string> launch(Extent grid, Extent block, std::size_t shared_
             m.failure = in_block("something is written below dynamic shared memory");
         if (m.failure) break;
     }
-    m.running = false;
+    m.launched = false;
+    for (unsigned t = 0; t < m.threads; ++t) cut_off(m, *m.fibres[t]);
+    m.ended.take();
     return m.failure;
 }
 
@@ -513,24 +578,35 @@ bool allow_shared(const void* kernel, std::size_t bytes) {
     return true;
 }
 
+// Made between here and there, for all that others know.
 void copy_async(void* to, const void* from, std::size_t bytes) {
+    reads(from, bytes);
+    writes(to, bytes);
     machine().self().copies.push_back({to, from, bytes});
 }
 
 void commit_copies() {
     Fibre& f = machine().self();
-    f.groups.push_back(f.copies.size());
+    f.groups.push_back({f.copied + f.copies.size()});
 }
 
-void wait_copies(std::size_t open_groups) {
+namespace {
+
+// The next copy that has to be made before at most so many groups are open.
+std::optional<Copy> next_copy(std::size_t open_groups) {
     Fibre& f = machine().self();
-    std::size_t done = 0;
-    for (; f.groups.size() > open_groups; f.groups.pop_front()) {
-        for (; done < f.groups.front(); ++done)
-            std::memcpy(f.copies[done].to, f.copies[done].from, f.copies[done].bytes);
-    }
-    f.copies.erase(f.copies.begin(), f.copies.begin() + static_cast<std::ptrdiff_t>(done));
-    for (std::size_t& end : f.groups) end -= done;
+    while (f.groups.size() > open_groups && f.groups.front().copies == f.copied) f.groups.pop_front();
+    if (f.groups.size() <= open_groups) return std::nullopt;
+    ++f.copied;
+    const Copy next = f.copies.front();
+    f.copies.pop_front();
+    return next;
+}
+
+}  // namespace
+
+void wait_copies(std::size_t open_groups) {
+    while (const std::optional<Copy> c = next_copy(open_groups)) std::memcpy(c->to, c->from, c->bytes);
 }
 
 void record_failure(std::string message) {
@@ -551,10 +627,6 @@ unsigned lane() {
 
 unsigned warp() {
     return machine().current / kWarp;
-}
-
-void yield() {
-    to_home(machine(), false);
 }
 
 void fail(const char* message) {
@@ -584,7 +656,13 @@ std::uint64_t meet_warp(Primitive primitive, unsigned mask, std::uint64_t value,
                                (other.primitive != primitive || other.mask != mask);
         if (elsewhere || other.mode == Mode::kReturned) stop({Wrong::What::kCannotMeet, warp + i, nullptr});
     }
-    try_warp(m);
+    if (primitive != Primitive::kSyncWarp) {
+        try_warp(m);
+        return wait(m);
+    }
+    Meetings& meetings = m.warp_meetings[warp / kWarp];
+    const Meeting meeting(meetings);
+    if (try_warp(m)) meetings.next();
     return wait(m);
 }
 
@@ -596,8 +674,39 @@ std::uint64_t meet_block(Primitive primitive, std::uint64_t value, Place place) 
     f.value = value;
     f.place = place;
     f.mode = Mode::kWaiting;
-    try_block(m);
+    const Meeting meeting(m.block_meetings);
+    if (try_block(m)) m.block_meetings.next();
     return wait(m);
+}
+
+// Every lane publishes its registers, and reads those that its sums need.
+void multiply_matrices(std::int32_t (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
+                       bool signed_a, bool signed_b, Place place) {
+    Machine& m = machine();
+    struct Lane {
+        std::uint32_t a[4], b[2];
+    };
+    static Lane published[kMostThreads];
+    Lane* const warp = published + m.current / kWarp * kWarp;
+    Lane& own = published[m.current];
+    std::copy(std::begin(a), std::end(a), own.a);
+    std::copy(std::begin(b), std::end(b), own.b);
+    meet_warp(Primitive::kMultiply, ~0u, 0, 0, place);
+    const auto value = [](std::uint32_t word, unsigned byte, bool is_signed) {
+        const auto v = static_cast<std::uint8_t>(word >> 8 * byte);
+        return is_signed ? std::int32_t{static_cast<std::int8_t>(v)} : std::int32_t{v};
+    };
+    for (unsigned i = 0; i < 4; ++i) {
+        const unsigned row = lane() / 4 + i / 2 * 8, column = lane() % 4 * 2 + i % 2;
+        auto sum = static_cast<std::uint32_t>(d[i]);
+        for (unsigned k = 0; k < 32; ++k) {
+            const std::uint32_t left = warp[row % 8 * 4 + k % 16 / 4].a[row / 8 + k / 16 * 2];
+            const std::uint32_t right = warp[column * 4 + k % 16 / 4].b[k / 16];
+            sum += static_cast<std::uint32_t>(value(left, k % 4, signed_a) * value(right, k % 4, signed_b));
+        }
+        d[i] = static_cast<std::int32_t>(sum);
+    }
+    meet_warp(Primitive::kMultiply, ~0u, 0, 0, place);
 }
 
 namespace {
@@ -625,7 +734,8 @@ void meet_some(unsigned barrier, unsigned threads, Place place) {
     f.source = barrier;
     f.place = place;
     f.mode = Mode::kWaiting;
-    try_some(m, barrier, threads);
+    const Meeting meeting(m.barrier_meetings[barrier]);
+    if (try_some(m, barrier, threads)) m.barrier_meetings[barrier].next();
     wait(m);
 }
 
@@ -633,7 +743,72 @@ void arrive(unsigned barrier, unsigned threads) {
     Machine& m = machine();
     check_barrier(m, barrier, threads);
     if (++m.arrived[barrier] > threads) fail("barrier.arrive by more threads than the barrier is for");
-    try_some(m, barrier, threads);
+    m.barrier_meetings[barrier].current().give();
+    if (try_some(m, barrier, threads)) m.barrier_meetings[barrier].next();
+}
+
+namespace {
+
+// What a barrier in shared memory is here.
+struct MemoryBarrier {
+    std::uint16_t count, pending;
+    std::uint32_t phases;  // that are over
+};
+static_assert(sizeof(MemoryBarrier) == kMemoryBarrierBytes);
+
+// Whoever uses it knows that it has been made.
+MemoryBarrier& barrier_at(void* at) {
+    reads(at, kMemoryBarrierBytes);
+    auto& b = *static_cast<MemoryBarrier*>(at);
+    if (b.count == 0 || b.count > kMostThreads || b.pending == 0 || b.pending > b.count)
+        fail("there is no barrier in shared memory where one is used");
+    return b;
+}
+
+}  // namespace
+
+void make_barrier(void* at, unsigned count) {
+    writes(at, kMemoryBarrierBytes);
+    if (count == 0 || count > kMostThreads) fail("a barrier in shared memory for no thread, or too many");
+    *static_cast<MemoryBarrier*>(at) = {static_cast<std::uint16_t>(count), static_cast<std::uint16_t>(count),
+                                        0};
+}
+
+void arrive_at(void* at) {
+    MemoryBarrier& b = barrier_at(at);
+    give_order(at);
+    if (--b.pending != 0) return;
+    b.pending = b.count;
+    ++b.phases;
+    Machine& m = machine();
+    for (unsigned t = 0; t < m.threads; ++t) {
+        Fibre& f = *m.fibres[t];
+        if (f.mode == Mode::kWaiting && f.primitive == Primitive::kSyncMemory &&
+            f.value == reinterpret_cast<std::uintptr_t>(at))
+            f.mode = Mode::kReady;
+    }
+}
+
+void wait_at(void* at, unsigned parity, Place place) {
+    const MemoryBarrier& b = barrier_at(at);
+    Machine& m = machine();
+    while (b.phases % 2 == parity) {
+        Fibre& f = m.self();
+        f.primitive = Primitive::kSyncMemory;
+        f.mask = 0;
+        f.value = reinterpret_cast<std::uintptr_t>(at);
+        f.place = place;
+        f.mode = Mode::kWaiting;
+        wait(m);
+    }
+    take_order(at);
 }
 
 }  // namespace simt
+
+#ifdef SIMT_TSAN
+// The sanitizer calls it with every report.
+extern "C" void __tsan_on_report(void*) {  // NOLINT(bugprone-reserved-identifier)
+    simt::machine().raced = true;
+}
+#endif

@@ -15,12 +15,15 @@
 //   barrier it needs gives other results under another schedule.
 // And as a fault that ends the process: an access outside a Guarded array or outside dynamic shared memory.
 //
-// What it does not model: memory ordering (here a shuffle or a vote orders memory as a barrier does, on a GPU
-// it does not), alignment (the undefined-behaviour sanitizer does that), limits of registers, and independent
-// progress between primitives.
+// And built with the thread sanitizer: races, in shared and in global memory, between threads of a block,
+// under any schedule, where a barrier is missing or where a shuffle, a vote or an atomic is taken for one
+// (races.h).
 //
-// One launch at a time in a process. Not for use under the thread sanitizer, which cannot follow the stacks
-// and would find nothing: there is one thread.
+// What it does not model: memory ordering otherwise (without that sanitizer a shuffle orders memory as a
+// barrier does), races between blocks, alignment (the undefined-behaviour sanitizer does that), limits of
+// registers, and independent progress between primitives.
+//
+// One launch at a time in a process.
 #pragma once
 
 #include <cstddef>
@@ -102,12 +105,14 @@ enum class Primitive : std::uint8_t {
     kReduceMax,
     kReduceMin,
     kReduceOr,
+    kMultiply,
     kSyncWarp,
     kSyncBlock,
     kSyncBlockOr,
     kSyncBlockAnd,
     kSyncBlockCount,
     kSyncSome,
+    kSyncMemory,
 };
 
 struct Place {
@@ -120,14 +125,23 @@ std::uint64_t meet_warp(Primitive primitive, unsigned mask, std::uint64_t value,
                         Place place);
 std::uint64_t meet_block(Primitive primitive, std::uint64_t value, Place place);
 
+// The tensor cores' product of 8-bit integers, PTX's mma.sync m16n8k32, with its fragments.
+void multiply_matrices(std::int32_t (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
+                       bool signed_a, bool signed_b, Place place);
+
 // One of the block's barriers, for `threads` of its threads: PTX ISA, "barrier.sync".
 inline constexpr unsigned kBarriers = 16;
 void meet_some(unsigned barrier, unsigned threads, Place place);
 // The same without waiting: "barrier.arrive".
 void arrive(unsigned barrier, unsigned threads);
 
-// Lets other threads go on, one that waits for what they do.
-void yield();
+// A barrier in 8 bytes of shared memory, whose phases are over when `count` threads have arrived: PTX ISA,
+// "mbarrier". `at` is what a kernel knows it by.
+inline constexpr std::size_t kMemoryBarrierBytes = 8;
+void make_barrier(void* at, unsigned count);
+void arrive_at(void* at);
+// Waits until a phase of this parity is over.
+void wait_at(void* at, unsigned parity, Place place);
 
 // Ends the launch with a failure of the calling thread. The message outlives the launch.
 [[noreturn]] void fail(const char* message);

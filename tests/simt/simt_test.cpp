@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "tests/simt/orders.h"
+#include "tests/simt/races.h"
 
 namespace {
 
@@ -117,7 +118,7 @@ TEST_P(Simt, MultipliesMatricesAsTheTensorCoresDo) {
             const auto next = [&] { return static_cast<std::uint8_t>((n *= 77777) >> 13); };
             for (auto& row : a) std::generate(row.begin(), row.end(), next);
             for (auto& row : b) std::generate(row.begin(), row.end(), next);
-            std::array<std::array<int, 8>, 16> wanted, got;
+            std::array<std::array<int, 8>, 16> wanted;
             for (unsigned r = 0; r < 16; ++r) {
                 for (unsigned c = 0; c < 8; ++c) {
                     wanted[r][c] = 5;
@@ -127,7 +128,9 @@ TEST_P(Simt, MultipliesMatricesAsTheTensorCoresDo) {
                     }
                 }
             }
+            std::array<std::array<std::array<int, 8>, 16>, 2> of_warps = {};
             const auto failed = run(1, 64, [&] {  // both warps do the same
+                auto& got = of_warps[threadIdx.x / 32];
                 const unsigned g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
                 std::uint32_t left[4] = {}, right[2] = {};
                 std::int32_t sums[4] = {5, 5, 5, 5};
@@ -141,7 +144,7 @@ TEST_P(Simt, MultipliesMatricesAsTheTensorCoresDo) {
                 for (unsigned i = 0; i < 4; ++i) got[g + i / 2 * 8][t * 2 + i % 2] = sums[i];
             });
             EXPECT_EQ(failed, std::nullopt);
-            EXPECT_EQ(got, wanted);
+            for (const auto& got : of_warps) EXPECT_EQ(got, wanted);
         }
     }
 }
@@ -232,9 +235,9 @@ TEST_P(Simt, AsynchronousCopiesAreMadeWhenTheirGroupIsWaitedFor) {
 
 TEST_P(Simt, CopiesThatNobodyWaitsForAreAFailure) {
     const std::uint64_t from = 1;
-    std::uint64_t to = 0;
+    std::array<std::uint64_t, 2> to = {};
     const auto failed = run(1, 2, [&] {
-        simt_copy_async(&to, &from, 8);
+        simt_copy_async(&to[threadIdx.x], &from, 8);
         simt_commit_copies();
         if (threadIdx.x == 0) simt_wait_copies(0);
     });
@@ -433,6 +436,50 @@ TEST_P(Simt, CatchesABarrierForDifferentNumbers) {
     EXPECT_THAT(failed, Optional(HasSubstr("another number of threads")));
 }
 
+// Some meet at barrier 0 again and again; then all meet, by a barrier in memory.
+TEST_P(Simt, BarriersInMemoryOrderIt) {
+    std::vector<unsigned> out(96);
+    const auto failed = run(2, 96, [&] {
+        __shared__ std::uint64_t barrier;
+        __shared__ unsigned cells[96];
+        if (threadIdx.x == 0) simt_mbarrier_init(&barrier, 96);
+        __syncthreads();
+        for (unsigned i = 0; i < 3 && threadIdx.x < 64; ++i) simt_barrier_sync(0, 64);
+        cells[threadIdx.x] = threadIdx.x;
+        for (unsigned phase = 0; phase < 3; ++phase) {
+            simt_mbarrier_arrive(&barrier);
+            while (!simt_mbarrier_try_wait(&barrier, phase % 2)) {
+            }
+            if (phase == 0) out[threadIdx.x] = cells[95 - threadIdx.x];
+            if (phase == 1) cells[threadIdx.x] = 0;
+        }
+    });
+    EXPECT_EQ(failed, std::nullopt);
+    EXPECT_EQ(out[0], 95u);
+    EXPECT_EQ(out[95], 0u);
+}
+
+TEST_P(Simt, CatchesABarrierInMemoryThatTooFewReach) {
+    const auto failed = run(1, 64, [] {
+        __shared__ std::uint64_t barrier;
+        if (threadIdx.x == 0) simt_mbarrier_init(&barrier, 64);
+        __syncthreads();
+        if (threadIdx.x == 33) return;
+        simt_mbarrier_arrive(&barrier);
+        simt_mbarrier_try_wait(&barrier, 0);
+    });
+    EXPECT_THAT(failed, Optional(HasSubstr("mbarrier.try_wait")));
+    EXPECT_THAT(failed, Optional(HasSubstr("thread 33 has returned")));
+}
+
+TEST_P(Simt, CatchesABarrierInMemoryThatIsNone) {
+    const auto failed = run(1, 1, [] {
+        __shared__ std::uint64_t barrier;
+        simt_mbarrier_arrive(&barrier);
+    });
+    EXPECT_THAT(failed, Optional(HasSubstr("no barrier in shared memory")));
+}
+
 TEST_P(Simt, CatchesABlockBarrierAgainstAWarpPrimitive) {
     const auto failed = run(1, 32, [] {
         if (threadIdx.x == 0) {
@@ -494,26 +541,138 @@ TEST_P(Simt, KeepsFailuresOfTheRuntimesLaunch) {
 
 INSTANTIATE_TEST_SUITE_P(Orders, Simt, kvcast::test::all_orders(), kvcast::test::order_name);
 
-// A kernel that lacks a barrier: each thread reads its neighbour's cell.
-std::vector<int> neighbours(Schedule schedule, bool barrier) {
-    std::vector<int> out(64);
+// A kernel that may lack a barrier: each thread reads its neighbour's cell.
+struct Neighbours {
+    std::optional<std::string> failed;
+    std::vector<int> out = std::vector<int>(64);
+};
+Neighbours neighbours(Schedule schedule, bool barrier) {
+    Neighbours n;
     simt::set_schedule(schedule);
-    EXPECT_EQ(simt::launch({1}, {64}, 0,
-                           [&] {
-                               __shared__ int cells[64];
-                               cells[threadIdx.x] = static_cast<int>(threadIdx.x);
-                               if (barrier) __syncthreads();
-                               out[threadIdx.x] = cells[(threadIdx.x + 1) % 64];
-                           }),
-              std::nullopt);
+    n.failed = simt::launch({1}, {64}, 0, [&] {
+        __shared__ int cells[64];
+        cells[threadIdx.x] = static_cast<int>(threadIdx.x);
+        if (barrier) __syncthreads();
+        n.out[threadIdx.x] = cells[(threadIdx.x + 1) % 64];
+    });
     simt::set_schedule(Schedule::kForwards);
-    return out;
+    return n;
 }
 
 TEST(SimtSchedules, ShowWhereABarrierIsMissing) {
-    EXPECT_NE(neighbours(Schedule::kForwards, false), neighbours(Schedule::kBackwards, false));
-    EXPECT_EQ(neighbours(Schedule::kForwards, true), neighbours(Schedule::kBackwards, true));
-    EXPECT_EQ(neighbours(Schedule::kForwards, true), neighbours(Schedule::kShuffled, true));
+    const Neighbours forwards = neighbours(Schedule::kForwards, true);
+    EXPECT_EQ(forwards.failed, std::nullopt);
+    EXPECT_EQ(forwards.out, neighbours(Schedule::kBackwards, true).out);
+    EXPECT_EQ(forwards.out, neighbours(Schedule::kShuffled, true).out);
+    EXPECT_NE(neighbours(Schedule::kForwards, false).out, neighbours(Schedule::kBackwards, false).out);
+}
+
+// The thread sanitizer sees races, where a build has it, under any schedule, and tells of each once. Here is
+// one kernel for each kind; elsewhere they come to their end.
+template <typename Kernel>
+void expect_race(unsigned threads, Kernel kernel) {
+    const auto failed = simt::launch({1}, {threads}, 0, kernel);
+    if (simt::kSeesRaces) {
+        EXPECT_THAT(failed, Optional(HasSubstr("threads race")));
+    } else {
+        EXPECT_EQ(failed, std::nullopt);
+    }
+}
+
+TEST(SimtRaces, AreSeenWithoutABarrier) {
+    int sum = 0;
+    expect_race(64, [&] {
+        __shared__ int cell;
+        if (threadIdx.x == 63) cell = 1;
+        if (threadIdx.x == 0) sum += cell;
+    });
+}
+
+TEST(SimtRaces, AreSeenWhereAllStoreTheSame) {
+    int sum = 0;
+    expect_race(32, [&] {
+        __shared__ int cell;
+        cell = 1;
+        __syncwarp();
+        if (threadIdx.x == 0) sum += cell;
+    });
+}
+
+TEST(SimtRaces, AreSeenBehindShuffles) {
+    std::vector<int> out(32);
+    expect_race(32, [&] {
+        __shared__ int cells[32];
+        cells[threadIdx.x] = 1;
+        __shfl_sync(kAll, 1, 0);
+        out[threadIdx.x] = cells[31 - threadIdx.x];
+    });
+}
+
+TEST(SimtRaces, AreSeenBehindVotes) {
+    std::vector<int> out(32);
+    expect_race(32, [&] {
+        __shared__ int cells[32];
+        cells[threadIdx.x] = 1;
+        if (__any_sync(kAll, 1) != 0) out[threadIdx.x] = cells[31 - threadIdx.x];
+    });
+}
+
+TEST(SimtRaces, AreSeenBehindABarrierOfOtherWarps) {
+    std::vector<int> out(96);
+    expect_race(96, [&] {
+        __shared__ int cell;
+        if (threadIdx.x < 64) {
+            if (threadIdx.x == 0) cell = 1;
+            simt_barrier_sync(1, 64);
+        }
+        out[threadIdx.x] = cell;
+    });
+}
+
+// Who arrives tells, and is not told.
+TEST(SimtRaces, AreSeenOfThoseWhoOnlyArrive) {
+    int sum = 0;
+    expect_race(64, [&] {
+        __shared__ int cell;
+        if (threadIdx.x < 32) {
+            simt_barrier_arrive(1, 64);
+            if (threadIdx.x == 0) sum += cell;
+        } else {
+            if (threadIdx.x == 32) cell = 1;
+            simt_barrier_sync(1, 64);
+        }
+    });
+}
+
+TEST(SimtRaces, AreSeenBehindAtomics) {
+    std::vector<int> out(33);
+    expect_race(33, [&] {
+        __shared__ unsigned cells[4];  // apart: the sanitizer remembers four accesses of eight bytes
+        if (threadIdx.x == 0) cells[3] = 0;
+        __syncthreads();
+        if (threadIdx.x == 0) cells[0] = 1;
+        if (atomicAdd(&cells[3], 1u) == 32) out[0] = static_cast<int>(cells[0]);
+    });
+}
+
+// A copy is seen by the thread that has waited for it; others need a barrier behind that.
+TEST(SimtRaces, AreSeenOfCopiesThatAnotherThreadHasMade) {
+    std::vector<int> from(64, 1), out(64);
+    expect_race(64, [&] {
+        __shared__ int cells[64];
+        simt_copy_async(&cells[threadIdx.x], &from[threadIdx.x], 4);
+        simt_commit_copies();
+        __syncthreads();
+        simt_wait_copies(0);
+        out[threadIdx.x] = cells[63 - threadIdx.x];
+    });
+}
+
+TEST(SimtRaces, AreSeenInGlobalMemory) {
+    int cell = 0;
+    expect_race(64, [&] {
+        if (threadIdx.x % 63 == 0) cell += static_cast<int>(threadIdx.x);
+    });
 }
 
 using SimtDeathTest = testing::Test;

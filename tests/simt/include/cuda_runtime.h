@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -103,33 +104,9 @@ inline void __syncwarp(unsigned mask = 0xffffffffu, SIMT_PLACE) {
     ::simt::meet_warp(::simt::Primitive::kSyncWarp, mask, 0, 0, place);
 }
 
-// The tensor cores' product of 8-bit integers, PTX's mma.sync m16n8k32, with its fragments: every lane
-// publishes its registers, and reads those that its sums need.
 inline void simt_mma_m16n8k32(std::int32_t (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
-                              bool signed_a, bool signed_b) {
-    struct Lane {
-        std::uint32_t a[4], b[2];
-    };
-    static Lane published[32][simt::kWarp];
-    auto& warp = published[simt::warp()];
-    std::copy(std::begin(a), std::end(a), warp[simt::lane()].a);
-    std::copy(std::begin(b), std::end(b), warp[simt::lane()].b);
-    __syncwarp();
-    const auto value = [](std::uint32_t word, unsigned byte, bool is_signed) {
-        const auto v = static_cast<std::uint8_t>(word >> 8 * byte);
-        return is_signed ? std::int32_t{static_cast<std::int8_t>(v)} : std::int32_t{v};
-    };
-    for (unsigned i = 0; i < 4; ++i) {
-        const unsigned row = simt::lane() / 4 + i / 2 * 8, column = simt::lane() % 4 * 2 + i % 2;
-        auto sum = static_cast<std::uint32_t>(d[i]);
-        for (unsigned k = 0; k < 32; ++k) {
-            const std::uint32_t left = warp[row % 8 * 4 + k % 16 / 4].a[row / 8 + k / 16 * 2];
-            const std::uint32_t right = warp[column * 4 + k % 16 / 4].b[k / 16];
-            sum += static_cast<std::uint32_t>(value(left, k % 4, signed_a) * value(right, k % 4, signed_b));
-        }
-        d[i] = static_cast<std::int32_t>(sum);
-    }
-    __syncwarp();
+                              bool signed_a, bool signed_b, SIMT_PLACE) {
+    ::simt::multiply_matrices(d, a, b, signed_a, signed_b, place);
 }
 
 // ---- blocks
@@ -161,11 +138,17 @@ inline void simt_commit_copies() {
 inline void simt_wait_copies(unsigned open_groups) {
     ::simt::wait_copies(open_groups);
 }
-inline void __nanosleep(unsigned) {
-    ::simt::yield();
+inline void simt_mbarrier_init(void* at, unsigned count) {
+    ::simt::make_barrier(at, count);
 }
-inline void __threadfence() {}
-inline void __threadfence_block() {}
+inline void simt_mbarrier_arrive(void* at) {
+    ::simt::arrive_at(at);
+}
+// True, later at the latest.
+inline bool simt_mbarrier_try_wait(void* at, unsigned parity, SIMT_PLACE) {
+    ::simt::wait_at(at, parity, place);
+    return true;
+}
 
 // ---- bits and loads
 
@@ -204,37 +187,48 @@ T __ldg(const T* p) {
     ::simt::fail("__trap");
 }
 
-// ---- atomics: threads switch at primitives only
+// ---- atomics: they order nothing else
+
+namespace simt {
+
+template <typename T, typename Next>
+T change(T* at, Next next) {
+    const std::atomic_ref<T> shared(*at);
+    T old = shared.load(std::memory_order_relaxed);
+    while (!shared.compare_exchange_weak(old, next(old), std::memory_order_relaxed)) {
+    }
+    return old;
+}
+
+}  // namespace simt
 
 template <typename T>
 T atomicAdd(T* at, T value) {
-    return std::exchange(*at, static_cast<T>(*at + value));
+    return ::simt::change(at, [=](T old) { return static_cast<T>(old + value); });
 }
 template <typename T>
 T atomicMax(T* at, T value) {
-    return std::exchange(*at, std::max(*at, value));
+    return ::simt::change(at, [=](T old) { return std::max(old, value); });
 }
 template <typename T>
 T atomicMin(T* at, T value) {
-    return std::exchange(*at, std::min(*at, value));
+    return ::simt::change(at, [=](T old) { return std::min(old, value); });
 }
 template <typename T>
 T atomicOr(T* at, T value) {
-    return std::exchange(*at, static_cast<T>(*at | value));
+    return ::simt::change(at, [=](T old) { return static_cast<T>(old | value); });
 }
 template <typename T>
 T atomicAnd(T* at, T value) {
-    return std::exchange(*at, static_cast<T>(*at & value));
+    return ::simt::change(at, [=](T old) { return static_cast<T>(old & value); });
 }
 template <typename T>
 T atomicExch(T* at, T value) {
-    return std::exchange(*at, value);
+    return ::simt::change(at, [=](T) { return value; });
 }
 template <typename T>
 T atomicCAS(T* at, T expected, T value) {
-    const T old = *at;
-    if (old == expected) *at = value;
-    return old;
+    return ::simt::change(at, [=](T old) { return old == expected ? value : old; });
 }
 
 // ---- the runtime
