@@ -68,7 +68,7 @@ class HeadDecoder {
                 KVCAST_UNROLL(1)
                 for (std::uint32_t first = 0; first < p_.body_tokens; first += kBodyUnit) {
                     const std::uint32_t tokens = lesser(p_.body_tokens - first, kBodyUnit);
-                    std::int16_t* own = states + first + lane_id() * kLaneTokens;
+                    std::int16_t* own = lane_place(states + first);
                     keep(own, octet(channel, tokens, own));
                 }
             }
@@ -102,18 +102,26 @@ class HeadDecoder {
     __device__ __forceinline__ Octet octet(const Channel& channel, std::uint32_t tokens,
                                            std::int16_t* place) {
         if (channel.zero()) return constant(channel.center());
-        OctetCodes codes = {};
-        codes.escaped = read_codes(in_, channel.coding(), tokens, place,
-                                   [&](std::uint32_t half, const WarpReader::CodedQuad& quad) {
-                                       codes.symbols[0] = half == 0 ? quad.symbols : codes.symbols[0];
-                                       codes.planes[0] = half == 0 ? quad.planes : codes.planes[0];
-                                       codes.symbols[1] = quad.symbols;
-                                       codes.planes[1] = quad.planes;
-                                   });
+        const OctetCodes codes = read(channel.coding(), tokens, place);
         if (!p_.quantised) return values_.elements(channel.center(), codes, place);
         std::int32_t states[kLaneTokens];
         values_.states(channel, p_.guard_bits, codes, place, 0, states);
         return packed(states);
+    }
+
+    __device__ __forceinline__ OctetCodes read(const StepCoding& c, std::uint32_t tokens,
+                                               std::int16_t* place) {
+        OctetCodes codes = {};
+        const auto put = [&](std::uint32_t half, const WarpReader::CodedQuad& quad) {
+            codes.symbols[0] = half == 0 ? quad.symbols : codes.symbols[0];
+            codes.planes[0] = half == 0 ? quad.planes : codes.planes[0];
+            codes.symbols[1] = quad.symbols;
+            codes.planes[1] = quad.planes;
+        };
+        codes.escaped = tokens <= kSevenGroups ? read_codes(in_, c, tokens, place, put)
+                        : c.planes == 0 ? read_usual_codes<false>(in_, c, tokens - kSevenGroups, place, put)
+                                        : read_usual_codes<true>(in_, c, tokens - kSevenGroups, place, put);
+        return codes;
     }
 
     WarpReader& in_;

@@ -77,7 +77,7 @@ __device__ __forceinline__ void read_any(WarpReader& in, const PlaneTask& p, Cha
         read_wide(in, channel, p.guard_bits, p.body_tokens, place);
         return;
     }
-    const bool escaped = read_codes(in, channel.coding(), p.body_tokens, place + lane_id() * kLaneTokens,
+    const bool escaped = read_codes(in, channel.coding(), p.body_tokens, lane_place(place),
                                     [&](std::uint32_t half, const WarpReader::CodedQuad& quad) {
                                         codes.symbols[half][lane_id()] = quad.symbols;
                                         codes.planes[half][lane_id()] = quad.planes;
@@ -85,23 +85,17 @@ __device__ __forceinline__ void read_any(WarpReader& in, const PlaneTask& p, Cha
     if (lane_id() == 0) codes.escaped = escaped ? 1 : 0;
 }
 
-// A channel of seven groups and a part of an eighth one: the usual case.
+// A channel of more than seven groups: the usual case.
 template <bool Raw>
 __device__ __forceinline__ void read_usual(WarpReader& in, const StepCoding& c, std::uint32_t last,
                                            std::int16_t* place, ChannelCodes& codes) {
-    std::uint32_t escaped = 0;
-    KVCAST_UNROLL(2)
-    for (std::uint32_t half = 0; half < 2; ++half) {
-        const WarpReader::CodedQuad quad = in.coded_quad_but_last<Raw>(
-            c, half == 0 ? kLanes : last,
-            [&](unsigned g, std::int32_t value) {
-                place[lane_id() * kLaneTokens + half * 4 + g] = static_cast<std::int16_t>(value);
-            },
-            escaped);
-        codes.symbols[half][lane_id()] = quad.symbols;
-        if constexpr (Raw) codes.planes[half][lane_id()] = quad.planes;
-    }
-    if (lane_id() == 0) codes.escaped = escaped;
+    const bool escaped = read_usual_codes<Raw>(in, c, last, lane_place(place),
+                                               [&](std::uint32_t half, const WarpReader::CodedQuad& quad) {
+                                                   codes.symbols[half][lane_id()] = quad.symbols;
+                                                   if constexpr (Raw)
+                                                       codes.planes[half][lane_id()] = quad.planes;
+                                               });
+    if (lane_id() == 0) codes.escaped = escaped ? 1 : 0;
 }
 
 // False, in all lanes, where side information is out of range.
@@ -113,17 +107,16 @@ __device__ __forceinline__ bool read_head(WarpReader& in, const PlaneTask& p, st
     side.find_channels();
     pair.meet();
     auto* place = reinterpret_cast<std::int16_t*>(body_of(p, head, workspace));
-    constexpr std::uint32_t groups = kBodyUnit - kLanes;
-    const bool usual = p.body_tokens > groups;
+    const bool usual = p.body_tokens > kSevenGroups;
     Channel channel = pair.channels[0];
     KVCAST_UNROLL(1)
     for (std::uint32_t c = 0; c < p.channels; ++c, place += p.body_stride) {
         if (!usual || channel.zero() || channel.planes() > WarpReader::kBytePlanes) {
             read_any(in, p, channel, place, pair.codes(c));
         } else if (channel.planes() == 0) {
-            read_usual<false>(in, channel.coding(), p.body_tokens - groups, place, pair.codes(c));
+            read_usual<false>(in, channel.coding(), p.body_tokens - kSevenGroups, place, pair.codes(c));
         } else {
-            read_usual<true>(in, channel.coding(), p.body_tokens - groups, place, pair.codes(c));
+            read_usual<true>(in, channel.coding(), p.body_tokens - kSevenGroups, place, pair.codes(c));
         }
         channel = pair.channels[lesser(c + 1, p.channels - 1)];
         pair.meet();
@@ -164,7 +157,7 @@ class HeadWriter {
         : p_(plane),
           pair_(pair),
           turns_(rotation, plane, workspace),
-          place_(reinterpret_cast<std::int16_t*>(body_of(plane, head, workspace)) + lane_id() * kLaneTokens),
+          place_(lane_place(reinterpret_cast<std::int16_t*>(body_of(plane, head, workspace)))),
           values_of_(plane.scale),
           rows_(pair.memory.rows,
                 {plane.out, head * plane.out.head_bytes, plane.exact_rows, plane.body_tokens}) {}
@@ -307,8 +300,8 @@ class HeadWriter {
 __device__ __forceinline__ void store_kept_half(const PairMemory& pair, std::uint32_t run,
                                                 std::uint32_t half) {
     const std::uint32_t channel = run * kDirectChannels, stride = pair.kept_stride;
-    store_kept_run(pair.rows.rows, channel, half,
-                   pair.kept + std::uint64_t{channel} * stride + lane_id() * kLaneTokens, stride);
+    store_kept_run(pair.rows.rows, channel, half, lane_place(pair.kept + std::uint64_t{channel} * stride),
+                   stride);
 }
 
 __device__ __forceinline__ void write_head(const PlaneTask& p, std::uint32_t head, const Pair& pair,

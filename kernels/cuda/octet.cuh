@@ -16,7 +16,13 @@ struct Octet {
     std::uint32_t words[kLaneTokens / 2];
 };
 
-// To a lane's place, where body_index() has its tokens, and from there by the same lane.
+// A lane's place of a channel: where body_index() has its tokens.
+template <typename State>
+__device__ __forceinline__ State* lane_place(State* channel) {
+    return channel + lane_id() * kLaneTokens;
+}
+
+// To a lane's place, and from there by the same lane.
 __device__ __forceinline__ void keep(std::int16_t* place, const Octet& octet) {
     *reinterpret_cast<uint4*>(place) = {octet.words[0], octet.words[1], octet.words[2], octet.words[3]};
 }
@@ -46,6 +52,24 @@ __device__ __forceinline__ bool read_codes(WarpReader& in, const StepCoding& c, 
         put(half,
             in.coded_quad(
                 c, tokens - half * quad,
+                [&](unsigned g, std::int32_t value) { own[g] = static_cast<std::int16_t>(value); }, escaped));
+    }
+    return escaped != 0;
+}
+
+// The same of more than seven groups, the usual case: `last` tokens, 1 to 32, in the eighth. Raw: there are
+// raw bits.
+inline constexpr std::uint32_t kSevenGroups = kBodyUnit - kLanes;
+template <bool Raw, typename Put>
+__device__ __forceinline__ bool read_usual_codes(WarpReader& in, const StepCoding& c, std::uint32_t last,
+                                                 std::int16_t* place, Put put) {
+    std::uint32_t escaped = 0;
+    KVCAST_UNROLL(2)
+    for (std::uint32_t half = 0; half < 2; ++half) {
+        std::int16_t* own = place + half * 4;
+        put(half,
+            in.coded_quad_but_last<Raw>(
+                c, half == 0 ? kLanes : last,
                 [&](unsigned g, std::int32_t value) { own[g] = static_cast<std::int16_t>(value); }, escaped));
     }
     return escaped != 0;
