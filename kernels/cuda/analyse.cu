@@ -20,7 +20,7 @@ constexpr std::uint32_t kWarps = kThreads / kLanes;
 // ---- rows to tiles
 
 constexpr std::uint32_t kTileThreads = 256;
-constexpr std::uint32_t kTileBlocks = 4;  // of threads, at least, at a time
+[[maybe_unused]] constexpr std::uint32_t kTileBlocks = 4;  // of threads, at least, at a time
 constexpr std::uint32_t kTileWarps = kTileThreads / kLanes;
 constexpr std::uint32_t kRounds =
     kStoreTokens / kTileWarps;  // a warp's tokens, and then its slots, of a tile

@@ -10,7 +10,7 @@ namespace {
 // Warps of a block of threads, which share one copy of the tables: as many as 48 KiB are enough for. Four
 // such blocks fit a multiprocessor.
 constexpr std::uint32_t kEncodeWarps = 4;
-constexpr std::uint32_t kEncodeBlocks = 4;
+[[maybe_unused]] constexpr std::uint32_t kEncodeBlocks = 4;
 static_assert(sizeof(WriterShared<kEncodeWarps>) <= 48 * 1024);
 constexpr std::uint32_t kPackThreads = 256;
 

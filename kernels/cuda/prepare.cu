@@ -14,7 +14,7 @@ namespace {
 
 constexpr std::uint32_t kThreads = 128;
 constexpr std::uint32_t kWarps = kThreads / kLanes;
-constexpr std::uint32_t kPrepareBlocks = 5;  // of threads that prepare channels, at least, at a time
+[[maybe_unused]] constexpr std::uint32_t kPrepareBlocks = 5;  // of threads, at least, at a time
 
 // Where the strips of a head go.
 struct HeadStrips {

@@ -29,7 +29,7 @@ def safetensors(dtype, layers, tokens, heads, dim, pairing):
     return struct.pack("<Q", len(text)) + text + ids + k
 
 
-for target in ("fuzz_safetensors", "fuzz_kvenc", "fuzz_chunk", "fuzz_klt", "fuzz_manifest"):
+for target in ("fuzz_safetensors", "fuzz_kvenc", "fuzz_chunk", "fuzz_klt", "fuzz_manifest", "fuzz_device"):
     os.makedirs(f"{out}/{target}", exist_ok=True)
 manifest = open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "manifest.json"), "rb").read()
 envelope = {"payloadType": "application/vnd.kvcast.manifest+json", "payload": base64.b64encode(manifest).decode(),
@@ -45,6 +45,11 @@ for i, case in enumerate(cases):
     for level, predictor in (("0", "mean"), ("2", "mean"), ("6", "anchor")):
         made = subprocess.run([kvenc, "-", "-o", "-", "-l", level, "--predict", predictor], input=data, capture_output=True, check=True)
         open(f"{out}/fuzz_chunk/{i}-{level}", "wb").write(b"\0" + made.stdout)
+        open(f"{out}/fuzz_device/{i}-{level}", "wb").write(bytes([8 * i]) + made.stdout)
+for path in sorted(glob.glob(f"{vectors}/delta*.kvc") + glob.glob(f"{vectors}/lossless*.kvc")):
+    chunk = open(path, "rb").read()
+    if len(chunk) < 16384:
+        open(f"{out}/fuzz_device/{os.path.basename(path)}", "wb").write(bytes([rng.randrange(128)]) + chunk)
 for path in sorted(glob.glob(f"{vectors}/*.kvcal")):
     name = os.path.basename(path)[: -len(".kvcal")]
     calibration = open(path, "rb").read()
@@ -52,4 +57,7 @@ for path in sorted(glob.glob(f"{vectors}/*.kvcal")):
     changes = b"".join(struct.pack("<Ih", rng.getrandbits(32), rng.randrange(-3, 20)) for _ in range(8))
     for count in (0, 1, 8):
         changed = bytes([count]) + changes[: 6 * count]
-        open(f"{out}/fuzz_klt/{name}-{count}", "wb").write(struct.pack("<I", len(calibration)) + calibration + changed + chunk)
+        data = struct.pack("<I", len(calibration)) + calibration + changed + chunk
+        open(f"{out}/fuzz_klt/{name}-{count}", "wb").write(data)
+        if count == 1:
+            open(f"{out}/fuzz_device/{name}", "wb").write(b"\x80" + data)

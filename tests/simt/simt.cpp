@@ -224,15 +224,17 @@ void fibre_main() {
 
 void start_fibre(Fibre& f) {
     if (f.mode == Mode::kNew) f.watched.renew();
-    f.mode = Mode::kReady;
     f.copies.clear();
     f.copied = 0;
     f.groups.clear();
     f.asan_stack = nullptr;
 #ifdef SIMT_ASAN
-    __asan_unpoison_memory_region(f.stack.bottom(), kStackBytes);  // of a thread that a failure cut off
+    // Frames that nobody returned from: all that a failure cut off, or the last two.
+    const std::size_t left = f.mode == Mode::kNew ? kStackBytes : page_bytes();
+    __asan_unpoison_memory_region(f.stack.bottom() + kStackBytes - left, left);
 #endif
     f.context.start(f.stack.bottom(), kStackBytes, fibre_main);
+    f.mode = Mode::kReady;
 }
 
 // A thread that a failure left where it was.
@@ -383,13 +385,15 @@ bool try_warp(Machine& m) {
 }
 
 bool try_block(Machine& m) {
-    std::vector<Fibre*> all;
-    for (unsigned t = 0; t < m.threads; ++t) {
-        Fibre* f = m.fibres[t].get();
-        if (f->mode != Mode::kWaiting || f->primitive != m.self().primitive) return false;
-        all.push_back(f);
-    }
-    complete(all, m.self().primitive);
+    const Primitive primitive = m.self().primitive;
+    const auto threads = std::span(m.fibres).first(m.threads);
+    const bool all = std::all_of(threads.begin(), threads.end(), [&](const auto& f) {
+        return f->mode == Mode::kWaiting && f->primitive == primitive;
+    });
+    if (!all) return false;
+    std::vector<Fibre*> there;
+    for (const auto& f : threads) there.push_back(f.get());
+    complete(there, primitive);
     return true;
 }
 
