@@ -103,6 +103,10 @@ class Controller {
     bool complete() const;
     // Whether a chunk may still be loaded, or is.
     bool loading() const;
+    // Rule::may_load.
+    bool may_load(std::size_t chunk, std::size_t choice) const {
+        return rule_->may_load(views_[chunk], choice);
+    }
     const std::optional<Recording>& recording() const { return recording_; }
 
   private:

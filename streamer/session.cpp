@@ -105,7 +105,9 @@ class Session::Impl : public std::enable_shared_from_this<Impl>, private Control
     Status check_memory() const;
     void make_chunks();
     void with_tail(std::vector<ChunkView> views, std::size_t end);
-    void want_calibration();
+    bool is_calibrated(std::size_t chunk, std::size_t choice) const;
+    bool expects_calibrated() const;
+    void fetch_calibration();
 
     void pump();
     void drop_calibration();
@@ -151,7 +153,10 @@ class Session::Impl : public std::enable_shared_from_this<Impl>, private Control
     std::vector<ChunkReport> reports_;
     std::vector<std::size_t> hash_failed_;  // [chunk]: the choice at which it did last; kNoLevel: none
     std::list<std::unique_ptr<Transfer>> transfers_;
+    // Ready: nobody waits for it, be it that there is none, or that it is out of reach.
     bool calibration_ready_ = true;
+    bool calibration_wanted_ = false;
+    bool calibration_asked_ = false;
     std::vector<Held> held_;
     std::size_t network_failures_ = 0;
     bool ended_ = false;
@@ -234,7 +239,10 @@ void Session::Impl::on_located(Result<Located> located) {
     if (const Status s = check_memory(); !s.ok()) return all_text(s);
     make_chunks();
     tell([&] { sink_.on_manifest(located_.manifest, located_.chunks); });
-    want_calibration();
+    const auto& calibration = located_.manifest.calibration;
+    calibration_ready_ = !calibration || codec_.has_calibration(calibration->id);
+    calibration_wanted_ = !calibration_ready_ && expects_calibrated();
+    if (calibration_wanted_) fetch_calibration();
     pump();
 }
 
@@ -305,15 +313,29 @@ void Session::Impl::with_tail(std::vector<ChunkView> views, std::size_t end) {
     controller_.begin(std::move(views), per_token);
 }
 
-void Session::Impl::want_calibration() {
-    const auto& calibration = located_.manifest.calibration;
-    if (!calibration || codec_.has_calibration(calibration->id)) return;
-    calibration_ready_ = false;
+bool Session::Impl::is_calibrated(std::size_t chunk, std::size_t choice) const {
+    const unsigned level = views()[chunk].levels[choice].level;
+    return std::ranges::find(located_.manifest.levels, level, &ManifestLevel::level)->profile ==
+           Profile::kKlt;
+}
+
+bool Session::Impl::expects_calibrated() const {
+    for (std::size_t c = 0; c < views().size(); ++c) {
+        for (std::size_t l = 0; l < views()[c].levels.size(); ++l) {
+            if (is_calibrated(c, l) && controller_.may_load(c, l)) return true;
+        }
+    }
+    return false;
+}
+
+void Session::Impl::fetch_calibration() {
+    const ManifestCalibration& calibration = *located_.manifest.calibration;
+    calibration_asked_ = true;
     DownloadRequest request;
-    request.url = join_url(located_.root, calibration_name(calibration->id));
-    request.bytes = request.limit = calibration->bytes;
+    request.url = join_url(located_.root, calibration_name(calibration.id));
+    request.bytes = request.limit = calibration.bytes;
     controller_.take({Kind::kRequest, now(), kNoChunk, 0, 0, 0});
-    controller_.take({Kind::kOther, now(), 0, 0, calibration->bytes, 0});
+    controller_.take({Kind::kOther, now(), 0, 0, calibration.bytes, 0});
     transfers_.push_back(std::make_unique<Transfer>(*this, kCalibration, 0, std::move(request)));
 }
 
@@ -322,6 +344,7 @@ void Session::Impl::want_calibration() {
 void Session::Impl::pump() {
     if (ended_ || cancelled_) return;
     controller_.take({Kind::kLook, now(), 0, 0, 0, 0});
+    if (calibration_wanted_ && !calibration_asked_) fetch_calibration();
     if (!controller_.loading()) drop_calibration();
     loop_.cancel(tick_);
     tick_ = loop_.after(kTick, [this] { pump(); });
@@ -345,6 +368,7 @@ void Session::Impl::decided(const DecisionRecord& record) {
 }
 
 void Session::Impl::start(std::size_t chunk, std::size_t choice) {
+    if (!calibration_ready_ && is_calibrated(chunk, choice)) calibration_wanted_ = true;
     const ManifestObject& object = promised(chunk, choice);
     DownloadRequest request;
     request.url = join_url(located_.root, object_name(located_.manifest.chunks[chunk].chain, object));
@@ -431,9 +455,7 @@ void Session::Impl::calibration_is_there(const Status& status) {
     if (!status.ok()) {
         for (std::size_t c = 0; c < views().size(); ++c) {
             for (std::size_t l = 0; l < views()[c].levels.size(); ++l) {
-                const auto listed = std::ranges::find(located_.manifest.levels, views()[c].levels[l].level,
-                                                      &ManifestLevel::level);
-                if (listed->profile == Profile::kKlt) exclude(c, l);
+                if (is_calibrated(c, l)) exclude(c, l);
             }
         }
     }
@@ -448,8 +470,7 @@ void Session::Impl::calibration_is_there(const Status& status) {
 
 void Session::Impl::decode(std::size_t chunk, std::vector<std::uint8_t> object) {
     const ManifestObject& promise = promised(chunk, views()[chunk].choice);
-    const auto level = std::ranges::find(located_.manifest.levels, promise.level, &ManifestLevel::level);
-    if (level->profile == Profile::kKlt && !calibration_ready_) {
+    if (!calibration_ready_ && is_calibrated(chunk, views()[chunk].choice)) {
         held_.push_back({chunk, std::move(object)});
         return;
     }

@@ -106,6 +106,11 @@ class Rule {
     // Const and pure. Where a chunk has no usable level and nothing else is decided, the caller turns it into
     // text.
     virtual Decision decide(const RuleState& state) const = 0;
+    // Whether it might load the chunk at one of its levels, as long as those that are usable now are: what
+    // only other levels need is not fetched beforehand.
+    virtual bool may_load(const ChunkView& chunk, std::size_t choice) const {
+        return chunk.levels[choice].usable;
+    }
 };
 
 // Index of the finest usable level that is not finer than `level`; else the coarsest usable one; npos: none.

@@ -201,6 +201,28 @@ TEST_F(FaultTest, CalibratedChunksWaitForTheirCalibration) {
     }
 }
 
+// Who asked for a level of another profile does not wait for 20 MB beside it.
+TEST_F(FaultTest, ACalibrationThatNoChunkWillNeedStaysWhereItIs) {
+    PublicationOptions klt;
+    klt.klt = true;
+    klt.levels = {0, 2, 3};
+    serve(klt);
+    options.rule = fixed_level_rule(0);
+    for (const ChunkReport& c : fetch_completely().chunks) EXPECT_EQ(c.level, 0u);
+    EXPECT_EQ(server->count("kvcal"), 0u);
+}
+
+TEST_F(FaultTest, ACalibrationIsFetchedWhereALevelThatNeedsItTakesAnothersPlace) {
+    PublicationOptions klt;
+    klt.klt = true;
+    klt.levels = {0, 2, 3};
+    serve(klt);
+    options.rule = fixed_level_rule(0);
+    fault("/0-[0-9a-f]*.kvc", R"("fault": "status", "status": 404)");
+    for (const ChunkReport& c : fetch_completely().chunks) EXPECT_EQ(c.level, 2u);
+    EXPECT_EQ(server->count("kvcal"), 1u);
+}
+
 TEST_F(FaultTest, WithoutItsCalibrationAnotherProfileIsTaken) {
     PublicationOptions klt;
     klt.klt = true;
