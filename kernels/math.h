@@ -184,6 +184,9 @@ KVCAST_HD constexpr float power_of_two(int exponent) {  // exponent in -126..127
 KVCAST_HD constexpr float value_of(std::int32_t state, Scale scale) {
     return static_cast<float>(state * scale.mantissa) * power_of_two(scale.exponent);
 }
+KVCAST_HD constexpr float unit_of(Scale scale) {
+    return value_of(1, scale);
+}
 
 // Nearest integer, ties to even, for |x| < 2^22: the addition rounds at the unit.
 KVCAST_HD constexpr float round_even(float x) {

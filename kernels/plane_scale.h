@@ -18,10 +18,6 @@ struct PlaneScale {
     Scale scale = {128, 0};
 };
 
-KVCAST_HD constexpr float unit_of(Scale scale) {
-    return value_of(1, scale);
-}
-
 // The unit mantissa * 2^exponent nearest to `unit`; false where the exponent is out of range.
 KVCAST_HD inline bool express_unit(double unit, Scale& scale) {
     int exponent = 0;

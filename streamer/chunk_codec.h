@@ -19,13 +19,13 @@ struct DecodedPlane {
 
 using LayerCallback = std::function<void(std::size_t layer, std::span<const DecodedPlane> planes)>;
 
-// Calls come one at a time, from a session's decode thread (the first has_calibration() from the loop's).
+// Calls come one at a time, from a session's decode thread.
 // Sessions that share a codec must not overlap, unless the implementation says that they may.
 class ChunkCodec {
   public:
     virtual ~ChunkCodec() = default;
 
-    // Whether chunks that name this calibration can be decoded.
+    // Whether chunks that name this calibration can be decoded. May take its time: to read it, say.
     virtual bool has_calibration(const Hash& id) = 0;
     // A calibration file whose SHA-256 was checked. An error rules out the levels that need it.
     virtual Status add_calibration(std::span<const std::uint8_t> file) = 0;

@@ -105,7 +105,7 @@ class Controller {
     bool loading() const;
     // Rule::may_load.
     bool may_load(std::size_t chunk, std::size_t choice) const {
-        return rule_->may_load(views_[chunk], choice);
+        return rule_->may_load(views_[chunk], choice, options_.deadline);
     }
     const std::optional<Recording>& recording() const { return recording_; }
 

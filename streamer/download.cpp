@@ -188,8 +188,10 @@ void Download::check_silence() {
         if (now - a.heard < patience) continue;
         transport_.cancel(a.id);
         const auto silent = std::chrono::duration_cast<std::chrono::milliseconds>(now - a.heard).count();
+        const bool another = attempts_.size() > 1;
+        // The last attempt's failure may be the download's end, in which the observer may destroy it.
         fail(a, {{ErrorCode::kTimeout, fmt::format("no byte for {} ms", silent)}, 0, std::nullopt});
-        if (!attempts_.empty()) arm();
+        if (another) arm();
         return;
     }
     if (options_.hedge_after && attempts_.size() == 1 &&

@@ -107,6 +107,7 @@ class Session::Impl : public std::enable_shared_from_this<Impl>, private Control
     void with_tail(std::vector<ChunkView> views, std::size_t end);
     bool is_calibrated(std::size_t chunk, std::size_t choice) const;
     bool expects_calibrated() const;
+    void ask_for_calibration();
     void fetch_calibration();
 
     void pump();
@@ -119,6 +120,7 @@ class Session::Impl : public std::enable_shared_from_this<Impl>, private Control
     void on_transfer(Transfer& ended, Result<std::vector<std::uint8_t>> object, int http_status);
     void on_calibration(Result<std::vector<std::uint8_t>> object);
     void calibration_is_there(const Status& status);
+    void note_failure(std::size_t chunk, std::size_t choice, const Status& status);
     void on_chunk_failed(std::size_t chunk, std::size_t choice, const Status& status, int http_status);
     void exclude(std::size_t chunk, std::size_t choice);
     void exclude_all(std::size_t chunk);
@@ -239,10 +241,8 @@ void Session::Impl::on_located(Result<Located> located) {
     if (const Status s = check_memory(); !s.ok()) return all_text(s);
     make_chunks();
     tell([&] { sink_.on_manifest(located_.manifest, located_.chunks); });
-    const auto& calibration = located_.manifest.calibration;
-    calibration_ready_ = !calibration || codec_.has_calibration(calibration->id);
+    calibration_ready_ = !located_.manifest.calibration;
     calibration_wanted_ = !calibration_ready_ && expects_calibrated();
-    if (calibration_wanted_) fetch_calibration();
     pump();
 }
 
@@ -328,9 +328,21 @@ bool Session::Impl::expects_calibrated() const {
     return false;
 }
 
+// The codec may have to read it from somewhere, which takes its time. Chunks come meanwhile.
+void Session::Impl::ask_for_calibration() {
+    calibration_asked_ = true;
+    decode_lane_.run([self = shared_from_this()] {
+        const bool there = self->codec_.has_calibration(self->located_.manifest.calibration->id);
+        self->loop_.post([self, there] {
+            if (self->ended_ || self->cancelled_) return;
+            there ? self->calibration_is_there({}) : self->fetch_calibration();
+            self->pump();
+        });
+    });
+}
+
 void Session::Impl::fetch_calibration() {
     const ManifestCalibration& calibration = *located_.manifest.calibration;
-    calibration_asked_ = true;
     DownloadRequest request;
     request.url = join_url(located_.root, calibration_name(calibration.id));
     request.bytes = request.limit = calibration.bytes;
@@ -344,7 +356,7 @@ void Session::Impl::fetch_calibration() {
 void Session::Impl::pump() {
     if (ended_ || cancelled_) return;
     controller_.take({Kind::kLook, now(), 0, 0, 0, 0});
-    if (calibration_wanted_ && !calibration_asked_) fetch_calibration();
+    if (calibration_wanted_ && !calibration_asked_) ask_for_calibration();
     if (!controller_.loading()) drop_calibration();
     loop_.cancel(tick_);
     tick_ = loop_.after(kTick, [this] { pump(); });
@@ -406,12 +418,16 @@ void Session::Impl::on_transfer(Transfer& ended, Result<std::vector<std::uint8_t
     pump();
 }
 
-void Session::Impl::on_chunk_failed(std::size_t chunk, std::size_t choice, const Status& status,
-                                    int http_status) {
+void Session::Impl::note_failure(std::size_t chunk, std::size_t choice, const Status& status) {
     controller_.take({Kind::kFailed, now(), chunk, 0, 0, 0});
     std::string& trouble = reports_[chunk].trouble;
     trouble += fmt::format("{}level {}: {}", trouble.empty() ? "" : "; ", views()[chunk].levels[choice].level,
                            status.message());
+}
+
+void Session::Impl::on_chunk_failed(std::size_t chunk, std::size_t choice, const Status& status,
+                                    int http_status) {
+    note_failure(chunk, choice, status);
     if (!is_of_the_network(status, http_status)) {
         exclude(chunk, choice);
     } else if (++network_failures_ >= kFailuresOfTheStore) {
@@ -463,7 +479,11 @@ void Session::Impl::calibration_is_there(const Status& status) {
         if (status.ok()) {
             decode(h.chunk, std::move(h.object));
         } else {
-            on_decoded(h.chunk, std::move(h.object), {status.code(), "calibration: " + status.message()});
+            // Nothing is wrong with the chunk, or with the store: it comes at a level that needs no
+            // calibration.
+            options_.memory->give(std::move(h.object));
+            note_failure(h.chunk, views()[h.chunk].choice,
+                         {status.code(), "calibration: " + status.message()});
         }
     }
 }
@@ -557,6 +577,7 @@ void Session::Impl::finish(const Status& status) {
     summary_.time = now();
     summary_.network_bytes = controller_.network().bytes();
     summary_.network = controller_.network().experience(now());
+    summary_.network_measured = controller_.network().measured(now());
     summary_.recording = controller_.recording();
     double kl = 0;
     for (const ChunkReport& r : reports_) {

@@ -54,6 +54,7 @@ struct Summary {
     Seconds manifest_time = 0;        // until the manifest was checked
     std::uint64_t network_bytes = 0;  // bodies received, everything counted
     NetworkPrior network;             // what the next session on this link may begin with
+    bool network_measured = false;    // whether this one has seen any of that
     std::size_t tokens = 0;
     std::size_t text_tokens = 0;
     double kl =

@@ -45,6 +45,8 @@ class Throughput {
 
     // What a next session on the same link may begin with; the prior itself where nothing was measured.
     NetworkPrior experience(Seconds now) const;
+    // Whether anything of that was seen.
+    bool measured(Seconds now) const { return estimate(now).measured; }
 
     std::uint64_t bytes() const { return bytes_; }  // of all transfers
 

@@ -9,6 +9,7 @@
 #include <optional>
 #include <thread>
 
+#include "kernels/ops.h"
 #include "streamer/http/client.h"
 #include "streamer/http/s3.h"
 #include "streamer/rules/rules.h"
@@ -31,8 +32,9 @@ using namespace kvcast::tools;
 using namespace kvcast::streamer;
 
 constexpr int kExitIncomplete = 4;
-constexpr double kDoubtOfTheUser = 0.5;       // of --bandwidth
-constexpr double kDecodeSpeedPerCore = 50e6;  // scalar klt, bytes of bf16 per second
+constexpr double kDoubtOfTheUser = 0.5;  // of --bandwidth
+// Bytes of bf16 per second, of klt, the slowest profile: what one core or a GPU decodes at least.
+constexpr double kScalarSpeed = 30e6, kAvx2Speed = 100e6, kAvx512Speed = 200e6, kDeviceSpeed = 30e9;
 
 struct Arguments {
     std::string url;
@@ -119,6 +121,14 @@ NetworkPrior network_of(const Arguments& a, const std::string& url) {
     return link;
 }
 
+// What a session plans with before it has decoded anything.
+double decode_speed(const Arguments& a) {
+    if (a.device != "cpu") return kDeviceSpeed;
+    const std::string_view backend = kernels::best_ops().name;
+    const double core = backend == "scalar" ? kScalarSpeed : backend == "avx2" ? kAvx2Speed : kAvx512Speed;
+    return core * static_cast<double>(a.jobs);
+}
+
 SessionOptions options_of(const Arguments& a, const std::string& url, Engine* engine) {
     SessionOptions o;
     if (a.deadline_ms) o.deadline = *a.deadline_ms / 1e3;
@@ -127,7 +137,7 @@ SessionOptions options_of(const Arguments& a, const std::string& url, Engine* en
     o.transfers = a.transfers;
     o.record = !a.report.empty();
     o.network = network_of(a, url);
-    o.compute.decode_bytes_per_second = kDecodeSpeedPerCore * static_cast<double>(a.jobs);
+    o.compute.decode_bytes_per_second = decode_speed(a);
     if (a.prefill_speed > 0) {
         o.compute.prefill = {{0, a.prefill_speed}};
     } else if (engine != nullptr) {
@@ -165,7 +175,7 @@ Outcome fetch(const Arguments& a, const std::string& url, Client& client, CodecA
         out.summary = session.wait();
     }
     if (!out.summary.status.ok()) throw Error(out.summary.status.message());
-    if (out.summary.network_bytes > 0) remember_link(a.cache, url, out.summary.network);
+    if (out.summary.network_measured) remember_link(a.cache, url, out.summary.network);
     if (engine != nullptr && a.greedy > 0 && sink.complete_tokens() == out.summary.tokens) {
         engine->greedy(sink.cache(), 1);
         out.first_token = to_seconds(Clock::now() - start);

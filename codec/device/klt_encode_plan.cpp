@@ -15,10 +15,6 @@ namespace {
 
 namespace cuda = kernels::cuda;
 
-float inverse_unit(kernels::Scale scale) {
-    return 1 / (static_cast<float>(scale.mantissa) * kernels::power_of_two(scale.exponent));
-}
-
 }  // namespace
 
 // One chunk that is being added.
@@ -187,7 +183,7 @@ void KltPlanBuilder::add_unit(const Coding& c, std::size_t layer, std::size_t pl
     // Whole steps of the transform's product, whose inputs behind the active ones are zero.
     const auto steps = cuda::div_up(std::max(unit.active[0], unit.active[1]), cuda::kUnitStep);
     unit.most_active = cuda::lesser(steps * cuda::kUnitStep, u32(c.data.part_width(plane)));
-    unit.inverse_unit = inverse_unit(coded.scale);
+    unit.inverse_unit = 1 / kernels::unit_of(coded.scale);
     unit.fraction = klt_.analysis->analysis().fraction(at);
     unit.first_token = u32(wave.tokens);
     wave.tokens += h.tokens;

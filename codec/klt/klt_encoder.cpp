@@ -47,9 +47,7 @@ void KltEncoder::load_plane(const Job& job, std::size_t layer, std::size_t plane
 void KltEncoder::take_residual(const Job& job, std::size_t layer, std::size_t plane, std::size_t part,
                                TokenSlice slice, Scratch& s) {
     const std::size_t width = job.data.part_width(plane), row = job.data.layout.planes[plane].width();
-    const kernels::Scale scale = job.set.unit(layer, plane, part).scale;
-    const float inverse_unit =
-        1 / (static_cast<float>(scale.mantissa) * kernels::power_of_two(scale.exponent));
+    const float inverse_unit = 1 / kernels::unit_of(job.set.unit(layer, plane, part).scale);
     std::int32_t* const sums = sums_of(job, plane, part, slice);
     states_.predict(ops_, layer, plane, part, slice, sums);
     s.residual.resize(std::max(s.residual.size(), width));

@@ -56,8 +56,7 @@ template <Dtype To>
 struct StateValues {
     float unit;
 
-    __device__ explicit StateValues(Scale scale)
-        : unit(static_cast<float>(scale.mantissa) * power_of_two(scale.exponent)) {}
+    __device__ explicit StateValues(Scale scale) : unit(unit_of(scale)) {}
 
     // Two of them, to a word. A state has 17 bits and the mantissa 8: the product is exact, as value_of's is,
     // and at most 2^127.
@@ -79,8 +78,7 @@ struct FusedStateValues {
     float bias;
 
     __device__ explicit FusedStateValues(Scale scale)
-        : unit(static_cast<float>(scale.mantissa) * power_of_two(scale.exponent)),
-          bias(-std::bit_cast<float>(kFloatBias) * unit) {}
+        : unit(unit_of(scale)), bias(-std::bit_cast<float>(kFloatBias) * unit) {}
 
     // Two states with kFloatBias.
     __device__ __forceinline__ std::uint32_t of_biased(std::int32_t low, std::int32_t high) const {

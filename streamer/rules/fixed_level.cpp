@@ -27,7 +27,7 @@ class FixedLevel final : public Rule {
         if (choice == kNoLevel) return {Decision::Kind::kText, chunk, 0, "no level can be had"};
         return {Decision::Kind::kLoad, chunk, choice, fmt::format("level {} was asked for", level_)};
     }
-    bool may_load(const ChunkView& chunk, std::size_t choice) const override {
+    bool may_load(const ChunkView& chunk, std::size_t choice, Seconds) const override {
         return choice == nearest_level(chunk, level_);
     }
 

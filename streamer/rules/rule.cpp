@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 
 #include "streamer/rules/rules.h"
 
@@ -41,6 +42,14 @@ std::size_t nearest_level(const ChunkView& chunk, unsigned level) {
         if (chunk.levels[i].usable && chunk.levels[i].level >= level) return i;
     }
     return coarsest_level(chunk);
+}
+
+std::size_t finest_level(const ChunkView& chunk) {
+    return nearest_level(chunk, 0);
+}
+
+bool Rule::may_load(const ChunkView& chunk, std::size_t choice, Seconds deadline) const {
+    return std::isinf(deadline) ? choice == finest_level(chunk) : chunk.levels[choice].usable;
 }
 
 std::size_t coarsest_level(const ChunkView& chunk) {

@@ -107,15 +107,15 @@ class Rule {
     // text.
     virtual Decision decide(const RuleState& state) const = 0;
     // Whether it might load the chunk at one of its levels, as long as those that are usable now are: what
-    // only other levels need is not fetched beforehand.
-    virtual bool may_load(const ChunkView& chunk, std::size_t choice) const {
-        return chunk.levels[choice].usable;
-    }
+    // only other levels need is not fetched beforehand. Any of them before a deadline; without one the
+    // finest.
+    virtual bool may_load(const ChunkView& chunk, std::size_t choice, Seconds deadline) const;
 };
 
 // Index of the finest usable level that is not finer than `level`; else the coarsest usable one; npos: none.
 inline constexpr std::size_t kNoLevel = static_cast<std::size_t>(-1);
 std::size_t nearest_level(const ChunkView& chunk, unsigned level);
 std::size_t coarsest_level(const ChunkView& chunk);
+std::size_t finest_level(const ChunkView& chunk);
 
 }  // namespace kvcast::streamer

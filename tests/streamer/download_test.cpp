@@ -27,7 +27,8 @@ class DownloadTest : public testing::Test, public DownloadObserver {
     }
 
     void begin(std::optional<std::uint64_t> bytes = 200'000) {
-        download.emplace(loop, network, DownloadRequest{"u", bytes, 300'000, {1, 2, 3}}, options, *this, 1);
+        download = std::make_unique<Download>(loop, network, DownloadRequest{"u", bytes, 300'000, {1, 2, 3}},
+                                              options, *this, 1);
     }
 
     void on_first_byte(Duration latency) override { latencies.push_back(latency); }
@@ -77,7 +78,7 @@ class DownloadTest : public testing::Test, public DownloadObserver {
     FakeTransport network;
     DownloadOptions options;
     Bytes object;
-    std::optional<Download> download;
+    std::unique_ptr<Download> download;
     std::optional<Result<Bytes>> outcome;
     int http_status = 0;
     std::vector<Duration> latencies;

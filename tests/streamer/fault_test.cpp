@@ -147,6 +147,7 @@ TEST_F(FaultTest, WithoutAFaultEverythingIsLoadedAtTheLevelAskedFor) {
     }
     EXPECT_DOUBLE_EQ(s.kl, 0.02);
     EXPECT_GT(s.network.bytes_per_second, 0);
+    EXPECT_FALSE(s.network_measured);  // a few kilobytes say nothing about a link
 }
 
 TEST_F(FaultTest, TheDefaultRuleTakesTheFinestLevelOnAFastLink) {
@@ -185,6 +186,7 @@ TEST_F(FaultTest, TheLongestStoredPrefixIsFoundByTokens) {
     const Summary none = fetch_completely();
     EXPECT_EQ(none.text_tokens, 1000u);
     EXPECT_EQ(none.publication.code(), ErrorCode::kForeign);
+    EXPECT_FALSE(none.network_measured);
 }
 
 TEST_F(FaultTest, CalibratedChunksWaitForTheirCalibration) {
@@ -212,6 +214,54 @@ TEST_F(FaultTest, ACalibrationThatNoChunkWillNeedStaysWhereItIs) {
     EXPECT_EQ(server->count("kvcal"), 0u);
 }
 
+TEST_F(FaultTest, WithoutADeadlineTheFinestLevelNeedsNoCalibration) {
+    PublicationOptions klt;
+    klt.klt = true;
+    klt.levels = {0, 2, 3};
+    serve(klt);
+    options.deadline = std::numeric_limits<Seconds>::infinity();
+    for (const char* rule : {"two-pointer", "mpc", "deadline", "prefix-only"}) {
+        options.rule = std::move(rule_by_name(rule).value());
+        for (const ChunkReport& c : fetch_completely().chunks) EXPECT_EQ(c.level, 0u) << rule;
+    }
+    EXPECT_EQ(server->count("kvcal"), 0u);
+}
+
+// A codec that has to read the calibration first does not hold up requests, or other sessions.
+TEST_F(FaultTest, ChunksComeWhileTheCodecLooksForTheCalibration) {
+    class Slow final : public ChunkCodec {
+      public:
+        bool has_calibration(const Hash& id) override {
+            std::this_thread::sleep_for(milliseconds(500));
+            return quick_.has_calibration(id);
+        }
+        Status add_calibration(std::span<const std::uint8_t> file) override {
+            return quick_.add_calibration(file);
+        }
+        Status decode(std::span<const std::uint8_t> object, const LayerCallback& deliver) override {
+            return quick_.decode(object, deliver);
+        }
+
+      private:
+        tools::CodecAdapter quick_{1, ""};
+    };
+    PublicationOptions klt;
+    klt.klt = true;
+    klt.levels = {0, 2, 3};
+    serve(klt);
+    be_patient();
+    sink.emplace(*published);
+    Client client(http);
+    Slow codec;
+    Session session(client.loop(), client.transport(), wanted, options, codec, *sink);
+    const Summary s = session.wait();
+    sink->expect_complete(s, published->token_ids.size());
+    for (const ChunkReport& c : s.chunks) {
+        EXPECT_LT(c.received, 0.5);
+        EXPECT_GE(c.ready, 0.5);
+    }
+}
+
 TEST_F(FaultTest, ACalibrationIsFetchedWhereALevelThatNeedsItTakesAnothersPlace) {
     PublicationOptions klt;
     klt.klt = true;
@@ -227,7 +277,10 @@ TEST_F(FaultTest, WithoutItsCalibrationAnotherProfileIsTaken) {
     PublicationOptions klt;
     klt.klt = true;
     klt.levels = {0, 2, 3};
-    for (const char* kind : {R"("fault": "status", "status": 404)", R"("fault": "flip", "at": 100)"}) {
+    be_patient();
+    options.download.first_byte_timeout = options.download.stall_timeout = milliseconds(400);
+    for (const char* kind : {R"("fault": "status", "status": 404)", R"("fault": "flip", "at": 100)",
+                             R"("fault": "close")", R"("fault": "stall-after-headers")"}) {
         serve(klt);
         fault("kvcal", kind);
         const Summary s = fetch_completely();

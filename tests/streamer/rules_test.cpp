@@ -442,8 +442,10 @@ TEST(ThroughputTest, BeginsWithThePrior) {
 TEST(ThroughputTest, ASessionLeavesItsExperienceToTheNext) {
     Throughput t({5e6, 0.2});
     EXPECT_DOUBLE_EQ(t.experience(0).bytes_per_second, 5e6) << "nothing was measured";
+    EXPECT_FALSE(t.measured(0));
     Seconds now = 0;
     for (int i = 0; i < 10; ++i) now = transfer(t, now, 1e6, 20e6, 0.1);
+    EXPECT_TRUE(t.measured(now));
     const NetworkPrior left = t.experience(now);
     EXPECT_NEAR(left.bytes_per_second, 20e6, 0.5e6);
     EXPECT_NEAR(left.first_byte, 0.1, 0.01);

@@ -31,7 +31,9 @@ TEST(LinkMemory, IsDoubtedWhenItIsOld) {
     for (const auto& entry : std::filesystem::directory_iterator(folder.path())) {
         std::filesystem::last_write_time(entry, entry.last_write_time() - std::chrono::hours(2));
     }
-    EXPECT_DOUBLE_EQ(remembered_link(folder.path(), "http://a/x")->doubt, NetworkPrior{}.doubt);
+    const auto link = remembered_link(folder.path(), "http://a/x");
+    EXPECT_DOUBLE_EQ(link->doubt, NetworkPrior{}.doubt);
+    EXPECT_DOUBLE_EQ(link->bytes_per_second, NetworkPrior{}.bytes_per_second);  // 5 MB/s were long ago
 }
 
 TEST(LinkMemory, DamageIsForgotten) {

@@ -13,10 +13,6 @@ using Limits = CalibrationLimits;
 
 constexpr float kFeatureScale = 127.0f / 4;
 
-double unit_of(const kernels::Scale& scale) {
-    return std::ldexp(scale.mantissa, scale.exponent);
-}
-
 // The finest scale, a power of two, whose states hold `largest`.
 kernels::Scale scale_for(double largest) {
     const int exponent = static_cast<int>(std::ceil(std::log2(std::max(largest, 1e-30) / 32767)));

@@ -16,7 +16,8 @@ std::string CalibrationCache::path_of(const Hash& id) const {
 
 bool CalibrationCache::has(const Hash& id) {
     if (last_ && last_->id() == id) return true;
-    if (folder_.empty() || !std::filesystem::exists(path_of(id))) return false;
+    std::error_code unreachable;
+    if (folder_.empty() || !std::filesystem::exists(path_of(id), unreachable)) return false;
     try {
         const MappedFile file(path_of(id));
         const std::span bytes(reinterpret_cast<const std::uint8_t*>(file.bytes().data()),
@@ -25,7 +26,7 @@ bool CalibrationCache::has(const Hash& id) {
             Calibration::read(bytes);  // checks the file against damage; its id is the bytes' hash
         if (!calibration.ok() || calibration.value()->id() != id) return false;
         last_ = std::move(calibration.value());
-    } catch (const Error&) {
+    } catch (const std::exception&) {
         return false;  // unreadable: as good as not there
     }
     return true;

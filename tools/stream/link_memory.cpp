@@ -43,7 +43,11 @@ std::optional<NetworkPrior> remembered_link(const std::string& folder, const std
     std::error_code unknown;
     const auto written = std::filesystem::last_write_time(path, unknown);
     const auto now = std::filesystem::file_time_type::clock::now();
-    if (unknown || now - written > kFresh) link.doubt = std::max(link.doubt, NetworkPrior{}.doubt);
+    // A slow link of long ago is no reason never to look at it again.
+    if (unknown || now - written > kFresh) {
+        link.doubt = std::max(link.doubt, NetworkPrior{}.doubt);
+        link.bytes_per_second = std::max(link.bytes_per_second, NetworkPrior{}.bytes_per_second);
+    }
     return link;
 }
 

@@ -8,7 +8,8 @@
 
 namespace kvcast::tools {
 
-// For the URL's server (scheme, host and port). After an hour, with the usual doubt; nullopt where nothing is
+// For the URL's server (scheme, host and port). After an hour, with the usual doubt, and at
+// least the usual rate; nullopt where nothing is
 // known, or the folder is "".
 std::optional<streamer::NetworkPrior> remembered_link(const std::string& folder, const std::string& url);
 

@@ -1,0 +1,57 @@
+// A folder that is of no use costs a download, and nothing else.
+#include "tools/stream/calibration_cache.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+
+#include "codec/format/chain.h"
+#include "tests/codec/synthetic.h"
+#include "tests/codec/synthetic_calibration.h"
+#include "tests/tools/scratch.h"
+
+namespace kvcast::tools {
+namespace {
+
+std::vector<std::uint8_t> calibration() {
+    const Layout layout = test::make_layout(2, {{1, 16}, {1, 16}}, Dtype::kBf16, RopePairing::kHalf);
+    return test::calibration_bytes(test::make_calibration_data(layout, {{1, 1}}));
+}
+
+TEST(CalibrationCache, KeepsWhatItIsGiven) {
+    const ScratchDirectory folder;
+    const auto file = calibration();
+    CalibrationCache first(folder / "cache"), second(folder / "cache");
+    EXPECT_FALSE(second.has(sha256(file)));
+    EXPECT_TRUE(first.add(file).ok());
+    EXPECT_TRUE(second.has(sha256(file)));
+    EXPECT_EQ(second.last()->id(), sha256(file));
+}
+
+TEST(CalibrationCache, TakesADamagedFileForNone) {
+    const ScratchDirectory folder;
+    const auto file = calibration();
+    CalibrationCache cache(folder / "cache");
+    EXPECT_TRUE(cache.add(file).ok());
+    const auto path = std::filesystem::directory_iterator(folder / "cache")->path();
+    for (const std::uintmax_t bytes : {file.size() - 1, std::size_t{0}}) {
+        std::filesystem::resize_file(path, bytes);
+        EXPECT_FALSE(CalibrationCache(folder / "cache").has(sha256(file)));
+    }
+}
+
+TEST(CalibrationCache, DoesWithoutAFolderThatCannotBeReached) {
+    const ScratchDirectory folder;
+    const std::string loop = folder / "loop";
+    std::filesystem::create_symlink(loop, loop);
+    const auto file = calibration();
+    for (const std::string& path : {loop, folder / "a" + std::string(300, 'b'), std::string()}) {
+        CalibrationCache cache(path);
+        EXPECT_FALSE(cache.has(sha256(file)));
+        EXPECT_TRUE(cache.add(file).ok());
+        EXPECT_TRUE(cache.has(sha256(file)));  // in memory
+    }
+}
+
+}  // namespace
+}  // namespace kvcast::tools
