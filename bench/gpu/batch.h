@@ -15,24 +15,32 @@ namespace kvcast::bench {
 
 using tools::Error;
 
+// How decoded planes lie in memory: contiguous, or in pages as an engine keeps them, in no order.
+struct Output {
+    const char* name;
+    Dtype dtype = Dtype::kBf16;
+    bool paged = false;
+};
+inline constexpr std::size_t kPageTokens = 16;
+
 // The same chunk `count` times, each with its own payload and its own output.
 class Batch {
   public:
-    Batch(const std::vector<std::uint8_t>& object, std::size_t count, const device::KltOnDevice& klt)
-        : header_(read_header(object).value()) {
+    Batch(const std::vector<std::uint8_t>& object, std::size_t count, const device::KltOnDevice& klt,
+          const Output& output)
+        : header_(read_header(object).value()), output_(output) {
         const auto payload = std::as_bytes(std::span(object).subspan(header_.header_bytes));
-        const std::size_t planes = header_.layout.layers * header_.layout.planes.size();
+        for (std::size_t page = pages(); page-- > 0;)
+            page_list_.push_back(static_cast<std::int32_t>(page));  // the last one first
+        page_table_.emplace_back(std::as_bytes(std::span(page_list_)));
         for (std::size_t i = 0; i < count; ++i) {
             payloads_.emplace_back(payload);
-            outputs_.emplace_back(header_.tokens * header_.layout.values_per_token() * 2);
+            std::size_t bytes = 0;
+            for (std::size_t p = 0; p < planes(); ++p) bytes += plane_bytes(p);
+            outputs_.emplace_back(bytes);
             auto& targets = targets_.emplace_back();
-            auto* rows = static_cast<std::byte*>(outputs_.back().data());
-            for (std::size_t p = 0; p < planes; ++p) {
-                const std::size_t row_bytes =
-                    header_.layout.planes[p % header_.layout.planes.size()].width() * 2;
-                targets.push_back({.rows = rows, .row_bytes = row_bytes});
-                rows += header_.tokens * row_bytes;
-            }
+            auto* at = static_cast<std::byte*>(outputs_.back().data());
+            for (std::size_t p = 0; p < planes(); at += plane_bytes(p++)) targets.push_back(target(p, at));
         }
         std::vector<device::ChunkSource> sources;
         for (std::size_t i = 0; i < count; ++i) {
@@ -40,7 +48,7 @@ class Batch {
                                .payload = payloads_[i].data(),
                                .payload_bytes = payloads_[i].size(),
                                .planes = targets_[i],
-                               .dtype = Dtype::kBf16,
+                               .dtype = output.dtype,
                                .calibration = klt.calibration,
                                .calibration_bytes = klt.calibration_bytes});
         }
@@ -57,20 +65,64 @@ class Batch {
                                    static_cast<std::uint32_t*>(status_[0].data()), stream.get()));
     }
 
+    // What was decoded before: what is verified then was decoded since.
+    void forget(const Stream& stream) const {
+        for (const DeviceBuffer& output : outputs_) output.forget(stream);
+        status_[0].forget(stream);
+    }
+
     void verify(const std::vector<std::byte>& expected) const {
         const auto bytes = status_[0].read();
         std::vector<std::uint32_t> words(plan_.blocks());
         std::memcpy(words.data(), bytes.data(), bytes.size());
         if (const Status s = plan_.batch_status(words); !s.ok()) throw Error(s.message());
         for (const DeviceBuffer& output : outputs_) {
-            if (output.read() != expected) throw Error("the device decodes other values than the CPU");
+            if (in_order(output.read()) != expected)
+                throw Error("the device decodes other values than the CPU");
         }
     }
 
     std::size_t workspace_bytes() const { return plan_.workspace_bytes(); }
 
   private:
+    std::size_t planes() const { return header_.layout.layers * header_.layout.planes.size(); }
+    std::size_t row_bytes(std::size_t plane) const {
+        return header_.layout.planes[plane % header_.layout.planes.size()].width() *
+               kernels::dtype_bytes(output_.dtype);
+    }
+    std::size_t pages() const { return (header_.tokens + kPageTokens - 1) / kPageTokens; }
+    std::size_t plane_bytes(std::size_t plane) const {
+        return (output_.paged ? pages() * kPageTokens : header_.tokens) * row_bytes(plane);
+    }
+    device::DevicePlane target(std::size_t plane, std::byte* at) const {
+        device::DevicePlane out = {.rows = at, .row_bytes = row_bytes(plane)};
+        if (output_.paged) {
+            out.pages = static_cast<const std::int32_t*>(page_table_[0].data());
+            out.page_tokens = kPageTokens;
+            out.page_bytes = kPageTokens * row_bytes(plane);
+        }
+        return out;
+    }
+    // Planes as contiguous rows.
+    std::vector<std::byte> in_order(std::vector<std::byte> found) const {
+        if (!output_.paged) return found;
+        std::vector<std::byte> out;
+        auto plane = found.cbegin();
+        for (std::size_t p = 0; p < planes(); plane += static_cast<std::ptrdiff_t>(plane_bytes(p++))) {
+            for (std::size_t t = 0; t < header_.tokens; ++t) {
+                const auto page = static_cast<std::size_t>(page_list_[t / kPageTokens]);
+                const auto row = plane + static_cast<std::ptrdiff_t>((page * kPageTokens + t % kPageTokens) *
+                                                                     row_bytes(p));
+                out.insert(out.end(), row, row + static_cast<std::ptrdiff_t>(row_bytes(p)));
+            }
+        }
+        return out;
+    }
+
     ChunkHeader header_;
+    Output output_;
+    std::vector<std::int32_t> page_list_;
+    std::vector<DeviceBuffer> page_table_;  // one
     std::vector<DeviceBuffer> payloads_;
     std::vector<DeviceBuffer> outputs_;
     std::vector<std::vector<device::DevicePlane>> targets_;
@@ -141,6 +193,12 @@ class EncodeBatch {
     void encode(const Stream& stream) const {
         check(device::encode_batch(plan_, image_[0].data(), workspace_[0].data(), report_[0].data(),
                                    stream.get()));
+    }
+
+    // What was encoded before.
+    void forget(const Stream& stream) const {
+        for (const DeviceBuffer& payload : payloads_) payload.forget(stream);
+        report_[0].forget(stream);
     }
 
     void verify(const std::vector<std::uint8_t>& expected) const {

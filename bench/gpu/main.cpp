@@ -19,12 +19,13 @@ using namespace kvcast;
 using namespace kvcast::bench;
 using namespace kvcast::tools;
 
-constexpr std::size_t kMostValues = std::size_t{64} << 20;  // of a batch
-
 struct Coding {
     EncodeOptions options;
     std::string name;
+    bool everywhere = false;  // measured with every kind of output
 };
+
+constexpr Output kOutputs[] = {{"bf16"}, {"bf16 pages", Dtype::kBf16, true}, {"fp16", Dtype::kF16}};
 
 // Blocks as encoders make them by default, and as small as they may be: they cost bytes, and let more warps
 // decode a chunk.
@@ -40,6 +41,8 @@ std::vector<Coding> with_small_blocks(const std::vector<Coding>& codings) {
             small.options.block_heads = 1;
             small.name += " h1";
         }
+        const unsigned level = c.options.profile == Profile::kLossless ? 0 : c.options.level;
+        small.everywhere = level == 0 || level == 3 || level == 6;
     }
     return out;
 }
@@ -75,6 +78,7 @@ struct Row {
     const Source& source;
     const Coding& coding;
     const char* operation;
+    const char* memory;  // of decoded planes
     std::size_t chunks;
     std::size_t values;  // of all chunks
     std::size_t object_bytes;
@@ -86,12 +90,15 @@ nlohmann::json report(const Row& row, Times t, Times copy) {
     const double gbs = static_cast<double>(bytes) / 1e9 / t.median;
     const double copy_gbs = static_cast<double>(bytes) / 1e9 / copy.median;
     fmt::print(
-        "{:<14} {:<18} {} {:>5} chunks {:>12} bytes {:>10.1f} us {:>9.1f} GB/s, memcpy {:>9.1f} GB/s\n",
-        row.source.name, row.coding.name, row.operation, row.chunks, bytes, t.median * 1e6, gbs, copy_gbs);
+        "{:<14} {:<18} {} {:<10} {:>5} chunks {:>12} bytes {:>10.1f} us {:>9.1f} GB/s, memcpy {:>9.1f} "
+        "GB/s\n",
+        row.source.name, row.coding.name, row.operation, row.memory, row.chunks, bytes, t.median * 1e6, gbs,
+        copy_gbs);
     std::fflush(stdout);
     return {{"source", row.source.name},
             {"coding", row.coding.name},
             {"operation", row.operation},
+            {"memory", row.memory},
             {"chunks", row.chunks},
             {"values", row.values},
             {"bf16_bytes", bytes},
@@ -104,18 +111,23 @@ nlohmann::json report(const Row& row, Times t, Times copy) {
             {"verified", true}};
 }
 
-// What is measured: codings whose "source/coding" begins with `only`; one chunk, as many as make 64 Mi
-// values, and with all_sizes the powers of two between.
+// What is measured: codings whose "source/coding" begins with `only`; one chunk, as many as make the most
+// values of a batch, and with all_sizes the powers of two between.
 struct Choice {
     std::string only;
+    std::string memory;  // of this kind only; empty: any
+    std::size_t most_values = std::size_t{64} << 20;
     bool all_sizes = false;
     unsigned repetitions = 20;
 
+    bool takes_any_of(const std::string& source) const {
+        return (source + "/").starts_with(only) || only.starts_with(source + "/");
+    }
     bool takes(const Source& source, const Coding& coding) const {
         return (source.name + "/" + coding.name).starts_with(only);
     }
     std::vector<std::size_t> sizes(std::size_t values) const {
-        const std::size_t most = std::max<std::size_t>(kMostValues / values, 1);
+        const std::size_t most = std::max<std::size_t>(most_values / values, 1);
         std::vector<std::size_t> out = {1};
         for (std::size_t n = 2; all_sizes && n < most; n *= 2) out.push_back(n);
         if (most > 1) out.push_back(most);
@@ -127,28 +139,35 @@ void measure(const Source& source, const Coding& coding, const device::KltOnDevi
              const Stream& stream, nlohmann::json& rows) {
     if (!choice.takes(source, coding)) return;
     const auto object = encode(source, coding.options);
-    const auto expected = decode_on_cpu(object, coding.options.calibration);
-    const std::size_t values = expected.size() / 2;
-    for (const std::size_t chunks : choice.sizes(values)) {
-        const Batch batch(object, chunks, klt);
-        batch.decode(stream);
-        stream.wait();
-        batch.verify(expected);
-        const Times t = time(stream, Graph(stream, [&] { batch.decode(stream); }), choice.repetitions);
-        batch.verify(expected);
-        rows.push_back(report({source, coding, "decode", chunks, chunks * values, chunks * object.size(),
-                               batch.workspace_bytes()},
-                              t, time_memcpy(stream, 2 * chunks * values, choice.repetitions)));
+    const std::size_t values = source.ids.size() * source.layout.values_per_token();
+    for (const Output& output : std::span(kOutputs).first(coding.everywhere ? std::size(kOutputs) : 1)) {
+        if (!choice.memory.empty() && choice.memory != output.name) continue;
+        const auto expected = decode_on_cpu(object, output.dtype, coding.options.calibration);
+        for (const std::size_t chunks : choice.sizes(values)) {
+            const Batch batch(object, chunks, klt, output);
+            batch.forget(stream);
+            batch.decode(stream);
+            stream.wait();
+            batch.verify(expected);
+            batch.forget(stream);
+            const Times t = time(stream, Graph(stream, [&] { batch.decode(stream); }), choice.repetitions);
+            batch.verify(expected);
+            rows.push_back(report({source, coding, "decode", output.name, chunks, chunks * values,
+                                   chunks * object.size(), batch.workspace_bytes()},
+                                  t, time_memcpy(stream, 2 * chunks * values, choice.repetitions)));
+        }
     }
     for (const std::size_t chunks : choice.sizes(values)) {
         const EncodeBatch batch(source, coding.options, chunks, klt);
+        batch.forget(stream);
         batch.encode(stream);
         stream.wait();
         batch.verify(object);
+        batch.forget(stream);
         const Times t = time(stream, Graph(stream, [&] { batch.encode(stream); }), choice.repetitions);
         batch.verify(object);
-        rows.push_back(report({source, coding, "encode", chunks, chunks * values, chunks * object.size(),
-                               batch.workspace_bytes()},
+        rows.push_back(report({source, coding, "encode", "bf16", chunks, chunks * values,
+                               chunks * object.size(), batch.workspace_bytes()},
                               t, time_memcpy(stream, 2 * chunks * values, choice.repetitions)));
     }
 }
@@ -191,17 +210,22 @@ void measure_all(const std::string& path, const std::string& calibration_path, c
     const Stream stream;
     const KvInput kv(std::make_unique<SafetensorsReader>(path));
     const auto calibration = load_calibration(calibration_path);
-    const Source real = first_chunk(kv, "sample"), wide = synthetic("synthetic-8b", 32);
-    const Source shallow = synthetic("synthetic-wide", 4);
+    const Source real = first_chunk(kv, "sample");
     auto& rows = out["rows"];
     for (const Coding& c : uncalibrated()) measure(real, c, {}, choice, stream, rows);
-    for (const Coding& c : uncalibrated()) measure(wide, c, {}, choice, stream, rows);
+    if (choice.takes_any_of("synthetic-8b")) {
+        const Source wide = synthetic("synthetic-8b", 32);
+        for (const Coding& c : uncalibrated()) measure(wide, c, {}, choice, stream, rows);
+    }
     if (calibration != nullptr) {
         measure_klt(real, calibration, "klt", choice, stream, rows);
         measure_klt(real, bench::first_stage(*calibration), "klt first-stage", choice, stream, rows);
     }
-    measure_klt(shallow, bench::dense_first_stage(shallow.layout, shallow.model, 384), "klt first-stage",
-                choice, stream, rows);
+    if (choice.takes_any_of("synthetic-wide")) {
+        const Source shallow = synthetic("synthetic-wide", 4);
+        measure_klt(shallow, bench::dense_first_stage(shallow.layout, shallow.model, 384), "klt first-stage",
+                    choice, stream, rows);
+    }
     if (output.empty()) return;
     std::ofstream file(output);
     file << out.dump(1) << '\n';
@@ -221,6 +245,10 @@ int main(int argc, char** argv) {
     app.add_option("FILE", path, "KV cache (safetensors)");
     app.add_option("--calibration", calibration, "measure klt too, with this calibration (.kvcal)");
     app.add_option("--only", choice.only, "only rows whose SOURCE/CODING begins so");
+    app.add_option("--memory", choice.memory, "decode to this kind of memory only")
+        ->check(CLI::IsMember({"bf16", "bf16 pages", "fp16"}));
+    app.add_option("--values", choice.most_values, "values of a batch, at most (default 64 Mi)")
+        ->check(CLI::PositiveNumber);
     app.add_flag("--all-sizes", choice.all_sizes, "powers of two of chunks, too");
     app.add_option("--repetitions", choice.repetitions, "timed repetitions (default 20)")
         ->check(CLI::Range(1, 1000));

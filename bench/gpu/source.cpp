@@ -56,16 +56,17 @@ std::vector<std::uint8_t> encode(const Source& s, const EncodeOptions& options) 
     return object;
 }
 
-std::vector<std::byte> decode_on_cpu(const std::vector<std::uint8_t>& object,
+std::vector<std::byte> decode_on_cpu(const std::vector<std::uint8_t>& object, Dtype dtype,
                                      const std::shared_ptr<const Calibration>& calibration) {
-    auto opened = ChunkDecoder::open(object, {.dtype = Dtype::kBf16, .calibration = calibration});
+    auto opened = ChunkDecoder::open(object, {.dtype = dtype, .calibration = calibration});
     if (!opened.ok()) throw Error(opened.status().message());
     const ChunkHeader& h = opened.value().header();
-    std::vector<std::byte> out(h.tokens * h.layout.values_per_token() * 2);
+    const std::size_t element = kernels::dtype_bytes(dtype);
+    std::vector<std::byte> out(h.tokens * h.layout.values_per_token() * element);
     std::vector<PlaneBuffer> buffers;
     std::size_t at = 0;
     for (std::size_t i = 0; i < h.layout.layers * h.layout.planes.size(); ++i) {
-        const std::size_t row_bytes = h.layout.planes[i % h.layout.planes.size()].width() * 2;
+        const std::size_t row_bytes = h.layout.planes[i % h.layout.planes.size()].width() * element;
         buffers.push_back({out.data() + at, row_bytes});
         at += h.tokens * row_bytes;
     }

@@ -32,8 +32,8 @@ Source first_chunk(const tools::KvInput& kv, const std::string& name);
 
 std::vector<std::uint8_t> encode(const Source& s, const EncodeOptions& options);
 
-// The planes [layer][plane] as a CPU decodes them to bf16, one after another.
-std::vector<std::byte> decode_on_cpu(const std::vector<std::uint8_t>& object,
+// The planes [layer][plane] as a CPU decodes them, one after another.
+std::vector<std::byte> decode_on_cpu(const std::vector<std::uint8_t>& object, Dtype dtype,
                                      const std::shared_ptr<const Calibration>& calibration);
 
 }  // namespace kvcast::bench

@@ -14,6 +14,20 @@ namespace kvcast::bench {
 // Throws tools::Error where a call of the runtime failed.
 void check(cudaError_t error);
 
+class Stream {
+  public:
+    Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }
+    ~Stream() { cudaStreamDestroy(stream_); }
+    Stream(const Stream&) = delete;
+    Stream& operator=(const Stream&) = delete;
+
+    cudaStream_t get() const { return stream_; }
+    void wait() const { check(cudaStreamSynchronize(stream_)); }
+
+  private:
+    cudaStream_t stream_ = nullptr;
+};
+
 class DeviceBuffer {
   public:
     explicit DeviceBuffer(std::size_t bytes) : bytes_(bytes) {
@@ -35,23 +49,12 @@ class DeviceBuffer {
         return out;
     }
 
+    // Overwrites what is there.
+    void forget(const Stream& stream) const { check(cudaMemsetAsync(data_, 0xa5, bytes_, stream.get())); }
+
   private:
     void* data_ = nullptr;
     std::size_t bytes_;
-};
-
-class Stream {
-  public:
-    Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }
-    ~Stream() { cudaStreamDestroy(stream_); }
-    Stream(const Stream&) = delete;
-    Stream& operator=(const Stream&) = delete;
-
-    cudaStream_t get() const { return stream_; }
-    void wait() const { check(cudaStreamSynchronize(stream_)); }
-
-  private:
-    cudaStream_t stream_ = nullptr;
 };
 
 class Graph {

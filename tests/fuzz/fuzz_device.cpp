@@ -1,7 +1,8 @@
 // The device's decoder gives the CPU's values, or the CPU's error, whatever the bytes and the order of
 // threads. Kernels run on the SIMT emulator (tests/simt), where accesses outside memory, threads that miss
-// each other and shared memory that nobody wrote are findings, too. Input: u8 of options, then a chunk, or
-// what klt_input() takes.
+// each other and shared memory that nobody wrote are findings, too (allocations are rounded up to 256 bytes,
+// as CUDA's are). klt goes layer by layer here: chains of layers are for batches. Input: u8 of options, then
+// a chunk, or what klt_input() takes.
 #include <cstdio>
 #include <cstdlib>
 #include <vector>

@@ -36,6 +36,10 @@ envelope = {"payloadType": "application/vnd.kvcast.manifest+json", "payload": ba
             "signatures": [{"keyid": "", "sig": base64.b64encode(bytes(64)).decode()}]}
 open(f"{out}/fuzz_manifest/plain", "wb").write(manifest)
 open(f"{out}/fuzz_manifest/envelope", "w").write(json.dumps(envelope))
+whole = safetensors("BF16", 1, 250, 1, 16, "half")  # rows that a device stores as it decodes
+for level in ("0", "1", "5"):
+    made = subprocess.run([kvenc, "-", "-o", "-", "-l", level], input=whole, capture_output=True, check=True)
+    open(f"{out}/fuzz_device/whole-{level}", "wb").write(b"\0" + made.stdout)
 cases = [("BF16", 1, 5, 2, 8, "half"), ("F16", 2, 33, 1, 4, "interleaved"), ("F32", 1, 2, 1, 6, "none")]
 for i, case in enumerate(cases):
     data = safetensors(*case)
@@ -59,5 +63,5 @@ for path in sorted(glob.glob(f"{vectors}/*.kvcal")):
         changed = bytes([count]) + changes[: 6 * count]
         data = struct.pack("<I", len(calibration)) + calibration + changed + chunk
         open(f"{out}/fuzz_klt/{name}-{count}", "wb").write(data)
-        if count == 1:
-            open(f"{out}/fuzz_device/{name}", "wb").write(b"\x80" + data)
+        if count < 8:
+            open(f"{out}/fuzz_device/{name}-{count}", "wb").write(b"\x80" + data)

@@ -99,6 +99,16 @@ TEST_P(DeviceGolden, DecodesInPartsToTheCommittedValues) {
 
 INSTANTIATE_TEST_SUITE_P(Vectors, DeviceGolden, testing::ValuesIn(conformance_cases()), case_name);
 
+// A server captures its steps once.
+TEST(DeviceGraphs, DecodeAsOftenAsTheyAreLaunched) {
+    for (const char* name : {"delta5-two-chunks", "klt2-two-chunks"}) {
+        const auto file = load_vector(std::string(name) + ".kvc");
+        const Chunks chunks = chunks_of(file, {.calibration = case_of(name).options.calibration});
+        expect_sound(decode_on_device(chunks, 3), chunks);
+        EXPECT_EQ(joined(chunks), load_vector(std::string(name) + ".raw"));
+    }
+}
+
 // ---- batches and damage
 
 // Bytes of planes where a CPU decodes blocks whose checksums are not looked at.
@@ -190,6 +200,25 @@ void decode_octets_of(const Layout& layout) {
     }
     expect_like_cpu(objects);
     for (auto& o : objects) o[o.size() - 33] ^= 16;
+    expect_like_cpu(objects);
+}
+
+// Chunks of 256 tokens and of more, as most are: with raw bits, without, and elements.
+TEST(DeviceOctets, DecodesWholeOnes) {
+    std::vector<std::vector<std::uint8_t>> objects;
+    for (const std::size_t tokens : {256, 300}) {
+        for (const double step : {0.0, 1.5, 0.1}) {
+            EncodeOptions options;
+            options.profile = step == 0 ? Profile::kLossless : Profile::kDelta;
+            options.level = step == 0 ? 0 : 1;
+            if (step != 0) options.layer_steps = {step, step};
+            Case c = {"whole", make_layout(1, {{2, 16}, {1, 16}}, Dtype::kBf16, RopePairing::kHalf),
+                      tokens,  Content::kGaussian,
+                      options, 1024};
+            const auto file = encode(make_cache(c), c);
+            objects.emplace_back(file.begin(), file.end());
+        }
+    }
     expect_like_cpu(objects);
 }
 

@@ -109,9 +109,40 @@ bool DeviceChunk::intact() const {
     return intact;
 }
 
+void DeviceChunk::forget() const {
+    for (const Plane& p : planes_) p.memory->forget();
+}
+
+std::string run_captured(const std::function<cudaError_t(cudaStream_t)>& work, unsigned runs,
+                         const std::function<void()>& forget) {
+    if (std::string before = finish(); !before.empty())
+        return before;  // memory is filled on the default stream
+    cudaStream_t stream = nullptr;
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t executable = nullptr;
+    cudaError_t error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    if (error == cudaSuccess) error = cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal);
+    if (error == cudaSuccess) {
+        const cudaError_t working = work(stream);
+        error = cudaStreamEndCapture(stream, &graph);
+        if (working != cudaSuccess) error = working;
+    }
+    if (error == cudaSuccess) error = cudaGraphInstantiate(&executable, graph, 0);
+    for (unsigned run = 0; run < runs && error == cudaSuccess; ++run) {
+        forget();
+        error = cudaGraphLaunch(executable, stream);
+        if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
+    }
+    const std::string failure = finish();
+    if (executable != nullptr) cudaGraphExecDestroy(executable);
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    cudaStreamDestroy(stream);
+    return !failure.empty() || error == cudaSuccess ? failure : cudaGetErrorString(error);
+}
+
 namespace {
 
-// Plans a batch and has it decoded by decode(plan, image, workspace, status).
+// Plans a batch and has it decoded by decode(plan, image, workspace, status), which says what went wrong.
 template <typename Decode>
 BatchResult plan_and_decode(std::span<const std::unique_ptr<DeviceChunk>> chunks, Decode decode) {
     std::vector<device::ChunkSource> sources;
@@ -123,10 +154,9 @@ BatchResult plan_and_decode(std::span<const std::unique_ptr<DeviceChunk>> chunks
     const DeviceBytes image = aligned(plan.image());
     const DeviceBytes workspace(plan.workspace_bytes());
     const DeviceBytes status(plan.blocks() * sizeof(std::uint32_t));
-    const cudaError_t error =
-        decode(plan, image.data(), workspace.data(), reinterpret_cast<std::uint32_t*>(status.data()));
-    BatchResult result = {finish(), std::vector<std::uint32_t>(plan.blocks())};
-    EXPECT_EQ(error == cudaSuccess, result.failure.empty());
+    BatchResult result = {
+        decode(plan, image.data(), workspace.data(), reinterpret_cast<std::uint32_t*>(status.data())),
+        std::vector<std::uint32_t>(plan.blocks())};
     EXPECT_TRUE(image.intact() && workspace.intact() && status.intact());
     const auto after = image.read();
     EXPECT_TRUE(std::equal(plan.image().begin(), plan.image().end(), after.begin()));
@@ -137,9 +167,15 @@ BatchResult plan_and_decode(std::span<const std::unique_ptr<DeviceChunk>> chunks
 
 }  // namespace
 
-BatchResult decode_on_device(std::span<const std::unique_ptr<DeviceChunk>> chunks) {
-    return plan_and_decode(chunks, [](const auto& plan, void* image, void* workspace, auto* status) {
-        return device::decode_batch(plan, image, workspace, status, nullptr);
+BatchResult decode_on_device(std::span<const std::unique_ptr<DeviceChunk>> chunks, unsigned runs) {
+    const auto forget = [&] {
+        for (const auto& c : chunks) c->forget();
+    };
+    return plan_and_decode(chunks, [&](const auto& plan, void* image, void* workspace, auto* status) {
+        const auto decode = [&](cudaStream_t stream) {
+            return device::decode_batch(plan, image, workspace, status, stream);
+        };
+        return run_captured(decode, runs, forget);
     });
 }
 
@@ -152,7 +188,9 @@ BatchResult decode_in_parts(const std::unique_ptr<DeviceChunk>& chunk) {
             const std::size_t end = std::min(first + unit, h.layout.layers);
             e = device::decode_layers(plan, first, end, image, workspace, status, nullptr);
         }
-        return e;
+        std::string failure = finish();
+        EXPECT_EQ(e == cudaSuccess, failure.empty());
+        return failure;
     });
 }
 

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -40,6 +41,9 @@ class DeviceChunk {
     // Nothing is written between, before or after the rows.
     bool intact() const;
 
+    // What is written.
+    void forget() const;
+
   private:
     struct Plane {
         std::optional<DeviceBytes> memory;
@@ -62,15 +66,20 @@ class DeviceChunk {
     std::vector<device::DevicePlane> targets_;
 };
 
+// Captures what `work` puts on a stream, which must neither wait nor allocate, and runs it so many times,
+// with forget() before each. What went wrong, if anything.
+std::string run_captured(const std::function<cudaError_t(cudaStream_t)>& work, unsigned runs,
+                         const std::function<void()>& forget);
+
 struct BatchResult {
     std::string failure;
     std::vector<std::uint32_t> status;
 };
 
-// Plans and decodes a batch. The plan must succeed.
-BatchResult decode_on_device(std::span<const std::unique_ptr<DeviceChunk>> chunks);
+// Plans and decodes a batch, by a graph. The plan must succeed.
+BatchResult decode_on_device(std::span<const std::unique_ptr<DeviceChunk>> chunks, unsigned runs = 1);
 
-// One chunk in as many parts as may be: klt goes by waves then, not by chains.
+// One chunk in as many parts as may be, on the default stream: klt goes by waves then, not by chains.
 BatchResult decode_in_parts(const std::unique_ptr<DeviceChunk>& chunk);
 
 // An image at the end of memory that begins where the device API wants it.

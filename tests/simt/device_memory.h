@@ -25,6 +25,7 @@ class DeviceBytes {
     std::byte* data() const;  // device
     std::size_t size() const;
     std::vector<std::byte> read() const;
+    void forget() const;  // what it holds: 0xa5 again
 
     // Nothing was written beside them.
     bool intact() const;

@@ -24,6 +24,9 @@ std::size_t DeviceBytes::size() const {
 std::vector<std::byte> DeviceBytes::read() const {
     return {data(), data() + size()};
 }
+void DeviceBytes::forget() const {
+    std::fill_n(data(), size(), std::byte{0xa5});
+}
 bool DeviceBytes::intact() const {
     return memory_->bytes.intact();
 }

@@ -97,7 +97,8 @@ class Images {
 // is beyond what the CPU's chunks need.
 std::vector<Result<std::vector<std::uint8_t>>> encode_on_device(const Case& c,
                                                                 std::span<const std::uint8_t> file,
-                                                                bool paged, std::ptrdiff_t spare) {
+                                                                bool paged, std::ptrdiff_t spare,
+                                                                unsigned runs = 1) {
     const Cache cache = make_cache(c);
     std::vector<std::unique_ptr<Source>> sources;
     std::vector<device::ChunkToEncode> chunks;
@@ -121,11 +122,14 @@ std::vector<Result<std::vector<std::uint8_t>>> encode_on_device(const Case& c,
     const device::EncodePlan& plan = made.value();
     const DeviceBytes image = aligned(plan.image()), workspace(plan.workspace_bytes()),
                       report(plan.report_bytes());
-    const cudaError_t error =
-        device::encode_batch(plan, image.data(), workspace.data(), report.data(), nullptr);
-    const std::string failure = finish();
-    EXPECT_EQ(failure, "");
-    EXPECT_EQ(error, cudaSuccess);
+    const auto encode = [&](cudaStream_t stream) {
+        return device::encode_batch(plan, image.data(), workspace.data(), report.data(), stream);
+    };
+    const auto forget = [&] {
+        for (const auto& s : sources) s->payload().forget();
+        report.forget();
+    };
+    EXPECT_EQ(run_captured(encode, runs, forget), "");
     EXPECT_TRUE(image.intact() && workspace.intact() && report.intact());
     std::vector<Result<std::vector<std::uint8_t>>> objects;
     for (std::size_t i = 0; i < sources.size(); ++i) {
@@ -137,9 +141,9 @@ std::vector<Result<std::vector<std::uint8_t>>> encode_on_device(const Case& c,
     return objects;
 }
 
-void expect_bytes(const Case& c, std::span<const std::uint8_t> expected, bool paged) {
+void expect_bytes(const Case& c, std::span<const std::uint8_t> expected, bool paged, unsigned runs = 1) {
     std::vector<std::uint8_t> file;
-    for (const auto& object : encode_on_device(c, expected, paged, 0)) {
+    for (const auto& object : encode_on_device(c, expected, paged, 0, runs)) {
         ASSERT_TRUE(object.ok()) << object.status().message();
         file.insert(file.end(), object.value().begin(), object.value().end());
     }
@@ -164,6 +168,11 @@ TEST_P(DeviceEncoding, WritesTheCommittedBytes) {
 
 TEST_P(DeviceEncoding, WritesTheCommittedBytesFromPages) {
     expect_committed_bytes(GetParam(), true);
+}
+
+TEST(DeviceEncodingGraphs, EncodeAsOftenAsTheyAreLaunched) {
+    for (const char* name : {"delta5-two-chunks", "klt2-two-chunks"})
+        expect_bytes(case_of(name), load_vector(std::string(name) + ".kvc"), false, 3);
 }
 
 INSTANTIATE_TEST_SUITE_P(Vectors, DeviceEncoding, testing::ValuesIn(conformance_cases()), case_name);

@@ -46,6 +46,10 @@ std::vector<std::byte> DeviceBytes::read() const {
     check(cudaMemcpy(out.data(), data(), size(), cudaMemcpyDeviceToHost));
     return out;
 }
+void DeviceBytes::forget() const {
+    check(cudaMemset(data(), kPattern, size()));
+    check(cudaDeviceSynchronize());
+}
 bool DeviceBytes::intact() const {
     std::vector<std::byte> margins(2 * kMargin);
     check(cudaMemcpy(margins.data(), memory_->begin, kMargin, cudaMemcpyDeviceToHost));

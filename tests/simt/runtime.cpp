@@ -9,14 +9,22 @@
 #include <memory>
 #include <set>
 #include <utility>
+#include <vector>
 
 #include "tests/guarded.h"
+
+// In order.
+struct CUgraph_st {
+    std::vector<std::function<bool()>> work;
+};
 
 struct CUstream_st {
     std::deque<std::function<bool()>> work;
     std::uint64_t done = 0;   // pieces of work that have been taken off
     std::uint64_t added = 0;  // that were ever put on
     bool failed = false;
+    std::unique_ptr<CUgraph_st> capture;
+    bool spoiled = false;  // the capture
 };
 
 struct CUevent_st {
@@ -105,6 +113,10 @@ bool on_host(const void* at, std::size_t bytes) {
 }
 
 void enqueue(CUstream_st* stream, std::function<bool()> work) {
+    if (stream->capture != nullptr) {
+        stream->capture->work.push_back(std::move(work));
+        return;
+    }
     stream->work.push_back(std::move(work));
     ++stream->added;
 }
@@ -116,6 +128,41 @@ bool drain(CUstream_st* stream) {
 
 void drain_all() {
     for (CUstream_st* stream : device().streams) run_until(stream, stream->added);
+}
+
+bool begin_capture(CUstream_st* stream) {
+    if (stream->capture != nullptr) return false;
+    stream->capture = std::make_unique<CUgraph_st>();
+    stream->spoiled = false;
+    return true;
+}
+
+CUgraph_st* end_capture(CUstream_st* stream) {
+    auto graph = std::exchange(stream->capture, nullptr);
+    return stream->spoiled ? nullptr : graph.release();
+}
+
+bool outside_capture(CUstream_st* stream) {
+    stream->spoiled = true;
+    return stream->capture == nullptr;
+}
+
+bool outside_capture() {
+    bool outside = true;
+    for (CUstream_st* stream : device().streams) outside = outside_capture(stream) && outside;
+    return outside;
+}
+
+void launch(const CUgraph_st* graph, CUstream_st* stream) {
+    for (const auto& work : graph->work) enqueue(stream, work);
+}
+
+CUgraph_st* copy(const CUgraph_st* graph) {
+    return new CUgraph_st(*graph);
+}
+
+void destroy(CUgraph_st* graph) {
+    delete graph;
 }
 
 CUstream_st* make_stream() {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <functional>
 
 namespace simt {
 namespace {
@@ -98,6 +99,51 @@ TEST_F(Runtime, TellsOfALaunchThatFailedWhenItIsWaitedFor) {
     EXPECT_EQ(cudaStreamSynchronize(first_), cudaErrorLaunchFailure);
     EXPECT_NE(take_failure(), "");
     EXPECT_EQ(cudaStreamSynchronize(first_), cudaSuccess);
+}
+
+TEST_F(Runtime, CapturesAStreamAndRunsWhatCameAsOftenAsItIsLaunched) {
+    int from = 1, to = 0;
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t executable = nullptr;
+    EXPECT_EQ(cudaStreamBeginCapture(first_, cudaStreamCaptureModeGlobal), cudaSuccess);
+    EXPECT_EQ(up(&from, first_), cudaSuccess);
+    EXPECT_EQ(down(&to, first_), cudaSuccess);
+    EXPECT_EQ(cudaStreamEndCapture(first_, &graph), cudaSuccess);
+    EXPECT_EQ(cudaStreamSynchronize(first_), cudaSuccess);
+    EXPECT_EQ(to, 0);
+    EXPECT_EQ(cudaGraphInstantiate(&executable, graph, 0), cudaSuccess);
+    EXPECT_EQ(cudaGraphDestroy(graph), cudaSuccess);
+    for (from = 1; from < 3; ++from) {
+        EXPECT_EQ(cudaGraphLaunch(executable, second_), cudaSuccess);
+        EXPECT_EQ(cudaStreamSynchronize(second_), cudaSuccess);
+        EXPECT_EQ(to, from);
+    }
+    EXPECT_EQ(cudaGraphExecDestroy(executable), cudaSuccess);
+}
+
+TEST_F(Runtime, RefusesWhileAStreamIsCapturedWhatWouldNotBeInTheGraph) {
+    const auto spoils = [&](const std::function<cudaError_t()>& call) {
+        cudaGraph_t graph = nullptr;
+        EXPECT_EQ(cudaStreamBeginCapture(first_, cudaStreamCaptureModeGlobal), cudaSuccess);
+        const bool refused = call() != cudaSuccess;
+        const bool spoilt = cudaStreamEndCapture(first_, &graph) == cudaErrorStreamCaptureInvalidated;
+        EXPECT_EQ(refused, spoilt);
+        cudaGraphDestroy(graph);
+        return spoilt;
+    };
+    void* memory = nullptr;
+    int value = 0;
+    EXPECT_TRUE(spoils([&] { return cudaMalloc(&memory, 16); }));
+    EXPECT_TRUE(spoils([&] { return cudaMallocHost(&memory, 16); }));
+    EXPECT_TRUE(spoils([&] { return cudaFree(device_); }));
+    EXPECT_TRUE(spoils([&] { return cudaStreamSynchronize(first_); }));
+    EXPECT_TRUE(spoils([&] { return cudaStreamSynchronize(second_); }));
+    EXPECT_TRUE(spoils([&] { return cudaEventSynchronize(event_); }));
+    EXPECT_TRUE(spoils([&] { return up(&value, nullptr); }));
+    EXPECT_TRUE(spoils([&] { return cudaEventRecord(event_, first_); }));
+    EXPECT_FALSE(spoils([&] { return up(&value, second_); }));
+    EXPECT_EQ(cudaStreamSynchronize(first_), cudaSuccess);
+    EXPECT_EQ(cudaStreamSynchronize(second_), cudaSuccess);
 }
 
 TEST_F(Runtime, HasNoMoreMemoryThanItIsGiven) {

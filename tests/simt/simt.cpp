@@ -296,6 +296,8 @@ std::string deadlock(const Machine& m) {
                            (w.primitive != Primitive::kSyncSome || f.source == w.source);
         if (wanted && !there) return describe(m, waiting) + ", where " + describe(m, t);
     }
+    if (w.primitive == Primitive::kSyncMemory)
+        return describe(m, waiting) + ", and so are all others: the barrier is for more";
     const unsigned last = std::min(m.threads - warp, kWarp);
     return describe(m, waiting) + ", and its mask names lanes from " + std::to_string(last) +
            " on, which the block does not have";
@@ -664,6 +666,8 @@ std::uint64_t meet_warp(Primitive primitive, unsigned mask, std::uint64_t value,
         try_warp(m);
         return wait(m);
     }
+    if (kSeesRaces && mask != ~0u)
+        fail("races are not followed where some lanes of a warp meet without the others");
     Meetings& meetings = m.warp_meetings[warp / kWarp];
     const Meeting meeting(meetings);
     if (try_warp(m)) meetings.next();
@@ -778,9 +782,18 @@ void make_barrier(void* at, unsigned count) {
                                         0};
 }
 
+namespace {
+
+// Phases come one after the other: two places for what orders memory.
+void* order_place(void* at, unsigned parity) {
+    return static_cast<std::byte*>(at) + parity * (kMemoryBarrierBytes / 2);
+}
+
+}  // namespace
+
 void arrive_at(void* at) {
     MemoryBarrier& b = barrier_at(at);
-    give_order(at);
+    give_order(order_place(at, b.phases % 2));
     if (--b.pending != 0) return;
     b.pending = b.count;
     ++b.phases;
@@ -805,7 +818,7 @@ void wait_at(void* at, unsigned parity, Place place) {
         f.mode = Mode::kWaiting;
         wait(m);
     }
-    take_order(at);
+    take_order(order_place(at, parity));
 }
 
 }  // namespace simt

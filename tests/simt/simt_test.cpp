@@ -472,6 +472,17 @@ TEST_P(Simt, CatchesABarrierInMemoryThatTooFewReach) {
     EXPECT_THAT(failed, Optional(HasSubstr("thread 33 has returned")));
 }
 
+TEST_P(Simt, CatchesABarrierInMemoryThatIsForMore) {
+    const auto failed = run(1, 64, [] {
+        __shared__ std::uint64_t barrier;
+        if (threadIdx.x == 0) simt_mbarrier_init(&barrier, 65);
+        __syncthreads();
+        simt_mbarrier_arrive(&barrier);
+        simt_mbarrier_try_wait(&barrier, 0);
+    });
+    EXPECT_THAT(failed, Optional(HasSubstr("the barrier is for more")));
+}
+
 TEST_P(Simt, CatchesABarrierInMemoryThatIsNone) {
     const auto failed = run(1, 1, [] {
         __shared__ std::uint64_t barrier;

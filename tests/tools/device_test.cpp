@@ -99,6 +99,22 @@ TEST_F(DeviceTools, TellDamageFromOtherFailures) {
     EXPECT_FALSE(std::filesystem::exists(out));
 }
 
+// What bench/device runs, on a device that says nothing about speed: rows are verified.
+TEST_F(DeviceTools, BenchVerifiesItsRows) {
+    const std::string input = make_input(), out = folder_ / "rows.json";
+    const std::string bench =
+        kEmulated + "/bench_device_on_simt " + input + " --values 30000 --repetitions 1";
+    const std::string calibration = " --calibration " + make_calibration(input);
+    for (const std::string& only : {std::string("delta 3"), "klt 1'" + calibration}) {
+        const bool klt = only.starts_with("klt");
+        const Ran ran = run(bench + " --only 'sample/" + only + (klt ? "" : "'") + " -o " + out);
+        EXPECT_EQ(ran.code, 0) << ran.said;
+        EXPECT_THAT(ran.said, HasSubstr(klt ? "klt 1 r1" : "decode bf16 pages"));
+        EXPECT_THAT(contents(out), HasSubstr("\"verified\": true"));
+        EXPECT_THAT(contents(out), HasSubstr("\"operation\": \"encode\""));
+    }
+}
+
 TEST_F(DeviceTools, SayThatThereIsNoDevice) {
     const std::string input = make_input(), chunks = folder_ / "chunks", out = folder_ / "out.safetensors";
     expect_success(kTools + "/kvenc " + input + " -q -o " + chunks);

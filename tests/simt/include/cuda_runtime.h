@@ -251,13 +251,18 @@ struct dim3 {
 
 using cudaStream_t = struct CUstream_st*;
 using cudaEvent_t = struct CUevent_st*;
+using cudaGraph_t = struct CUgraph_st*;
+using cudaGraphExec_t = struct CUgraph_st*;
 
 enum cudaError_t : int {
     cudaSuccess = 0,
     cudaErrorInvalidValue = 1,
     cudaErrorMemoryAllocation = 2,
     cudaErrorNoDevice = 100,
-    cudaErrorLaunchFailure = 719
+    cudaErrorLaunchFailure = 719,
+    cudaErrorStreamCaptureUnsupported = 900,
+    cudaErrorStreamCaptureInvalidated = 901,
+    cudaErrorStreamCaptureImplicit = 906
 };
 enum cudaMemcpyKind : int {
     cudaMemcpyHostToDevice = 1,
@@ -283,7 +288,10 @@ namespace simt {
 
 // At once, or when the stream gets there.
 inline cudaError_t perform(cudaStream_t stream, std::function<bool()> work) {
-    if (stream == nullptr) return work() ? cudaSuccess : cudaErrorLaunchFailure;
+    if (stream == nullptr) {
+        if (!outside_capture()) return cudaErrorStreamCaptureImplicit;
+        return work() ? cudaSuccess : cudaErrorLaunchFailure;
+    }
     enqueue(stream, std::move(work));
     return cudaSuccess;
 }
@@ -336,12 +344,33 @@ inline const char* cudaGetErrorString(cudaError_t error) {
            : error == cudaErrorMemoryAllocation ? "out of memory"
            : error == cudaErrorNoDevice         ? "no CUDA-capable device is detected"
            : error == cudaErrorInvalidValue     ? "invalid argument"
-                                                : "failure in the emulator";
+           : error == cudaErrorStreamCaptureUnsupported || error == cudaErrorStreamCaptureImplicit
+               ? "operation not permitted when stream is capturing"
+           : error == cudaErrorStreamCaptureInvalidated
+               ? "operation failed due to a previous error during capture"
+               : "failure in the emulator";
 }
 
 inline cudaError_t cudaGetDeviceCount(int* count) {
     *count = ::simt::devices();
     return *count == 0 ? cudaErrorNoDevice : cudaSuccess;
+}
+struct cudaDeviceProp {
+    char name[256];
+    int major, minor;
+    int multiProcessorCount;
+};
+inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+    *properties = {"SIMT emulator", 0, 0, static_cast<int>(::simt::multiprocessors())};
+    return cudaSuccess;
+}
+inline cudaError_t cudaDriverGetVersion(int* version) {
+    *version = 0;
+    return cudaSuccess;
+}
+inline cudaError_t cudaRuntimeGetVersion(int* version) {
+    *version = 0;
+    return cudaSuccess;
 }
 inline cudaError_t cudaGetDevice(int* device) {
     *device = 0;
@@ -351,17 +380,21 @@ inline cudaError_t cudaSetDevice(int device) {
     return device < ::simt::devices() ? cudaSuccess : cudaErrorInvalidValue;
 }
 inline cudaError_t cudaMalloc(void** at, std::size_t bytes) {
+    if (!::simt::outside_capture()) return cudaErrorStreamCaptureUnsupported;
     *at = ::simt::allocate(bytes);
     return *at == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
 }
 inline cudaError_t cudaFree(void* at) {
+    if (!::simt::outside_capture()) return cudaErrorStreamCaptureUnsupported;
     return at == nullptr || ::simt::release(at) ? cudaSuccess : cudaErrorInvalidValue;
 }
 inline cudaError_t cudaMallocHost(void** at, std::size_t bytes) {
+    if (!::simt::outside_capture()) return cudaErrorStreamCaptureUnsupported;
     *at = ::operator new(bytes);
     return cudaSuccess;
 }
 inline cudaError_t cudaFreeHost(void* at) {
+    if (!::simt::outside_capture()) return cudaErrorStreamCaptureUnsupported;
     ::simt::drain_all();
     ::operator delete(at);
     return cudaSuccess;
@@ -387,6 +420,10 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes
     return cudaMemcpy2DAsync(to, bytes, from, bytes, bytes, 1, kind, stream);
 }
 
+inline cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
+    return cudaMemcpyAsync(to, from, bytes, kind, nullptr);
+}
+
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
     *stream = ::simt::make_stream();
     return cudaSuccess;
@@ -396,10 +433,19 @@ inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     return cudaSuccess;
 }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    if (!::simt::outside_capture()) return cudaErrorStreamCaptureUnsupported;
     return ::simt::drain(stream) ? cudaSuccess : cudaErrorLaunchFailure;
 }
 inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
     *event = ::simt::make_event();
+    return cudaSuccess;
+}
+inline cudaError_t cudaEventCreate(cudaEvent_t* event) {
+    return cudaEventCreateWithFlags(event, 0);
+}
+// Nothing is said about speed.
+inline cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t, cudaEvent_t) {
+    *milliseconds = 1;
     return cudaSuccess;
 }
 inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
@@ -407,14 +453,42 @@ inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
     return cudaSuccess;
 }
 inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    if (!::simt::outside_capture(stream)) return cudaErrorStreamCaptureUnsupported;
     ::simt::record(event, stream);
     return cudaSuccess;
 }
 inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+    if (!::simt::outside_capture(stream)) return cudaErrorStreamCaptureUnsupported;
     ::simt::wait(stream, event);
     return cudaSuccess;
 }
 inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    if (!::simt::outside_capture()) return cudaErrorStreamCaptureUnsupported;
     return ::simt::wait(event) ? cudaSuccess : cudaErrorLaunchFailure;
+}
+
+enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal };
+inline cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+    return ::simt::begin_capture(stream) ? cudaSuccess : cudaErrorStreamCaptureUnsupported;
+}
+inline cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+    *graph = ::simt::end_capture(stream);
+    return *graph == nullptr ? cudaErrorStreamCaptureInvalidated : cudaSuccess;
+}
+inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long) {
+    *executable = ::simt::copy(graph);
+    return cudaSuccess;
+}
+inline cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
+    ::simt::launch(executable, stream);
+    return cudaSuccess;
+}
+inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    ::simt::destroy(graph);
+    return cudaSuccess;
+}
+inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
+    ::simt::destroy(executable);
+    return cudaSuccess;
 }
 // NOLINTEND(bugprone-reserved-identifier)
