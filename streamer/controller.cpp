@@ -2,7 +2,14 @@
 
 #include <algorithm>
 
+#include "streamer/rules/outlook.h"
+
 namespace kvcast::streamer {
+namespace {
+
+constexpr double kTextMargin = 0.9;  // of the time left, for text
+
+}  // namespace
 
 Controller::Controller(std::shared_ptr<const Rule> rule, ControllerOptions options, Owner& owner, bool record)
     : rule_(std::move(rule)), options_(std::move(options)), owner_(owner), network_(options_.network) {
@@ -74,6 +81,20 @@ bool Controller::loading() const {
         return v.status == ChunkStatus::kPending || v.status == ChunkStatus::kLoading ||
                v.status == ChunkStatus::kDecoding;
     });
+}
+
+bool Controller::waits_in_vain(std::span<const std::size_t> waiting, Seconds now) const {
+    if (waiting.empty() || other_bytes_ == 0 || !options_.compute.can_recompute()) return false;
+    const RuleState s = state(now);
+    Seconds text = text_time(s);
+    std::size_t tokens = 0;
+    for (const std::size_t i : waiting) {
+        text += options_.compute.prefill_time(views_[i].first_token, views_[i].tokens);
+        tokens += views_[i].tokens;
+    }
+    const double rate = std::max(s.network.robust, 1.0);
+    const Seconds load = static_cast<double>(other_bytes_) / rate + options_.compute.decode_time(tokens);
+    return text_is_due(load, text, s.deadline - now, kTextMargin);
 }
 
 void Controller::look(Seconds now) {

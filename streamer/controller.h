@@ -107,6 +107,9 @@ class Controller {
     bool may_load(std::size_t chunk, std::size_t choice) const {
         return rule_->may_load(views_[chunk], choice, options_.deadline);
     }
+    // Whether chunks that are whole, but wait for the other bytes, have to become text now, or would be late
+    // (outlook.h, text_is_due).
+    bool waits_in_vain(std::span<const std::size_t> waiting, Seconds now) const;
     const std::optional<Recording>& recording() const { return recording_; }
 
   private:

@@ -111,6 +111,7 @@ class Session::Impl : public std::enable_shared_from_this<Impl>, private Control
     void fetch_calibration();
 
     void pump();
+    void give_up_late_calibration();
     void drop_calibration();
     void decided(const DecisionRecord& record) override;
     void start(std::size_t chunk, std::size_t choice) override;
@@ -357,10 +358,22 @@ void Session::Impl::pump() {
     if (ended_ || cancelled_) return;
     controller_.take({Kind::kLook, now(), 0, 0, 0, 0});
     if (calibration_wanted_ && !calibration_asked_) ask_for_calibration();
+    give_up_late_calibration();
     if (!controller_.loading()) drop_calibration();
     loop_.cancel(tick_);
     tick_ = loop_.after(kTick, [this] { pump(); });
     finish_when_complete();
+}
+
+// Chunks that wait for it come at another level, or become text while there is time.
+void Session::Impl::give_up_late_calibration() {
+    std::vector<std::size_t> waiting;
+    for (const Held& h : held_) waiting.push_back(h.chunk);
+    if (!controller_.waits_in_vain(waiting, now())) return;
+    drop_calibration();
+    controller_.take({Kind::kOther, now(), 0, 0, 0, 0});
+    calibration_is_there({ErrorCode::kTimeout, "would be there too late"});
+    controller_.take({Kind::kLook, now(), 0, 0, 0, 0});
 }
 
 // Nobody needs it any more.

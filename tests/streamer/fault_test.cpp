@@ -272,6 +272,22 @@ TEST_F(FaultTest, ACalibrationIsFetchedWhereALevelThatNeedsItTakesAnothersPlace)
     EXPECT_EQ(server->count("kvcal"), 1u);
 }
 
+// All chunks are there and nothing can be decoded: text, as long as there is time for it.
+TEST_F(FaultTest, ChunksThatWaitForALateCalibrationBecomeText) {
+    PublicationOptions klt;
+    klt.klt = true;
+    klt.levels = {2, 3};
+    options.deadline = 1.5;
+    options.download.first_byte_timeout = options.download.stall_timeout = std::chrono::seconds(30);
+    for (const char* rule : {"two-pointer", "mpc", "deadline", "prefix-only", "cachegen"}) {
+        SCOPED_TRACE(rule);
+        serve(klt);
+        options.rule = std::move(rule_by_name(rule).value());
+        fault("kvcal", R"("fault": "stall-mid-body")");
+        EXPECT_EQ(fetch_completely().text_tokens, 256u);
+    }
+}
+
 TEST_F(FaultTest, WithoutItsCalibrationAnotherProfileIsTaken) {
     PublicationOptions klt;
     klt.klt = true;
