@@ -277,7 +277,8 @@ TEST_F(FaultTest, ChunksThatWaitForALateCalibrationBecomeText) {
     PublicationOptions klt;
     klt.klt = true;
     klt.levels = {2, 3};
-    options.deadline = 1.5;
+    options.deadline = 2.5;
+    options.compute.prefill = {{0, 200.0}};  // 1.3 s, which the sink does not take
     options.download.first_byte_timeout = options.download.stall_timeout = std::chrono::seconds(30);
     for (const char* rule : {"two-pointer", "mpc", "deadline", "prefix-only", "cachegen"}) {
         SCOPED_TRACE(rule);
