@@ -1,6 +1,8 @@
 #include "streamer/controller.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "streamer/rules/outlook.h"
 
@@ -8,6 +10,7 @@ namespace kvcast::streamer {
 namespace {
 
 constexpr double kTextMargin = 0.9;  // of the time left, for text
+constexpr Seconds kNever = std::numeric_limits<Seconds>::infinity();
 
 }  // namespace
 
@@ -93,8 +96,11 @@ bool Controller::waits_in_vain(std::span<const std::size_t> waiting, Seconds now
         tokens += views_[i].tokens;
     }
     const double rate = std::max(s.network.robust, 1.0);
-    const Seconds load = static_cast<double>(other_bytes_) / rate + options_.compute.decode_time(tokens);
-    return text_is_due(load, text, s.deadline - now, kTextMargin);
+    const Seconds left = s.deadline - now;
+    Seconds load = static_cast<double>(other_bytes_) / rate + options_.compute.decode_time(tokens);
+    // While nothing comes, few bytes are no reason to expect them in time: late, and not beyond hope.
+    if (s.network.silence > 0) load = std::max(load, std::nextafter(left, kNever));
+    return text_is_due(load, text, left, kTextMargin);
 }
 
 void Controller::look(Seconds now) {
