@@ -105,6 +105,9 @@ class Session::Impl : public std::enable_shared_from_this<Impl>, private Control
     Status check_memory() const;
     void make_chunks();
     void with_tail(std::vector<ChunkView> views, std::size_t end);
+    const ManifestLevel& level_of(unsigned level) const {
+        return *std::ranges::find(located_.manifest.levels, level, &ManifestLevel::level);
+    }
     bool is_calibrated(std::size_t chunk, std::size_t choice) const;
     bool expects_calibrated() const;
     void ask_for_calibration();
@@ -156,10 +159,9 @@ class Session::Impl : public std::enable_shared_from_this<Impl>, private Control
     std::vector<ChunkReport> reports_;
     std::vector<std::size_t> hash_failed_;  // [chunk]: the choice at which it did last; kNoLevel: none
     std::list<std::unique_ptr<Transfer>> transfers_;
-    // Ready: nobody waits for it, be it that there is none, or that it is out of reach.
-    bool calibration_ready_ = true;
-    bool calibration_wanted_ = false;
-    bool calibration_asked_ = false;
+    // Settled: nobody waits for it, be it that there is none, or that it is out of reach.
+    enum class CalibrationState : std::uint8_t { kUnneeded, kWanted, kAsked, kSettled };
+    CalibrationState calibration_ = CalibrationState::kSettled;
     std::vector<Held> held_;
     std::size_t network_failures_ = 0;
     bool ended_ = false;
@@ -242,8 +244,8 @@ void Session::Impl::on_located(Result<Located> located) {
     if (const Status s = check_memory(); !s.ok()) return all_text(s);
     make_chunks();
     tell([&] { sink_.on_manifest(located_.manifest, located_.chunks); });
-    calibration_ready_ = !located_.manifest.calibration;
-    calibration_wanted_ = !calibration_ready_ && expects_calibrated();
+    if (located_.manifest.calibration)
+        calibration_ = expects_calibrated() ? CalibrationState::kWanted : CalibrationState::kUnneeded;
     pump();
 }
 
@@ -279,9 +281,8 @@ void Session::Impl::make_chunks() {
         view.first_token = first;
         view.tokens = m.chunks[i].tokens;
         for (const ManifestObject& o : m.chunks[i].objects) {
-            const auto level = std::ranges::find(m.levels, o.level, &ManifestLevel::level);
             const bool usable = !options_.finest_level || o.level >= *options_.finest_level;
-            view.levels.push_back({o.level, o.bytes, level->kl.value_or(o.level), usable});
+            view.levels.push_back({o.level, o.bytes, level_of(o.level).kl.value_or(o.level), usable});
         }
         first += view.tokens;
         views.push_back(std::move(view));
@@ -315,9 +316,7 @@ void Session::Impl::with_tail(std::vector<ChunkView> views, std::size_t end) {
 }
 
 bool Session::Impl::is_calibrated(std::size_t chunk, std::size_t choice) const {
-    const unsigned level = views()[chunk].levels[choice].level;
-    return std::ranges::find(located_.manifest.levels, level, &ManifestLevel::level)->profile ==
-           Profile::kKlt;
+    return level_of(views()[chunk].levels[choice].level).profile == Profile::kKlt;
 }
 
 bool Session::Impl::expects_calibrated() const {
@@ -331,7 +330,7 @@ bool Session::Impl::expects_calibrated() const {
 
 // The codec may have to read it from somewhere, which takes its time. Chunks come meanwhile.
 void Session::Impl::ask_for_calibration() {
-    calibration_asked_ = true;
+    calibration_ = CalibrationState::kAsked;
     decode_lane_.run([self = shared_from_this()] {
         const bool there = self->codec_.has_calibration(self->located_.manifest.calibration->id);
         self->loop_.post([self, there] {
@@ -356,9 +355,9 @@ void Session::Impl::fetch_calibration() {
 
 void Session::Impl::pump() {
     if (ended_ || cancelled_) return;
-    controller_.take({Kind::kLook, now(), 0, 0, 0, 0});
-    if (calibration_wanted_ && !calibration_asked_) ask_for_calibration();
     give_up_late_calibration();
+    controller_.take({Kind::kLook, now(), 0, 0, 0, 0});
+    if (calibration_ == CalibrationState::kWanted) ask_for_calibration();
     if (!controller_.loading()) drop_calibration();
     loop_.cancel(tick_);
     tick_ = loop_.after(kTick, [this] { pump(); });
@@ -373,7 +372,6 @@ void Session::Impl::give_up_late_calibration() {
     drop_calibration();
     controller_.take({Kind::kOther, now(), 0, 0, 0, 0});
     calibration_is_there({ErrorCode::kTimeout, "would be there too late"});
-    controller_.take({Kind::kLook, now(), 0, 0, 0, 0});
 }
 
 // Nobody needs it any more.
@@ -393,7 +391,8 @@ void Session::Impl::decided(const DecisionRecord& record) {
 }
 
 void Session::Impl::start(std::size_t chunk, std::size_t choice) {
-    if (!calibration_ready_ && is_calibrated(chunk, choice)) calibration_wanted_ = true;
+    if (calibration_ == CalibrationState::kUnneeded && is_calibrated(chunk, choice))
+        calibration_ = CalibrationState::kWanted;
     const ManifestObject& object = promised(chunk, choice);
     DownloadRequest request;
     request.url = join_url(located_.root, object_name(located_.manifest.chunks[chunk].chain, object));
@@ -478,7 +477,7 @@ void Session::Impl::on_calibration(Result<std::vector<std::uint8_t>> object) {
 
 // Chunks that waited are decoded, or have to come at another level.
 void Session::Impl::calibration_is_there(const Status& status) {
-    calibration_ready_ = true;
+    calibration_ = CalibrationState::kSettled;
     std::vector<Held> held;
     held.swap(held_);
     if (!status.ok()) {
@@ -503,7 +502,7 @@ void Session::Impl::calibration_is_there(const Status& status) {
 
 void Session::Impl::decode(std::size_t chunk, std::vector<std::uint8_t> object) {
     const ManifestObject& promise = promised(chunk, views()[chunk].choice);
-    if (!calibration_ready_ && is_calibrated(chunk, views()[chunk].choice)) {
+    if (calibration_ != CalibrationState::kSettled && is_calibrated(chunk, views()[chunk].choice)) {
         held_.push_back({chunk, std::move(object)});
         return;
     }
@@ -535,10 +534,9 @@ void Session::Impl::on_decoded(std::size_t chunk, std::vector<std::uint8_t> obje
         controller_.take({Kind::kReady, now(), chunk, 0, 0, 0});
         ChunkReport& report = reports_[chunk];
         const ManifestObject& promise = promised(chunk, choice);
-        const auto level = std::ranges::find(located_.manifest.levels, promise.level, &ManifestLevel::level);
         report.level = promise.level;
         report.bytes = promise.bytes;
-        report.kl = level->kl.value_or(-1);
+        report.kl = level_of(promise.level).kl.value_or(-1);
         report.ready = now();
         return;
     }

@@ -44,12 +44,8 @@ std::size_t nearest_level(const ChunkView& chunk, unsigned level) {
     return coarsest_level(chunk);
 }
 
-std::size_t finest_level(const ChunkView& chunk) {
-    return nearest_level(chunk, 0);
-}
-
 bool Rule::may_load(const ChunkView& chunk, std::size_t choice, Seconds deadline) const {
-    return std::isinf(deadline) ? choice == finest_level(chunk) : chunk.levels[choice].usable;
+    return std::isinf(deadline) ? choice == nearest_level(chunk, 0) : chunk.levels[choice].usable;
 }
 
 std::size_t coarsest_level(const ChunkView& chunk) {

@@ -116,6 +116,5 @@ class Rule {
 inline constexpr std::size_t kNoLevel = static_cast<std::size_t>(-1);
 std::size_t nearest_level(const ChunkView& chunk, unsigned level);
 std::size_t coarsest_level(const ChunkView& chunk);
-std::size_t finest_level(const ChunkView& chunk);
 
 }  // namespace kvcast::streamer

@@ -98,6 +98,13 @@ class FaultTest : public testing::Test {
         wanted.token_ids = published->token_ids;
     }
 
+    void serve_klt(std::vector<unsigned> levels = {0, 2, 3}) {
+        PublicationOptions klt;
+        klt.klt = true;
+        klt.levels = std::move(levels);
+        serve(klt);
+    }
+
     Summary fetch() {
         sink.emplace(*published);
         sink->in_layer = in_layer;
@@ -189,10 +196,7 @@ TEST_F(FaultTest, TheLongestStoredPrefixIsFoundByTokens) {
 }
 
 TEST_F(FaultTest, CalibratedChunksWaitForTheirCalibration) {
-    PublicationOptions klt;
-    klt.klt = true;
-    klt.levels = {0, 2, 3};
-    serve(klt);
+    serve_klt();
     fault("kvcal", R"("fault": "slow-start", "seconds": 0.3)");
     const Summary s = fetch_completely();
     EXPECT_EQ(s.text_tokens, 0u);
@@ -204,20 +208,14 @@ TEST_F(FaultTest, CalibratedChunksWaitForTheirCalibration) {
 
 // Who asked for a level of another profile does not wait for 20 MB beside it.
 TEST_F(FaultTest, ACalibrationThatNoChunkWillNeedStaysWhereItIs) {
-    PublicationOptions klt;
-    klt.klt = true;
-    klt.levels = {0, 2, 3};
-    serve(klt);
+    serve_klt();
     options.rule = fixed_level_rule(0);
     for (const ChunkReport& c : fetch_completely().chunks) EXPECT_EQ(c.level, 0u);
     EXPECT_EQ(server->count("kvcal"), 0u);
 }
 
 TEST_F(FaultTest, WithoutADeadlineTheFinestLevelNeedsNoCalibration) {
-    PublicationOptions klt;
-    klt.klt = true;
-    klt.levels = {0, 2, 3};
-    serve(klt);
+    serve_klt();
     options.deadline = std::numeric_limits<Seconds>::infinity();
     for (const char* rule : {"two-pointer", "mpc", "deadline", "prefix-only"}) {
         options.rule = std::move(rule_by_name(rule).value());
@@ -244,10 +242,7 @@ TEST_F(FaultTest, ChunksComeWhileTheCodecLooksForTheCalibration) {
       private:
         tools::CodecAdapter quick_{1, ""};
     };
-    PublicationOptions klt;
-    klt.klt = true;
-    klt.levels = {0, 2, 3};
-    serve(klt);
+    serve_klt();
     be_patient();
     sink.emplace(*published);
     Client client(http);
@@ -262,10 +257,7 @@ TEST_F(FaultTest, ChunksComeWhileTheCodecLooksForTheCalibration) {
 }
 
 TEST_F(FaultTest, ACalibrationIsFetchedWhereALevelThatNeedsItTakesAnothersPlace) {
-    PublicationOptions klt;
-    klt.klt = true;
-    klt.levels = {0, 2, 3};
-    serve(klt);
+    serve_klt();
     options.rule = fixed_level_rule(0);
     fault("/0-[0-9a-f]*.kvc", R"("fault": "status", "status": 404)");
     for (const ChunkReport& c : fetch_completely().chunks) EXPECT_EQ(c.level, 2u);
@@ -274,15 +266,12 @@ TEST_F(FaultTest, ACalibrationIsFetchedWhereALevelThatNeedsItTakesAnothersPlace)
 
 // All chunks are there and nothing can be decoded: text, as long as there is time for it.
 TEST_F(FaultTest, ChunksThatWaitForALateCalibrationBecomeText) {
-    PublicationOptions klt;
-    klt.klt = true;
-    klt.levels = {2, 3};
     options.deadline = 2.5;
     options.compute.prefill = {{0, 200.0}};  // 1.3 s, which the sink does not take
     options.download.first_byte_timeout = options.download.stall_timeout = std::chrono::seconds(30);
     for (const char* rule : {"two-pointer", "mpc", "deadline", "prefix-only", "cachegen"}) {
         SCOPED_TRACE(rule);
-        serve(klt);
+        serve_klt({2, 3});
         options.rule = std::move(rule_by_name(rule).value());
         fault("kvcal", R"("fault": "stall-mid-body")");
         EXPECT_EQ(fetch_completely().text_tokens, 256u);
@@ -290,14 +279,11 @@ TEST_F(FaultTest, ChunksThatWaitForALateCalibrationBecomeText) {
 }
 
 TEST_F(FaultTest, WithoutItsCalibrationAnotherProfileIsTaken) {
-    PublicationOptions klt;
-    klt.klt = true;
-    klt.levels = {0, 2, 3};
     be_patient();
     options.download.first_byte_timeout = options.download.stall_timeout = milliseconds(400);
     for (const char* kind : {R"("fault": "status", "status": 404)", R"("fault": "flip", "at": 100)",
                              R"("fault": "close")", R"("fault": "stall-after-headers")"}) {
-        serve(klt);
+        serve_klt();
         fault("kvcal", kind);
         const Summary s = fetch_completely();
         EXPECT_EQ(s.text_tokens, 0u);
