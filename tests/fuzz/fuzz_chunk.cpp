@@ -1,7 +1,7 @@
 // Any bytes either decode or are refused with a named error. Checksums are repaired first, so that mutations
 // reach the parsers and the entropy decoder behind them.
 #include "codec/decoder.h"
-#include "tests/fuzz/inputs.h"
+#include "tests/chunks.h"
 
 namespace {
 
@@ -11,7 +11,7 @@ constexpr std::uint64_t kMostOutput = std::uint64_t{4} << 20;
 
 void decode(const ChunkDecoder& decoder) {
     const ChunkHeader& h = decoder.header();
-    const fuzz::Rows rows(h, decoder.dtype());
+    const test::HostPlanes rows(h, decoder.dtype());
     DecodeWorkspace workspace;
     for (std::size_t l = 0; l < h.layout.layers; ++l) {
         (void)decoder.verify_layer(l);
@@ -25,11 +25,11 @@ void decode(const ChunkDecoder& decoder) {
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
     if (size == 0) return 0;
     std::vector<std::uint8_t> bytes(data + 1, data + size);
-    fuzz::repair_header(bytes);
+    test::repair_header(bytes);
     DecodeOptions options;
     if (data[0] & 1) options.dtype = static_cast<Dtype>(data[0] >> 1 & 1);
     if (data[0] & 4) options.base_position = data[0] * 1000u;
     const Result<ChunkDecoder> decoder = ChunkDecoder::open(bytes, options);
-    if (decoder.ok() && fuzz::values_of(decoder.value().header()) <= kMostOutput) decode(decoder.value());
+    if (decoder.ok() && test::values_of(decoder.value().header()) <= kMostOutput) decode(decoder.value());
     return 0;
 }

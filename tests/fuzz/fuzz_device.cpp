@@ -9,6 +9,7 @@
 
 #include "codec/decoder.h"
 #include "codec/device/coder.h"
+#include "tests/chunks.h"
 #include "tests/fuzz/inputs.h"
 #include "tests/simt/simt.h"
 
@@ -27,10 +28,10 @@ device::DeviceDecoder decoder_for(const DecodeOptions& options) {
 
 void compare(std::span<const std::uint8_t> chunk, const DecodeOptions& options) {
     const auto cpu = ChunkDecoder::open(chunk, options);
-    if (!cpu.ok() || fuzz::values_of(cpu.value().header()) > kMostOutput) return;
+    if (!cpu.ok() || test::values_of(cpu.value().header()) > kMostOutput) return;
     const ChunkHeader& h = cpu.value().header();
     const std::size_t layers = h.layout.layers;
-    const fuzz::Rows expected(h, cpu.value().dtype(), layers), found(h, cpu.value().dtype(), layers);
+    const test::HostPlanes expected(h, cpu.value().dtype(), layers), found(h, cpu.value().dtype(), layers);
     SerialExecutor serial;
     std::vector<DecodeWorkspace> workspaces(1);
     const Status wanted = cpu.value().decode_layers(0, layers, expected.planes(), serial, workspaces);
@@ -60,7 +61,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         compare(input->chunk, options);
     } else {
         std::vector<std::uint8_t> chunk(rest.begin(), rest.end());
-        if (fuzz::repair_chunk(chunk)) compare(chunk, options);
+        if (test::repair_chunk(chunk)) compare(chunk, options);
     }
     return 0;
 }

@@ -4,6 +4,8 @@
 #include <cstring>
 #include <utility>
 
+#include "tests/chunks.h"
+
 namespace kvcast::fuzz {
 namespace {
 
@@ -71,36 +73,6 @@ std::shared_ptr<const Calibration> changed(const Calibration& calibration,
 
 }  // namespace
 
-void repair_header(std::vector<std::uint8_t>& chunk) {
-    const Result<std::size_t> length = header_length(chunk);
-    if (!length.ok() || length.value() > chunk.size()) return;
-    const std::uint32_t crc = crc32(std::span(chunk).first(length.value() - 4));
-    std::memcpy(chunk.data() + length.value() - 4, &crc, sizeof(crc));
-}
-
-bool repair_chunk(std::vector<std::uint8_t>& chunk, const Hash* calibration) {
-    repair_header(chunk);
-    Result<ChunkHeader> header = read_header(chunk);
-    if (!header.ok()) return false;
-    ChunkHeader& h = header.value();
-    if (calibration != nullptr) {
-        if (h.profile != Profile::kKlt) return false;
-        h.calibration = *calibration;
-    }
-    std::size_t at = h.header_bytes;
-    for (std::size_t l = 0; l < h.layout.layers; ++l) {
-        const std::size_t size = std::min<std::uint64_t>(h.layer_payload_bytes(l), chunk.size() - at);
-        h.layer_crc[l] = crc32(std::span(chunk).subspan(at, size));
-        at += size;
-    }
-    Result<std::vector<std::uint8_t>> out = write_header(h);
-    if (!out.ok()) return false;
-    out.value().insert(out.value().end(), chunk.begin() + static_cast<std::ptrdiff_t>(h.header_bytes),
-                       chunk.end());
-    chunk = std::move(out.value());
-    return true;
-}
-
 std::optional<KltInput> klt_input(std::span<const std::uint8_t> data) {
     std::uint32_t split = 0;
     if (data.size() < sizeof(split)) return std::nullopt;
@@ -114,21 +86,8 @@ std::optional<KltInput> klt_input(std::span<const std::uint8_t> data) {
     if (input.calibration == nullptr) return std::nullopt;
     input.chunk.assign(data.begin(), data.end());
     const Hash id = input.calibration->id();
-    if (!repair_chunk(input.chunk, &id)) return std::nullopt;
+    if (!test::repair_chunk(input.chunk, &id)) return std::nullopt;
     return input;
-}
-
-Rows::Rows(const ChunkHeader& header, Dtype dtype, std::size_t layers) {
-    const std::size_t planes = header.layout.planes.size();
-    for (std::size_t i = 0; i < layers * planes; ++i) {
-        const std::size_t row = header.layout.planes[i % planes].width() * kernels::dtype_bytes(dtype);
-        bytes_.emplace_back(row * header.tokens);
-        planes_.push_back({bytes_.back().data(), row});
-    }
-}
-
-std::uint64_t values_of(const ChunkHeader& header) {
-    return header.tokens * header.layout.values_per_token();
 }
 
 }  // namespace kvcast::fuzz

@@ -6,6 +6,7 @@
 
 #include <cstdlib>
 
+#include "tests/chunks.h"
 #include "tests/simt/device_batch.h"
 #include "tests/simt/runtime.h"
 
@@ -35,21 +36,6 @@ std::vector<std::uint8_t> encode_on_device(const Case& c) {
     return file;
 }
 
-// Layers first to end - 1 of a file's objects, [layer][plane] one after another.
-struct Buffers {
-    Buffers(const ChunkHeader& h, Dtype dtype, std::size_t layers) {
-        for (std::size_t i = 0; i < layers * h.layout.planes.size(); ++i) {
-            const std::size_t row =
-                h.layout.planes[i % h.layout.planes.size()].width() * kernels::dtype_bytes(dtype);
-            bytes.emplace_back(h.tokens * row);
-            planes.push_back({bytes.back().data(), row});
-        }
-    }
-
-    std::vector<std::vector<std::uint8_t>> bytes;
-    std::vector<PlaneBuffer> planes;
-};
-
 void expect_like_cpu(const Case& c, const DecodeOptions& options) {
     auto decoder = DeviceDecoder::open(options);
     ASSERT_TRUE(decoder.ok()) << decoder.status().message();
@@ -62,11 +48,12 @@ void expect_like_cpu(const Case& c, const DecodeOptions& options) {
         const ChunkHeader& h = cpu.value().header();
         for (std::size_t first = 0; first < h.layout.layers; first += 2) {
             const std::size_t end = first == 0 ? h.layout.layers : first + 1;
-            Buffers expected(h, cpu.value().dtype(), end - first), found(h, cpu.value().dtype(), end - first);
-            ASSERT_TRUE(cpu.value().decode_layers(first, end, expected.planes, serial, workspaces).ok());
-            const Status s = decoder.value().decode_layers(object, first, end, found.planes);
+            const HostPlanes expected(h, cpu.value().dtype(), end - first),
+                found(h, cpu.value().dtype(), end - first);
+            ASSERT_TRUE(cpu.value().decode_layers(first, end, expected.planes(), serial, workspaces).ok());
+            const Status s = decoder.value().decode_layers(object, first, end, found.planes());
             ASSERT_TRUE(s.ok()) << s.message();
-            EXPECT_EQ(found.bytes, expected.bytes) << "layers " << first << " to " << end;
+            EXPECT_EQ(found.bytes(), expected.bytes()) << "layers " << first << " to " << end;
         }
     }
 }
@@ -119,10 +106,10 @@ TEST(DeviceCoder, NamesDamageAsTheCpuDoesAndGoesOn) {
         auto decoder = DeviceDecoder::open({.calibration = c.options.calibration});
         ASSERT_TRUE(decoder.ok());
         const ChunkHeader h = read_header(sound).value();
-        Buffers out(h, h.layout.dtype, h.layout.layers);
+        const HostPlanes out(h, h.layout.dtype, h.layout.layers);
         const auto code = [&](std::span<const std::uint8_t> object, std::size_t end) {
             return decoder.value()
-                .decode_layers(object, 0, end, std::span(out.planes).first(end * h.layout.planes.size()))
+                .decode_layers(object, 0, end, out.planes().first(end * h.layout.planes.size()))
                 .code();
         };
         auto damaged = sound;
@@ -141,15 +128,12 @@ TEST(DeviceCoder, FindsWhatChecksumsDoNot) {
     for (const char* name : {"delta1-bf16-t33", "klt2-tokens-t64"}) {
         const Case c = case_of(name);
         auto object = load_vector(c.name + ".kvc");
-        ChunkHeader h = read_header(object).value();
-        const std::span payload = std::span(object).subspan(h.header_bytes);
-        payload[0] ^= 1;  // of a coder's state
-        h.layer_crc[0] = crc32(payload.first(h.layer_payload_bytes(0)));
-        auto rewritten = write_header(h).value();
-        rewritten.insert(rewritten.end(), payload.begin(), payload.end());
+        const ChunkHeader h = read_header(object).value();
+        object[h.header_bytes] ^= 1;  // of a coder's state
+        ASSERT_TRUE(repair_chunk(object));
         auto decoder = DeviceDecoder::open({.calibration = c.options.calibration});
-        Buffers out(h, h.layout.dtype, h.layout.layers);
-        EXPECT_EQ(decoder.value().decode_layers(rewritten, 0, h.layout.layers, out.planes).code(),
+        const HostPlanes out(h, h.layout.dtype, h.layout.layers);
+        EXPECT_EQ(decoder.value().decode_layers(object, 0, h.layout.layers, out.planes()).code(),
                   ErrorCode::kCorruptBlock);
     }
 }
@@ -160,9 +144,9 @@ TEST(DeviceCoder, AsksForItsCalibration) {
     auto decoder = DeviceDecoder::open({});
     ASSERT_TRUE(decoder.ok());
     const ChunkHeader h = read_header(file).value();
-    Buffers out(h, h.layout.dtype, h.layout.layers);
+    const HostPlanes out(h, h.layout.dtype, h.layout.layers);
     const auto code = [&] {
-        return decoder.value().decode_layers(file, 0, h.layout.layers, out.planes).code();
+        return decoder.value().decode_layers(file, 0, h.layout.layers, out.planes()).code();
     };
     EXPECT_EQ(code(), ErrorCode::kMissingCalibration);
     ASSERT_TRUE(decoder.value().set_calibration(case_of("klt2-latent").options.calibration).ok());
@@ -187,11 +171,11 @@ TEST(DeviceCoder, SaysThatMemoryIsUsedUpAndGoesOnWhenThereIsSome) {
     const Case c = case_of("delta1-bf16-t33");
     const auto file = load_vector(c.name + ".kvc");
     const ChunkHeader h = read_header(file).value();
-    Buffers out(h, h.layout.dtype, h.layout.layers);
+    const HostPlanes out(h, h.layout.dtype, h.layout.layers);
     auto decoder = DeviceDecoder::open({});
     ASSERT_TRUE(decoder.ok());
     const auto code = [&] {
-        return decoder.value().decode_layers(file, 0, h.layout.layers, out.planes).code();
+        return decoder.value().decode_layers(file, 0, h.layout.layers, out.planes()).code();
     };
     simt::set_device_limit(20000);
     EXPECT_EQ(code(), ErrorCode::kDevice);

@@ -7,6 +7,7 @@
 
 #include "codec/entropy/block_reader.h"
 #include "kernels/cuda/tasks.h"
+#include "tests/chunks.h"
 #include "tests/simt/device_batch.h"
 
 namespace kvcast::test {
@@ -123,23 +124,17 @@ CpuBlocks decode_blocks(std::span<const std::uint8_t> object) {
     const ChunkHeader& h = opened.value().header();
     const std::size_t per_layer = h.layout.planes.size();
     CpuBlocks out;
-    std::vector<PlaneBuffer> buffers;
-    for (std::size_t i = 0; i < h.layout.layers * per_layer; ++i) {
-        const std::size_t row_bytes =
-            h.layout.planes[i % per_layer].width() * kernels::dtype_bytes(h.layout.dtype);
-        out.planes.emplace_back(h.tokens * row_bytes);
-        buffers.push_back({out.planes.back().data(), row_bytes});
-    }
+    const HostPlanes host(h, h.layout.dtype, h.layout.layers);
     DecodeWorkspace workspace;
     for (std::size_t layer = 0; layer < h.layout.layers; ++layer) {
         for (std::size_t b = 0; b < h.blocks_per_layer(); ++b) {
-            out.sound.push_back(opened.value()
-                                    .decode_block(layer, b,
-                                                  std::span(buffers).subspan(layer * per_layer, per_layer),
-                                                  workspace)
-                                    .ok());
+            out.sound.push_back(
+                opened.value()
+                    .decode_block(layer, b, host.planes().subspan(layer * per_layer, per_layer), workspace)
+                    .ok());
         }
     }
+    out.planes = host.bytes();
     return out;
 }
 
@@ -305,20 +300,6 @@ TEST(DeviceDamage, SaysWhichBlockIsCorruptAsTheCpuDoes) {
     EXPECT_NE(status.message().find("the coder does not end in its first state"), std::string::npos);
 }
 
-// The same object with the checksums of its present bytes.
-std::vector<std::uint8_t> with_checksums(const std::vector<std::uint8_t>& object) {
-    ChunkHeader h = read_header(object).value();
-    std::size_t at = h.header_bytes;
-    for (std::size_t layer = 0; layer < h.layout.layers; ++layer) {
-        const std::size_t bytes = h.layer_payload_bytes(layer);
-        h.layer_crc[layer] = crc32(std::span(object).subspan(at, bytes));
-        at += bytes;
-    }
-    auto out = write_header(h).value();
-    out.insert(out.end(), object.begin() + static_cast<std::ptrdiff_t>(h.header_bytes), object.end());
-    return out;
-}
-
 // A damaged klt chunk between two sound chunks: the CPU's verdict, and sound neighbours.
 void expect_klt_like_cpu(const std::string& name,
                          const std::function<void(std::span<std::uint8_t>)>& damage) {
@@ -327,7 +308,7 @@ void expect_klt_like_cpu(const std::string& name,
     const auto neighbour = copies("delta3-t5")[0];
     const auto sound = object;
     damage(std::span(object).subspan(read_header(object).value().header_bytes));
-    object = with_checksums(object);
+    ASSERT_TRUE(repair_chunk(object));
 
     Chunks chunks;
     const DeviceOptions options = {.calibration = c.options.calibration};
