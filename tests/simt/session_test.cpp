@@ -12,8 +12,8 @@
 #include "tests/simt/runtime.h"
 #include "tests/streamer/fault_server.h"
 #include "tests/streamer/publication.h"
-#include "tools/stream/codec_adapter.h"
-#include "tools/stream/device_codec.h"
+#include "tools/client/codec_adapter.h"
+#include "tools/client/device_codec.h"
 
 namespace kvcast::test {
 namespace {
@@ -99,7 +99,7 @@ class DeviceSession : public testing::Test {
     SessionOptions options_;
 };
 
-tools::DeviceCodec codec_into(const EngineMemory& memory) {
+client::DeviceCodec codec_into(const EngineMemory& memory) {
     auto decoder = device::DeviceDecoder::open({});
     EXPECT_TRUE(decoder.ok()) << decoder.status().message();
     return {std::move(decoder.value()), [&](const ChunkHeader& h) { return memory.place(h); }, ""};
@@ -109,7 +109,7 @@ TEST_F(DeviceSession, BringsKvStraightIntoTheEnginesMemory) {
     for (const bool klt : {false, true}) {
         serve(klt);
         const EngineMemory memory(published_->manifest.layout, published_->token_ids.size());
-        tools::DeviceCodec codec = codec_into(memory);
+        client::DeviceCodec codec = codec_into(memory);
         for (const unsigned level : klt ? std::vector<unsigned>{1, 3, 0} : std::vector<unsigned>{0, 2, 6}) {
             options_.rule = fixed_level_rule(level);
             const Summary summary = fetch(codec);
@@ -132,7 +132,7 @@ TEST_F(DeviceSession, ReplacesAnObjectThatDoesNotDecode) {
     published_->manifest = m;
     options_.rule = fixed_level_rule(2);
     const EngineMemory memory(m.layout, published_->token_ids.size());
-    tools::DeviceCodec codec = codec_into(memory);
+    client::DeviceCodec codec = codec_into(memory);
     const Summary summary = fetch(codec);
     EXPECT_EQ(summary.text_tokens, 0u);
     EXPECT_NE(summary.chunks[1].level, 2u);
@@ -144,7 +144,7 @@ TEST_F(DeviceSession, DecodesToHostMemoryOnADevice) {
     options_.rule = fixed_level_rule(1);
     auto decoder = device::DeviceDecoder::open({});
     ASSERT_TRUE(decoder.ok());
-    tools::CodecAdapter codec(std::move(decoder.value()), "");
+    client::CodecAdapter codec(std::move(decoder.value()), "");
     EXPECT_EQ(fetch(codec).text_tokens, 0u);
     EXPECT_GT(codec.decoded_bytes(), 0u);
 }

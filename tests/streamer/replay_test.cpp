@@ -8,7 +8,7 @@
 #include "streamer/rules/rules.h"
 #include "tests/streamer/fault_server.h"
 #include "tests/streamer/publication.h"
-#include "tools/stream/codec_adapter.h"
+#include "tools/client/codec_adapter.h"
 
 namespace kvcast::test {
 namespace {
@@ -54,7 +54,7 @@ class ReplayTest : public testing::TestWithParam<Trouble> {
         options.download.retry.first_delay = std::chrono::milliseconds(10);
         options.wall_clock = [] { return 1'800'000'100; };
         Client client({});
-        tools::CodecAdapter codec(1, "");
+        client::CodecAdapter codec(1, "");
         CheckingSink sink(published);
         Session session(client.loop(), client.transport(), wanted, options, codec, sink);
         const Summary s = session.wait();

@@ -2,15 +2,15 @@
 #include <gtest/gtest.h>
 
 #include "tests/tools/scratch.h"
-#include "tools/stream/link_memory.h"
+#include "tools/client/link_memory.h"
 
-namespace kvcast::tools {
+namespace kvcast::client {
 namespace {
 
 using streamer::NetworkPrior;
 
 TEST(LinkMemory, IsPerServer) {
-    const ScratchDirectory folder;
+    const tools::ScratchDirectory folder;
     const std::string cache = folder / "cache";
     EXPECT_FALSE(remembered_link(cache, "http://a:1/x"));
     remember_link(cache, "http://a:1/x", {5e6, 0.03, 0.7});
@@ -26,7 +26,7 @@ TEST(LinkMemory, IsPerServer) {
 }
 
 TEST(LinkMemory, IsDoubtedWhenItIsOld) {
-    const ScratchDirectory folder;
+    const tools::ScratchDirectory folder;
     remember_link(folder.path(), "http://a/x", {5e6, 0.03, 0.5});
     for (const auto& entry : std::filesystem::directory_iterator(folder.path())) {
         std::filesystem::last_write_time(entry, entry.last_write_time() - std::chrono::hours(2));
@@ -37,11 +37,12 @@ TEST(LinkMemory, IsDoubtedWhenItIsOld) {
 }
 
 TEST(LinkMemory, DamageIsForgotten) {
-    const ScratchDirectory folder;
+    const tools::ScratchDirectory folder;
     for (const char* bad :
          {"", "x", "1 2", "-1 0.1 0.5", "0 0.1 0.5", "1 0 0.5", "1 0.1 -1", "inf 1 1", "nan 1 1"}) {
         remember_link(folder.path(), "http://a/x", {5e6, 0.03, 0.5});
-        for (const auto& entry : std::filesystem::directory_iterator(folder.path())) store(entry.path(), bad);
+        for (const auto& entry : std::filesystem::directory_iterator(folder.path()))
+            tools::store(entry.path(), bad);
         EXPECT_FALSE(remembered_link(folder.path(), "http://a/x")) << bad;
     }
 }
@@ -54,4 +55,4 @@ TEST(LinkMemory, WithoutAFolderNothingIsKept) {
 }
 
 }  // namespace
-}  // namespace kvcast::tools
+}  // namespace kvcast::client

@@ -6,7 +6,7 @@
 
 #include "streamer/throughput.h"
 
-namespace kvcast::tools {
+namespace kvcast::client {
 
 // For the URL's server (scheme, host and port). After an hour, with the usual doubt, and at
 // least the usual rate; nullopt where nothing is
@@ -16,4 +16,4 @@ std::optional<streamer::NetworkPrior> remembered_link(const std::string& folder,
 // A folder that cannot be written is no error: the next session begins with a guess.
 void remember_link(const std::string& folder, const std::string& url, const streamer::NetworkPrior& link);
 
-}  // namespace kvcast::tools
+}  // namespace kvcast::client

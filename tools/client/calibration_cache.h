@@ -4,10 +4,11 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "codec/klt/calibration.h"
 
-namespace kvcast::tools {
+namespace kvcast::client {
 
 // Keeps the last calibration, and all of them by their id in a folder (none if empty). One thread at a time.
 class CalibrationCache {
@@ -19,17 +20,26 @@ class CalibrationCache {
     // Makes it the last one, and tries to keep it in the folder. The file's hash was checked.
     Status add(std::span<const std::uint8_t> file);
 
+    // The front of a calibration's file that is still to be fetched whole, unchecked; empty: nothing, or no
+    // more.
+    void keep_begun(const Hash& id, std::span<const std::uint8_t> front);
+    std::vector<std::uint8_t> begun(const Hash& id) const;
+
     // The last one; null at first.
     const std::shared_ptr<const Calibration>& last() const { return last_; }
 
   private:
     std::string path_of(const Hash& id) const;
+    std::string begun_path_of(const Hash& id) const;
+    bool write(const std::string& path, std::span<const std::uint8_t> bytes) const;
 
     std::string folder_;
     std::shared_ptr<const Calibration> last_;
+    Hash begun_id_ = {};
+    std::vector<std::uint8_t> begun_;  // of begun_id_, where no folder takes it
 };
 
 // $XDG_CACHE_HOME/kvcast, ~/.cache/kvcast, or nothing where neither is known.
 std::string default_cache_folder();
 
-}  // namespace kvcast::tools
+}  // namespace kvcast::client

@@ -1,8 +1,8 @@
-#include "tools/stream/device_codec.h"
+#include "tools/client/device_codec.h"
 
 #include <vector>
 
-namespace kvcast::tools {
+namespace kvcast::client {
 
 DeviceCodec::DeviceCodec(device::DeviceDecoder decoder, device::DeviceDecoder::Placement place,
                          std::string cache_folder)
@@ -27,4 +27,4 @@ Status DeviceCodec::decode(std::span<const std::uint8_t> object, const streamer:
     return {};
 }
 
-}  // namespace kvcast::tools
+}  // namespace kvcast::client

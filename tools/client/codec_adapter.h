@@ -9,9 +9,9 @@
 #include "codec/decoder.h"
 #include "codec/device/coder.h"
 #include "streamer/chunk_codec.h"
-#include "tools/stream/calibration_cache.h"
+#include "tools/client/calibration_cache.h"
 
-namespace kvcast::tools {
+namespace kvcast::client {
 
 // Keeps calibrations, by their id, in `cache_folder` (none if empty) and in memory. One session at a time.
 class CodecAdapter final : public streamer::ChunkCodec {
@@ -23,6 +23,10 @@ class CodecAdapter final : public streamer::ChunkCodec {
 
     bool has_calibration(const Hash& id) override { return cache_.has(id); }
     Status add_calibration(std::span<const std::uint8_t> file) override { return cache_.add(file); }
+    void keep_begun(const Hash& id, std::span<const std::uint8_t> front) override {
+        cache_.keep_begun(id, front);
+    }
+    std::vector<std::uint8_t> begun_calibration(const Hash& id) override { return cache_.begun(id); }
     Status decode(std::span<const std::uint8_t> object, const streamer::LayerCallback& deliver) override;
 
     // Of all chunks so far.
@@ -43,4 +47,4 @@ class CodecAdapter final : public streamer::ChunkCodec {
     std::uint64_t decoded_bytes_ = 0;
 };
 
-}  // namespace kvcast::tools
+}  // namespace kvcast::client

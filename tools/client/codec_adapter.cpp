@@ -1,8 +1,8 @@
-#include "tools/stream/codec_adapter.h"
+#include "tools/client/codec_adapter.h"
 
 #include <chrono>
 
-namespace kvcast::tools {
+namespace kvcast::client {
 
 CodecAdapter::CodecAdapter(std::size_t workers, std::string cache_folder)
     : cache_(std::move(cache_folder)), pool_(workers), workspaces_(pool_.workers()) {}
@@ -50,4 +50,4 @@ Status CodecAdapter::decode(std::span<const std::uint8_t> object, const streamer
     return {};
 }
 
-}  // namespace kvcast::tools
+}  // namespace kvcast::client

@@ -1,4 +1,4 @@
-#include "tools/stream/link_memory.h"
+#include "tools/client/link_memory.h"
 
 #include <fmt/format.h>
 
@@ -12,7 +12,7 @@
 #include "codec/format/chain.h"
 #include "tools/common/file.h"
 
-namespace kvcast::tools {
+namespace kvcast::client {
 namespace {
 
 using streamer::NetworkPrior;
@@ -55,10 +55,10 @@ void remember_link(const std::string& folder, const std::string& url, const Netw
     if (folder.empty()) return;
     try {
         std::filesystem::create_directories(folder);
-        write_text(path_for(folder, url),
-                   fmt::format("{:.0f} {:.6f} {:.3f}\n", link.bytes_per_second, link.first_byte, link.doubt));
+        tools::write_text(path_for(folder, url), fmt::format("{:.0f} {:.6f} {:.3f}\n", link.bytes_per_second,
+                                                             link.first_byte, link.doubt));
     } catch (const std::exception&) {
     }
 }
 
-}  // namespace kvcast::tools
+}  // namespace kvcast::client

@@ -14,9 +14,9 @@
 
 #include "codec/device/coder.h"
 #include "streamer/chunk_codec.h"
-#include "tools/stream/calibration_cache.h"
+#include "tools/client/calibration_cache.h"
 
-namespace kvcast::tools {
+namespace kvcast::client {
 
 // One session at a time.
 class DeviceCodec final : public streamer::ChunkCodec {
@@ -30,6 +30,10 @@ class DeviceCodec final : public streamer::ChunkCodec {
 
     bool has_calibration(const Hash& id) override { return cache_.has(id); }
     Status add_calibration(std::span<const std::uint8_t> file) override { return cache_.add(file); }
+    void keep_begun(const Hash& id, std::span<const std::uint8_t> front) override {
+        cache_.keep_begun(id, front);
+    }
+    std::vector<std::uint8_t> begun_calibration(const Hash& id) override { return cache_.begun(id); }
 
     // What is delivered are the addresses that `place` gave (DevicePlane::rows and row_bytes); all work on
     // them is done, for every stream.
@@ -42,4 +46,4 @@ class DeviceCodec final : public streamer::ChunkCodec {
     device::DeviceDecoder::Placement place_;
 };
 
-}  // namespace kvcast::tools
+}  // namespace kvcast::client

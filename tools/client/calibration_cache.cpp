@@ -1,0 +1,95 @@
+#include "tools/client/calibration_cache.h"
+
+#include <fmt/format.h>
+
+#include <cstdlib>
+#include <filesystem>
+
+#include "codec/format/chain.h"
+#include "tools/common/file.h"
+
+namespace kvcast::client {
+
+std::string CalibrationCache::path_of(const Hash& id) const {
+    return fmt::format("{}/{}.kvcal", folder_, to_hex(id));
+}
+
+std::string CalibrationCache::begun_path_of(const Hash& id) const {
+    return path_of(id) + ".begun";
+}
+
+bool CalibrationCache::has(const Hash& id) {
+    if (last_ && last_->id() == id) return true;
+    std::error_code unreachable;
+    if (folder_.empty() || !std::filesystem::exists(path_of(id), unreachable)) return false;
+    try {
+        const tools::MappedFile file(path_of(id));
+        const std::span bytes(reinterpret_cast<const std::uint8_t*>(file.bytes().data()),
+                              file.bytes().size());
+        auto calibration =
+            Calibration::read(bytes);  // checks the file against damage; its id is the bytes' hash
+        if (!calibration.ok() || calibration.value()->id() != id) return false;
+        last_ = std::move(calibration.value());
+    } catch (const std::exception&) {
+        return false;  // unreadable: as good as not there
+    }
+    return true;
+}
+
+Status CalibrationCache::add(std::span<const std::uint8_t> file) {
+    auto calibration = Calibration::read(file);
+    if (!calibration.ok()) return calibration.status();
+    last_ = std::move(calibration.value());
+    write(path_of(last_->id()), file);
+    keep_begun(last_->id(), {});
+    return {};
+}
+
+void CalibrationCache::keep_begun(const Hash& id, std::span<const std::uint8_t> front) {
+    begun_.clear();
+    if (front.empty()) {
+        if (folder_.empty()) return;
+        std::error_code not_there;
+        std::filesystem::remove(begun_path_of(id), not_there);
+    } else if (!write(begun_path_of(id), front)) {
+        begun_id_ = id;
+        begun_.assign(front.begin(), front.end());
+    }
+}
+
+std::vector<std::uint8_t> CalibrationCache::begun(const Hash& id) const {
+    if (!begun_.empty() && begun_id_ == id) return begun_;
+    std::error_code unreachable;
+    if (folder_.empty() || !std::filesystem::exists(begun_path_of(id), unreachable)) return {};
+    try {
+        const tools::MappedFile file(begun_path_of(id));
+        const auto* bytes = reinterpret_cast<const std::uint8_t*>(file.bytes().data());
+        return {bytes, bytes + file.bytes().size()};
+    } catch (const std::exception&) {
+        return {};
+    }
+}
+
+// A cache that cannot be written costs the next session a download. What is in it is checked when it is read:
+// nobody waits until it is on the disk.
+bool CalibrationCache::write(const std::string& path, std::span<const std::uint8_t> bytes) const {
+    if (folder_.empty()) return false;
+    try {
+        std::filesystem::create_directories(folder_);
+        tools::OutputFile out(path);
+        out.append(std::as_bytes(bytes));
+        out.commit(false);
+        return true;
+    } catch (const std::exception&) {
+        return false;
+    }
+}
+
+std::string default_cache_folder() {
+    const char* folder = std::getenv("XDG_CACHE_HOME");
+    if (folder != nullptr && *folder != 0) return std::string(folder) + "/kvcast";
+    const char* home = std::getenv("HOME");
+    return home != nullptr && *home != 0 ? std::string(home) + "/.cache/kvcast" : "";
+}
+
+}  // namespace kvcast::client
