@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <functional>
 #include <span>
+#include <vector>
 
 #include "codec/format/chunk_header.h"
 
@@ -29,6 +30,16 @@ class ChunkCodec {
     virtual bool has_calibration(const Hash& id) = 0;
     // A calibration file whose SHA-256 was checked. An error rules out the levels that need it.
     virtual Status add_calibration(std::span<const std::uint8_t> file) = 0;
+
+    // Over a slow link a calibration takes longer than a session: the front of its file that a session has
+    // brought when it ends, or goes on without it, is kept for the next one, which fetches the rest. Empty:
+    // what was kept before was not the calibration's. A codec need not keep anything.
+    virtual void keep_begun(const Hash& id, std::span<const std::uint8_t> front) { (void)id, (void)front; }
+    // What was kept; empty: nothing.
+    virtual std::vector<std::uint8_t> begun_calibration(const Hash& id) {
+        (void)id;
+        return {};
+    }
 
     // Decodes a whole object, whose hash and header were checked, and hands over its layers in order. Nothing
     // is handed over unless all of it could be decoded.

@@ -44,6 +44,8 @@ Download::Download(EventLoop& loop, Transport& transport, DownloadRequest reques
       random_(seed),
       bytes_(std::move(request_.storage)) {
     bytes_.clear();
+    if (!request_.front.empty()) bytes_ = std::move(request_.front);
+    bytes_at_failure_ = bytes_.size();
     begin_attempt();
 }
 

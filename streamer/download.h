@@ -29,6 +29,8 @@ struct DownloadRequest {
     std::optional<std::uint64_t> bytes;      // the object's size, where it is known
     std::uint64_t limit = 0;                 // an object that is larger is refused
     std::vector<std::uint8_t> storage = {};  // memory to use again; its content is dropped
+    std::vector<std::uint8_t> front =
+        {};  // instead: bytes from the object's front that are there; the rest is asked for
 };
 
 class DownloadObserver {
@@ -56,6 +58,8 @@ class Download {
 
     std::uint64_t received() const { return bytes_.size(); }
     std::size_t requests() const { return requests_; }  // sent so far
+    // What has come, from the object's front on. The download is of no use any more.
+    std::vector<std::uint8_t> release() { return std::move(bytes_); }
 
   private:
     class Attempt;

@@ -12,7 +12,6 @@ namespace kvcast::streamer {
 class Lane {
   public:
     Lane() : thread_([this] { serve(); }) {}
-    // Drops what has not begun, and waits for what has.
     ~Lane() { stop(); }
     Lane(const Lane&) = delete;
     Lane& operator=(const Lane&) = delete;
@@ -27,22 +26,27 @@ class Lane {
         wake_.notify_one();
     }
 
-    void stop() {
+    // Drops what has not begun, and waits for what has.
+    void stop() { end(true); }
+    // Waits for all of it.
+    void finish() { end(false); }
+
+  private:
+    void end(bool drop) {
         {
             const std::scoped_lock lock(mutex_);
             stop_ = true;
-            tasks_ = {};
+            if (drop) tasks_ = {};
         }
         wake_.notify_one();
         if (thread_.joinable()) thread_.join();
     }
 
-  private:
     void serve() {
         std::unique_lock lock(mutex_);
         while (true) {
             wake_.wait(lock, [this] { return stop_ || !tasks_.empty(); });
-            if (stop_) return;
+            if (tasks_.empty()) return;
             {
                 const std::function<void()> task = std::move(tasks_.front());
                 tasks_.pop();

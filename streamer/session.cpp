@@ -81,6 +81,7 @@ class Session::Impl : public std::enable_shared_from_this<Impl>, private Control
         const std::size_t chunk;
         const std::size_t choice;
         const std::uint64_t bytes;
+        const std::uint64_t begun;  // of them, before this session
         const Seconds started;
         bool busy = false;
         std::unique_ptr<Download> download;
@@ -104,6 +105,7 @@ class Session::Impl : public std::enable_shared_from_this<Impl>, private Control
     void all_text(const Status& why);
     Status check_memory() const;
     void make_chunks();
+    std::string refusal(const ManifestObject& object) const;
     void with_tail(std::vector<ChunkView> views, std::size_t end);
     const ManifestLevel& level_of(unsigned level) const {
         return *std::ranges::find(located_.manifest.levels, level, &ManifestLevel::level);
@@ -111,7 +113,8 @@ class Session::Impl : public std::enable_shared_from_this<Impl>, private Control
     bool is_calibrated(std::size_t chunk, std::size_t choice) const;
     bool expects_calibrated() const;
     void ask_for_calibration();
-    void fetch_calibration();
+    void fetch_calibration(std::vector<std::uint8_t> front);
+    void keep_begun(Transfer& calibration);
 
     void pump();
     void give_up_late_calibration();
@@ -122,9 +125,10 @@ class Session::Impl : public std::enable_shared_from_this<Impl>, private Control
     void recompute(std::size_t first, std::size_t end) override;
 
     void on_transfer(Transfer& ended, Result<std::vector<std::uint8_t>> object, int http_status);
-    void on_calibration(Result<std::vector<std::uint8_t>> object);
+    void on_calibration(Result<std::vector<std::uint8_t>> object, bool resumed);
     void calibration_is_there(const Status& status);
     void note_failure(std::size_t chunk, std::size_t choice, const Status& status);
+    void add_trouble(std::size_t chunk, unsigned level, const std::string& what);
     void on_chunk_failed(std::size_t chunk, std::size_t choice, const Status& status, int http_status);
     void exclude(std::size_t chunk, std::size_t choice);
     void exclude_all(std::size_t chunk);
@@ -180,7 +184,12 @@ class Session::Impl : public std::enable_shared_from_this<Impl>, private Control
 // ---- transfers ----
 
 Session::Impl::Transfer::Transfer(Impl& o, std::size_t chunk_, std::size_t choice_, DownloadRequest request)
-    : owner(o), chunk(chunk_), choice(choice_), bytes(request.limit), started(o.now()) {
+    : owner(o),
+      chunk(chunk_),
+      choice(choice_),
+      bytes(request.limit),
+      begun(request.front.size()),
+      started(o.now()) {
     download = std::make_unique<Download>(owner.loop_, owner.transport_, std::move(request),
                                           owner.options_.download, *this, owner.random_());
 }
@@ -281,13 +290,31 @@ void Session::Impl::make_chunks() {
         view.first_token = first;
         view.tokens = m.chunks[i].tokens;
         for (const ManifestObject& o : m.chunks[i].objects) {
-            const bool usable = !options_.finest_level || o.level >= *options_.finest_level;
-            view.levels.push_back({o.level, o.bytes, level_of(o.level).kl.value_or(o.level), usable});
+            const bool asked_for = !options_.finest_level || o.level >= *options_.finest_level;
+            const bool usable = asked_for && refusal(o).empty();
+            const std::optional<double> kl = level_of(o.level).kl;
+            view.levels.push_back({o.level, o.bytes, kl.value_or(o.level), usable, kl.has_value()});
         }
         first += view.tokens;
         views.push_back(std::move(view));
     }
     with_tail(std::move(views), std::max(first, wanted_.token_ids.size()));
+    for (std::size_t i = 0; i < located_.chunks; ++i) {
+        for (const ManifestObject& o : m.chunks[i].objects) {
+            if (const std::string why = refusal(o); !why.empty()) add_trouble(i, o.level, why);
+        }
+    }
+}
+
+// Why a level is not loaded, whatever the network could bring; empty: it may be.
+std::string Session::Impl::refusal(const ManifestObject& object) const {
+    const auto& calibration = located_.manifest.calibration;
+    const bool calibrated = level_of(object.level).profile == Profile::kKlt && calibration;
+    const std::uint64_t most = options_.chunk_bytes;
+    if (object.bytes > most) return fmt::format("{} bytes, at most {} are read", object.bytes, most);
+    if (calibrated && calibration->bytes > most)
+        return fmt::format("a calibration of {} bytes, at most {} are read", calibration->bytes, most);
+    return {};
 }
 
 // What no chunk covers, up to token `end`, is text from the start; with it, everything has its report.
@@ -332,23 +359,38 @@ bool Session::Impl::expects_calibrated() const {
 void Session::Impl::ask_for_calibration() {
     calibration_ = CalibrationState::kAsked;
     decode_lane_.run([self = shared_from_this()] {
-        const bool there = self->codec_.has_calibration(self->located_.manifest.calibration->id);
-        self->loop_.post([self, there] {
+        if (self->cancelled_) return;
+        const Hash& id = self->located_.manifest.calibration->id;
+        const bool there = self->codec_.has_calibration(id);
+        auto front = there ? std::vector<std::uint8_t>() : self->codec_.begun_calibration(id);
+        self->loop_.post([self, there, front = std::move(front)]() mutable {
             if (self->ended_ || self->cancelled_) return;
-            there ? self->calibration_is_there({}) : self->fetch_calibration();
+            there ? self->calibration_is_there({}) : self->fetch_calibration(std::move(front));
             self->pump();
         });
     });
 }
 
-void Session::Impl::fetch_calibration() {
+void Session::Impl::fetch_calibration(std::vector<std::uint8_t> front) {
     const ManifestCalibration& calibration = *located_.manifest.calibration;
+    if (front.size() >= calibration.bytes)
+        front.clear();  // not the calibration's, or it would have been checked
     DownloadRequest request;
     request.url = join_url(located_.root, calibration_name(calibration.id));
     request.bytes = request.limit = calibration.bytes;
+    request.front = std::move(front);
     controller_.take({Kind::kRequest, now(), kNoChunk, 0, 0, 0});
-    controller_.take({Kind::kOther, now(), 0, 0, calibration.bytes, 0});
+    controller_.take({Kind::kOther, now(), 0, 0, calibration.bytes - request.front.size(), 0});
     transfers_.push_back(std::make_unique<Transfer>(*this, kCalibration, 0, std::move(request)));
+}
+
+// On the decode lane: it may take its time.
+void Session::Impl::keep_begun(Transfer& calibration) {
+    std::vector<std::uint8_t> front = calibration.download->release();
+    if (front.size() <= calibration.begun) return;
+    decode_lane_.run([self = shared_from_this(), front = std::move(front)] {
+        self->codec_.keep_begun(self->located_.manifest.calibration->id, front);
+    });
 }
 
 // ---- decisions ----
@@ -358,7 +400,6 @@ void Session::Impl::pump() {
     give_up_late_calibration();
     controller_.take({Kind::kLook, now(), 0, 0, 0, 0});
     if (calibration_ == CalibrationState::kWanted) ask_for_calibration();
-    if (!controller_.loading()) drop_calibration();
     loop_.cancel(tick_);
     tick_ = loop_.after(kTick, [this] { pump(); });
     finish_when_complete();
@@ -374,11 +415,14 @@ void Session::Impl::give_up_late_calibration() {
     calibration_is_there({ErrorCode::kTimeout, "would be there too late"});
 }
 
-// Nobody needs it any more.
+// It is not awaited any more. What came of it is for the next session.
 void Session::Impl::drop_calibration() {
     const auto it = std::ranges::find(transfers_, kCalibration, [](const auto& t) { return t->chunk; });
     if (it == transfers_.end()) return;
-    controller_.take({Kind::kEnd, now(), kNoChunk, (*it)->download->received(), 0, now() - (*it)->started});
+    Transfer& calibration = **it;
+    controller_.take({Kind::kEnd, now(), kNoChunk, calibration.download->received() - calibration.begun, 0,
+                      now() - calibration.started});
+    keep_begun(calibration);
     transfers_.erase(it);
 }
 
@@ -412,10 +456,11 @@ void Session::Impl::on_transfer(Transfer& ended, Result<std::vector<std::uint8_t
     const std::unique_ptr<Transfer> transfer = std::move(*it);  // lives to the end of this function
     transfers_.erase(it);
     if (transfer->chunk == kCalibration) {
-        controller_.take({Kind::kEnd, now(), kNoChunk, object.ok() ? object.value().size() : 0, 0,
-                          now() - transfer->started});
+        const std::uint64_t bytes = object.ok() ? object.value().size() - transfer->begun : 0;
+        controller_.take({Kind::kEnd, now(), kNoChunk, bytes, 0, now() - transfer->started});
         controller_.take({Kind::kOther, now(), 0, 0, 0, 0});
-        return on_calibration(std::move(object));
+        if (!object.ok()) keep_begun(*transfer);
+        return on_calibration(std::move(object), transfer->begun > 0);
     }
     ChunkReport& report = reports_[transfer->chunk];
     report.requests += transfer->download->requests();
@@ -432,9 +477,12 @@ void Session::Impl::on_transfer(Transfer& ended, Result<std::vector<std::uint8_t
 
 void Session::Impl::note_failure(std::size_t chunk, std::size_t choice, const Status& status) {
     controller_.take({Kind::kFailed, now(), chunk, 0, 0, 0});
+    add_trouble(chunk, views()[chunk].levels[choice].level, status.message());
+}
+
+void Session::Impl::add_trouble(std::size_t chunk, unsigned level, const std::string& what) {
     std::string& trouble = reports_[chunk].trouble;
-    trouble += fmt::format("{}level {}: {}", trouble.empty() ? "" : "; ", views()[chunk].levels[choice].level,
-                           status.message());
+    trouble += fmt::format("{}level {}: {}", trouble.empty() ? "" : "; ", level, what);
 }
 
 void Session::Impl::on_chunk_failed(std::size_t chunk, std::size_t choice, const Status& status,
@@ -458,18 +506,22 @@ void Session::Impl::exclude_all(std::size_t chunk) {
     for (std::size_t i = 0; i < views()[chunk].levels.size(); ++i) exclude(chunk, i);
 }
 
-void Session::Impl::on_calibration(Result<std::vector<std::uint8_t>> object) {
+void Session::Impl::on_calibration(Result<std::vector<std::uint8_t>> object, bool resumed) {
     if (!object.ok()) {
         calibration_is_there(object.status());
         return pump();
     }
-    decode_lane_.run([self = shared_from_this(), file = std::move(object.value())] {
+    decode_lane_.run([self = shared_from_this(), file = std::move(object.value()), resumed] {
+        const Hash& id = self->located_.manifest.calibration->id;
+        const bool sound = sha256(file) == id;
         Status status = {ErrorCode::kObjectMismatch, "the calibration's bytes do not hash to its name"};
-        if (sha256(file) == self->located_.manifest.calibration->id)
-            status = self->codec_.add_calibration(file);
-        self->loop_.post([self, status] {
-            if (self->ended_) return;
-            self->calibration_is_there(status);
+        if (sound) status = self->codec_.add_calibration(file);
+        // Whose fault it is, the kept bytes' or the new ones', cannot be told: all of it anew.
+        const bool again = !sound && resumed;
+        if (again) self->codec_.keep_begun(id, {});
+        self->loop_.post([self, status, again] {
+            if (self->ended_ || self->cancelled_) return;
+            again ? self->fetch_calibration({}) : self->calibration_is_there(status);
             self->pump();
         });
     });
@@ -581,6 +633,7 @@ void Session::Impl::finish(const Status& status) {
     loop_.cancel(tick_);
     loop_.cancel(patience_);
     locator_.reset();
+    drop_calibration();
     transfers_.clear();
     held_.clear();
     summary_.status = status;
@@ -591,14 +644,16 @@ void Session::Impl::finish(const Status& status) {
     summary_.network_measured = controller_.network().measured(now());
     summary_.recording = controller_.recording();
     double kl = 0;
+    bool known = true;
     for (const ChunkReport& r : reports_) {
         const std::size_t tokens = r.tokens.end - r.tokens.first;
         summary_.tokens += tokens;
         if (r.text) summary_.text_tokens += tokens;
-        if (!r.text) kl += std::max(r.kl, 0.0) * static_cast<double>(tokens);
+        if (!r.text) kl += r.kl * static_cast<double>(tokens);
+        known &= r.text || r.kl >= 0;
     }
     if (summary_.tokens > summary_.text_tokens)
-        summary_.kl = kl / static_cast<double>(summary_.tokens - summary_.text_tokens);
+        summary_.kl = known ? kl / static_cast<double>(summary_.tokens - summary_.text_tokens) : -1;
     summary_.chunks = reports_;
     tell([&] { sink_.on_finish(summary_); });
     {
@@ -620,7 +675,7 @@ void Session::Impl::request_cancel() {
 
 void Session::Impl::close() {
     cancelled_ = true;
-    decode_lane_.stop();
+    decode_lane_.finish();  // nothing decodes any more, but a calibration may have to be kept
     compute_lane_.stop();
     {
         const std::scoped_lock lock(sink_mutex_);

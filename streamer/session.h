@@ -1,9 +1,9 @@
 // Brings the KV cache of a context from a store before a deadline, at the best quality that the network
 // allows, and has recomputed from text what the network cannot bring.
 //
-//     Client client({});  // http/client.h: a thread and its connections; or the caller's own EventLoop and
-//     Transport Session session(client.loop(), client.transport(), wanted, options, codec, sink); const
-//     Summary summary = session.wait();
+//     Client client({});  // http/client.h: a thread and its connections, or the caller's own
+//     Session session(client.loop(), client.transport(), wanted, options, codec, sink);
+//     const Summary summary = session.wait();
 //
 // Nothing reaches the sink that was not checked: the manifest against trusted keys, expiry, model and tokens;
 // every object against the manifest's hash and the codec's own checks. Whatever fails becomes another level
@@ -58,7 +58,7 @@ struct Summary {
     std::size_t tokens = 0;
     std::size_t text_tokens = 0;
     double kl =
-        0;  // mean over loaded tokens of what the manifest expects; levels without a figure count as 0
+        0;  // mean over loaded tokens of what the manifest expects; negative: it does not say of all of them
     std::optional<Recording> recording = std::nullopt;  // if it was asked for
 };
 
@@ -94,7 +94,8 @@ struct SessionOptions {
     std::size_t transfers = kMostTransfers;                 // objects at once, at most
     std::uint64_t memory_bytes = std::uint64_t{256} << 20;  // of objects on their way or not yet decoded; a
                                                             // single larger one is taken alone
-    std::uint64_t chunk_bytes = std::uint64_t{1} << 30;     // decoded; larger chunks are refused
+    // Of one chunk, decoded, of one object, and of the calibration: what is larger is refused.
+    std::uint64_t chunk_bytes = std::uint64_t{1} << 30;
     DownloadOptions download = {};
     std::vector<PublicKey> trusted = {};            // none: manifests need no signature
     std::shared_ptr<MemoryPool> memory = nullptr;   // shared by sessions; none: one of the session's own

@@ -14,20 +14,21 @@
 #include "streamer/http/s3.h"
 #include "streamer/rules/rules.h"
 #include "streamer/session.h"
+#include "tools/client/calibration_cache.h"
+#include "tools/client/codec_adapter.h"
+#include "tools/client/link_memory.h"
 #include "tools/common/cli.h"
 #include "tools/common/file.h"
 #include "tools/common/progress.h"
 #include "tools/report/session_page.h"
 #include "tools/stream/cache_sink.h"
-#include "tools/stream/calibration_cache.h"
-#include "tools/stream/codec_adapter.h"
 #include "tools/stream/engine.h"
-#include "tools/stream/link_memory.h"
 #include "tools/stream/options.h"
 
 namespace {
 
 using namespace kvcast;
+using namespace kvcast::client;
 using namespace kvcast::tools;
 using namespace kvcast::streamer;
 
@@ -197,9 +198,9 @@ void print_table(const Outcome& o, const CacheSink& sink, const CodecAdapter& co
                    c.reason);
         if (!c.trouble.empty()) fmt::print("      {}\n", c.trouble);
     }
-    fmt::print(
-        "{} tokens, {} of them text, in {:.0f} ms (manifest {:.0f} ms); {} bytes; expected KL {:.4f}\n",
-        s.tokens, s.text_tokens, s.time * 1e3, s.manifest_time * 1e3, s.network_bytes, s.kl);
+    fmt::print("{} tokens, {} of them text, in {:.0f} ms (manifest {:.0f} ms); {} bytes; expected KL {}\n",
+               s.tokens, s.text_tokens, s.time * 1e3, s.manifest_time * 1e3, s.network_bytes,
+               s.kl < 0 ? "unknown" : fmt::format("{:.4f}", s.kl));
     if (codec.decode_seconds() > 0) {
         fmt::print("decoding took {:.0f} ms at {:.0f} MB/s{}\n", codec.decode_seconds() * 1e3,
                    static_cast<double>(codec.decoded_bytes()) / codec.decode_seconds() / 1e6,
@@ -219,7 +220,7 @@ nlohmann::json to_json(const Outcome& o, const CacheSink& sink) {
                           {"network_bytes", s.network_bytes},
                           {"tokens", s.tokens},
                           {"text_tokens", s.text_tokens},
-                          {"kl", s.kl},
+                          {"kl", s.kl < 0 ? nlohmann::json() : nlohmann::json(s.kl)},
                           {"chunks", nlohmann::json::array()},
                           {"decisions", nlohmann::json::array()}};
     for (const ChunkReport& c : s.chunks) {

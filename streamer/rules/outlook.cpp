@@ -42,14 +42,16 @@ Seconds Outlook::load_time(const Load& pending, double rate) const {
     rate = std::max(rate, 1.0);
     const std::size_t to_come = pending.tokens + tokens_to_come_;
     const Seconds decode_all = s_.compute->decode_time(to_come + decoding_tokens_);
-    if (to_come == 0) return decode_all;
+    // Nothing is decoded before the calibration is there.
+    const Seconds calibrated = s_.other_bytes == 0 ? 0 : static_cast<double>(s_.other_bytes) / rate;
+    if (to_come == 0) return calibrated + decode_all;
     const Seconds decode_last = s_.compute->decode_time(std::min(chunk_tokens_, to_come));
     const Seconds wait = in_flight_ == 0 || s_.network.silence > 0 ? s_.network.first_byte : 0;
     const Seconds network = wait + (bytes_to_come_ + pending.bytes) / rate;
     // Transfers in flight share the link.
     const double next = in_flight_ > 0 ? next_bytes_ * static_cast<double>(in_flight_) : pending.next_bytes;
     const Seconds idle = decoding_tokens_ > 0 ? 0 : wait + next / rate;
-    return std::max(network + decode_last, idle + decode_all);
+    return std::max(network + decode_last, std::max(idle, calibrated) + decode_all);
 }
 
 bool Outlook::wants_transfer() const {

@@ -1,11 +1,12 @@
 // How long what is left of a session takes: the model of time that rules share.
 //
 // With r the rate that is counted on, B the bytes still to come of transfers in flight and of the
-// calibration, b_i the bytes of pending chunk i at the level it would have, w the wait for a first byte, d
-// the decoding of one chunk and D that of everything that is not decoded yet:
+// calibration, a those of the calibration alone, b_i the bytes of pending chunk i at the level it would have,
+// w the wait for a first byte, d the decoding of one chunk and D that of everything that is not decoded yet:
 //
 //   N    = w + (B + sum b_i) / r                       the network has done its part
-//   n    = w + bytes of the chunk that comes next / r  the decoder has something to do; 0 where it has
+//   n    = w + bytes of the chunk that comes next / r  the decoder has something to do; 0 where it has;
+//                                                      a / r at least
 //   load = max(N + d, n + D)
 //
 // The decoder follows the network: with even chunks, either it waits for the last one (first term), or it

@@ -23,6 +23,7 @@ struct LevelView {
     std::uint64_t bytes = 0;
     double kl = 0;       // expected divergence in nats; unknown: the level's number, so that order is kept
     bool usable = true;  // false: tried in vain, excluded by the caller, or its calibration is out of reach
+    bool kl_known = true;
 };
 
 enum class ChunkStatus : std::uint8_t {

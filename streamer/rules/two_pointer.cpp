@@ -23,7 +23,10 @@
 //          late is not begun while loading could still be in time (within twice the time left).
 //   load   The last pending chunk that is not text, at l; one step finer, if everything still fits and l was
 //          not fine enough: so what lies between two levels is used up, chunk by chunk.
-//   abandonment   As in abandon.h, where no plan is in time. With nothing pending and the engine about to be
+//          Where everything would be text, and all that is known of the link was said before, one chunk is
+//          loaded that is fine enough: the link may be quicker by now.
+//   abandonment   As in abandon.h, where no plan is in time, once something was measured. With nothing
+//   pending and the engine about to be
 //          idle, the first chunk in flight becomes text too where that ends in half of the time that loading
 //          takes at the robust rate: a link that has gone quiet is not waited for.
 //
@@ -31,9 +34,9 @@
 // recomputed tokens over the 3G traces of bench/abr, and 5 % off both the mean time and the mean KL. At 0.6
 // of the rate, instead of half, Puffer's misses grow by 0.3 points.
 //
-// State read: time, deadline, every chunk's status, level, levels and bytes received; robust rate, first
-// byte, silence; prefill and decode model, the engine's backlog; transfers in flight and how many there may
-// be.
+// State read: time, deadline, every chunk's status, level, levels and bytes received; robust rate, whether it
+// was measured, first byte, silence, the calibration's bytes; prefill and decode model, the engine's backlog;
+// transfers in flight and how many there may be.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -185,7 +188,7 @@ class TwoPointer final : public Rule {
     Decision decide(const RuleState& state) const override {
         const Planner planner(state);
         const Plan plan = planner.best();
-        if (!plan.in_time && planner.outlook().any_in_flight()) {
+        if (!plan.in_time && planner.outlook().any_in_flight() && !is_hearsay(state)) {
             const Plan frank = planner.meeting(planner.coarsest(), state.network.robust);
             if (auto d = abandon(state, {frank.load, frank.text})) return *d;
         }
@@ -223,6 +226,15 @@ class TwoPointer final : public Rule {
                                     text * 1e3, what_is_left(left))};
     }
 
+    // Everything would be text: one chunk shows whether the link is as slow as it was said to be.
+    static Decision probe(const RuleState& state, const Planner& planner, std::size_t chunk) {
+        const std::size_t choice = nearest_level(state.chunks[chunk], planner.finest());
+        const bool needless =
+            !is_hearsay(state) || planner.outlook().any_in_flight() || state.other_bytes > 0;
+        if (needless || choice == kNoLevel) return {};
+        return {Decision::Kind::kLoad, chunk, choice, "one chunk, to see what the link brings"};
+    }
+
     // Text behind that chunk does not keep the engine busy: it waits for the chunk itself.
     static bool engine_is_fed(const RuleState& state, std::size_t chunk) {
         const auto before = state.chunks.first(chunk);
@@ -230,12 +242,17 @@ class TwoPointer final : public Rule {
         return text && state.compute_busy > kEngineAhead;
     }
 
+    // All that is known of the link is what was said of it before.
+    static bool is_hearsay(const RuleState& state) {
+        return !state.network.measured && state.network.silence == 0;
+    }
+
     static Decision next_load(const RuleState& state, const Planner& planner, const Plan& plan) {
         const bool from_the_back = state.compute->can_recompute();
         const std::size_t chunk =
             from_the_back ? planner.outlook().last_pending() : planner.outlook().first_pending();
-        if (chunk < plan.text_end) return {};
         const ChunkView& c = state.chunks[chunk];
+        if (chunk < plan.text_end) return probe(state, planner, chunk);
         std::size_t choice = nearest_level(c, plan.level);
         if (choice == kNoLevel) return {Decision::Kind::kText, chunk, 0, "no level can be had"};
         Seconds load = plan.load;

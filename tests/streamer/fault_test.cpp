@@ -21,7 +21,7 @@
 #include "tests/streamer/keys.h"
 #include "tests/streamer/poll_loop.h"
 #include "tests/streamer/publication.h"
-#include "tools/stream/codec_adapter.h"
+#include "tools/client/codec_adapter.h"
 
 namespace kvcast::test {
 namespace {
@@ -71,6 +71,10 @@ const Certificates& certificates() {
     return made;
 }
 
+std::span<const std::uint8_t> as_bytes(const std::string& text) {
+    return {reinterpret_cast<const std::uint8_t*>(text.data()), text.size()};
+}
+
 class FaultTest : public testing::Test {
   protected:
     FaultTest() : store(std::move(folder_destination(folder.path()).value())) {
@@ -106,10 +110,13 @@ class FaultTest : public testing::Test {
     }
 
     Summary fetch() {
+        client::CodecAdapter codec(1, "");
+        return fetch(codec);
+    }
+    Summary fetch(ChunkCodec& codec) {
         sink.emplace(*published);
         sink->in_layer = in_layer;
         Client client(http);
-        tools::CodecAdapter codec(1, "");
         Session session(client.loop(), client.transport(), wanted, options, codec, *sink);
         return session.wait();
     }
@@ -154,6 +161,15 @@ TEST_F(FaultTest, WithoutAFaultEverythingIsLoadedAtTheLevelAskedFor) {
     }
     EXPECT_DOUBLE_EQ(s.kl, 0.02);
     EXPECT_GT(s.network.bytes_per_second, 0);
+}
+
+TEST_F(FaultTest, AnUnknownDivergenceIsNotCalledNone) {
+    serve();
+    published->manifest.levels[1].kl.reset();
+    ASSERT_TRUE(store->put(published->name, as_bytes(write_manifest(published->manifest))).ok());
+    EXPECT_LT(fetch_completely().kl, 0);
+    options.rule = fixed_level_rule(6);
+    EXPECT_DOUBLE_EQ(fetch_completely().kl, 0.06);
 }
 
 TEST_F(FaultTest, TheDefaultRuleTakesTheFinestLevelOnAFastLink) {
@@ -240,7 +256,7 @@ TEST_F(FaultTest, ChunksComeWhileTheCodecLooksForTheCalibration) {
         }
 
       private:
-        tools::CodecAdapter quick_{1, ""};
+        client::CodecAdapter quick_{1, ""};
     };
     serve_klt();
     be_patient();
@@ -278,6 +294,72 @@ TEST_F(FaultTest, ChunksThatWaitForALateCalibrationBecomeText) {
     }
 }
 
+// Over a slow link it takes longer than a session.
+TEST_F(FaultTest, ACalibrationGoesOnWhereTheLastSessionHadToLeaveIt) {
+    const tools::ScratchDirectory cache;
+    options.rule = two_pointer_rule();
+    options.compute.prefill = {{0, 200.0}};  // 1.3 s, which the sink does not take
+    options.download.first_byte_timeout = options.download.stall_timeout = std::chrono::seconds(30);
+    for (const std::string& kept_in : {std::string(), cache / "calibrations"}) {
+        SCOPED_TRACE(kept_in);
+        serve_klt({2, 3});
+        fault("kvcal", R"("fault": "stall-mid-body", "times": 1)");
+        client::CodecAdapter codec(1, kept_in);
+        options.deadline = 2.5;
+        const Summary text = fetch(codec);
+        EXPECT_EQ(text.text_tokens, kTokens);
+        options.deadline = 20;
+        const Summary loaded = fetch(codec);
+        sink->expect_complete(loaded, kTokens);
+        EXPECT_EQ(loaded.text_tokens, 0u);
+        std::uint64_t objects = 0;
+        for (const ChunkReport& c : loaded.chunks) objects += c.bytes;
+        const std::uint64_t calibration = published->manifest.calibration->bytes;
+        EXPECT_EQ(loaded.network_bytes, objects + calibration - calibration / 2);
+    }
+}
+
+// Where everything is text, the link has nothing better to do.
+TEST_F(FaultTest, ACalibrationComesWhileTheEngineRecomputes) {
+    class AllText final : public Rule {
+      public:
+        const char* name() const override { return "all-text"; }
+        Decision decide(const RuleState& state) const override {
+            const auto c = std::ranges::find(state.chunks, ChunkStatus::kPending, &ChunkView::status);
+            if (c == state.chunks.end()) return {};
+            return {Decision::Kind::kText, static_cast<std::size_t>(c - state.chunks.begin()), 0, "always"};
+        }
+    };
+    class SlowEngine final : public CheckingSink {
+      public:
+        using CheckingSink::CheckingSink;
+        void on_recompute(TokenRange tokens, std::span<const std::int32_t> token_ids) override {
+            std::this_thread::sleep_for(milliseconds(500));
+            CheckingSink::on_recompute(tokens, token_ids);
+        }
+    };
+    serve_klt({2, 3});
+    options.rule = std::make_shared<AllText>();
+    SlowEngine engine(*published);
+    Client client(http);
+    client::CodecAdapter codec(1, "");
+    Session session(client.loop(), client.transport(), wanted, options, codec, engine);
+    EXPECT_EQ(session.wait().text_tokens, kTokens);
+    EXPECT_TRUE(codec.has_calibration(published->manifest.calibration->id));
+}
+
+TEST_F(FaultTest, AKeptFrontThatIsNotTheCalibrationsIsFetchedAnew) {
+    serve_klt();
+    const ManifestCalibration& calibration = *published->manifest.calibration;
+    for (const std::size_t bytes : {std::size_t{1}, std::size_t{1000}, std::size_t{calibration.bytes}}) {
+        client::CodecAdapter codec(1, "");
+        codec.keep_begun(calibration.id, std::vector<std::uint8_t>(bytes, 0x55));
+        const Summary s = fetch(codec);
+        sink->expect_complete(s, kTokens);
+        for (const ChunkReport& c : s.chunks) EXPECT_EQ(c.level, 2u);
+    }
+}
+
 TEST_F(FaultTest, WithoutItsCalibrationAnotherProfileIsTaken) {
     be_patient();
     options.download.first_byte_timeout = options.download.stall_timeout = milliseconds(400);
@@ -297,7 +379,7 @@ TEST_F(FaultTest, ManySessionsShareAClient) {
     std::vector<std::future<void>> running;
     for (int i = 0; i < 4; ++i) {
         running.push_back(std::async(std::launch::async, [&] {
-            tools::CodecAdapter codec(1, "");
+            client::CodecAdapter codec(1, "");
             for (int n = 0; n < 3; ++n) {
                 CheckingSink mine(*published);
                 Session session(client.loop(), client.transport(), wanted, options, codec, mine);
@@ -312,7 +394,7 @@ TEST_F(FaultTest, TheCallersEventLoopWillDo) {
     serve();
     PollLoop loop;
     CurlTransport transport(loop, http);
-    tools::CodecAdapter codec(1, "");
+    client::CodecAdapter codec(1, "");
     sink.emplace(*published);
     {
         Session session(loop, transport, wanted, options, codec, *sink);
@@ -696,6 +778,26 @@ TEST_F(FaultTest, ChunksBeyondTheMemoryAllowedAreRefused) {
     EXPECT_EQ(fetch_completely().publication.code(), ErrorCode::kLimitExceeded);
 }
 
+// Whatever a manifest promises, memory is bounded.
+TEST_F(FaultTest, ObjectsAndCalibrationsBeyondTheMemoryAllowedAreNotAskedFor) {
+    serve_klt();
+    Manifest& manifest = published->manifest;
+    const std::uint64_t honest = manifest.chunks[1].objects[1].bytes;
+    manifest.chunks[1].objects[1].bytes = std::uint64_t{1} << 35;
+    ASSERT_TRUE(store->put(published->name, as_bytes(write_manifest(manifest))).ok());
+    Summary s = fetch_completely();
+    EXPECT_EQ(s.chunks[0].level, 2u);
+    EXPECT_EQ(s.chunks[1].level, 3u);
+    EXPECT_THAT(s.chunks[1].trouble, HasSubstr("level 2: 34359738368 bytes, at most 1073741824"));
+    manifest.chunks[1].objects[1].bytes = honest;
+    manifest.calibration->bytes = std::uint64_t{1} << 35;
+    ASSERT_TRUE(store->put(published->name, as_bytes(write_manifest(manifest))).ok());
+    s = fetch_completely();
+    for (const ChunkReport& c : s.chunks) EXPECT_EQ(c.level, 0u);
+    EXPECT_THAT(s.chunks[1].trouble, HasSubstr("a calibration of 34359738368 bytes"));
+    EXPECT_EQ(server->count("kvcal"), 1u);
+}
+
 TEST_F(FaultTest, AnEndlessManifestIsCutOff) {
     be_patient();
     serve();
@@ -709,7 +811,7 @@ TEST_F(FaultTest, CancelMidDecodeEndsTheSession) {
     serve();
     sink.emplace(*published);
     Client client(http);
-    tools::CodecAdapter codec(1, "");
+    client::CodecAdapter codec(1, "");
     Session* running = nullptr;
     std::promise<void> begun;
     sink->in_layer = [&](std::size_t chunk, std::size_t layer) {
@@ -734,7 +836,7 @@ TEST_F(FaultTest, ASessionCanBeDroppedAtAnyTime) {
     Client client(http);
     for (int i = 0; i < 40; ++i) {
         CheckingSink mine(*published);
-        tools::CodecAdapter codec(1, "");
+        client::CodecAdapter codec(1, "");
         Session session(client.loop(), client.transport(), wanted, options, codec, mine);
         std::this_thread::sleep_for(std::chrono::microseconds(500 * i));
     }
@@ -745,7 +847,7 @@ TEST_F(FaultTest, CancelWhileNothingAnswers) {
     fault(".", R"("fault": "stall-before-headers")");
     sink.emplace(*published);
     Client client(http);
-    tools::CodecAdapter codec(1, "");
+    client::CodecAdapter codec(1, "");
     Session session(client.loop(), client.transport(), wanted, options, codec, *sink);
     EXPECT_FALSE(session.wait_for(milliseconds(50)));
     session.cancel();

@@ -4,6 +4,7 @@
 
 #include <random>
 
+#include "streamer/rules/outlook.h"
 #include "streamer/rules/rules.h"
 #include "streamer/throughput.h"
 
@@ -292,6 +293,33 @@ TEST_F(RuleTest, TwoPointerRecomputesFromTheFrontAndLoadsFromTheBack) {
     EXPECT_EQ(decide(*rule).kind, Kind::kLoad) << "all is loaded before one chunk is recomputed";
 }
 
+// A link that was slow an hour ago is looked at again.
+TEST_F(RuleTest, TwoPointerLooksAtALinkThatWasOnlySaidToBeSlow) {
+    const auto rule = two_pointer_rule();
+    compute.prefill = {{0, 1000}};  // 0.1 s a chunk
+    state.deadline = 2;
+    network(1e4);
+    chunks[0].status = ChunkStatus::kText;
+    state.compute_busy = 0.1;
+    EXPECT_EQ(decide(*rule).kind, Kind::kWait) << "it is slow";
+    state.network.measured = false;
+    const Decision probe = decide(*rule);
+    EXPECT_EQ(probe.kind, Kind::kLoad);
+    EXPECT_EQ(probe.chunk, 7u);
+    EXPECT_EQ(probe.choice, 0u) << "fine enough";
+    state.other_bytes = 1000;
+    EXPECT_EQ(decide(*rule).kind, Kind::kWait) << "the calibration shows as much";
+    state.other_bytes = 0;
+    chunks[7].status = ChunkStatus::kLoading;
+    chunks[7].choice = 2;
+    EXPECT_EQ(decide(*rule).kind, Kind::kWait) << "one is enough, and it is not given up for what was said";
+    state.network.silence = 0.1;
+    EXPECT_EQ(decide(*rule).kind, Kind::kText) << "nothing comes";
+    state.network.silence = 0;
+    state.network.measured = true;
+    EXPECT_EQ(decide(*rule).kind, Kind::kText) << "it is slow";
+}
+
 TEST_F(RuleTest, TwoPointerBeginsNoTextThatWouldBeLate) {
     const auto rule = two_pointer_rule();
     compute.prefill = {{0, 100}};  // 1 s a chunk
@@ -363,6 +391,18 @@ TEST_F(RuleTest, MoreTransfersWhereFirstBytesTakeLong) {
         most_transfers = 2;
         EXPECT_EQ(decide(*rule.value()).kind, Kind::kWait) << name << ": never more than the caller allows";
     }
+}
+
+// Chunks that are there, but wait for the calibration, are not decoded before it is there.
+TEST_F(RuleTest, WhatIsToComeBeforeAnyChunkCountsIsWaitedFor) {
+    for (ChunkView& c : chunks) c.status = ChunkStatus::kDecoding;
+    state.other_bytes = 2'000'000;
+    decide(*fixed_level_rule(2));
+    EXPECT_NEAR(Outlook(state).load_time({}, 1e6), 2.008, 1e-6);
+    chunks[0].status = ChunkStatus::kLoading;
+    chunks[0].received = 999'000;
+    decide(*fixed_level_rule(2));
+    EXPECT_NEAR(Outlook(state).load_time({}, 1e6), 2.008, 1e-6) << "its decoding follows the others'";
 }
 
 TEST_F(RuleTest, PrefillTimeFollowsThePosition) {

@@ -1,6 +1,7 @@
 // A folder that is of no use costs a download, and nothing else.
-#include "tools/stream/calibration_cache.h"
+#include "tools/client/calibration_cache.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <filesystem>
@@ -10,7 +11,7 @@
 #include "tests/codec/synthetic_calibration.h"
 #include "tests/tools/scratch.h"
 
-namespace kvcast::tools {
+namespace kvcast::client {
 namespace {
 
 std::vector<std::uint8_t> calibration() {
@@ -19,7 +20,7 @@ std::vector<std::uint8_t> calibration() {
 }
 
 TEST(CalibrationCache, KeepsWhatItIsGiven) {
-    const ScratchDirectory folder;
+    const tools::ScratchDirectory folder;
     const auto file = calibration();
     CalibrationCache first(folder / "cache"), second(folder / "cache");
     EXPECT_FALSE(second.has(sha256(file)));
@@ -29,7 +30,7 @@ TEST(CalibrationCache, KeepsWhatItIsGiven) {
 }
 
 TEST(CalibrationCache, TakesADamagedFileForNone) {
-    const ScratchDirectory folder;
+    const tools::ScratchDirectory folder;
     const auto file = calibration();
     CalibrationCache cache(folder / "cache");
     EXPECT_TRUE(cache.add(file).ok());
@@ -40,8 +41,31 @@ TEST(CalibrationCache, TakesADamagedFileForNone) {
     }
 }
 
+TEST(CalibrationCache, KeepsTheFrontOfOneThatIsStillToCome) {
+    const tools::ScratchDirectory folder;
+    const auto file = calibration();
+    const Hash id = sha256(file);
+    const auto front = std::vector(file.begin(), file.begin() + 100);
+    for (const std::string& path : {folder / "cache", std::string()}) {
+        CalibrationCache cache(path);
+        EXPECT_THAT(cache.begun(id), testing::IsEmpty());
+        cache.keep_begun(id, front);
+        EXPECT_EQ(cache.begun(id), front);
+        EXPECT_FALSE(cache.has(id));
+        EXPECT_THAT(cache.begun(Hash{1}), testing::IsEmpty());
+        if (!path.empty()) {
+            EXPECT_EQ(CalibrationCache(path).begun(id), front);
+        }
+        cache.keep_begun(id, {});
+        EXPECT_THAT(cache.begun(id), testing::IsEmpty());
+        cache.keep_begun(id, front);
+        EXPECT_TRUE(cache.add(file).ok());
+        EXPECT_THAT(cache.begun(id), testing::IsEmpty()) << "it is there whole";
+    }
+}
+
 TEST(CalibrationCache, DoesWithoutAFolderThatCannotBeReached) {
-    const ScratchDirectory folder;
+    const tools::ScratchDirectory folder;
     const std::string loop = folder / "loop";
     std::filesystem::create_symlink(loop, loop);
     const auto file = calibration();
@@ -54,4 +78,4 @@ TEST(CalibrationCache, DoesWithoutAFolderThatCannotBeReached) {
 }
 
 }  // namespace
-}  // namespace kvcast::tools
+}  // namespace kvcast::client

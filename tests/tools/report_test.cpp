@@ -106,6 +106,13 @@ TEST_F(ReportTest, NothingIsRunOrFetched) {
         EXPECT_THAT(html, Not(HasSubstr(link)));
 }
 
+TEST_F(ReportTest, AnUnknownDivergenceIsNotCalledNone) {
+    SessionResult r = session(*fixed_level_rule(2));
+    EXPECT_THAT(page(r), HasSubstr("expected KL 0."));
+    for (ChunkView& c : r.recording->chunks) c.levels[1].kl_known = false;
+    EXPECT_THAT(page(r), HasSubstr("expected KL unknown"));
+}
+
 TEST_F(ReportTest, WithoutADeadlineThereIsNoLine) {
     scenario.deadline = std::numeric_limits<Seconds>::infinity();
     const std::string html = page(session(*fixed_level_rule(5), 2e6));

@@ -238,10 +238,9 @@ void OutputFile::reserve(std::uint64_t bytes) {
     }
 }
 
-// The data reaches the disk before the name does, or a crash could leave an empty file under it.
-void OutputFile::commit() {
+void OutputFile::commit(bool durable) {
     if (fd_ < 0) fail("commit", path_, EBADF);
-    if (!temporary_.empty() && retry_interrupted([&] { return ::fdatasync(fd_); }) != 0) {
+    if (durable && !temporary_.empty() && retry_interrupted([&] { return ::fdatasync(fd_); }) != 0) {
         fail("write", path_, errno);
     }
     // A descriptor is closed even where close() reports an error, so it is never closed twice.

@@ -62,8 +62,10 @@ class OutputFile {
     // least that long, with zeros where nothing is written. Does nothing for standard output and files
     // written in place.
     void reserve(std::uint64_t bytes);
-    // Once, after the last write. Where it throws, the file under the final name is untouched.
-    void commit();
+    // Once, after the last write. Where it throws, the file under the final name is untouched. The bytes are
+    // on the disk before the name is, so that no crash leaves half a file under it; a cache, whose files are
+    // checked as they are read, need not wait for that.
+    void commit(bool durable = true);
     // The path as given, or "standard output": a name for messages.
     const std::string& path() const { return path_; }
 

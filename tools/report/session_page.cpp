@@ -130,9 +130,10 @@ class Page {
         }
         return fmt::format(
             "<h1>{}</h1>\n<p>rule {}</p>\n<p class=\"verdict {}\">{}</p>\n"
-            "<p>{} of {} tokens loaded ({}{}), {} recomputed from text; expected KL {:.4f}{}</p>\n",
+            "<p>{} of {} tokens loaded ({}{}), {} recomputed from text; expected KL {}{}</p>\n",
             html_escaped(page_.title), html_escaped(page_.rule), late ? "late" : "in-time", verdict,
-            t_.tokens - t_.text_tokens, t_.tokens, bytes_text(bytes), level_range(), t_.text_tokens, t_.kl,
+            t_.tokens - t_.text_tokens, t_.tokens, bytes_text(bytes), level_range(), t_.text_tokens,
+            t_.kl < 0 ? "unknown" : fmt::format("{:.4f}", t_.kl),
             given_up == 0 ? "" : fmt::format("; {} transfers given up", given_up));
     }
 

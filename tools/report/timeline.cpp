@@ -101,13 +101,16 @@ class Historian final : private Controller::Owner {
 
     void sum_up() {
         double kl = 0;
+        bool known = true;
         for (const ChunkView& v : controller_.chunks()) {
             t_.tokens += v.tokens;
             const bool text = v.status == ChunkStatus::kText || v.status == ChunkStatus::kRecomputed;
             if (text) t_.text_tokens += v.tokens;
-            if (!text && !v.levels.empty()) kl += v.levels[v.choice].kl * static_cast<double>(v.tokens);
+            if (text || v.levels.empty()) continue;
+            kl += v.levels[v.choice].kl * static_cast<double>(v.tokens);
+            known &= v.levels[v.choice].kl_known;
         }
-        if (t_.tokens > 0) t_.kl = kl / static_cast<double>(t_.tokens);
+        if (t_.tokens > 0) t_.kl = known ? kl / static_cast<double>(t_.tokens) : -1;
     }
 
     const Recording& r_;

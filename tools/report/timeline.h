@@ -53,7 +53,7 @@ struct Timeline {
     bool complete = false;
     std::size_t tokens = 0;
     std::size_t text_tokens = 0;
-    double kl = 0;  // mean over all tokens; text has none
+    double kl = 0;  // mean over all tokens; text has none; negative: unknown of a level that was loaded
 };
 
 // Plays the recorded events again, with the recorded decisions.
