@@ -24,10 +24,10 @@ struct Output {
 inline constexpr std::size_t kPageTokens = 16;
 
 // The same chunk `count` times, each with its own payload and its own output.
-class Batch {
+class DecodeBatch {
   public:
-    Batch(const std::vector<std::uint8_t>& object, std::size_t count, const device::KltOnDevice& klt,
-          const Output& output)
+    DecodeBatch(const std::vector<std::uint8_t>& object, std::size_t count, const device::KltOnDevice& klt,
+                const Output& output)
         : header_(read_header(object).value()), output_(output) {
         const auto payload = std::as_bytes(std::span(object).subspan(header_.header_bytes));
         for (std::size_t page = pages(); page-- > 0;)
@@ -60,7 +60,7 @@ class Batch {
         status_.emplace_back(plan_.blocks() * sizeof(std::uint32_t));
     }
 
-    void decode(const Stream& stream) const {
+    void run(const Stream& stream) const {
         check(device::decode_batch(plan_, image_[0].data(), workspace_[0].data(),
                                    static_cast<std::uint32_t*>(status_[0].data()), stream.get()));
     }
@@ -190,7 +190,7 @@ class EncodeBatch {
         report_.emplace_back(plan_.report_bytes());
     }
 
-    void encode(const Stream& stream) const {
+    void run(const Stream& stream) const {
         check(device::encode_batch(plan_, image_[0].data(), workspace_[0].data(), report_[0].data(),
                                    stream.get()));
     }

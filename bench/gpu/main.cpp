@@ -135,41 +135,45 @@ struct Choice {
     }
 };
 
+// Of work whose output is what the CPU makes, before it is timed and after.
+template <typename Work, typename Expected>
+Times verified_times(const Work& work, const Expected& expected, const Stream& stream, unsigned repetitions) {
+    work.forget(stream);
+    work.run(stream);
+    stream.wait();
+    work.verify(expected);
+    work.forget(stream);
+    const Times t = time(stream, Graph(stream, [&] { work.run(stream); }), repetitions);
+    work.verify(expected);
+    return t;
+}
+
 void measure(const Source& source, const Coding& coding, const device::KltOnDevice& klt, const Choice& choice,
              const Stream& stream, nlohmann::json& rows) {
     if (!choice.takes(source, coding)) return;
     const auto object = encode(source, coding.options);
     const std::size_t values = source.ids.size() * source.layout.values_per_token();
+    const auto add = [&](const auto& work, const auto& expected, const char* operation, const char* memory,
+                         std::size_t chunks) {
+        const Row row = {source,
+                         coding,
+                         operation,
+                         memory,
+                         chunks,
+                         chunks * values,
+                         chunks * object.size(),
+                         work.workspace_bytes()};
+        const Times t = verified_times(work, expected, stream, choice.repetitions);
+        rows.push_back(report(row, t, time_memcpy(stream, 2 * row.values, choice.repetitions)));
+    };
     for (const Output& output : std::span(kOutputs).first(coding.everywhere ? std::size(kOutputs) : 1)) {
         if (!choice.memory.empty() && choice.memory != output.name) continue;
         const auto expected = decode_on_cpu(object, output.dtype, coding.options.calibration);
-        for (const std::size_t chunks : choice.sizes(values)) {
-            const Batch batch(object, chunks, klt, output);
-            batch.forget(stream);
-            batch.decode(stream);
-            stream.wait();
-            batch.verify(expected);
-            batch.forget(stream);
-            const Times t = time(stream, Graph(stream, [&] { batch.decode(stream); }), choice.repetitions);
-            batch.verify(expected);
-            rows.push_back(report({source, coding, "decode", output.name, chunks, chunks * values,
-                                   chunks * object.size(), batch.workspace_bytes()},
-                                  t, time_memcpy(stream, 2 * chunks * values, choice.repetitions)));
-        }
+        for (const std::size_t chunks : choice.sizes(values))
+            add(DecodeBatch(object, chunks, klt, output), expected, "decode", output.name, chunks);
     }
-    for (const std::size_t chunks : choice.sizes(values)) {
-        const EncodeBatch batch(source, coding.options, chunks, klt);
-        batch.forget(stream);
-        batch.encode(stream);
-        stream.wait();
-        batch.verify(object);
-        batch.forget(stream);
-        const Times t = time(stream, Graph(stream, [&] { batch.encode(stream); }), choice.repetitions);
-        batch.verify(object);
-        rows.push_back(report({source, coding, "encode", "bf16", chunks, chunks * values,
-                               chunks * object.size(), batch.workspace_bytes()},
-                              t, time_memcpy(stream, 2 * chunks * values, choice.repetitions)));
-    }
+    for (const std::size_t chunks : choice.sizes(values))
+        add(EncodeBatch(source, coding.options, chunks, klt), object, "encode", "bf16", chunks);
 }
 
 // ---- the device

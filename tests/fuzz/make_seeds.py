@@ -29,6 +29,10 @@ def safetensors(dtype, layers, tokens, heads, dim, pairing):
     return struct.pack("<Q", len(text)) + text + ids + k
 
 
+def encoded(data, *options):
+    return subprocess.run([kvenc, "-", "-o", "-", *options], input=data, capture_output=True, check=True).stdout
+
+
 for target in ("fuzz_safetensors", "fuzz_kvenc", "fuzz_chunk", "fuzz_klt", "fuzz_manifest", "fuzz_device"):
     os.makedirs(f"{out}/{target}", exist_ok=True)
 manifest = open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "manifest.json"), "rb").read()
@@ -38,8 +42,7 @@ open(f"{out}/fuzz_manifest/plain", "wb").write(manifest)
 open(f"{out}/fuzz_manifest/envelope", "w").write(json.dumps(envelope))
 whole = safetensors("BF16", 1, 250, 1, 16, "half")  # rows that a device stores as it decodes
 for level in ("0", "1", "5"):
-    made = subprocess.run([kvenc, "-", "-o", "-", "-l", level], input=whole, capture_output=True, check=True)
-    open(f"{out}/fuzz_device/whole-{level}", "wb").write(b"\0" + made.stdout)
+    open(f"{out}/fuzz_device/whole-{level}", "wb").write(b"\0" + encoded(whole, "-l", level))
 cases = [("BF16", 1, 5, 2, 8, "half"), ("F16", 2, 33, 1, 4, "interleaved"), ("F32", 1, 2, 1, 6, "none")]
 for i, case in enumerate(cases):
     data = safetensors(*case)
@@ -47,9 +50,9 @@ for i, case in enumerate(cases):
     for control in (0, 3, 13, 37):
         open(f"{out}/fuzz_kvenc/{i}-{control}", "wb").write(bytes([control]) + data)
     for level, predictor in (("0", "mean"), ("2", "mean"), ("6", "anchor")):
-        made = subprocess.run([kvenc, "-", "-o", "-", "-l", level, "--predict", predictor], input=data, capture_output=True, check=True)
-        open(f"{out}/fuzz_chunk/{i}-{level}", "wb").write(b"\0" + made.stdout)
-        open(f"{out}/fuzz_device/{i}-{level}", "wb").write(bytes([8 * i]) + made.stdout)
+        chunk = encoded(data, "-l", level, "--predict", predictor)
+        open(f"{out}/fuzz_chunk/{i}-{level}", "wb").write(b"\0" + chunk)
+        open(f"{out}/fuzz_device/{i}-{level}", "wb").write(bytes([8 * i]) + chunk)
 for path in sorted(glob.glob(f"{vectors}/delta*.kvc") + glob.glob(f"{vectors}/lossless*.kvc")):
     chunk = open(path, "rb").read()
     if len(chunk) < 16384:
