@@ -18,6 +18,13 @@ std::size_t auto_block_heads(const Layout& layout, std::size_t tokens) {
     return std::clamp<std::size_t>(kTargetBlockValues / (widest * tokens), 1, layout.heads_per_layer());
 }
 
+std::size_t planned_block_heads(const ChunkInput& input, const EncodeOptions& options) {
+    const std::size_t heads = input.layout->heads_per_layer();
+    if (options.profile == Profile::kKlt) return heads;
+    if (options.block_heads != 0) return std::min(options.block_heads, heads);
+    return auto_block_heads(*input.layout, input.token_ids.size());
+}
+
 void plan_klt(const ChunkInput& input, const EncodeOptions& options, std::size_t exact, ChunkHeader& h) {
     h.calibration = options.calibration->id();
     h.klt.run_layers = std::min(options.run_layers, h.layout.layers);
@@ -45,6 +52,8 @@ Status check_input(const ChunkInput& input, const EncodeOptions& options) {
                 fmt::format("token {} at base position {}, at most 2^48 are possible", input.first_token,
                             input.base_position)};
     }
+    const std::size_t block_heads = planned_block_heads(input, options);
+    if (Status s = check_block_values(*input.layout, block_heads, input.token_ids.size()); !s.ok()) return s;
     if (options.profile == Profile::kKlt) {
         if (options.calibration == nullptr)
             return {ErrorCode::kMissingCalibration, "the klt profile needs a calibration, none was given"};
@@ -80,10 +89,7 @@ ChunkHeader plan_header(const ChunkInput& input, const EncodeOptions& options) {
     const auto exact = static_cast<std::size_t>(std::min<std::uint64_t>(sinks, h.tokens));
     if (klt) plan_klt(input, options, exact, h);
     h.delta.exact_rows = lossy && !klt ? exact : 0;
-    h.block_heads = options.block_heads != 0 && !klt
-                        ? std::min(options.block_heads, h.layout.heads_per_layer())
-                        : auto_block_heads(h.layout, h.tokens);
-    if (klt) h.block_heads = h.layout.heads_per_layer();
+    h.block_heads = planned_block_heads(input, options);
     if (!klt) h.planes.resize(h.layout.layers * h.layout.planes.size());
     h.block_bytes.resize(h.layout.layers * h.blocks_per_layer());
     h.layer_crc.resize(h.layout.layers);

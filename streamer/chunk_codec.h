@@ -21,7 +21,8 @@ struct DecodedPlane {
 using LayerCallback = std::function<void(std::size_t layer, std::span<const DecodedPlane> planes)>;
 
 // Calls come one at a time, from a session's decode thread.
-// Sessions that share a codec must not overlap, unless the implementation says that they may.
+// Sessions that share a codec must not overlap, from constructor to destructor, unless the implementation
+// says that they may.
 class ChunkCodec {
   public:
     virtual ~ChunkCodec() = default;

@@ -80,10 +80,7 @@ bool Controller::complete() const {
 }
 
 bool Controller::loading() const {
-    return std::ranges::any_of(views_, [](const ChunkView& v) {
-        return v.status == ChunkStatus::kPending || v.status == ChunkStatus::kLoading ||
-               v.status == ChunkStatus::kDecoding;
-    });
+    return std::ranges::find(views_, ChunkStatus::kLoading, &ChunkView::status) != views_.end();
 }
 
 bool Controller::waits_in_vain(std::span<const std::size_t> waiting, Seconds now) const {

@@ -101,7 +101,7 @@ class Controller {
     const ControllerOptions& options() const { return options_; }
     // Whether every chunk is loaded or recomputed.
     bool complete() const;
-    // Whether a chunk may still be loaded, or is.
+    // Whether a chunk's bytes are on their way.
     bool loading() const;
     // Rule::may_load.
     bool may_load(std::size_t chunk, std::size_t choice) const {

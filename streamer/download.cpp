@@ -54,6 +54,14 @@ Download::~Download() {
     for (const Attempt& a : attempts_) transport_.cancel(a.id);
 }
 
+std::uint64_t Download::received() const {
+    std::optional<std::uint64_t> furthest;
+    for (const Attempt& a : attempts_) {
+        if (a.has_body) furthest = std::max(furthest.value_or(0), a.position);
+    }
+    return furthest.value_or(bytes_.size());
+}
+
 void Download::begin_attempt() {
     Attempt& attempt = attempts_.emplace_back(*this, bytes_.size());
     HttpRequest request;

@@ -56,7 +56,9 @@ class Download {
     Download(const Download&) = delete;
     Download& operator=(const Download&) = delete;
 
-    std::uint64_t received() const { return bytes_.size(); }
+    // Bytes from the object's front on, as far as the quickest request has come: one that a server answers
+    // from the front anew, although some of it is there, has to come by it.
+    std::uint64_t received() const;
     std::size_t requests() const { return requests_; }  // sent so far
     // What has come, from the object's front on. The download is of no use any more.
     std::vector<std::uint8_t> release() { return std::move(bytes_); }

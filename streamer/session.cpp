@@ -83,6 +83,7 @@ class Session::Impl : public std::enable_shared_from_this<Impl>, private Control
         const std::uint64_t bytes;
         const std::uint64_t begun;  // of them, before this session
         const Seconds started;
+        std::uint64_t came = 0;  // over the network
         bool busy = false;
         std::unique_ptr<Download> download;
     };
@@ -200,9 +201,12 @@ void Session::Impl::Transfer::on_first_byte(Duration latency) {
 }
 
 void Session::Impl::Transfer::on_bytes(std::size_t count) {
+    came += count;
     const std::uint64_t total = std::min<std::uint64_t>(download->received() + count, bytes);
     owner.controller_.take({Kind::kBytes, owner.now(), chunk, count, total, 0});
-    if (chunk == kCalibration) owner.controller_.take({Kind::kOther, owner.now(), 0, 0, bytes - total, 0});
+    const bool awaited = owner.calibration_ == CalibrationState::kAsked;
+    if (chunk == kCalibration && awaited)
+        owner.controller_.take({Kind::kOther, owner.now(), 0, 0, bytes - total, 0});
 }
 
 void Session::Impl::Transfer::on_finished(Result<std::vector<std::uint8_t>> object, int http_status) {
@@ -373,8 +377,8 @@ void Session::Impl::ask_for_calibration() {
 
 void Session::Impl::fetch_calibration(std::vector<std::uint8_t> front) {
     const ManifestCalibration& calibration = *located_.manifest.calibration;
-    if (front.size() >= calibration.bytes)
-        front.clear();  // not the calibration's, or it would have been checked
+    if (front.size() == calibration.bytes) return on_calibration(std::move(front), true);
+    if (front.size() > calibration.bytes) front.clear();
     DownloadRequest request;
     request.url = join_url(located_.root, calibration_name(calibration.id));
     request.bytes = request.limit = calibration.bytes;
@@ -400,6 +404,8 @@ void Session::Impl::pump() {
     give_up_late_calibration();
     controller_.take({Kind::kLook, now(), 0, 0, 0, 0});
     if (calibration_ == CalibrationState::kWanted) ask_for_calibration();
+    // One that nobody waits for comes as long as nothing else does.
+    if (calibration_ == CalibrationState::kSettled && controller_.loading()) drop_calibration();
     loop_.cancel(tick_);
     tick_ = loop_.after(kTick, [this] { pump(); });
     finish_when_complete();
@@ -410,18 +416,16 @@ void Session::Impl::give_up_late_calibration() {
     std::vector<std::size_t> waiting;
     for (const Held& h : held_) waiting.push_back(h.chunk);
     if (!controller_.waits_in_vain(waiting, now())) return;
-    drop_calibration();
     controller_.take({Kind::kOther, now(), 0, 0, 0, 0});
     calibration_is_there({ErrorCode::kTimeout, "would be there too late"});
 }
 
-// It is not awaited any more. What came of it is for the next session.
+// What came of it is for the next session.
 void Session::Impl::drop_calibration() {
     const auto it = std::ranges::find(transfers_, kCalibration, [](const auto& t) { return t->chunk; });
     if (it == transfers_.end()) return;
     Transfer& calibration = **it;
-    controller_.take({Kind::kEnd, now(), kNoChunk, calibration.download->received() - calibration.begun, 0,
-                      now() - calibration.started});
+    controller_.take({Kind::kEnd, now(), kNoChunk, calibration.came, 0, now() - calibration.started});
     keep_begun(calibration);
     transfers_.erase(it);
 }
@@ -456,8 +460,8 @@ void Session::Impl::on_transfer(Transfer& ended, Result<std::vector<std::uint8_t
     const std::unique_ptr<Transfer> transfer = std::move(*it);  // lives to the end of this function
     transfers_.erase(it);
     if (transfer->chunk == kCalibration) {
-        const std::uint64_t bytes = object.ok() ? object.value().size() - transfer->begun : 0;
-        controller_.take({Kind::kEnd, now(), kNoChunk, bytes, 0, now() - transfer->started});
+        controller_.take(
+            {Kind::kEnd, now(), kNoChunk, object.ok() ? transfer->came : 0, 0, now() - transfer->started});
         controller_.take({Kind::kOther, now(), 0, 0, 0, 0});
         if (!object.ok()) keep_begun(*transfer);
         return on_calibration(std::move(object), transfer->begun > 0);
@@ -521,7 +525,11 @@ void Session::Impl::on_calibration(Result<std::vector<std::uint8_t>> object, boo
         if (again) self->codec_.keep_begun(id, {});
         self->loop_.post([self, status, again] {
             if (self->ended_ || self->cancelled_) return;
-            again ? self->fetch_calibration({}) : self->calibration_is_there(status);
+            if (again && self->calibration_ == CalibrationState::kAsked) {
+                self->fetch_calibration({});
+            } else {
+                self->calibration_is_there(status);
+            }
             self->pump();
         });
     });
@@ -529,6 +537,7 @@ void Session::Impl::on_calibration(Result<std::vector<std::uint8_t>> object, boo
 
 // Chunks that waited are decoded, or have to come at another level.
 void Session::Impl::calibration_is_there(const Status& status) {
+    if (calibration_ == CalibrationState::kSettled) return;  // it came after all, for the next session
     calibration_ = CalibrationState::kSettled;
     std::vector<Held> held;
     held.swap(held_);

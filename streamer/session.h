@@ -104,8 +104,10 @@ struct SessionOptions {
     bool record = false;  // keep every event; some 50 bytes for every piece that comes
 };
 
-// Methods may be called from any thread. The loop, the transport, the codec and the sink outlive the session.
-// Not destroyed from within a callback.
+// Methods may be called from any thread. The loop, the transport, the codec and the sink outlive the session,
+// which may use the codec until it is destroyed: it keeps what came of a calibration. What came to a session
+// that is destroyed while it runs, and was not cancelled and waited for, is lost. Not destroyed from within a
+// callback.
 class Session {
   public:
     // Begins at once. A Wanted or options that make no sense end the session with kBadArgument.

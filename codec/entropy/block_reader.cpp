@@ -11,10 +11,12 @@
 namespace kvcast::entropy {
 
 BlockReader::BlockReader(const kernels::Ops& ops, std::span<const std::uint8_t> block) : ops_(ops) {
-    std::memcpy(decoder_.state, block.data(), kBlockStateBytes);
-    decoder_.next = block.data() + kBlockStateBytes;
+    const std::size_t states = std::min(block.size(), kBlockStateBytes);
+    std::memset(decoder_.state, 0, kBlockStateBytes);
+    std::memcpy(decoder_.state, block.data(), states);
+    decoder_.next = block.data() + states;
     decoder_.end = block.data() + block.size();
-    decoder_.overrun = 0;
+    decoder_.overrun = states < kBlockStateBytes ? 1 : 0;
 }
 
 std::uint16_t BlockReader::word() {

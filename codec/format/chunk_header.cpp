@@ -272,14 +272,7 @@ Status check_header(const ChunkHeader& h) {
     if (h.block_heads == 0 || h.block_heads > heads) {
         return bad(fmt::format("{} heads per block in layers of {} heads", h.block_heads, heads));
     }
-    std::size_t widest = 0;
-    for (const PlaneShape& p : h.layout.planes) widest = std::max(widest, p.head_dim);
-    if (h.block_heads * widest * h.tokens > ChunkLimits::kBlockValues) {
-        return {ErrorCode::kLimitExceeded,
-                fmt::format("blocks of {} heads x {} channels x {} tokens exceed {} values", h.block_heads,
-                            widest, h.tokens, ChunkLimits::kBlockValues)};
-    }
-    return {};
+    return check_block_values(h.layout, h.block_heads, h.tokens);
 }
 
 Status check_for_writing(const ChunkHeader& h) {
@@ -328,6 +321,15 @@ std::uint64_t ChunkHeader::layer_payload_bytes(std::size_t layer) const {
     return sum;
 }
 
+Status check_block_values(const Layout& layout, std::size_t block_heads, std::size_t tokens) {
+    std::size_t widest = 0;
+    for (const PlaneShape& p : layout.planes) widest = std::max(widest, p.head_dim);
+    if (block_heads * widest * tokens <= ChunkLimits::kBlockValues) return {};
+    return {ErrorCode::kLimitExceeded,
+            fmt::format("blocks of {} heads x {} channels x {} tokens exceed {} values", block_heads, widest,
+                        tokens, ChunkLimits::kBlockValues)};
+}
+
 std::size_t min_block_bytes(const ChunkHeader& h, std::size_t layer) {
     const bool goes_on = h.profile == Profile::kKlt && layer % h.klt.run_layers != 0;
     return goes_on ? 0 : kBlockStateBytes;
@@ -344,7 +346,7 @@ std::size_t max_block_bytes(const ChunkHeader& h, std::size_t block) {
         const std::size_t dim = h.layout.planes[head < k_heads ? 0 : 1].head_dim;
         bytes += (h.tokens + 64) * dim * 8 + h.tokens * 64 + 64;
     }
-    return bytes;
+    return std::min(bytes, ChunkLimits::kBlockBytes);
 }
 
 Result<std::size_t> header_length(std::span<const std::uint8_t> prefix) {

@@ -96,10 +96,14 @@ struct ChunkLimits {
     static constexpr std::size_t kModelBytes = 255;
     static constexpr std::uint64_t kPosition = std::uint64_t{1} << 48;
     static constexpr std::size_t kBlockValues = std::size_t{1} << 26;
+    static constexpr std::size_t kBlockBytes = 0xfffffffe;
 };
 
 // Coder states at the front of every block.
 inline constexpr std::size_t kBlockStateBytes = 128;
+
+// kLimitExceeded where blocks of so many heads may hold more values than kBlockValues.
+Status check_block_values(const Layout& layout, std::size_t block_heads, std::size_t tokens);
 
 // Least and greatest size of a block of a layer.
 std::size_t min_block_bytes(const ChunkHeader& header, std::size_t layer);

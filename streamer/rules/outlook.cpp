@@ -28,6 +28,7 @@ Outlook::Outlook(const RuleState& state)
             const double to_come = bytes_to_come(c);
             next_bytes_ = in_flight_++ == 0 ? to_come : std::min(next_bytes_, to_come);
             bytes_to_come_ += to_come;
+            bytes_come_ |= c.received > 0;
             tokens_to_come_ += c.tokens;
         } else if (c.status == ChunkStatus::kDecoding) {
             decoding_tokens_ += c.tokens;
@@ -42,11 +43,10 @@ Seconds Outlook::load_time(const Load& pending, double rate) const {
     rate = std::max(rate, 1.0);
     const std::size_t to_come = pending.tokens + tokens_to_come_;
     const Seconds decode_all = s_.compute->decode_time(to_come + decoding_tokens_);
-    // Nothing is decoded before the calibration is there.
     const Seconds calibrated = s_.other_bytes == 0 ? 0 : static_cast<double>(s_.other_bytes) / rate;
     if (to_come == 0) return calibrated + decode_all;
     const Seconds decode_last = s_.compute->decode_time(std::min(chunk_tokens_, to_come));
-    const Seconds wait = in_flight_ == 0 || s_.network.silence > 0 ? s_.network.first_byte : 0;
+    const Seconds wait = !bytes_come_ || s_.network.silence > 0 ? s_.network.first_byte : 0;
     const Seconds network = wait + (bytes_to_come_ + pending.bytes) / rate;
     // Transfers in flight share the link.
     const double next = in_flight_ > 0 ? next_bytes_ * static_cast<double>(in_flight_) : pending.next_bytes;

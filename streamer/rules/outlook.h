@@ -10,8 +10,8 @@
 //   load = max(N + d, n + D)
 //
 // The decoder follows the network: with even chunks, either it waits for the last one (first term), or it
-// works without a pause from the first one on (second term). w counts only where a request has to be sent
-// before anything can come.
+// works without a pause from the first one on (second term). w counts only where nothing has come of what is
+// in flight, if anything is. Every chunk is taken to wait for the calibration.
 //
 // Source of the terms: pipelined loading as in CacheGen (arXiv 2310.07240, section 6), with the first byte's
 // wait and the decoder's start of our own.
@@ -55,6 +55,7 @@ class Outlook {
     std::size_t first_pending_ = 0;
     std::size_t last_pending_ = 0;
     std::size_t in_flight_ = 0;
+    bool bytes_come_ = false;   // of a chunk in flight
     double bytes_to_come_ = 0;  // of transfers in flight and of the calibration
     double next_bytes_ = 0;     // least to come of one transfer
     std::size_t tokens_to_come_ = 0;

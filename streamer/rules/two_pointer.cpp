@@ -24,11 +24,12 @@
 //   load   The last pending chunk that is not text, at l; one step finer, if everything still fits and l was
 //          not fine enough: so what lies between two levels is used up, chunk by chunk.
 //          Where everything would be text, and all that is known of the link was said before, one chunk is
-//          loaded that is fine enough: the link may be quicker by now.
+//          loaded that is fine enough: the link may be quicker by now. Not where the answer would come when a
+//          third of the time is gone.
 //   abandonment   As in abandon.h, where no plan is in time, once something was measured. With nothing
-//   pending and the engine about to be
-//          idle, the first chunk in flight becomes text too where that ends in half of the time that loading
-//          takes at the robust rate: a link that has gone quiet is not waited for.
+//          pending and the engine about to be idle, the first chunk in flight becomes text too where that
+//          ends in half of the time that loading takes at the robust rate: a link that has gone quiet is not
+//          waited for.
 //
 // Text is exact and needs no bytes: meeting, instead of recomputing only what must be, takes 60 % more
 // recomputed tokens over the 3G traces of bench/abr, and 5 % off both the mean time and the mean KL. At 0.6
@@ -58,6 +59,7 @@ constexpr Seconds kEngineAhead = 0.03;  // the engine is given more when less th
 constexpr double kTakeOver = 0.5;       // of the time that what is in flight takes
 constexpr double kEnough = 0.02;        // of the coarsest level's KL
 constexpr double kEvenly = 0.6;         // of the mean KL so far
+constexpr double kProbeWaits = 3;  // waits for a first byte that fit into the time left, where one is tried
 constexpr unsigned kCoarsest = 255;
 
 struct Plan {
@@ -229,9 +231,13 @@ class TwoPointer final : public Rule {
     // Everything would be text: one chunk shows whether the link is as slow as it was said to be.
     static Decision probe(const RuleState& state, const Planner& planner, std::size_t chunk) {
         const std::size_t choice = nearest_level(state.chunks[chunk], planner.finest());
+        const auto behind = state.chunks.subspan(chunk + 1);
+        const bool tried = std::ranges::any_of(
+            behind, [](const ChunkView& c) { return c.status == ChunkStatus::kText && !c.levels.empty(); });
         const bool needless =
             !is_hearsay(state) || planner.outlook().any_in_flight() || state.other_bytes > 0;
-        if (needless || choice == kNoLevel) return {};
+        const bool risky = kProbeWaits * state.network.first_byte > planner.outlook().left();
+        if (tried || needless || risky || choice == kNoLevel) return {};
         return {Decision::Kind::kLoad, chunk, choice, "one chunk, to see what the link brings"};
     }
 

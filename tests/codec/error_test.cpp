@@ -1,6 +1,7 @@
 // Damage is found, and named.
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cstring>
 
 #include "tests/codec/synthetic.h"
@@ -102,6 +103,31 @@ TEST(Damage, AnAbsurdHeaderLengthIsRefused) {
     EXPECT_EQ(outcome(file), ErrorCode::kLimitExceeded);
 }
 
+// A size that is right in 64 bits and two bytes in 32.
+TEST(Damage, ABlockCannotClaimMoreThanFourGiB) {
+    ChunkHeader h;
+    h.profile = Profile::kLossless;
+    h.layout.layers = 1;
+    h.layout.planes = {{1024, 1}};
+    h.tokens = ChunkLimits::kTokens;
+    h.token_ids.assign(h.tokens, 7);
+    h.block_heads = 1024;
+    h.planes.resize(1);
+    h.block_bytes = {0xfffffffe};
+    const std::array<std::uint8_t, 2> payload = {1, 2};
+    h.layer_crc = {crc32(payload)};
+    std::vector<std::uint8_t> file = write_header(h).value();
+    EXPECT_TRUE(read_header(file).ok());
+    // Half of the size in five bytes, the layer's checksum, the header's.
+    file[file.size() - 13] = 0x81;
+    for (std::size_t i = 12; i > 9; --i) file[file.size() - i] = 0x80;
+    file[file.size() - 9] = 0x08;
+    repair(file);
+    file.insert(file.end(), payload.begin(), payload.end());
+    EXPECT_EQ(read_header(file).status().code(), ErrorCode::kBadHeader);
+    EXPECT_EQ(outcome(file), ErrorCode::kBadHeader);
+}
+
 TEST(Damage, AChangedHeaderByteBreaksItsChecksum) {
     auto file = small_file();
     file[20] ^= 1;
@@ -180,6 +206,13 @@ TEST(Arguments, ThatDoNotFitAreRefused) {
     input = good;
     input.base_position = ChunkLimits::kPosition + 1;
     EXPECT_EQ(code(input, {}), ErrorCode::kLimitExceeded);
+    // More values than a block may hold are refused before anything is coded.
+    const Layout wide = make_layout(1, {{32, 128}, {32, 128}}, Dtype::kBf16, RopePairing::kNone);
+    const std::vector<std::int32_t> ids(ChunkLimits::kTokens);
+    const std::vector<PlaneRows> nowhere(2);
+    EncodeOptions one_block;
+    one_block.block_heads = 64;
+    EXPECT_EQ(code({&wide, "m", "", ids, 0, 0, {}, nowhere}, one_block), ErrorCode::kLimitExceeded);
     const auto decoder = ChunkDecoder::open(object);
     ASSERT_TRUE(decoder.ok());
     std::vector<DecodeWorkspace> none;

@@ -315,6 +315,14 @@ TEST_F(RuleTest, TwoPointerLooksAtALinkThatWasOnlySaidToBeSlow) {
     EXPECT_EQ(decide(*rule).kind, Kind::kWait) << "one is enough, and it is not given up for what was said";
     state.network.silence = 0.1;
     EXPECT_EQ(decide(*rule).kind, Kind::kText) << "nothing comes";
+    chunks[7].status = ChunkStatus::kText;
+    state.network.silence = 0;
+    EXPECT_EQ(decide(*rule).kind, Kind::kWait) << "nor is another one tried";
+    chunks[7].status = ChunkStatus::kPending;
+    state.network.first_byte = 0.7;
+    EXPECT_EQ(decide(*rule).kind, Kind::kWait) << "the answer would take too long";
+    state.network.first_byte = 0.01;
+    chunks[7].status = ChunkStatus::kLoading;
     state.network.silence = 0;
     state.network.measured = true;
     EXPECT_EQ(decide(*rule).kind, Kind::kText) << "it is slow";

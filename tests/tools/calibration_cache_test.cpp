@@ -56,12 +56,26 @@ TEST(CalibrationCache, KeepsTheFrontOfOneThatIsStillToCome) {
         if (!path.empty()) {
             EXPECT_EQ(CalibrationCache(path).begun(id), front);
         }
+        if (!path.empty()) {
+            cache.keep_begun(id, std::vector(front.begin(), front.begin() + 50));
+            EXPECT_EQ(cache.begun(id), front) << "another session had brought more";
+        }
         cache.keep_begun(id, {});
         EXPECT_THAT(cache.begun(id), testing::IsEmpty());
         cache.keep_begun(id, front);
         EXPECT_TRUE(cache.add(file).ok());
         EXPECT_THAT(cache.begun(id), testing::IsEmpty()) << "it is there whole";
     }
+}
+
+TEST(CalibrationCache, KeepsFewOfThoseThatNeverCome) {
+    const tools::ScratchDirectory folder;
+    CalibrationCache cache(folder / "cache");
+    const std::vector<std::uint8_t> front(10);
+    for (std::uint8_t i = 0; i < 20; ++i) cache.keep_begun(Hash{i}, front);
+    EXPECT_THAT(cache.begun(Hash{0}), testing::IsEmpty());
+    const std::filesystem::directory_iterator files(folder / "cache");
+    EXPECT_LE(std::distance(begin(files), end(files)), 4);
 }
 
 TEST(CalibrationCache, DoesWithoutAFolderThatCannotBeReached) {

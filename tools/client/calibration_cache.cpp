@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 
@@ -9,13 +10,19 @@
 #include "tools/common/file.h"
 
 namespace kvcast::client {
+namespace {
+
+constexpr char kBegun[] = ".begun";
+constexpr std::size_t kMostBegun = 4;
+
+}  // namespace
 
 std::string CalibrationCache::path_of(const Hash& id) const {
     return fmt::format("{}/{}.kvcal", folder_, to_hex(id));
 }
 
 std::string CalibrationCache::begun_path_of(const Hash& id) const {
-    return path_of(id) + ".begun";
+    return path_of(id) + kBegun;
 }
 
 bool CalibrationCache::has(const Hash& id) {
@@ -47,14 +54,35 @@ Status CalibrationCache::add(std::span<const std::uint8_t> file) {
 
 void CalibrationCache::keep_begun(const Hash& id, std::span<const std::uint8_t> front) {
     begun_.clear();
+    const std::string path = begun_path_of(id);
+    std::error_code unreachable;
     if (front.empty()) {
-        if (folder_.empty()) return;
-        std::error_code not_there;
-        std::filesystem::remove(begun_path_of(id), not_there);
-    } else if (!write(begun_path_of(id), front)) {
+        if (!folder_.empty()) std::filesystem::remove(path, unreachable);
+        return;
+    }
+    // Another session may have brought more of it.
+    if (!folder_.empty() && std::filesystem::exists(path_of(id), unreachable)) return;
+    if (!folder_.empty() && std::filesystem::file_size(path, unreachable) >= front.size() && !unreachable)
+        return;
+    if (write(path, front)) {
+        drop_old_fronts();
+    } else {
         begun_id_ = id;
         begun_.assign(front.begin(), front.end());
     }
+}
+
+// Whoever publishes may name calibrations that never come.
+void CalibrationCache::drop_old_fronts() const {
+    std::vector<std::pair<std::filesystem::file_time_type, std::filesystem::path>> fronts;
+    std::error_code unreachable;
+    for (const auto& entry : std::filesystem::directory_iterator(folder_, unreachable)) {
+        if (entry.path().extension() == kBegun)
+            fronts.emplace_back(entry.last_write_time(unreachable), entry.path());
+    }
+    std::ranges::sort(fronts, std::greater());
+    for (std::size_t i = kMostBegun; i < fronts.size(); ++i)
+        std::filesystem::remove(fronts[i].second, unreachable);
 }
 
 std::vector<std::uint8_t> CalibrationCache::begun(const Hash& id) const {

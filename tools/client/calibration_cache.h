@@ -21,7 +21,7 @@ class CalibrationCache {
     Status add(std::span<const std::uint8_t> file);
 
     // The front of a calibration's file that is still to be fetched whole, unchecked; empty: nothing, or no
-    // more.
+    // more. The folder keeps the last few.
     void keep_begun(const Hash& id, std::span<const std::uint8_t> front);
     std::vector<std::uint8_t> begun(const Hash& id) const;
 
@@ -31,6 +31,7 @@ class CalibrationCache {
   private:
     std::string path_of(const Hash& id) const;
     std::string begun_path_of(const Hash& id) const;
+    void drop_old_fronts() const;
     bool write(const std::string& path, std::span<const std::uint8_t> bytes) const;
 
     std::string folder_;
