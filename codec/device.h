@@ -38,8 +38,10 @@ namespace kvcast::device {
 // stream is past the call; `status` plan.blocks() words, each set to 0 or to faults (plan.block_status).
 // Whatever bytes a block holds, nothing outside its own rows is written and nothing outside its bytes is
 // read; rows of a faulty block are unspecified (klt: and those of the layers that DecodePlan::blocks
-// names), rows of all others are right. Returns what the launches returned; faults of the device itself come
-// with the stream, as with any kernel.
+// names), rows of all others are right. Returns what the launches returned, which stays the thread's last
+// error, too (cudaErrorInvalidValue, before any of them: a misaligned address); faults of the device itself
+// come with the stream, as with any kernel. The first call loads kernels, unless CUDA_MODULE_LOADING is
+// EAGER: make it before a capture.
 cudaError_t decode_batch(const DecodePlan& plan, const void* image, void* workspace, std::uint32_t* status,
                          cudaStream_t stream);
 
@@ -54,7 +56,7 @@ cudaError_t decode_layers(const DecodePlan& plan, std::size_t first, std::size_t
 // Encodes every chunk of the plan into its payload. `image` is a copy of plan.image(), `workspace`
 // plan.workspace_bytes() bytes, `report` plan.report_bytes() bytes that plan.object() reads. Planes are read
 // only. Blocks that a payload's capacity does not reach are left out; the report says how many bytes there
-// would have been.
+// would have been. All at multiples of kAlignment.
 cudaError_t encode_batch(const EncodePlan& plan, const void* image, void* workspace, void* report,
                          cudaStream_t stream);
 

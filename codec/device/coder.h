@@ -40,7 +40,9 @@ class DeviceEncoder {
 class DeviceDecoder {
   public:
     // Where planes [layer][plane] of a chunk go, in device memory. Called once per chunk, whose header is
-    // sound, before anything is written; memory and block tables stay until decode() returns.
+    // sound, before anything is written. Memory and block tables stay until decode() returns; they are
+    // written and read on a stream of the decoder's own, so that what was queued on them before, on any
+    // stream, is done when this returns.
     using Placement = std::function<std::vector<DevicePlane>(const ChunkHeader& header)>;
 
     // kNoDevice, kDevice.

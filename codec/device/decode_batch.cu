@@ -118,15 +118,21 @@ class Decoding {
     cudaStream_t stream_;
 };
 
+bool are_aligned(const void* image, const void* workspace, const std::uint32_t* status) {
+    return is_aligned(image) && is_aligned(workspace) && is_aligned(status, sizeof(*status));
+}
+
 }  // namespace
 
 cudaError_t decode_begin(const DecodePlan& plan, const void* image, void* workspace, cudaStream_t stream) {
+    if (!are_aligned(image, workspace, nullptr)) return cudaErrorInvalidValue;
     return Decoding(plan, image, workspace, nullptr, stream).rotations();
 }
 
 cudaError_t decode_layers(const DecodePlan& plan, std::size_t first, std::size_t end, const void* image,
                           void* workspace, std::uint32_t* status, cudaStream_t stream) {
     if (first > end || end >= plan.marks().size()) return cudaErrorInvalidValue;
+    if (!are_aligned(image, workspace, status)) return cudaErrorInvalidValue;
     const DecodePlan::Mark &from = plan.marks()[first], &to = plan.marks()[end];
     const Decoding d(plan, image, workspace, status, stream);
     cudaError_t e = d.entropy(from, to);
@@ -137,6 +143,7 @@ cudaError_t decode_layers(const DecodePlan& plan, std::size_t first, std::size_t
 
 cudaError_t decode_batch(const DecodePlan& plan, const void* image, void* workspace, std::uint32_t* status,
                          cudaStream_t stream) {
+    if (!are_aligned(image, workspace, status)) return cudaErrorInvalidValue;
     const Decoding d(plan, image, workspace, status, stream);
     cudaError_t e = d.rotations();
     if (e == cudaSuccess) e = d.entropy({}, plan.end());

@@ -20,15 +20,15 @@ Status check_source(const ChunkSource& c) {
                 check_calibration(h, c.calibration == nullptr ? nullptr : &c.calibration->calibration());
             !s.ok())
             return s;
-        if (c.calibration_bytes == nullptr)
-            return {ErrorCode::kBadArgument, "a calibration that is not on the device"};
+        if (c.calibration_bytes == nullptr || !is_aligned(c.calibration_bytes))
+            return {ErrorCode::kBadArgument,
+                    "a calibration that is not on the device, or not at a multiple of 256 bytes"};
     }
     if (c.planes.size() != h.layout.layers * h.layout.planes.size()) {
         return {ErrorCode::kBadArgument, fmt::format("{} planes given, the chunk has {}", c.planes.size(),
                                                      h.layout.layers * h.layout.planes.size())};
     }
-    if (reinterpret_cast<std::uintptr_t>(c.payload) % 2 != 0)
-        return {ErrorCode::kBadArgument, "a payload at an odd address"};
+    if (!is_aligned(c.payload, 2)) return {ErrorCode::kBadArgument, "a payload at an odd address"};
     if (c.payload_bytes < h.payload_bytes()) {
         return {ErrorCode::kTruncated,
                 fmt::format("a payload of {} bytes, {} are there", h.payload_bytes(), c.payload_bytes)};

@@ -192,9 +192,16 @@ Status DeviceDecoder::State::read_back(std::span<const DevicePlane> from, std::s
 }
 
 DeviceDecoder::DeviceDecoder(std::unique_ptr<State> state) : state_(std::move(state)) {}
-DeviceDecoder::~DeviceDecoder() = default;
+DeviceDecoder::~DeviceDecoder() {
+    if (!state_) return;
+    const OnDevice scope(state_->device);
+    state_.reset();
+}
 DeviceDecoder::DeviceDecoder(DeviceDecoder&&) noexcept = default;
-DeviceDecoder& DeviceDecoder::operator=(DeviceDecoder&&) noexcept = default;
+DeviceDecoder& DeviceDecoder::operator=(DeviceDecoder&& other) noexcept {
+    state_.swap(other.state_);
+    return *this;
+}
 
 Result<DeviceDecoder> DeviceDecoder::open(DecodeOptions options) {
     if (Status s = require_device(); !s.ok()) return s;

@@ -89,6 +89,8 @@ cudaError_t encode_klt(const Batch& b) {
 
 cudaError_t encode_batch(const EncodePlan& plan, const void* image, void* workspace, void* report,
                          cudaStream_t stream) {
+    if (!is_aligned(image) || !is_aligned(workspace) || !is_aligned(report, alignof(cuda::PlaneChoice)))
+        return cudaErrorInvalidValue;
     const EncodePlan::Launches& l = plan.launches();
     const Batch batch = {l,
                          {static_cast<const std::byte*>(image), static_cast<std::byte*>(workspace)},

@@ -32,8 +32,7 @@ Status check_chunk(const ChunkToEncode& c, const EncodeOptions& options) {
     for (const DevicePlane& p : c.planes) {
         if (Status s = check_plane(p, c.input.layout->dtype); !s.ok()) return s;
     }
-    if (reinterpret_cast<std::uintptr_t>(c.payload) % 2 != 0)
-        return {ErrorCode::kBadArgument, "a payload at an odd address"};
+    if (!is_aligned(c.payload, 2)) return {ErrorCode::kBadArgument, "a payload at an odd address"};
     return {};
 }
 

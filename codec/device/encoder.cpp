@@ -106,9 +106,16 @@ Status DeviceEncoder::State::run(const ChunkInput& input, std::vector<std::uint8
 }
 
 DeviceEncoder::DeviceEncoder(std::unique_ptr<State> state) : state_(std::move(state)) {}
-DeviceEncoder::~DeviceEncoder() = default;
+DeviceEncoder::~DeviceEncoder() {
+    if (!state_) return;
+    const OnDevice scope(state_->device);
+    state_.reset();
+}
 DeviceEncoder::DeviceEncoder(DeviceEncoder&&) noexcept = default;
-DeviceEncoder& DeviceEncoder::operator=(DeviceEncoder&&) noexcept = default;
+DeviceEncoder& DeviceEncoder::operator=(DeviceEncoder&& other) noexcept {
+    state_.swap(other.state_);
+    return *this;
+}
 
 Result<DeviceEncoder> DeviceEncoder::open(EncodeOptions options) {
     if (Status s = require_device(); !s.ok()) return s;

@@ -41,8 +41,10 @@ Status KltPlanBuilder::check(const ChunkHeader& h) const {
     const Hash& id = options_.calibration->id();
     if (klt_.calibration->calibration().id() != id || klt_.analysis->analysis().calibration().id() != id)
         return {ErrorCode::kWrongCalibration, "the images are not of the options' calibration"};
-    if (klt_.calibration_bytes == nullptr || klt_.analysis_bytes == nullptr)
-        return {ErrorCode::kBadArgument, "a calibration that is not on the device"};
+    const void *calibration = klt_.calibration_bytes, *analysis = klt_.analysis_bytes;
+    if (calibration == nullptr || analysis == nullptr || !is_aligned(calibration) || !is_aligned(analysis))
+        return {ErrorCode::kBadArgument,
+                "a calibration that is not on the device, or not at a multiple of 256 bytes"};
     return check_klt_options(h, options_.calibration->data());
 }
 

@@ -7,8 +7,27 @@
 
 namespace kvcast::device {
 
+namespace {
+
+// Making a device current makes a context on it, of some 100 MB: none on one that nobody has used yet.
+bool is_in_use(int device) {
+    using ContextState = int (*)(int device, unsigned* flags, int* active);
+    constexpr unsigned kSince = 12000;
+    void* entry = nullptr;
+    cudaDriverEntryPointQueryResult found = {};
+    const cudaError_t e = cudaGetDriverEntryPointByVersion("cuDevicePrimaryCtxGetState", &entry, kSince,
+                                                           cudaEnableDefault, &found);
+    if (e != cudaSuccess || entry == nullptr) return true;
+    unsigned flags = 0;
+    int active = 0;
+    return reinterpret_cast<ContextState>(entry)(device, &flags, &active) != 0 || active != 0;
+}
+
+}  // namespace
+
 Status device_status(cudaError_t error, const char* what) {
     if (error == cudaSuccess) return {};
+    cudaGetLastError();
     return {ErrorCode::kDevice, fmt::format("{}: CUDA says: {}", what, cudaGetErrorString(error))};
 }
 
@@ -29,12 +48,13 @@ Result<int> current_device() {
 }
 
 OnDevice::OnDevice(int device) {
-    cudaGetDevice(&before_);
+    if (cudaGetDevice(&before_) == cudaSuccess && before_ == device) return;
+    restores_ = is_in_use(before_);
     cudaSetDevice(device);  // where it fails, so does what comes next, and says so
 }
 
 OnDevice::~OnDevice() {
-    cudaSetDevice(before_);
+    if (restores_) cudaSetDevice(before_);
 }
 
 template <MemoryKind Kind>

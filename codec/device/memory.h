@@ -12,7 +12,8 @@
 
 namespace kvcast::device {
 
-// kOk, or kDevice: what was tried, and what CUDA says.
+// kOk, or kDevice: what was tried, and what CUDA says. The error is taken from the thread, in which the
+// caller's own code would find it.
 Status device_status(cudaError_t error, const char* what);
 
 // kOk where there is a device that can be used, else kNoDevice.
@@ -21,7 +22,7 @@ Status require_device();
 // The device that is current in this thread.
 Result<int> current_device();
 
-// Makes a device current in this thread, and the one before it at the end.
+// Makes a device current in this thread, and the one before it at the end, where that was in use.
 class OnDevice {
   public:
     explicit OnDevice(int device);
@@ -31,6 +32,7 @@ class OnDevice {
 
   private:
     int before_ = 0;
+    bool restores_ = false;
 };
 
 enum class MemoryKind : std::uint8_t { kDevice, kPinned };
@@ -63,7 +65,7 @@ using PinnedMemory = Memory<MemoryKind::kPinned>;
 
 class Event;
 
-// A stream that does not wait for the default one.
+// A stream that does not wait for the default one. Destroyed, it has done all of its work.
 class Stream {
   public:
     static Result<Stream> make();
@@ -80,7 +82,10 @@ class Stream {
 
   private:
     struct Destroy {
-        void operator()(cudaStream_t stream) const { cudaStreamDestroy(stream); }
+        void operator()(cudaStream_t stream) const {
+            cudaStreamSynchronize(stream);  // destroying does not wait
+            cudaStreamDestroy(stream);
+        }
     };
     std::unique_ptr<CUstream_st, Destroy> stream_;
 };

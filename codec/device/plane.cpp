@@ -5,22 +5,16 @@
 #include <limits>
 
 namespace kvcast::device {
-namespace {
-
-bool is_multiple(std::uintptr_t value, std::size_t unit) {
-    return value % unit == 0;
-}
-
-}  // namespace
 
 Status check_plane(const DevicePlane& t, Dtype dtype) {
     const std::size_t unit = kernels::dtype_bytes(dtype);
-    const bool aligned = is_multiple(reinterpret_cast<std::uintptr_t>(t.rows), unit) &&
-                         is_multiple(t.row_bytes, unit) && is_multiple(t.head_bytes, unit) &&
-                         is_multiple(t.page_bytes, unit);
+    const bool aligned = is_aligned(t.rows, unit) && t.row_bytes % unit == 0 && t.head_bytes % unit == 0 &&
+                         t.page_bytes % unit == 0;
     if (!aligned)
         return {ErrorCode::kBadArgument,
                 fmt::format("rows or strides that are no multiples of {} bytes", unit)};
+    if (!is_aligned(t.pages, sizeof(*t.pages)))
+        return {ErrorCode::kBadArgument, "a block table at an address that is no multiple of 4 bytes"};
     if (t.rows == nullptr) return {ErrorCode::kBadArgument, "a plane without rows"};
     if (t.pages != nullptr && t.page_tokens == 0) return {ErrorCode::kBadArgument, "pages of no tokens"};
     if (t.page_tokens > std::numeric_limits<std::uint32_t>::max() || t.slot > (std::size_t{1} << 31))

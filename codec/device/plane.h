@@ -13,6 +13,10 @@ namespace kvcast::device {
 // Device buffers that plans ask for start at multiples of this.
 inline constexpr std::size_t kAlignment = 256;
 
+inline bool is_aligned(const void* at, std::size_t unit = kAlignment) {
+    return reinterpret_cast<std::uintptr_t>(at) % unit == 0;
+}
+
 // Where one plane of one layer lies, in device memory. Contiguous: row t of the chunk at rows + t *
 // row_bytes. Paged, where `pages` is set, as vLLM keeps it: with s = slot + t, row t is in page pages[s /
 // page_tokens], page p at rows + p * page_bytes, at row s % page_tokens of it. Addresses and strides are

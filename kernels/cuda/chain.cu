@@ -372,10 +372,6 @@ template <std::uint32_t Tiles, std::uint32_t Chunks>
 cudaError_t launch_tiles(Memory memory, const ChainBatch& batch, cudaStream_t stream) {
     const std::size_t ring_at = Tiles * batch.shared_bytes;
     const std::size_t shared_bytes = ring_at + ring_bytes(Chunks);
-    const cudaError_t e =
-        cudaFuncSetAttribute(chain_tiles<Tiles, Chunks>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shared_bytes));
-    if (e != cudaSuccess) return e;
     return launch(chain_tiles<Tiles, Chunks>, {batch.tile_count, kProjectThreads, shared_bytes}, stream,
                   memory, batch.chains, batch.tiles, batch.units, static_cast<std::uint32_t>(ring_at));
 }

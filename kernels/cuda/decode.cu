@@ -162,9 +162,6 @@ cudaError_t launch_decode(Memory memory, const DecodeBatch& batch, cudaStream_t 
     std::uint32_t warps = kMostWarps;
     while (warps > 1 && shared_bytes(warps, batch.most_channels) > kMostShared) --warps;
     const std::uint32_t bytes = shared_bytes(warps, batch.most_channels);
-    const cudaError_t e = cudaFuncSetAttribute(decode_blocks, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                               static_cast<int>(bytes));
-    if (e != cudaSuccess) return e;
     return launch(decode_blocks, {div_up(batch.count, warps), warps * kLanes, bytes}, stream,
                   memory.workspace, batch.planes, batch.blocks, batch.count, batch.most_channels,
                   batch.tables, batch.status);

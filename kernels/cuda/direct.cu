@@ -370,15 +370,11 @@ __global__ void __launch_bounds__(kMostPairs* kPairThreads, 1)
 cudaError_t launch_decode_direct(Memory memory, const DecodeBatch& batch, cudaStream_t stream) {
     if (batch.count == 0) return cudaSuccess;
     DeviceLimits device = {};
-    cudaError_t e = device_limits(device);
-    if (e != cudaSuccess) return e;
+    if (const cudaError_t e = device_limits(device); e != cudaSuccess) return e;
     // All multiprocessors, then all that one has room for.
     std::uint32_t pairs = lesser(div_up(batch.count, device.multiprocessors), kMostPairs);
     while (pairs > 1 && shared_bytes(pairs, batch.most_channels) > device.shared_bytes) --pairs;
     const std::uint32_t bytes = shared_bytes(pairs, batch.most_channels);
-    e = cudaFuncSetAttribute(decode_direct, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(bytes));
-    if (e != cudaSuccess) return e;
     return launch(decode_direct, {div_up(batch.count, pairs), pairs * kPairThreads, bytes}, stream,
                   memory.workspace, batch.planes, batch.blocks, batch.count, batch.rotations,
                   batch.most_channels, batch.tables, batch.status);

@@ -174,14 +174,32 @@ inline cudaError_t device_limits(DeviceLimits& limits) {
 struct Shape {
     std::uint32_t blocks;
     std::uint32_t threads;
-    std::size_t shared_bytes = 0;  // at most 48 KiB, or what the kernel has been allowed
+    std::size_t shared_bytes = 0;  // beside what the kernel has of its own
 };
+
+// Any launch may have so much; more has to be allowed.
+constexpr std::size_t kSharedByDefault = 32 << 10;
+
+// Always the same, whatever a launch needs: the allowance is the kernel's, and other threads launch it, too.
+template <typename... Parameters>
+cudaError_t allow_most_shared(void (*kernel)(Parameters...)) {
+    DeviceLimits device = {};
+    cudaFuncAttributes own = {};
+    cudaError_t e = device_limits(device);
+    if (e == cudaSuccess) e = cudaFuncGetAttributes(&own, kernel);
+    if (e != cudaSuccess) return e;
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                static_cast<int>(device.shared_bytes - own.sharedSizeBytes));
+}
 
 // One launch; nothing where there are no blocks.
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), Shape shape, cudaStream_t stream,
                    Arguments&&... arguments) {
     if (shape.blocks == 0) return cudaSuccess;
+    if (shape.shared_bytes > kSharedByDefault) {
+        if (const cudaError_t e = allow_most_shared(kernel); e != cudaSuccess) return e;
+    }
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3{shape.blocks, 1, 1};
     config.blockDim = dim3{shape.threads, 1, 1};

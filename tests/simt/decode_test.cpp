@@ -419,6 +419,27 @@ TEST_F(DevicePlan, RefusesMisalignedRows) {
     EXPECT_EQ(code(), ErrorCode::kBadArgument);
 }
 
+TEST_F(DevicePlan, RefusesAMisalignedBlockTable) {
+    const std::array<std::int32_t, 2> pages = {};
+    targets_[0].page_tokens = 16;
+    targets_[0].pages =
+        reinterpret_cast<const std::int32_t*>(reinterpret_cast<const char*>(pages.data()) + 1);
+    EXPECT_EQ(code(), ErrorCode::kBadArgument);
+}
+
+TEST_F(DevicePlan, IsNotDecodedInMisalignedMemory) {
+    const auto plan = device::DecodePlan::make({&source_, 1});
+    ASSERT_TRUE(plan.ok());
+    const auto at = [](std::uintptr_t address) { return reinterpret_cast<void*>(address); };
+    const auto outcome = [&](void* image, void* workspace, void* status) {
+        return device::decode_batch(plan.value(), image, workspace, static_cast<std::uint32_t*>(status),
+                                    nullptr);
+    };
+    EXPECT_EQ(outcome(at(4096 + 16), at(8192), at(16384)), cudaErrorInvalidValue);
+    EXPECT_EQ(outcome(at(4096), at(8192 + 128), at(16384)), cudaErrorInvalidValue);
+    EXPECT_EQ(outcome(at(4096), at(8192), at(16384 + 2)), cudaErrorInvalidValue);
+}
+
 TEST_F(DevicePlan, RefusesPagesOfNoTokens) {
     const std::int32_t page = 0;
     targets_[0].pages = &page;
@@ -432,6 +453,8 @@ TEST(DevicePlanOfKlt, NeedsItsCalibrationOnBothSides) {
     device::ChunkSource source = chunk.source();
     const auto code = [&] { return device::DecodePlan::make({&source, 1}).status().code(); };
     EXPECT_EQ(code(), ErrorCode::kOk);
+    source.calibration_bytes = static_cast<const std::byte*>(source.calibration_bytes) + 16;
+    EXPECT_EQ(code(), ErrorCode::kBadArgument);
     source.calibration_bytes = nullptr;
     EXPECT_EQ(code(), ErrorCode::kBadArgument);
     source.calibration = nullptr;

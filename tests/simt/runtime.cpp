@@ -24,7 +24,8 @@ struct CUstream_st {
     std::uint64_t added = 0;  // that were ever put on
     bool failed = false;
     std::unique_ptr<CUgraph_st> capture;
-    bool spoiled = false;  // the capture
+    bool spoiled = false;    // the capture
+    bool destroyed = false;  // what is on it will be done all the same
 };
 
 struct CUevent_st {
@@ -128,6 +129,10 @@ bool drain(CUstream_st* stream) {
 
 void drain_all() {
     for (CUstream_st* stream : device().streams) run_until(stream, stream->added);
+    std::erase_if(device().streams, [](CUstream_st* stream) {
+        const std::unique_ptr<CUstream_st> gone(stream->destroyed ? stream : nullptr);
+        return gone != nullptr;
+    });
 }
 
 bool begin_capture(CUstream_st* stream) {
@@ -170,9 +175,7 @@ CUstream_st* make_stream() {
 }
 
 void destroy(CUstream_st* stream) {
-    drain(stream);
-    device().streams.erase(stream);
-    delete stream;
+    stream->destroyed = true;
 }
 
 CUevent_st* make_event() {

@@ -1,10 +1,10 @@
 // The CUDA runtime's part of the emulator: memory, streams and events, behind CUDA's names
 // (tests/simt/include/cuda_runtime.h).
 //
-// What is put on a stream happens as late as it may: when somebody waits for it, frees memory, or destroys
-// the stream. A program that reuses a buffer too early, or reads what it did not wait for, gets wrong bytes
-// every time. Work on the null stream happens at once. Device memory is memory of the host between guard
-// pages; a copy whose pointers do not lie where its direction says is refused.
+// What is put on a stream happens as late as it may: when somebody waits for it, or frees memory; destroying
+// the stream does not wait. A program that reuses a buffer too early, or reads what it did not wait for, gets
+// wrong bytes every time. Work on the null stream happens at once. Device memory is memory of the host
+// between guard pages; a copy whose pointers do not lie where its direction says is refused.
 //
 // A stream that is captured collects its work in a graph. Until it ends, what CUDA forbids then is refused
 // and spoils the capture, as in CUDA's global mode: allocating and freeing, waiting, the null stream. Events

@@ -45,6 +45,21 @@ TEST_F(Runtime, CopiesWhenSomebodyWaits) {
     EXPECT_EQ(to, 2);
 }
 
+TEST_F(Runtime, DestroyingAStreamDoesNotWait) {
+    int from = 1, to = 0;
+    cudaStream_t stream = nullptr;
+    cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    up(&from, stream);
+    down(&to, stream);
+    cudaStreamDestroy(stream);
+    from = 2;
+    EXPECT_EQ(to, 0);
+    void* other = nullptr;
+    cudaMalloc(&other, 1);
+    cudaFree(other);
+    EXPECT_EQ(to, 2);
+}
+
 TEST_F(Runtime, KeepsStreamsInOrderByEventsOnly) {
     const int from = 7;
     int early = 0, late = 0;

@@ -24,6 +24,7 @@ class DeviceCodec final : public streamer::ChunkCodec {
     // `place` is called on the decode thread, once per chunk: where planes [layer][plane] of the header's
     // tokens, from first_token on, go in device memory. Rows may be written although the chunk then fails and
     // comes again at another level, or is recomputed: nobody reads them before on_layer or on_recompute.
+    // What was queued on them before is done when `place` returns.
     // Calibrations are kept in `cache_folder` (none if empty).
     DeviceCodec(device::DeviceDecoder decoder, device::DeviceDecoder::Placement place,
                 std::string cache_folder);

@@ -327,6 +327,27 @@ cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribut
                ? cudaSuccess
                : cudaErrorInvalidValue;
 }
+// There is no driver below this runtime.
+enum cudaDriverEntryPointQueryResult : int { cudaDriverEntryPointSymbolNotFound = 1 };
+enum : unsigned long long { cudaEnableDefault = 0 };
+inline cudaError_t cudaGetDriverEntryPointByVersion(const char*, void** entry, unsigned, unsigned long long,
+                                                    cudaDriverEntryPointQueryResult* found) {
+    *entry = nullptr;
+    *found = cudaDriverEntryPointSymbolNotFound;
+    return cudaSuccess;
+}
+inline cudaError_t cudaGetLastError() {
+    return cudaSuccess;
+}
+struct cudaFuncAttributes {
+    std::size_t sharedSizeBytes;
+};
+// Shared memory of a kernel's own is memory of the program here.
+template <typename... Parameters>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)(Parameters...)) {
+    attributes->sharedSizeBytes = 0;
+    return cudaSuccess;
+}
 enum cudaDeviceAttr : int {
     cudaDevAttrMultiProcessorCount = 16,
     cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
