@@ -20,9 +20,9 @@ struct DecodedPlane {
 
 using LayerCallback = std::function<void(std::size_t layer, std::span<const DecodedPlane> planes)>;
 
-// Calls come one at a time, from a session's decode thread.
-// Sessions that share a codec must not overlap, from constructor to destructor, unless the implementation
-// says that they may.
+// A session calls decode() on one thread and all that is about calibrations on another, one call at a time on
+// each. Sessions that share a codec must not overlap, from constructor to destructor, unless the
+// implementation says that they may.
 class ChunkCodec {
   public:
     virtual ~ChunkCodec() = default;

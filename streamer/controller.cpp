@@ -100,6 +100,27 @@ bool Controller::waits_in_vain(std::span<const std::size_t> waiting, Seconds now
     return text_is_due(load, text, left, kTextMargin);
 }
 
+bool Controller::is_better_off_uncalibrated(Seconds now) const {
+    double with = static_cast<double>(other_bytes_), without = 0;
+    for (const ChunkView& c : views_) {
+        const bool loading = c.status == ChunkStatus::kLoading;
+        const bool chosen = loading || c.status == ChunkStatus::kDecoding;
+        const bool waits = chosen && c.levels[c.choice].calibrated;
+        if (!is_missing(c) && !waits) continue;
+        double least = 0, least_uncalibrated = kNever;
+        for (const LevelView& l : c.levels) {
+            if (!l.usable) continue;
+            least = static_cast<double>(l.bytes);
+            if (!l.calibrated) least_uncalibrated = least;
+        }
+        if (chosen) (waits ? least : least_uncalibrated) = loading ? bytes_to_come(c) : 0;
+        with += least;
+        without += least_uncalibrated;
+    }
+    const double rate = std::max(network_.estimate(now).robust, 1.0);
+    return other_bytes_ > 0 && with / rate > options_.deadline - now && without < with;
+}
+
 void Controller::look(Seconds now) {
     text_where_nothing_is_left(now);
     // Every decision but a change of level makes progress; a rule that only ever changes its mind is cut off.

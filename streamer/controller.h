@@ -110,6 +110,8 @@ class Controller {
     // Whether chunks that are whole, but wait for the other bytes, have to become text now, or would be late
     // (outlook.h, text_is_due).
     bool waits_in_vain(std::span<const std::size_t> waiting, Seconds now) const;
+    // Whether the calibration would be late, and everything sooner there at levels that need none.
+    bool is_better_off_uncalibrated(Seconds now) const;
     const std::optional<Recording>& recording() const { return recording_; }
 
   private:

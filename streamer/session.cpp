@@ -179,6 +179,7 @@ class Session::Impl : public std::enable_shared_from_this<Impl>, private Control
     std::condition_variable done_condition_;
     bool done_ = false;  // guarded by done_mutex_
     Lane decode_lane_;
+    Lane calibration_lane_;
     Lane compute_lane_;
 };
 
@@ -297,7 +298,9 @@ void Session::Impl::make_chunks() {
             const bool asked_for = !options_.finest_level || o.level >= *options_.finest_level;
             const bool usable = asked_for && refusal(o).empty();
             const std::optional<double> kl = level_of(o.level).kl;
-            view.levels.push_back({o.level, o.bytes, kl.value_or(o.level), usable, kl.has_value()});
+            const bool calibrated = level_of(o.level).profile == Profile::kKlt;
+            view.levels.push_back(
+                {o.level, o.bytes, kl.value_or(o.level), usable, kl.has_value(), calibrated});
         }
         first += view.tokens;
         views.push_back(std::move(view));
@@ -347,7 +350,7 @@ void Session::Impl::with_tail(std::vector<ChunkView> views, std::size_t end) {
 }
 
 bool Session::Impl::is_calibrated(std::size_t chunk, std::size_t choice) const {
-    return level_of(views()[chunk].levels[choice].level).profile == Profile::kKlt;
+    return views()[chunk].levels[choice].calibrated;
 }
 
 bool Session::Impl::expects_calibrated() const {
@@ -362,7 +365,7 @@ bool Session::Impl::expects_calibrated() const {
 // The codec may have to read it from somewhere, which takes its time. Chunks come meanwhile.
 void Session::Impl::ask_for_calibration() {
     calibration_ = CalibrationState::kAsked;
-    decode_lane_.run([self = shared_from_this()] {
+    calibration_lane_.run([self = shared_from_this()] {
         if (self->cancelled_) return;
         const Hash& id = self->located_.manifest.calibration->id;
         const bool there = self->codec_.has_calibration(id);
@@ -388,11 +391,11 @@ void Session::Impl::fetch_calibration(std::vector<std::uint8_t> front) {
     transfers_.push_back(std::make_unique<Transfer>(*this, kCalibration, 0, std::move(request)));
 }
 
-// On the decode lane: it may take its time.
+// It may take its time.
 void Session::Impl::keep_begun(Transfer& calibration) {
     std::vector<std::uint8_t> front = calibration.download->release();
     if (front.size() <= calibration.begun) return;
-    decode_lane_.run([self = shared_from_this(), front = std::move(front)] {
+    calibration_lane_.run([self = shared_from_this(), front = std::move(front)] {
         self->codec_.keep_begun(self->located_.manifest.calibration->id, front);
     });
 }
@@ -415,7 +418,7 @@ void Session::Impl::pump() {
 void Session::Impl::give_up_late_calibration() {
     std::vector<std::size_t> waiting;
     for (const Held& h : held_) waiting.push_back(h.chunk);
-    if (!controller_.waits_in_vain(waiting, now())) return;
+    if (!controller_.waits_in_vain(waiting, now()) && !controller_.is_better_off_uncalibrated(now())) return;
     controller_.take({Kind::kOther, now(), 0, 0, 0, 0});
     calibration_is_there({ErrorCode::kTimeout, "would be there too late"});
 }
@@ -515,7 +518,7 @@ void Session::Impl::on_calibration(Result<std::vector<std::uint8_t>> object, boo
         calibration_is_there(object.status());
         return pump();
     }
-    decode_lane_.run([self = shared_from_this(), file = std::move(object.value()), resumed] {
+    calibration_lane_.run([self = shared_from_this(), file = std::move(object.value()), resumed] {
         const Hash& id = self->located_.manifest.calibration->id;
         const bool sound = sha256(file) == id;
         Status status = {ErrorCode::kObjectMismatch, "the calibration's bytes do not hash to its name"};
@@ -545,6 +548,10 @@ void Session::Impl::calibration_is_there(const Status& status) {
         for (std::size_t c = 0; c < views().size(); ++c) {
             for (std::size_t l = 0; l < views()[c].levels.size(); ++l) {
                 if (is_calibrated(c, l)) exclude(c, l);
+            }
+            if (views()[c].status == ChunkStatus::kLoading && is_calibrated(c, views()[c].choice)) {
+                stop(c);
+                note_failure(c, views()[c].choice, {status.code(), "calibration: " + status.message()});
             }
         }
     }
@@ -684,7 +691,8 @@ void Session::Impl::request_cancel() {
 
 void Session::Impl::close() {
     cancelled_ = true;
-    decode_lane_.finish();  // nothing decodes any more, but a calibration may have to be kept
+    decode_lane_.stop();
+    calibration_lane_.finish();  // what came of it may have to be kept
     compute_lane_.stop();
     {
         const std::scoped_lock lock(sink_mutex_);

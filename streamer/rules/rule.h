@@ -24,6 +24,7 @@ struct LevelView {
     double kl = 0;       // expected divergence in nats; unknown: the level's number, so that order is kept
     bool usable = true;  // false: tried in vain, excluded by the caller, or its calibration is out of reach
     bool kl_known = true;
+    bool calibrated = false;  // of no use before RuleState::other_bytes are there
 };
 
 enum class ChunkStatus : std::uint8_t {

@@ -272,6 +272,47 @@ TEST_F(FaultTest, ChunksComeWhileTheCodecLooksForTheCalibration) {
     }
 }
 
+TEST_F(FaultTest, LevelsThatNeedNoCalibrationDoNotWaitForOne) {
+    class Slow final : public ChunkCodec {
+      public:
+        bool has_calibration(const Hash&) override {
+            std::this_thread::sleep_for(milliseconds(1500));
+            return false;
+        }
+        Status add_calibration(std::span<const std::uint8_t>) override { return {}; }
+        Status decode(std::span<const std::uint8_t> object, const LayerCallback& deliver) override {
+            return quick_.decode(object, deliver);
+        }
+
+      private:
+        client::CodecAdapter quick_{1, ""};
+    };
+    serve_klt();
+    be_patient();
+    options.rule = two_pointer_rule();
+    options.compute.prefill = {};
+    Slow codec;
+    for (const ChunkReport& c : fetch(codec).chunks) {
+        EXPECT_EQ(c.level, 0u);
+        EXPECT_LT(c.ready, 1.5);
+    }
+}
+
+// A link that could bring everything exactly, but not the calibration in time.
+TEST_F(FaultTest, ALevelWithoutACalibrationIsTakenWhereThatWouldBeLate) {
+    serve_klt();
+    std::uint64_t exact = 0;
+    for (const ManifestChunk& c : published->manifest.chunks) exact += c.objects[0].bytes;
+    ASSERT_LT(exact, published->manifest.calibration->bytes);
+    options.rule = two_pointer_rule();
+    options.compute.prefill = {};
+    options.deadline = 4;
+    options.network = {static_cast<double>(exact) / 3, 0.01, 0};
+    const Summary s = fetch_completely();
+    EXPECT_EQ(s.text_tokens, 0u);
+    for (const ChunkReport& c : s.chunks) EXPECT_EQ(c.level, 0u);
+}
+
 TEST_F(FaultTest, ACalibrationIsFetchedWhereALevelThatNeedsItTakesAnothersPlace) {
     serve_klt();
     options.rule = fixed_level_rule(0);

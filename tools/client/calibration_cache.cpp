@@ -25,8 +25,13 @@ std::string CalibrationCache::begun_path_of(const Hash& id) const {
     return path_of(id) + kBegun;
 }
 
+void CalibrationCache::set_last(std::shared_ptr<const Calibration> calibration) {
+    const std::scoped_lock lock(mutex_);
+    last_ = std::move(calibration);
+}
+
 bool CalibrationCache::has(const Hash& id) {
-    if (last_ && last_->id() == id) return true;
+    if (const auto known = last(); known && known->id() == id) return true;
     std::error_code unreachable;
     if (folder_.empty() || !std::filesystem::exists(path_of(id), unreachable)) return false;
     try {
@@ -36,7 +41,7 @@ bool CalibrationCache::has(const Hash& id) {
         auto calibration =
             Calibration::read(bytes);  // checks the file against damage; its id is the bytes' hash
         if (!calibration.ok() || calibration.value()->id() != id) return false;
-        last_ = std::move(calibration.value());
+        set_last(std::move(calibration.value()));
     } catch (const std::exception&) {
         return false;  // unreadable: as good as not there
     }
@@ -46,9 +51,10 @@ bool CalibrationCache::has(const Hash& id) {
 Status CalibrationCache::add(std::span<const std::uint8_t> file) {
     auto calibration = Calibration::read(file);
     if (!calibration.ok()) return calibration.status();
-    last_ = std::move(calibration.value());
-    write(path_of(last_->id()), file);
-    keep_begun(last_->id(), {});
+    const Hash id = calibration.value()->id();
+    set_last(std::move(calibration.value()));
+    write(path_of(id), file);
+    keep_begun(id, {});
     return {};
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 #include <vector>
@@ -10,7 +11,8 @@
 
 namespace kvcast::client {
 
-// Keeps the last calibration, and all of them by their id in a folder (none if empty). One thread at a time.
+// Keeps the last calibration, and all of them by their id in a folder (none if empty). One thread at a
+// time, but last() from any.
 class CalibrationCache {
   public:
     explicit CalibrationCache(std::string folder) : folder_(std::move(folder)) {}
@@ -26,16 +28,21 @@ class CalibrationCache {
     std::vector<std::uint8_t> begun(const Hash& id) const;
 
     // The last one; null at first.
-    const std::shared_ptr<const Calibration>& last() const { return last_; }
+    std::shared_ptr<const Calibration> last() const {
+        const std::scoped_lock lock(mutex_);
+        return last_;
+    }
 
   private:
+    void set_last(std::shared_ptr<const Calibration> calibration);
     std::string path_of(const Hash& id) const;
     std::string begun_path_of(const Hash& id) const;
     void drop_old_fronts() const;
     bool write(const std::string& path, std::span<const std::uint8_t> bytes) const;
 
     std::string folder_;
-    std::shared_ptr<const Calibration> last_;
+    mutable std::mutex mutex_;
+    std::shared_ptr<const Calibration> last_;  // guarded by mutex_
     Hash begun_id_ = {};
     std::vector<std::uint8_t> begun_;  // of begun_id_, where no folder takes it
 };

@@ -13,9 +13,9 @@ CodecAdapter::CodecAdapter(device::DeviceDecoder decoder, std::string cache_fold
 Status CodecAdapter::decode_into(std::span<const PlaneBuffer> buffers, const ChunkDecoder& decoder,
                                  std::span<const std::uint8_t> object) {
     if (!device_) return decoder.decode(buffers, pool_, workspaces_);
-    if (on_device_ != cache_.last()) {
-        if (Status s = device_->set_calibration(cache_.last()); !s.ok()) return s;
-        on_device_ = cache_.last();
+    if (const auto last = cache_.last(); on_device_ != last) {
+        if (Status s = device_->set_calibration(last); !s.ok()) return s;
+        on_device_ = last;
     }
     return device_->decode_layers(object, 0, decoder.header().layout.layers, buffers);
 }

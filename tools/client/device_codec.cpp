@@ -9,9 +9,9 @@ DeviceCodec::DeviceCodec(device::DeviceDecoder decoder, device::DeviceDecoder::P
     : cache_(std::move(cache_folder)), decoder_(std::move(decoder)), place_(std::move(place)) {}
 
 Status DeviceCodec::decode(std::span<const std::uint8_t> object, const streamer::LayerCallback& deliver) {
-    if (on_device_ != cache_.last()) {
-        if (Status s = decoder_.set_calibration(cache_.last()); !s.ok()) return s;
-        on_device_ = cache_.last();
+    if (const auto last = cache_.last(); on_device_ != last) {
+        if (Status s = decoder_.set_calibration(last); !s.ok()) return s;
+        on_device_ = last;
     }
     std::vector<streamer::DecodedPlane> placed;
     std::size_t per_layer = 1;
