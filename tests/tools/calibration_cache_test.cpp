@@ -32,12 +32,12 @@ TEST(CalibrationCache, KeepsWhatItIsGiven) {
 TEST(CalibrationCache, TakesADamagedFileForNone) {
     const tools::ScratchDirectory folder;
     const auto file = calibration();
-    CalibrationCache cache(folder / "cache");
-    EXPECT_TRUE(cache.add(file).ok());
-    const auto path = std::filesystem::directory_iterator(folder / "cache")->path();
     for (const std::uintmax_t bytes : {file.size() - 1, std::size_t{0}}) {
+        EXPECT_TRUE(CalibrationCache(folder / "cache").add(file).ok());
+        const auto path = std::filesystem::directory_iterator(folder / "cache")->path();
         std::filesystem::resize_file(path, bytes);
         EXPECT_FALSE(CalibrationCache(folder / "cache").has(sha256(file)));
+        EXPECT_FALSE(std::filesystem::exists(path));
     }
 }
 

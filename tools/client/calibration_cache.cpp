@@ -38,9 +38,11 @@ bool CalibrationCache::has(const Hash& id) {
         const tools::MappedFile file(path_of(id));
         const std::span bytes(reinterpret_cast<const std::uint8_t*>(file.bytes().data()),
                               file.bytes().size());
-        auto calibration =
-            Calibration::read(bytes);  // checks the file against damage; its id is the bytes' hash
-        if (!calibration.ok() || calibration.value()->id() != id) return false;
+        auto calibration = Calibration::read(bytes);  // its id is the bytes' hash
+        if (!calibration.ok() || calibration.value()->id() != id) {
+            std::filesystem::remove(path_of(id), unreachable);  // damaged
+            return false;
+        }
         set_last(std::move(calibration.value()));
     } catch (const std::exception&) {
         return false;  // unreadable: as good as not there
@@ -80,15 +82,17 @@ void CalibrationCache::keep_begun(const Hash& id, std::span<const std::uint8_t> 
 
 // Whoever publishes may name calibrations that never come.
 void CalibrationCache::drop_old_fronts() const {
-    std::vector<std::pair<std::filesystem::file_time_type, std::filesystem::path>> fronts;
-    std::error_code unreachable;
-    for (const auto& entry : std::filesystem::directory_iterator(folder_, unreachable)) {
-        if (entry.path().extension() == kBegun)
-            fronts.emplace_back(entry.last_write_time(unreachable), entry.path());
+    try {
+        std::vector<std::pair<std::filesystem::file_time_type, std::filesystem::path>> fronts;
+        for (const auto& entry : std::filesystem::directory_iterator(folder_)) {
+            if (entry.path().extension() == kBegun)
+                fronts.emplace_back(entry.last_write_time(), entry.path());
+        }
+        std::ranges::sort(fronts, std::greater());
+        for (std::size_t i = kMostBegun; i < fronts.size(); ++i) std::filesystem::remove(fronts[i].second);
+    } catch (const std::exception&) {
+        // Another process cleans up at the same time, or nobody may.
     }
-    std::ranges::sort(fronts, std::greater());
-    for (std::size_t i = kMostBegun; i < fronts.size(); ++i)
-        std::filesystem::remove(fronts[i].second, unreachable);
 }
 
 std::vector<std::uint8_t> CalibrationCache::begun(const Hash& id) const {
