@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <filesystem>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -155,10 +154,7 @@ std::vector<PlaneBuffer> buffers_for(std::size_t tokens, Range layers, const Lay
 
 void decode(const Arguments& a) {
     if (a.output == "-") throw Error("kvdec writes a file, not standard output: safetensors needs seeking");
-    if (a.input != "-" && std::filesystem::exists(a.output) &&
-        std::filesystem::equivalent(a.input, a.output)) {
-        throw Error(fmt::format("{}: input and output are the same file", a.input));
-    }
+    refuse_same_file(a.output, {a.input, a.calibration});
     const MappedFile file(a.input);
     const std::span bytes(reinterpret_cast<const std::uint8_t*>(file.bytes().data()), file.bytes().size());
     const std::vector<ChunkInFile> chunks = list_chunks(bytes, a.input);

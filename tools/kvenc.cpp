@@ -2,7 +2,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <filesystem>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -129,10 +128,7 @@ EncodeChunk encoder_on(const std::string& device, EncodeOptions options, std::si
 }
 
 void encode(const Arguments& a) {
-    if (a.input != "-" && a.output != "-" && std::filesystem::exists(a.output) &&
-        std::filesystem::equivalent(a.input, a.output)) {
-        throw Error(fmt::format("{}: input and output are the same file", a.input));
-    }
+    refuse_same_file(a.output, {a.input, a.calibration, layer_steps_file(a.layer_steps)});
     const KvInput kv(std::make_unique<SafetensorsReader>(a.input));
     const Layout& layout = kv.layout();
     const EncodeChunk encode_chunk = encoder_on(a.device, options_of(a, layout), a.jobs);

@@ -146,6 +146,16 @@ TEST(OutputFile, AppearsUnderItsNameOnlyWhenCommitted) {
     EXPECT_EQ(scratch.entries(), 1u);
 }
 
+TEST(OutputFile, IsNotSeenInItsFolderBeforeItIsCommitted) {
+    const ScratchDirectory scratch;
+    OutputFile file(scratch / "out");
+    file.reserve(1000);
+    file.append(bytes_of("x"));
+    EXPECT_EQ(scratch.entries(), 0u);
+    file.commit();
+    EXPECT_EQ(scratch.entries(), 1u);
+}
+
 TEST(OutputFile, LeavesThePreviousFileUntouchedWhenNotCommitted) {
     const ScratchDirectory scratch;
     store(scratch / "out", "before");
@@ -173,6 +183,15 @@ TEST(OutputFile, ReplacesTheFileBehindASymbolicLink) {
     file.commit();
     EXPECT_TRUE(std::filesystem::is_symlink(scratch / "link"));
     EXPECT_EQ(contents(scratch / "there/real"), "after");
+}
+
+TEST(OutputFile, LeavesNothingWhereItCannotTakeItsPlace) {
+    const ScratchDirectory scratch;
+    OutputFile file(scratch / "out");
+    std::filesystem::create_directory(scratch / "out");
+    EXPECT_THAT(error_of([&] { file.commit(); }), HasSubstr("cannot create "));
+    { const OutputFile dropped(std::move(file)); }
+    EXPECT_EQ(scratch.entries(), 1u);
 }
 
 TEST(OutputFile, FillsAFileInAnyOrder) {
@@ -294,6 +313,37 @@ TEST(OutputFile, PassesThroughAPipeWholeDespiteShortWritesAndSignals) {
     const MappedFile read(scratch / "pipe");
     writer.join();
     EXPECT_TRUE(text_of(read.bytes()) == text);
+}
+
+TEST(RefuseSameFile, NamesBothWhateverTheyAreCalled) {
+    const ScratchDirectory scratch;
+    store(scratch / "in", "x");
+    std::filesystem::create_symlink("in", scratch / "link");
+    std::filesystem::create_hard_link(scratch / "in", scratch / "hard");
+    for (const char* name : {"in", "./in", "link", "hard"}) {
+        const std::string output = scratch / name;
+        EXPECT_EQ(error_of([&] {
+                      refuse_same_file(output, {"", scratch / "in"});
+                  }),
+                  "the output " + output + " is the same file as " + (scratch / "in"));
+    }
+}
+
+TEST(RefuseSameFile, KnowsTwoOutputsThatAreNotThereYet) {
+    const ScratchDirectory scratch;
+    EXPECT_NE(error_of([&] { refuse_same_file(scratch / "a", {scratch / "./a"}); }), "");
+    EXPECT_EQ(error_of([&] { refuse_same_file(scratch / "a", {scratch / "b"}); }), "");
+}
+
+TEST(RefuseSameFile, LetsOtherFilesDevicesAndStreamsPass) {
+    const ScratchDirectory scratch;
+    store(scratch / "in", "x");
+    store(scratch / "out", "x");
+    refuse_same_file(scratch / "out", {scratch / "in", "no/such", ""});
+    refuse_same_file("no/such", {scratch / "in"});
+    refuse_same_file("/dev/null", {"/dev/null"});
+    refuse_same_file("-", {"-"});
+    refuse_same_file("", {""});
 }
 
 }  // namespace

@@ -2,9 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <cerrno>
 #include <charconv>
 #include <cstdio>
 #include <new>
+#include <system_error>
 
 #include "tools/common/file.h"
 
@@ -16,6 +18,25 @@ int fail(const CLI::App& app, int code, const std::string& message) {
     return code;
 }
 
+// What was printed waits in a buffer, and may not find its way out of it. An earlier failure is remembered,
+// its reason is not.
+void flush_output() {
+    errno = 0;
+    if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return;
+    throw Error(fmt::format("cannot write standard output: {}",
+                            errno == 0 ? "not all of it was taken" : std::generic_category().message(errno)));
+}
+
+int parse_failed(const CLI::App& app, const CLI::ParseError& e) {
+    if (app.exit(e) != 0) return kExitUsage;
+    try {
+        flush_output();
+    } catch (const Error& error) {
+        return fail(app, kExitFailure, error.what());
+    }
+    return kExitOk;
+}
+
 }  // namespace
 
 int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& body) {
@@ -24,14 +45,20 @@ int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& 
     try {
         app.parse(argc, argv);
     } catch (const CLI::ParseError& e) {
-        const int code = app.exit(e);
-        return code == 0 ? kExitOk : kExitUsage;
+        return parse_failed(app, e);
     }
     try {
         body();
+        flush_output();
         return kExitOk;
     } catch (const DamagedInput& e) {
         return fail(app, kExitDamaged, e.what());
+    } catch (const std::system_error& e) {
+        // fmt's, of a buffer that did not get out while it was filled.
+        return fail(app, kExitFailure,
+                    std::ferror(stdout) != 0
+                        ? fmt::format("cannot write standard output: {}", e.code().message())
+                        : e.what());
     } catch (const std::bad_alloc&) {
         return fail(app, kExitFailure, "out of memory");
     } catch (const std::exception& e) {
@@ -43,6 +70,20 @@ void declare_device(CLI::App& app, std::string& device) {
     app.add_option("--device", device, "cpu, or cuda: the current NVIDIA GPU; the same bytes from both")
         ->check(CLI::IsMember({"cpu", "cuda"}))
         ->capture_default_str();
+}
+
+const CLI::Validator& positive_number() {
+    static const CLI::Validator validator(
+        [](const std::string& text) {
+            constexpr double kMost = 1e12;
+            double value = 0;
+            const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+            const bool whole = error == std::errc() && end == text.data() + text.size();
+            return whole && value > 0 && value <= kMost ? std::string()
+                                                        : fmt::format("'{}' is not a positive number", text);
+        },
+        "POSITIVE");
+    return validator;
 }
 
 Range parse_range(const std::string& text, std::size_t size, const std::string& what) {
@@ -58,7 +99,8 @@ Range parse_range(const std::string& text, std::size_t size, const std::string& 
     }
     if (error != std::errc() || at != stop)
         throw Error(fmt::format("--{} is '{}', expected A or A-B", what, text));
-    if (first > last || last >= size) {
+    if (first > last) throw Error(fmt::format("--{} is {}, which ends before it begins", what, text));
+    if (last >= size) {
         throw Error(fmt::format("--{} is {}, the file has {} 0-{}", what, text, what, size - 1));
     }
     return {first, last + 1};

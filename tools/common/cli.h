@@ -21,6 +21,9 @@ int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& 
 // The option --device: where to encode or decode.
 void declare_device(CLI::App& app, std::string& device);
 
+// Of numbers that are measured: finite and above 0.
+const CLI::Validator& positive_number();
+
 // "A-B" or "A", inclusive, as [first, end).
 struct Range {
     std::size_t first = 0;

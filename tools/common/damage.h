@@ -2,20 +2,18 @@
 #pragma once
 
 #include <cstdint>
-#include <stdexcept>
 #include <string>
 
 #include "codec/format/error.h"
+#include "tools/common/file.h"
 
 namespace kvcast::tools {
 
-// A failure that was found in the bytes of an input file; exits with kExitDamaged.
-class DamagedInput : public std::runtime_error {
-  public:
-    using std::runtime_error::runtime_error;
-};
+// Whether a code blames the bytes that were read, rather than an argument, the network or the device.
+bool is_damage(ErrorCode code);
 
-// Throws DamagedInput, or Error where the caller's argument or the device is at fault.
+// Throws DamagedInput where is_damage(), else Error.
+[[noreturn]] void raise(const std::string& message, ErrorCode code);
 [[noreturn]] void raise(const std::string& file, std::uint64_t offset, const Status& status);
 
 }  // namespace kvcast::tools

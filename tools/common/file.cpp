@@ -12,6 +12,7 @@
 #include <limits>
 #include <memory>
 #include <new>
+#include <optional>
 #include <random>
 #include <system_error>
 #include <utility>
@@ -128,6 +129,55 @@ int create_temporary(const std::string& path, const std::string& target, std::st
     fail("create", path, errno);
 }
 
+std::string by_descriptor(int fd) {
+    return fmt::format("/proc/self/fd/{}", fd);
+}
+
+std::string folder_of(const std::string& path) {
+    const std::size_t slash = path.rfind('/');
+    return slash == std::string::npos ? "." : path.substr(0, slash + 1);
+}
+
+// A file in the target's folder that has no name yet, or -1 where it could not be given one later.
+int create_unnamed(const std::string& target) {
+    const std::string folder = folder_of(target);
+    const int fd =
+        retry_interrupted([&] { return ::open(folder.c_str(), O_TMPFILE | O_WRONLY | O_CLOEXEC, 0666); });
+    if (fd < 0 || ::access(by_descriptor(fd).c_str(), F_OK) == 0) return fd;
+    ::close(fd);
+    return -1;
+}
+
+// link() does not replace, rename() does: so the name is a temporary one, for a moment.
+std::string give_temporary_name(int fd, const std::string& path, const std::string& target) {
+    for (int attempt = 0; attempt < kNameAttempts; ++attempt) {
+        std::string name = temporary_beside(target);
+        const std::string source = by_descriptor(fd);
+        if (::linkat(AT_FDCWD, source.c_str(), AT_FDCWD, name.c_str(), AT_SYMLINK_FOLLOW) == 0) return name;
+        if (errno != EEXIST) break;
+    }
+    fail("create", path, errno);
+}
+
+// What a path leads to: a file, or the place of one that is not there yet.
+struct Identity {
+    dev_t device = 0;
+    ino_t node = 0;    // of the file, or of its folder
+    std::string name;  // within the folder
+    bool operator==(const Identity&) const = default;
+};
+
+std::optional<Identity> identity_of(const std::string& path) {
+    struct stat status = {};
+    if (path.empty() || path == "-") return std::nullopt;
+    if (::stat(path.c_str(), &status) == 0) {
+        if (!S_ISREG(status.st_mode)) return std::nullopt;
+        return Identity{status.st_dev, status.st_ino, ""};
+    }
+    if (::stat(folder_of(path).c_str(), &status) != 0) return std::nullopt;
+    return Identity{status.st_dev, status.st_ino, path.substr(path.rfind('/') + 1)};
+}
+
 }  // namespace
 
 MappedFile::MappedFile(const std::string& path) {
@@ -192,7 +242,8 @@ OutputFile::OutputFile(const std::string& path)
         return;
     }
     target_ = exists ? resolved(path) : path;
-    fd_ = create_temporary(path, target_, temporary_);
+    fd_ = create_unnamed(target_);
+    if (fd_ < 0) fd_ = create_temporary(path, target_, temporary_);
 }
 
 OutputFile::~OutputFile() {
@@ -202,7 +253,7 @@ OutputFile::~OutputFile() {
 
 OutputFile::OutputFile(OutputFile&& other) noexcept
     : path_(std::move(other.path_)),
-      target_(std::move(other.target_)),
+      target_(std::exchange(other.target_, {})),
       temporary_(std::exchange(other.temporary_, {})),
       standard_output_(other.standard_output_),
       fd_(std::exchange(other.fd_, -1)) {}
@@ -225,7 +276,7 @@ void OutputFile::write_at(std::uint64_t offset, std::span<const std::byte> bytes
 // fallocate() rather than posix_fallocate(), which writes to every block where the file system has no such
 // call.
 void OutputFile::reserve(std::uint64_t bytes) {
-    if (temporary_.empty() || bytes == 0) return;
+    if (in_place() || bytes == 0) return;
     if (bytes > kMaxOffset) fail("reserve space for", path_, EFBIG);
     const off_t size = static_cast<off_t>(bytes);
     if (retry_interrupted([&] { return ::fallocate(fd_, 0, 0, size); }) == 0) return;
@@ -240,15 +291,25 @@ void OutputFile::reserve(std::uint64_t bytes) {
 
 void OutputFile::commit(bool durable) {
     if (fd_ < 0) fail("commit", path_, EBADF);
-    if (durable && !temporary_.empty() && retry_interrupted([&] { return ::fdatasync(fd_); }) != 0) {
+    if (durable && !in_place() && retry_interrupted([&] { return ::fdatasync(fd_); }) != 0) {
         fail("write", path_, errno);
     }
+    if (!in_place() && temporary_.empty()) temporary_ = give_temporary_name(fd_, path_, target_);
     // A descriptor is closed even where close() reports an error, so it is never closed twice.
     const int fd = std::exchange(fd_, -1);
     if (!standard_output_ && ::close(fd) != 0 && errno != EINTR) fail("write", path_, errno);
-    if (temporary_.empty()) return;
+    if (in_place()) return;
     if (std::rename(temporary_.c_str(), target_.c_str()) != 0) fail("create", path_, errno);
     temporary_.clear();
+}
+
+void refuse_same_file(const std::string& output, const std::vector<std::string>& others) {
+    const std::optional<Identity> written = identity_of(output);
+    if (!written) return;
+    for (const std::string& other : others) {
+        if (identity_of(other) == written)
+            throw Error(fmt::format("the output {} is the same file as {}", output, other));
+    }
 }
 
 void write_text(const std::string& path, std::string_view text) {

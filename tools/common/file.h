@@ -17,6 +17,12 @@ class Error : public std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
+// A failure that was found in the bytes of an input file, which is damaged, or not what it should be.
+class DamagedInput : public Error {
+  public:
+    using Error::Error;
+};
+
 // Read-only mapping of a whole file. "-" (standard input), pipes and devices are copied to their end into a
 // nameless file in $TMPDIR (/tmp) first, so that memory does not grow with them. Throws Error. Move-only. A
 // mapped file must not shrink while it is read.
@@ -42,11 +48,12 @@ class MappedFile {
     void* mapping_ = nullptr;
 };
 
-// Output under a temporary name beside the target, renamed by commit(). Destroyed uncommitted, it removes the
-// temporary file and leaves whatever was under the final name untouched. "-" writes to standard output:
-// append() only. Devices and pipes (/dev/null, a FIFO) are written in place. A symbolic link keeps pointing
-// where it did; the file behind it is replaced. Every method throws Error (full disk, no permission).
-// Move-only; concurrent write_at() calls to disjoint ranges are safe.
+// Output in a file without a name, which commit() puts in the target's place: whatever ends the program
+// before leaves no trace, and whatever was under the final name untouched. File systems that have no such
+// files get one under a temporary name beside the target, which the destructor removes. "-" writes to
+// standard output: append() only. Devices and pipes (/dev/null, a FIFO) are written in place. A symbolic link
+// keeps pointing where it did; the file behind it is replaced. Every method throws Error (full disk, no
+// permission). Move-only; concurrent write_at() calls to disjoint ranges are safe.
 class OutputFile {
   public:
     explicit OutputFile(const std::string& path);
@@ -70,12 +77,18 @@ class OutputFile {
     const std::string& path() const { return path_; }
 
   private:
+    bool in_place() const { return target_.empty(); }
+
     std::string path_;
-    std::string target_;     // path_ without symbolic links: what commit() replaces
-    std::string temporary_;  // empty where the output is written in place
+    std::string target_;  // path_ without symbolic links: what commit() replaces; empty where there is none
+    std::string temporary_;  // empty where the file has no name, or is written in place
     bool standard_output_ = false;
     int fd_ = -1;
 };
+
+// Throws Error where writing `output` would replace one of `others`, under whatever names: files that are
+// read, or that are written too. Empty names and "-" are no files; devices and pipes are not replaced.
+void refuse_same_file(const std::string& output, const std::vector<std::string>& others);
 
 // A whole file, as OutputFile writes it.
 void write_text(const std::string& path, std::string_view text);

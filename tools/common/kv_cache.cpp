@@ -1,6 +1,9 @@
 #include "tools/common/kv_cache.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 namespace kvcast::tools {
@@ -71,7 +74,7 @@ KvCache load_kv(const KvInput& input) {
     return out;
 }
 
-void save_kv(const std::string& path, const KvCache& cache) {
+void save_kv(OutputFile file, const KvCache& cache) {
     const std::vector<std::string> names = plane_names(cache.layout);
     std::vector<TensorSpec> specs = {{"token_ids", TensorType::kI32, {cache.tokens()}}};
     for (std::size_t p = 0; p < names.size(); ++p) {
@@ -80,11 +83,25 @@ void save_kv(const std::string& path, const KvCache& cache) {
                          tensor_type(cache.layout.dtype),
                          {cache.layout.layers, cache.tokens(), s.heads, s.head_dim}});
     }
-    SafetensorsWriter writer(path, std::move(specs),
+    SafetensorsWriter writer(std::move(file), std::move(specs),
                              kv_metadata(cache.layout, cache.model, cache.base_position));
     writer.write(0, 0, std::as_bytes(std::span(cache.token_ids)));
     for (std::size_t p = 0; p < cache.planes.size(); ++p) writer.write(p + 1, 0, cache.planes[p]);
     writer.commit();
+}
+
+void save_kv(const std::string& path, const KvCache& cache) {
+    save_kv(OutputFile(path), cache);
+}
+
+void require_finite(const KvCache& cache, const std::string& name) {
+    const std::vector<std::string> planes = plane_names(cache.layout);
+    for (std::size_t p = 0; p < planes.size(); ++p) {
+        const std::vector<float> values = plane_floats(cache, p);
+        const auto found = std::ranges::find_if(values, [](float v) { return !std::isfinite(v); });
+        if (found == values.end()) continue;
+        throw Error(fmt::format("{}: tensor '{}' holds {}, expected finite values", name, planes[p], *found));
+    }
 }
 
 std::vector<float> plane_floats(const KvCache& cache, std::size_t plane) {

@@ -40,7 +40,11 @@ KvCache first_tokens(const KvCache& cache, std::size_t tokens);
 KvCache load_kv(const KvInput& input);
 
 // Writes a safetensors file as KvInput reads it. Throws Error.
+void save_kv(OutputFile file, const KvCache& cache);
 void save_kv(const std::string& path, const KvCache& cache);
+
+// Throws Error where a value is infinite or not a number; `name` is the cache's in the message.
+void require_finite(const KvCache& cache, const std::string& name);
 
 // Elements of a plane as floats, and floats rounded to nearest even into a plane. Sizes must agree.
 std::vector<float> plane_floats(const KvCache& cache, std::size_t plane);

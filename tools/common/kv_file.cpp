@@ -26,7 +26,7 @@ Dtype dtype_of(const TensorView& t, const std::string& file) {
         case TensorType::kF32:
             return Dtype::kF32;
         default:
-            throw Error(
+            throw DamagedInput(
                 fmt::format("{}: tensor '{}' is {}, expected BF16, F16 or F32", file, t.name, t.type_name));
     }
 }
@@ -40,7 +40,7 @@ std::vector<std::uint64_t> parse_frequencies(const std::string& text, const std:
         if (numbers) out.push_back(frequency_from_radians(json[i].get<double>()));
     }
     if (!numbers)
-        throw Error(fmt::format("{}: kvcast.rope_freqs is not a JSON array of finite numbers", file));
+        throw DamagedInput(fmt::format("{}: kvcast.rope_freqs is not a JSON array of finite numbers", file));
     return out;
 }
 
@@ -52,17 +52,17 @@ KvInput::KvInput(std::unique_ptr<SafetensorsReader> file) : file_(std::move(file
     read_rope();
     model_ = metadata("kvcast.model");
     if (model_.size() > ChunkLimits::kModelBytes) {
-        throw Error(fmt::format("{}: kvcast.model has {} bytes, at most {} fit", file_->name(), model_.size(),
-                                ChunkLimits::kModelBytes));
+        throw DamagedInput(fmt::format("{}: kvcast.model has {} bytes, at most {} fit", file_->name(),
+                                       model_.size(), ChunkLimits::kModelBytes));
     }
     const auto base = file_->metadata().find("kvcast.base_position");
     const bool given = base != file_->metadata().end();
     if (given && (!parse_number(base->second, base_position_) || base_position_ > ChunkLimits::kPosition)) {
-        throw Error(fmt::format("{}: kvcast.base_position is '{}', expected an integer from 0 to 2^48",
-                                file_->name(), base->second));
+        throw DamagedInput(fmt::format("{}: kvcast.base_position is '{}', expected an integer from 0 to 2^48",
+                                       file_->name(), base->second));
     }
     if (Status s = check_layout(layout_); !s.ok())
-        throw Error(fmt::format("{}: {}", file_->name(), s.message()));
+        throw DamagedInput(fmt::format("{}: {}", file_->name(), s.message()));
 }
 
 void KvInput::read_planes() {
@@ -73,28 +73,29 @@ void KvInput::read_planes() {
     }
     for (const TensorView* t : planes_) {
         if (t->shape.size() != 4) {
-            throw Error(fmt::format(
+            throw DamagedInput(fmt::format(
                 "{}: tensor '{}' has {} dimensions, expected 4: layers, tokens, kv_heads, head_dim",
                 file_->name(), t->name, t->shape.size()));
         }
         const auto& first = planes_[0]->shape;
         if (t->shape[0] != first[0] || t->shape[1] != first[1] || t->type != planes_[0]->type) {
-            throw Error(fmt::format("{}: tensors '{}' and '{}' differ in layers, tokens or element type",
-                                    file_->name(), planes_[0]->name, t->name));
+            throw DamagedInput(
+                fmt::format("{}: tensors '{}' and '{}' differ in layers, tokens or element type",
+                            file_->name(), planes_[0]->name, t->name));
         }
         layout_.planes.push_back({t->shape[2], t->shape[3]});
     }
     layout_.layers = planes_[0]->shape[0];
     layout_.dtype = dtype_of(*planes_[0], file_->name());
-    if (planes_[0]->shape[1] == 0) throw Error(fmt::format("{}: it holds no tokens", file_->name()));
+    if (planes_[0]->shape[1] == 0) throw DamagedInput(fmt::format("{}: it holds no tokens", file_->name()));
 }
 
 void KvInput::read_ids() {
     const TensorView& ids = file_->at("token_ids");
     const std::size_t tokens = planes_[0]->shape[1];
     if (ids.type != TensorType::kI32 || ids.shape != std::vector<std::size_t>{tokens}) {
-        throw Error(fmt::format("{}: tensor 'token_ids' is {} [{}], expected I32 [{}]", file_->name(),
-                                ids.type_name, fmt::join(ids.shape, ", "), tokens));
+        throw DamagedInput(fmt::format("{}: tensor 'token_ids' is {} [{}], expected I32 [{}]", file_->name(),
+                                       ids.type_name, fmt::join(ids.shape, ", "), tokens));
     }
     token_ids_.resize(tokens);
     std::memcpy(token_ids_.data(), ids.data.data(), tokens * sizeof(std::int32_t));
@@ -103,7 +104,7 @@ void KvInput::read_ids() {
 const std::string& KvInput::metadata(const std::string& key) const {
     const auto found = file_->metadata().find(key);
     if (found == file_->metadata().end()) {
-        throw Error(fmt::format("{}: metadata '{}' is missing", file_->name(), key));
+        throw DamagedInput(fmt::format("{}: metadata '{}' is missing", file_->name(), key));
     }
     return found->second;
 }
@@ -113,19 +114,20 @@ void KvInput::read_rope() {
     Rope& rope = layout_.rope;
     if (pairing == "none") return;
     if (pairing != "half" && pairing != "interleaved") {
-        throw Error(fmt::format("{}: kvcast.rope_pairing is '{}', expected half, interleaved or none",
-                                file_->name(), pairing));
+        throw DamagedInput(fmt::format("{}: kvcast.rope_pairing is '{}', expected half, interleaved or none",
+                                       file_->name(), pairing));
     }
     rope.pairing = pairing == "half" ? RopePairing::kHalf : RopePairing::kInterleaved;
     const std::string& dim = metadata("kvcast.rope_dim");
     const std::size_t head_dim = layout_.planes[0].head_dim;
     if (!parse_number(dim, rope.dim) || rope.dim < 2 || rope.dim % 2 != 0 || rope.dim > head_dim) {
-        throw Error(fmt::format("{}: kvcast.rope_dim is '{}', expected an even number from 2 to head_dim {}",
-                                file_->name(), dim, head_dim));
+        throw DamagedInput(
+            fmt::format("{}: kvcast.rope_dim is '{}', expected an even number from 2 to head_dim {}",
+                        file_->name(), dim, head_dim));
     }
     const auto offset = file_->metadata().find("kvcast.rope_offset");
     if (offset != file_->metadata().end() && !parse_number(offset->second, rope.offset)) {
-        throw Error(
+        throw DamagedInput(
             fmt::format("{}: kvcast.rope_offset is '{}', expected a number", file_->name(), offset->second));
     }
     const auto listed = file_->metadata().find("kvcast.rope_freqs");
@@ -136,7 +138,7 @@ void KvInput::read_rope() {
     double theta = 0;
     const std::string& text = metadata("kvcast.rope_theta");
     if (!parse_number(text, theta) || !(theta > 1) || theta > 1e15) {
-        throw Error(
+        throw DamagedInput(
             fmt::format("{}: kvcast.rope_theta is '{}', expected a number above 1", file_->name(), text));
     }
     rope.frequencies = geometric_frequencies(theta, rope.dim);

@@ -19,7 +19,7 @@ namespace kvcast::tools {
 // A KV cache in a mapped file. Rows are read where they lie; nothing is copied but the token ids.
 class KvInput {
   public:
-    // Throws Error naming what is missing or does not fit.
+    // Throws DamagedInput naming what is missing or does not fit.
     explicit KvInput(std::unique_ptr<SafetensorsReader> file);
 
     const Layout& layout() const { return layout_; }

@@ -29,6 +29,10 @@ LayerSteps read_layer_steps(const std::string& path, const Layout& layout) {
     return steps;
 }
 
+std::string layer_steps_file(const std::string& choice) {
+    return choice == "flat" || choice == "thirds" ? "" : choice;
+}
+
 LayerSteps choose_layer_steps(const std::string& choice, const Layout& layout) {
     if (choice == "flat") return {};
     if (choice == "thirds") return thirds(layout.layers, layout.planes.size());

@@ -79,6 +79,15 @@ std::optional<std::size_t> checked_bytes(TensorType type, const std::vector<std:
     fail(file, fmt::format("tensor {} {}", in_quotes(tensor), what));
 }
 
+[[noreturn]] void damaged(const std::string& file, const std::string& what) {
+    throw DamagedInput(fmt::format("{}: {}", file, what));
+}
+
+[[noreturn]] void damaged_tensor(const std::string& file, const std::string& tensor,
+                                 const std::string& what) {
+    damaged(file, fmt::format("tensor {} {}", in_quotes(tensor), what));
+}
+
 std::uint64_t load_u64(std::span<const std::byte> bytes) {
     std::uint64_t value = 0;
     for (std::size_t i = 0; i < kLengthBytes; ++i)
@@ -87,38 +96,39 @@ std::uint64_t load_u64(std::span<const std::byte> bytes) {
 }
 
 std::string_view header_text(std::span<const std::byte> bytes, const std::string& file) {
-    if (bytes.empty()) fail(file, "is empty, expected a safetensors file");
+    if (bytes.empty()) damaged(file, "is empty, expected a safetensors file");
     if (bytes.size() < kLengthBytes) {
-        fail(file, fmt::format("expected an 8-byte header length, found a file of {} bytes", bytes.size()));
+        damaged(file,
+                fmt::format("expected an 8-byte header length, found a file of {} bytes", bytes.size()));
     }
     const std::uint64_t length = load_u64(bytes);
     const std::size_t limit = std::min(bytes.size() - kLengthBytes, kMaxHeaderBytes);
     if (length > limit) {
-        fail(file, fmt::format("expected a safetensors header of at most {} bytes, found a length of {}",
-                               limit, length));
+        damaged(file, fmt::format("expected a safetensors header of at most {} bytes, found a length of {}",
+                                  limit, length));
     }
     const auto text = bytes.subspan(kLengthBytes, static_cast<std::size_t>(length));
     return {reinterpret_cast<const char*>(text.data()), text.size()};
 }
 
 void check_fields(const TensorEntry& tensor, const std::string& file) {
-    if (!tensor.type) fail_tensor(file, tensor.name, "has no dtype");
-    if (!tensor.shape) fail_tensor(file, tensor.name, "has no shape");
-    if (!tensor.offsets) fail_tensor(file, tensor.name, "has no data_offsets");
+    if (!tensor.type) damaged_tensor(file, tensor.name, "has no dtype");
+    if (!tensor.shape) damaged_tensor(file, tensor.name, "has no shape");
+    if (!tensor.offsets) damaged_tensor(file, tensor.name, "has no data_offsets");
     if (tensor.offsets->size() != 2) {
-        fail_tensor(file, tensor.name,
-                    fmt::format("has {} data_offsets, expected 2", tensor.offsets->size()));
+        damaged_tensor(file, tensor.name,
+                       fmt::format("has {} data_offsets, expected 2", tensor.offsets->size()));
     }
 }
 
 void check_size(const TensorView& tensor, const std::string& file) {
     const std::optional<std::size_t> needed = checked_bytes(tensor.type, tensor.shape);
     const std::string shape = shape_text(tensor.shape);
-    if (!needed) fail_tensor(file, tensor.name, fmt::format("has a shape that overflows, {}", shape));
+    if (!needed) damaged_tensor(file, tensor.name, fmt::format("has a shape that overflows, {}", shape));
     if (tensor.type == TensorType::kOther || *needed == tensor.data.size()) return;
-    fail_tensor(file, tensor.name,
-                fmt::format("has {} bytes of data, its shape {} of {} needs {}", tensor.data.size(), shape,
-                            tensor.type_name, *needed));
+    damaged_tensor(file, tensor.name,
+                   fmt::format("has {} bytes of data, its shape {} of {} needs {}", tensor.data.size(), shape,
+                               tensor.type_name, *needed));
 }
 
 TensorView checked_view(TensorEntry& entry, std::span<const std::byte> data, const std::string& file) {
@@ -126,9 +136,9 @@ TensorView checked_view(TensorEntry& entry, std::span<const std::byte> data, con
     const std::size_t begin = (*entry.offsets)[0];
     const std::size_t end = (*entry.offsets)[1];
     if (begin > end || end > data.size()) {
-        fail_tensor(file, entry.name,
-                    fmt::format("lies at bytes {} to {}, expected a range within {} bytes of data", begin,
-                                end, data.size()));
+        damaged_tensor(file, entry.name,
+                       fmt::format("lies at bytes {} to {}, expected a range within {} bytes of data", begin,
+                                   end, data.size()));
     }
     TensorView view{std::move(entry.name), type_of(*entry.type), std::move(*entry.type),
                     std::move(*entry.shape), data.subspan(begin, end - begin)};
@@ -145,7 +155,8 @@ void check_overlaps(const std::vector<TensorView>& tensors, const std::string& f
     for (std::size_t i = 1; i < order.size(); ++i) {
         const auto& before = order[i - 1]->data;
         if (before.data() + before.size() <= order[i]->data.data()) continue;
-        fail_tensor(file, order[i]->name, fmt::format("overlaps tensor {}", in_quotes(order[i - 1]->name)));
+        damaged_tensor(file, order[i]->name,
+                       fmt::format("overlaps tensor {}", in_quotes(order[i - 1]->name)));
     }
 }
 
@@ -157,7 +168,7 @@ std::vector<std::size_t> sorted_by_name(const std::vector<Tensor>& tensors, cons
     std::sort(order.begin(), order.end(), [&](auto a, auto b) { return tensors[a].name < tensors[b].name; });
     const auto same = [&](auto a, auto b) { return tensors[a].name == tensors[b].name; };
     const auto twice = std::adjacent_find(order.begin(), order.end(), same);
-    if (twice != order.end()) fail_tensor(file, tensors[*twice].name, "appears twice");
+    if (twice != order.end()) damaged_tensor(file, tensors[*twice].name, "appears twice");
     return order;
 }
 
@@ -291,13 +302,17 @@ const TensorView& SafetensorsReader::at(std::string_view name) const {
         names.push_back(in_quotes(tensors_[i].name));
     if (tensors_.size() > kShownNames) names.push_back(fmt::format("{} more", tensors_.size() - kShownNames));
     if (names.empty()) names.emplace_back("none");
-    fail(name_, fmt::format("expected a tensor {}, found {}", in_quotes(name), fmt::join(names, ", ")));
+    damaged(name_, fmt::format("expected a tensor {}, found {}", in_quotes(name), fmt::join(names, ", ")));
 }
 
 SafetensorsWriter::SafetensorsWriter(const std::string& path, std::vector<TensorSpec> tensors,
                                      const std::map<std::string, std::string>& metadata)
-    : tensors_(std::move(tensors)), begin_(layout(tensors_, path)), file_(path) {
-    const std::string header = header_bytes(tensors_, begin_, metadata, path);
+    : SafetensorsWriter(OutputFile(path), std::move(tensors), metadata) {}
+
+SafetensorsWriter::SafetensorsWriter(OutputFile file, std::vector<TensorSpec> tensors,
+                                     const std::map<std::string, std::string>& metadata)
+    : tensors_(std::move(tensors)), begin_(layout(tensors_, file.path())), file_(std::move(file)) {
+    const std::string header = header_bytes(tensors_, begin_, metadata, file_.path());
     std::uint64_t end = header.size();
     for (std::size_t i = 0; i < tensors_.size(); ++i) {
         begin_[i] += header.size();

@@ -1,9 +1,9 @@
 // Safetensors files: a mapped reader that trusts nothing and a writer that fills a file in any order.
 //
 // Format: https://github.com/huggingface/safetensors (8-byte little-endian header length, JSON header, data).
-// Both classes report failure by throwing tools::Error, whose message names the file, what was expected and
-// what was found. Neither is thread-safe for writing; concurrent reads of a reader and concurrent write()
-// calls to disjoint ranges of a writer are safe.
+// Both classes report failure by throwing tools::Error (DamagedInput where the file read is at fault), whose
+// message names the file, what was expected and what was found. Neither is thread-safe for writing;
+// concurrent reads of a reader and concurrent write() calls to disjoint ranges of a writer are safe.
 #pragma once
 
 #include <cstddef>
@@ -40,7 +40,8 @@ struct TensorView {
 class SafetensorsReader {
   public:
     // Maps and checks the whole header: lengths, types, shapes, non-overlapping offsets inside the file. No
-    // product of a tensor's dimensions overflows, whichever of them are multiplied. Throws Error.
+    // product of a tensor's dimensions overflows, whichever of them are multiplied. Throws DamagedInput;
+    // Error where the file cannot be read.
     explicit SafetensorsReader(const std::string& path);
 
     // The same over bytes in memory, which must outlive the reader; `name` is used in messages.
@@ -49,7 +50,7 @@ class SafetensorsReader {
     // The tensor, or nullptr where the file has none of that name.
     const TensorView* find(std::string_view name) const;
 
-    // The tensor; throws Error naming the tensors that the file does have.
+    // The tensor; throws DamagedInput naming the tensors that the file does have.
     const TensorView& at(std::string_view name) const;
 
     // In the order of the header.
@@ -82,6 +83,9 @@ class SafetensorsWriter {
   public:
     // Reserves the whole file on disk. Throws Error, also for names that repeat and shapes that overflow.
     SafetensorsWriter(const std::string& path, std::vector<TensorSpec> tensors,
+                      const std::map<std::string, std::string>& metadata);
+    // The same into a file that is open already, and has nothing in it.
+    SafetensorsWriter(OutputFile file, std::vector<TensorSpec> tensors,
                       const std::map<std::string, std::string>& metadata);
 
     // Writes bytes at a byte offset inside tensor `index`. Throws Error where the range leaves the tensor or

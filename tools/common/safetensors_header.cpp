@@ -19,7 +19,7 @@ using Json = nlohmann::json;
 constexpr std::size_t kShownNameBytes = 80;
 
 [[noreturn]] void fail(const std::string& file, const std::string& what) {
-    throw Error(fmt::format("{}: {}", file, what));
+    throw DamagedInput(fmt::format("{}: {}", file, what));
 }
 
 std::string not_json_at(std::size_t position) {
@@ -230,7 +230,7 @@ SafetensorsHeader parse_safetensors_header(std::string_view json, const std::str
     try {
         if (Json::sax_parse(json.begin(), json.end(), &parser)) return std::move(parser.header());
     } catch (const std::bad_alloc&) {
-        fail(file, fmt::format("no memory for a header of {} bytes", json.size()));
+        throw Error(fmt::format("{}: no memory for a header of {} bytes", file, json.size()));
     }
     fail(file, parser.error());
 }

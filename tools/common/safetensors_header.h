@@ -27,8 +27,8 @@ struct SafetensorsHeader {
     std::map<std::string, std::string> metadata;
 };
 
-// Names may repeat among the tensors; metadata and fields do not. Throws Error, its message beginning with
-// `file`.
+// Names may repeat among the tensors; metadata and fields do not. Throws DamagedInput, its message beginning
+// with `file`.
 SafetensorsHeader parse_safetensors_header(std::string_view json, const std::string& file);
 
 // A file's own text, made safe for a terminal: quoted, cut short, control bytes spelled out.
