@@ -13,6 +13,7 @@
 #include "tools/calibrate/classes.h"
 #include "tools/calibrate/fit.h"
 #include "tools/calibrate/integers.h"
+#include "tools/common/calibration_file.h"
 #include "tools/common/cli.h"
 #include "tools/common/kv_cache.h"
 #include "tools/common/progress.h"
@@ -88,22 +89,27 @@ void declare(CLI::App& app, Arguments& a) {
         ->capture_default_str();
     app.add_option("--feature-rounding", a.feature_rounding,
                    "what rounding one of them may add to the coefficients of a token, in squared steps")
+        ->check(tools::positive_number())
         ->check(CLI::Range(1e-6, 1e3))
         ->capture_default_str();
     app.add_option("--rounding", a.integers.rounding,
                    "what rounding a prediction may add to the variance of a coefficient, in squared steps")
+        ->check(tools::positive_number())
         ->check(CLI::Range(1e-9, 1.0))
         ->capture_default_str();
     app.add_option("--steps", a.steps,
                    "steps at which predictions are learnt, rising: a set of matrices for each")
+        ->check(tools::positive_number())
         ->check(CLI::Range(0.01, 100.0))
         ->delimiter(',')
         ->expected(1, static_cast<int>(CalibrationLimits::kSets))
         ->capture_default_str();
     app.add_option("--finest", a.finest, "step of level 1")
+        ->check(tools::positive_number())
         ->check(CLI::Range(0.04, 10.0))
         ->capture_default_str();
     app.add_option("--ratio", a.ratio, "from one level's step to the next")
+        ->check(tools::positive_number())
         ->check(CLI::Range(1.01, 8.0))
         ->capture_default_str();
     app.add_option("--levels", a.levels, "number of levels")->check(CLI::Range(1, 64))->capture_default_str();
@@ -245,7 +251,11 @@ void learn_from_dumps(Material& m, const Arguments& a) {
         rows += inputs.back()->token_ids().size() - a.sinks;
     }
     start(m, inputs[0]->layout(), inputs[0]->model(), rows, a);
-    for (const auto& input : inputs) add_rows(m, load_kv(*input), a.sinks);
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+        const tools::KvCache cache = load_kv(*inputs[i]);
+        require_finite(cache, a.dumps[i]);
+        add_rows(m, cache, a.sinks);
+    }
 }
 
 // The model's embedding, every row scaled to root mean square 1.
@@ -287,11 +297,12 @@ void report_gains(const Units& units, std::span<const UnitFit> fits, const FitOp
         }
     }
     const auto values = static_cast<double>(units.layout.values_per_token());
+    const auto percent = [none](double bits) { return none > 0 ? 100 * bits / none : 0.0; };
     fmt::print("estimated rate at step {}: {:.3f} bits/value without prediction;", options.step,
                none / values);
     const char* names[] = {"the previous layer", "earlier layers", "K for V", "token features"};
     for (std::size_t k = 0; k < 4; ++k)
-        fmt::print("{} {} {:.1f} %", k == 0 ? "" : ",", names[k], 100 * by_kind[k] / none);
+        fmt::print("{} {} {:.1f} %", k == 0 ? "" : ",", names[k], percent(by_kind[k]));
     fmt::print(" less\n");
 }
 
@@ -389,17 +400,9 @@ void print_cost(const Calibration& calibration, std::size_t bytes) {
         c.classes, c.rest, to_hex(calibration.id()));
 }
 
-std::shared_ptr<const Calibration> opened_file(const std::string& path) {
-    const tools::MappedFile file(path);
-    const auto read =
-        Calibration::read({reinterpret_cast<const std::uint8_t*>(file.bytes().data()), file.bytes().size()});
-    if (!read.ok()) throw tools::Error(fmt::format("{}: {}", path, read.status().message()));
-    return read.value();
-}
-
 std::vector<Matrix> metrics_of(const Material& m, const Arguments& a) {
     if (!a.metric.empty()) {
-        const auto calibration = opened_file(a.metric);
+        const auto calibration = tools::load_calibration(a.metric);
         const CalibrationData& data = calibration->data();
         if (!fits(data, m.units.layout) || data.parts != m.units.parts)
             throw tools::Error(a.metric + ": of another layout, or in other parts");
@@ -438,7 +441,7 @@ CalibrationData learn(const Material& m, Arguments a, const std::optional<model:
 
 // The same, of a calibration that there is.
 CalibrationData kept(const Material& m, const Arguments& a) {
-    const auto calibration = opened_file(a.matrices);
+    const auto calibration = tools::load_calibration(a.matrices);
     const CalibrationData& data = calibration->data();
     if (!fits(data, m.units.layout)) throw tools::Error(a.matrices + ": of another layout");
     if (data.parts != m.units.parts || data.sets != a.steps.size())
@@ -447,7 +450,14 @@ CalibrationData kept(const Material& m, const Arguments& a) {
     return data;
 }
 
+void check_output(const Arguments& a) {
+    std::vector<std::string> read = a.dumps;
+    read.insert(read.end(), {a.tokens, a.judged, a.matrices, a.metric});
+    tools::refuse_same_file(a.output, read);
+}
+
 void calibrate_all(Arguments a) {
+    check_output(a);
     if (!std::is_sorted(a.steps.begin(), a.steps.end(), std::less_equal<>()))
         throw tools::Error("--steps must rise");
     const std::vector<LevelChoice> levels = levels_of(a);

@@ -70,6 +70,7 @@ void declare(CLI::App& app, Arguments& a) {
     app.add_option("-o,--output", a.output,
                    "with --sensitivity: the step multipliers, for kvenc --layer-steps");
     app.add_option("--step", a.step, "with --sensitivity measured: the step, in standard deviations")
+        ->check(positive_number())
         ->check(CLI::Range(0.01, 100.0))
         ->capture_default_str();
     app.add_option("--draws", a.draws, "with --sensitivity fisher: backward passes per cache")
@@ -254,7 +255,14 @@ void estimate_sensitivity(const Arguments& a, const model::Runner& runner) {
     }
 }
 
+void check_output(const Arguments& a) {
+    std::vector<std::string> read = a.caches;
+    read.insert(read.end(), {a.continuation, a.calibration, layer_steps_file(a.layer_steps)});
+    refuse_same_file(a.output, read);
+}
+
 void evaluate(const Arguments& a) {
+    check_output(a);
     const auto runner = model::Runner::load(a.model, a.load);
     if (!a.sensitivity.empty()) return estimate_sensitivity(a, runner);
     if (a.caches.size() == 1 && a.profile.empty())

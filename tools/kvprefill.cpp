@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <chrono>
 #include <optional>
 
@@ -41,12 +42,13 @@ void declare(CLI::App& app, Arguments& a) {
     app.add_option("TOKENS", a.tokens,
                    "token ids: a JSON array, or a JSON object of named arrays; - reads standard input");
     app.add_option("--text", a.text,
-                   "UTF-8 text instead of TOKENS; needs the model's tokenizer.json and the Python package "
-                   "tokenizers");
+                   "file of UTF-8 text instead of TOKENS; needs the model's tokenizer.json and the Python "
+                   "package tokenizers")
+        ->type_name("FILE");
     app.add_option("-o,--output", a.output, "safetensors file to write; with --greedy optional");
     app.add_option("--name", a.name, "which array of an object to take");
     app.add_flag("--raw", a.raw, "TOKENS is raw little-endian int32 instead of JSON");
-    app.add_option("--tokens", a.limit, "only the first N tokens")->check(CLI::PositiveNumber);
+    app.add_option("--tokens", a.limit, "only the first N tokens")->check(positive_number());
     app.add_option("--dtype", a.dtype, "bf16, fp16 or fp32")
         ->check(CLI::IsMember({"bf16", "fp16", "fp32"}))
         ->capture_default_str();
@@ -92,18 +94,32 @@ void continue_greedily(const Arguments& a, const model::Runner& runner, const mo
                fmt::join(runner.greedy(ids, a.greedy), " "));
 }
 
+const std::string& source_of(const Arguments& a) {
+    return a.text.empty() ? a.tokens : a.text;
+}
+
+void check_ids(const Arguments& a, const model::TokenIds& ids, std::size_t vocabulary) {
+    const auto beyond = std::ranges::find_if(
+        ids, [&](std::int32_t id) { return static_cast<std::size_t>(id) >= vocabulary; });
+    if (beyond == ids.end()) return;
+    throw Error(fmt::format("{}: token {} is id {}, the model has ids from 0 to {}", source_of(a),
+                            beyond - ids.begin(), *beyond, vocabulary - 1));
+}
+
 void prefill(const Arguments& a) {
     if (a.output == "-")
         throw Error("kvprefill writes a file, not standard output: safetensors needs seeking");
     if (a.tokens.empty() == a.text.empty()) throw Error("give either TOKENS or --text FILE");
+    refuse_same_file(a.output, {source_of(a)});
     model::TokenIds ids = token_ids(a);
     if (a.limit > ids.size()) {
-        throw Error(fmt::format("{}: holds {} tokens, --tokens asks for {}",
-                                a.text.empty() ? a.tokens : a.text, ids.size(), a.limit));
+        throw Error(
+            fmt::format("{}: holds {} tokens, --tokens asks for {}", source_of(a), ids.size(), a.limit));
     }
     if (a.limit != 0) ids.resize(a.limit);
     if (a.output.empty() && a.greedy == 0) throw Error("give an --output, or --greedy");
     const auto runner = model::Runner::load(a.model, a.load);
+    check_ids(a, ids, runner.config().vocabulary);
     if (!a.output.empty()) write_prefilled(a, runner, ids);
     if (a.greedy > 0) continue_greedily(a, runner, ids);
 }
