@@ -21,6 +21,17 @@ bool is_ours(const std::string& name) {
            (name.ends_with(".kvc") || name.ends_with("/manifest"));
 }
 
+// What a publisher that was killed was writing: its target's name and ".PID.part". Only folders have them.
+bool is_partial(std::string_view name) {
+    constexpr std::string_view kSuffix = ".part";
+    if (!name.ends_with(kSuffix)) return false;
+    name.remove_suffix(kSuffix.size());
+    const std::size_t last = name.find_last_not_of("0123456789");
+    if (last == std::string_view::npos || last + 1 == name.size() || name[last] != '.') return false;
+    const std::string target(name.substr(0, last));
+    return is_ours(target) || is_manifest(target);
+}
+
 Result<Manifest> read_stored(Destination& destination, const std::string& name) {
     Result<std::vector<std::uint8_t>> document = destination.get(name);
     if (!document.ok()) return document.status();
@@ -85,7 +96,7 @@ class Collector {
     }
 
     Status visit(const StoredObject& object) {
-        if (!is_ours(object.name)) return {};
+        if (!is_ours(object.name) && !is_partial(object.name)) return {};
         if (object.name.ends_with("/manifest")) return visit_pointer(object);
         if (living_.objects.contains(object.name)) {
             ++result_.objects_kept;

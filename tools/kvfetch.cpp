@@ -3,6 +3,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -33,7 +34,8 @@ using namespace kvcast::tools;
 using namespace kvcast::streamer;
 
 constexpr int kExitIncomplete = 4;
-constexpr double kDoubtOfTheUser = 0.5;  // of --bandwidth
+constexpr double kDoubtOfTheUser = 0.5;                      // of --bandwidth
+constexpr double kLongestSilence = 5, kShortestSilence = 1;  // seconds, unless --timeout says otherwise
 // Bytes of bf16 per second, of klt, the slowest profile: what one core or a GPU decodes at least.
 constexpr double kScalarSpeed = 30e6, kAvx2Speed = 100e6, kAvx512Speed = 200e6, kDeviceSpeed = 30e9;
 
@@ -48,9 +50,11 @@ struct Arguments {
     double prefill_speed = 0;
     std::size_t greedy = 0;
     std::vector<std::string> trusted;
+    std::string tokens;
     std::string salt;
     std::optional<double> bandwidth_mbit;
     double hedge_ms = 0;
+    std::optional<double> timeout_s;
     std::size_t transfers = kMostTransfers;
     std::string cache = default_cache_folder();
     HttpOptions http;
@@ -68,23 +72,32 @@ void declare(CLI::App& app, Arguments& a) {
     app.add_option("--report", a.report, "HTML page to write: what was decided, when and why");
     app.add_option("--deadline", a.deadline_ms,
                    "milliseconds until the KV has to be there; default: none, finest level")
-        ->check(CLI::PositiveNumber);
+        ->check(positive_number());
     app.add_option("--policy", a.policy, kRuleNames)->capture_default_str();
     app.add_option("--finest", a.finest, "load no level finer than this one")->check(CLI::Range(0u, 255u));
     app.add_option("--model", a.model, "Hugging Face directory: recompute with it what is not loaded");
     app.add_option(
            "--prefill-speed", a.prefill_speed,
            "tokens per second that recomputing is planned with; default: measured with --model, else never")
-        ->check(CLI::PositiveNumber);
+        ->check(positive_number());
     app.add_option("--greedy", a.greedy,
                    "with --model: continue by this many tokens, and say when the first one was there");
     app.add_option("--trust", a.trusted,
-                   "Ed25519 public key (PEM): accept only manifests that it has signed");
+                   "Ed25519 public key (PEM): accept only manifests that it has signed; may be repeated")
+        ->allow_extra_args(false);
+    app.add_option("--tokens", a.tokens,
+                   "the context's token ids (JSON array): for a publication without them, and what it lacks");
     app.add_option("--salt", a.salt, "the salt that the publication was made with");
     app.add_option("--bandwidth", a.bandwidth_mbit,
                    "Mbit/s to assume before anything is measured; default: what the last run saw, else 100")
-        ->check(CLI::PositiveNumber);
-    app.add_option("--hedge", a.hedge_ms, "send a second request after this many milliseconds of silence");
+        ->check(positive_number());
+    app.add_option("--hedge", a.hedge_ms, "send a second request after this many milliseconds of silence")
+        ->check(positive_number());
+    app.add_option("--timeout", a.timeout_s,
+                   "seconds of silence after which a request is given up; default: 5, or the deadline where "
+                   "that is shorter, but at least 1")
+        ->check(positive_number())
+        ->check(CLI::Range(0.001, 86400.0));
     app.add_option("--transfers", a.transfers, "objects fetched at once, at most")
         ->check(CLI::Range(1, 64))
         ->capture_default_str();
@@ -104,6 +117,7 @@ void declare(CLI::App& app, Arguments& a) {
 std::string resolve(const Arguments& a, HttpOptions& http) {
     if (!is_s3(a.url)) {
         if (!is_url(a.url)) throw Error(fmt::format("{}: not a URL; a folder has to be served", a.url));
+        check_url(a.url);
         return a.url;
     }
     const S3Location location =
@@ -130,6 +144,12 @@ double decode_speed(const Arguments& a) {
     return core * static_cast<double>(a.jobs);
 }
 
+// Of silence.
+Duration timeout_of(const Arguments& a) {
+    const double patience = a.deadline_ms ? *a.deadline_ms / 1e3 : kLongestSilence;
+    return from_seconds(a.timeout_s.value_or(std::clamp(patience, kShortestSilence, kLongestSilence)));
+}
+
 SessionOptions options_of(const Arguments& a, const std::string& url, Engine* engine) {
     SessionOptions o;
     if (a.deadline_ms) o.deadline = *a.deadline_ms / 1e3;
@@ -144,6 +164,7 @@ SessionOptions options_of(const Arguments& a, const std::string& url, Engine* en
     } else if (engine != nullptr) {
         o.compute.prefill = engine->measure_prefill();
     }
+    o.download.first_byte_timeout = o.download.stall_timeout = timeout_of(a);
     if (a.hedge_ms > 0) o.download.hedge_after = from_seconds(a.hedge_ms / 1e3);
     for (const std::string& path : a.trusted) o.trusted.push_back(load_public_key(path));
     return o;
@@ -155,13 +176,15 @@ struct Outcome {
     double first_token = 0;  // seconds since the session began
 };
 
-Outcome fetch(const Arguments& a, const std::string& url, Client& client, CodecAdapter& codec,
-              CacheSink& sink, Engine* engine) {
+Outcome fetch(const Arguments& a, const Wanted& wanted, Client& client, CodecAdapter& codec, CacheSink& sink,
+              Engine* engine) {
+    const std::string& url = wanted.manifest_url;
     SessionOptions options = options_of(a, url, engine);
     options.memory = client.memory();
-    Wanted wanted;
-    wanted.manifest_url = url;
-    wanted.salt = a.salt;
+    // Where the manifest cannot be had, all of it is text.
+    if (!wanted.token_ids.empty())
+        sink.expect(engine != nullptr ? engine->blank(wanted.token_ids)
+                                      : KvCache{{}, "", 0, wanted.token_ids, {}});
     Outcome out;
     const Time start = Clock::now();
     {
@@ -175,7 +198,8 @@ Outcome fetch(const Arguments& a, const std::string& url, Client& client, CodecA
         }
         out.summary = session.wait();
     }
-    if (!out.summary.status.ok()) throw Error(out.summary.status.message());
+    const Status& status = out.summary.status;
+    if (!status.ok()) raise(fmt::format("{}: {}", a.url, status.message()), status.code());
     if (out.summary.network_measured) remember_link(a.cache, url, out.summary.network);
     if (engine != nullptr && a.greedy > 0 && sink.complete_tokens() == out.summary.tokens) {
         engine->greedy(sink.cache(), 1);
@@ -185,7 +209,22 @@ Outcome fetch(const Arguments& a, const std::string& url, Client& client, CodecA
     return out;
 }
 
-void print_table(const Outcome& o, const CacheSink& sink, const CodecAdapter& codec) {
+// Seconds between the deadline and the end; negative: there was time left.
+std::optional<double> lateness(const Arguments& a, const Summary& s) {
+    if (!a.deadline_ms) return std::nullopt;
+    return s.time - *a.deadline_ms / 1e3;
+}
+
+// What the summary says of the deadline.
+std::string verdict(const Arguments& a, const Outcome& o, const CacheSink& sink) {
+    const std::optional<double> late = lateness(a, o.summary);
+    if (!late) return "";
+    const char* const rest = sink.left_out().empty() ? "" : ", but for what is left out";
+    if (*late <= 0) return fmt::format("; in time for the deadline of {:g} ms{}", *a.deadline_ms, rest);
+    return fmt::format("; deadline of {:g} ms missed by {:.0f} ms", *a.deadline_ms, std::ceil(*late * 1e3));
+}
+
+void print_table(const Arguments& a, const Outcome& o, const CacheSink& sink, const CodecAdapter& codec) {
     const Summary& s = o.summary;
     fmt::print("{:>5} {:>13} {:>6} {:>10} {:>4} {:>8} {:>8} {:>8}  {}\n", "chunk", "tokens", "level", "bytes",
                "reqs", "chosen", "here", "ready", "why");
@@ -198,9 +237,9 @@ void print_table(const Outcome& o, const CacheSink& sink, const CodecAdapter& co
                    c.reason);
         if (!c.trouble.empty()) fmt::print("      {}\n", c.trouble);
     }
-    fmt::print("{} tokens, {} of them text, in {:.0f} ms (manifest {:.0f} ms); {} bytes; expected KL {}\n",
+    fmt::print("{} tokens, {} of them text, in {:.0f} ms (manifest {:.0f} ms); {} bytes; expected KL {}{}\n",
                s.tokens, s.text_tokens, s.time * 1e3, s.manifest_time * 1e3, s.network_bytes,
-               s.kl < 0 ? "unknown" : fmt::format("{:.4f}", s.kl));
+               s.kl < 0 ? "unknown" : fmt::format("{:.4f}", s.kl), verdict(a, o, sink));
     if (codec.decode_seconds() > 0) {
         fmt::print("decoding took {:.0f} ms at {:.0f} MB/s{}\n", codec.decode_seconds() * 1e3,
                    static_cast<double>(codec.decoded_bytes()) / codec.decode_seconds() / 1e6,
@@ -213,7 +252,7 @@ void print_table(const Outcome& o, const CacheSink& sink, const CodecAdapter& co
                    fmt::join(o.continuation, " "));
 }
 
-nlohmann::json to_json(const Outcome& o, const CacheSink& sink) {
+nlohmann::json to_json(const Arguments& a, const Outcome& o, const CacheSink& sink) {
     const Summary& s = o.summary;
     nlohmann::json out = {{"seconds", s.time},
                           {"manifest_seconds", s.manifest_time},
@@ -223,6 +262,8 @@ nlohmann::json to_json(const Outcome& o, const CacheSink& sink) {
                           {"kl", s.kl < 0 ? nlohmann::json() : nlohmann::json(s.kl)},
                           {"chunks", nlohmann::json::array()},
                           {"decisions", nlohmann::json::array()}};
+    if (const std::optional<double> late = lateness(a, s))
+        out.update({{"deadline_seconds", *a.deadline_ms / 1e3}, {"missed", *late > 0}});
     for (const ChunkReport& c : s.chunks) {
         nlohmann::json chunk = {{"first", c.tokens.first}, {"end", c.tokens.end},  {"text", c.text},
                                 {"requests", c.requests},  {"decided", c.decided}, {"received", c.received},
@@ -246,8 +287,29 @@ nlohmann::json to_json(const Outcome& o, const CacheSink& sink) {
     return out;
 }
 
-void write_report(const Arguments& a, const Summary& s) {
-    write_text(a.report, render({.title = a.url, .rule = a.policy, .recording = &*s.recording}));
+// Where results go, opened before anything is fetched.
+struct Outputs {
+    std::optional<OutputFile> kv;
+    std::optional<OutputFile> report;
+};
+
+Outputs open_outputs(const Arguments& a) {
+    if (a.output == "-") throw Error("kvfetch writes a file, not standard output: safetensors needs seeking");
+    std::vector<std::string> read = a.trusted;
+    read.insert(read.end(), {a.tokens, a.http.ca_file});
+    refuse_same_file(a.report, read);
+    read.push_back(a.report);
+    refuse_same_file(a.output, read);
+    Outputs out;
+    if (!a.output.empty()) out.kv.emplace(a.output);
+    if (!a.report.empty()) out.report.emplace(a.report);
+    return out;
+}
+
+void write_report(const Arguments& a, const Summary& s, OutputFile& file) {
+    const std::string page = render({.title = a.url, .rule = a.policy, .recording = &*s.recording});
+    file.append(std::as_bytes(std::span(page)));
+    file.commit();
 }
 
 std::unique_ptr<CodecAdapter> open_codec(const Arguments& a) {
@@ -257,11 +319,26 @@ std::unique_ptr<CodecAdapter> open_codec(const Arguments& a) {
     return std::make_unique<CodecAdapter>(std::move(decoder.value()), a.cache);
 }
 
+void print_left_out(const Arguments& a, const Summary& s, const CacheSink& sink) {
+    if (!s.publication.ok()) fmt::print(stderr, "kvfetch: {}: {}\n", a.url, s.publication.message());
+    for (const TokenRange r : sink.left_out())
+        fmt::print(stderr, "kvfetch: tokens {}-{} are left to be recomputed from text\n", r.first, r.end - 1);
+    if (a.output.empty()) return;
+    const std::size_t complete = sink.complete_tokens();
+    fmt::print(stderr, "kvfetch: {}: {}\n", a.output,
+               complete == 0 ? "not written" : fmt::format("the first {} tokens", complete));
+}
+
 // Returns the exit code: some tokens may be left for the caller to recompute.
 int run(const Arguments& a) {
     if (a.greedy > 0 && a.model.empty()) throw Error("--greedy needs --model");
     HttpOptions http = a.http;
-    const std::string url = resolve(a, http);
+    http.connect_timeout = std::min(http.connect_timeout, timeout_of(a));
+    Wanted wanted;
+    wanted.manifest_url = resolve(a, http);
+    wanted.salt = a.salt;
+    if (!a.tokens.empty()) wanted.token_ids = read_token_ids(a.tokens);
+    Outputs outputs = open_outputs(a);
     std::unique_ptr<Engine> engine;
     if (!a.model.empty()) engine = load_engine(a.model, static_cast<int>(a.jobs));
     Client client(http);
@@ -271,20 +348,18 @@ int run(const Arguments& a) {
         return engine->recompute(context, ids);
     })
                           : nullptr);
-    const Outcome outcome = fetch(a, url, client, codec, sink, engine.get());
+    const Outcome outcome = fetch(a, wanted, client, codec, sink, engine.get());
     if (!sink.error().empty()) throw Error("recomputing: " + sink.error());
     const std::size_t complete = sink.complete_tokens();
-    if (!a.output.empty() && complete > 0) save_kv(a.output, first_tokens(sink.cache(), complete));
-    if (!a.report.empty()) write_report(a, outcome.summary);
+    if (outputs.kv && complete > 0) save_kv(std::move(*outputs.kv), first_tokens(sink.cache(), complete));
+    if (outputs.report) write_report(a, outcome.summary, *outputs.report);
     if (a.json) {
-        fmt::print("{}\n", to_json(outcome, sink).dump(2));
+        fmt::print("{}\n", to_json(a, outcome, sink).dump(2));
     } else if (!a.quiet) {
-        print_table(outcome, sink, codec);
+        print_table(a, outcome, sink, codec);
     }
     if (sink.left_out().empty()) return kExitOk;
-    for (const TokenRange r : sink.left_out())
-        fmt::print(stderr, "kvfetch: tokens {}-{} are left to be recomputed from text\n", r.first, r.end - 1);
-    if (!a.output.empty()) fmt::print(stderr, "kvfetch: {}: the first {} tokens\n", a.output, complete);
+    print_left_out(a, outcome.summary, sink);
     return kExitIncomplete;
 }
 

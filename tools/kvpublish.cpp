@@ -66,7 +66,8 @@ void declare(CLI::App& app, Arguments& a) {
     app.add_flag("--without-tokens", a.without_tokens, "keep the token ids out of the manifest");
     app.add_flag("--gc", a.gc, "remove what is expired, or of --session, and objects that no manifest names");
     app.add_flag("--dry-run", a.dry_run, "with --gc: only say what would be removed");
-    app.add_option("--grace", a.grace, "with --gc: leave unnamed objects that are younger; default: 1h");
+    app.add_option("--grace", a.grace,
+                   "with --gc: leave unnamed objects that are younger: 0s, 90s, 15m; default: 1h");
     app.add_option("--ca-file", a.http.ca_file, "certificates to trust (PEM) instead of the system's");
     app.add_option("-j,--jobs", a.jobs, "threads")->check(CLI::Range(1, 1024))->capture_default_str();
     app.add_flag("-q,--quiet", a.quiet, "print nothing on success");
@@ -97,19 +98,24 @@ std::vector<unsigned> parse_levels(const std::string& text, unsigned last) {
     return out;
 }
 
-// KL by level of the delta profile, from a file as kveval writes it.
-std::map<unsigned, double> read_quality(const std::string& path) {
+// KL by level of the delta profile, measured on `model`, from a file as bench/rd writes it.
+std::map<unsigned, double> read_quality(const std::string& path, const std::string& model) {
     std::map<unsigned, double> out;
     if (path.empty()) return out;
     const MappedFile file(path);
     const auto* text = reinterpret_cast<const char*>(file.bytes().data());
     const auto json = nlohmann::json::parse(text, text + file.bytes().size(), nullptr, false);
+    std::string of = model;
     try {
+        of = json.value("model", model);
         for (const auto& row : json.at("profiles").at("kvcast delta, flat steps"))
             out[row.at("level").get<unsigned>()] = std::max(row.at("kl").get<double>(), 0.0);
-    } catch (const nlohmann::json::exception& e) {
-        throw Error(fmt::format("{}: {}", path, e.what()));
+    } catch (const nlohmann::json::exception&) {
+        throw DamagedInput(
+            fmt::format("{}: expected the levels of delta and their KL, as in data/quality", path));
     }
+    if (of != model)
+        throw Error(fmt::format("{}: measured on model '{}', the KV cache is of '{}'", path, of, model));
     return out;
 }
 
@@ -118,6 +124,7 @@ class Publication {
     Publication(const Arguments& a, const KvInput& kv)
         : a_(a),
           kv_(kv),
+          quality_(read_quality(a.quality, kv.model())),
           calibration_(load_calibration(a.calibration)),
           levels_(parse_levels(a.levels, calibration_
                                              ? static_cast<unsigned>(calibration_->data().levels.size())
@@ -169,14 +176,13 @@ class Publication {
         m.layout = kv_.layout();
         m.base_position = kv_.base_position();
         m.created = wall_clock();
-        if (!a_.ttl.empty()) m.expires = m.created + parse_duration(a_.ttl);
+        if (!a_.ttl.empty()) m.expires = m.created + parse_duration("--ttl", a_.ttl);
         m.session = a_.session;
-        const std::map<unsigned, double> quality = read_quality(a_.quality);
         for (const unsigned level : levels_) {
             ManifestLevel l = {level, options_of(level).profile, std::nullopt};
             if (l.profile == Profile::kLossless) l.kl = 0;
             if (l.profile == Profile::kKlt) l.kl = calibration_->data().levels[level - 1].micronats * 1e-6;
-            if (l.profile == Profile::kDelta && quality.contains(level)) l.kl = quality.at(level);
+            if (l.profile == Profile::kDelta && quality_.contains(level)) l.kl = quality_.at(level);
             m.levels.push_back(l);
         }
         return m;
@@ -218,6 +224,7 @@ class Publication {
 
     const Arguments& a_;
     const KvInput& kv_;
+    std::map<unsigned, double> quality_;
     std::shared_ptr<const Calibration> calibration_;
     std::vector<unsigned> levels_;
     ThreadPool pool_;
@@ -229,7 +236,7 @@ void collect_garbage(const Arguments& a) {
     CollectOptions options;
     options.now = wall_clock();
     if (!a.session.empty()) options.session = a.session;
-    if (!a.grace.empty()) options.grace_seconds = a.grace == "0" ? 0 : parse_duration(a.grace);
+    if (!a.grace.empty()) options.grace_seconds = parse_duration("--grace", a.grace);
     options.dry_run = a.dry_run;
     const auto destination = open_destination(a.input, a.http);
     const Collection c = require(collect(*destination, options));
@@ -252,6 +259,9 @@ void run(const Arguments& a) {
     if (a.dry_run || !a.grace.empty()) throw Error("--dry-run and --grace need --gc");
     if (!a.quality.empty() && !a.calibration.empty())
         throw Error("--quality is for delta; a calibration knows its own");
+    if (!a.ttl.empty() && parse_duration("--ttl", a.ttl) == 0)
+        throw Error("--ttl is 0: the publication would never be valid");
+    check_destination(a.target);
     const KvInput kv(std::make_unique<SafetensorsReader>(a.input));
     Publication publication(a, kv);
     publication.publish(*open_destination(a.target, a.http));

@@ -201,12 +201,25 @@ TEST_F(StoreTest, AnUnreadableManifestStopsCollection) {
     EXPECT_EQ(names(), before);
 }
 
+TEST_F(StoreTest, WhatAKilledPublisherLeftIsCollectedOnceItIsOld) {
+    const Published p = publish(*store, small);
+    const ManifestChunk& c = p.manifest.chunks[0];
+    const std::string parts[] = {object_name(c.chain, c.objects[0]) + ".17.part", p.name + ".1234.part",
+                                 pointer_name(c.chain) + ".5.part"};
+    for (const std::string& name : parts) ASSERT_TRUE(store->put(name, {}).ok());
+    EXPECT_EQ(gc().objects_young, 3u);
+    EXPECT_EQ(gc(7200).objects_removed, 3u);
+    EXPECT_EQ(names(), named_by(p));
+}
+
 TEST_F(StoreTest, ForeignFilesAreLeftAlone) {
     ASSERT_TRUE(store->put("index.html", {}).ok());
     ASSERT_TRUE(store->put("calibrations/notes.txt", {}).ok());
     ASSERT_TRUE(store->put("photos/1.kvc", {}).ok());
+    ASSERT_TRUE(store->put("film.1.part", {}).ok());
+    ASSERT_TRUE(store->put("manifests/film.part", {}).ok());
     gc(7200);
-    EXPECT_EQ(names().size(), 3u);
+    EXPECT_EQ(names().size(), 5u);
 }
 
 TEST_F(StoreTest, APointerStaysWithTheLongerLivedManifest) {

@@ -4,6 +4,8 @@
 
 #include <charconv>
 #include <cstdlib>
+#include <limits>
+#include <nlohmann/json.hpp>
 
 #include "streamer/http/http_destination.h"
 #include "tools/common/file.h"
@@ -26,8 +28,27 @@ bool is_url(const std::string& text) {
     return text.find("://") != std::string::npos;
 }
 
+void check_url(const std::string& url) {
+    const std::size_t colon = url.find("://");
+    const std::string scheme = url.substr(0, colon);
+    if (scheme != "http" && scheme != "https" && scheme != "s3")
+        throw Error(
+            fmt::format("{}: {}:// is not supported, expected http://, https:// or s3://", url, scheme));
+    const std::string rest = url.substr(colon + 3);
+    if (rest.empty() || rest.find_first_of("/?#:") == 0)
+        throw Error(fmt::format("{}: it names no {}", url, scheme == "s3" ? "bucket" : "host"));
+}
+
+void check_destination(const std::string& target) {
+    if (!is_url(target)) return;
+    check_url(target);
+    if (target.find_first_of("?#") != std::string::npos)
+        throw Error(fmt::format("{}: a store's URL has no query and no fragment", target));
+}
+
 std::unique_ptr<streamer::Destination> open_destination(const std::string& target,
                                                         const streamer::HttpOptions& http) {
+    check_destination(target);
     if (is_url(target)) {
         return require(streamer::http_destination(
             target, http, [](const char* name) -> const char* { return std::getenv(name); }));
@@ -47,18 +68,32 @@ streamer::PublicKey load_public_key(const std::string& path) {
     return key.value();
 }
 
-std::int64_t parse_duration(const std::string& text) {
+std::int64_t parse_duration(const std::string& option, const std::string& text) {
     std::int64_t value = 0;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
     const std::string unit(end, text.data() + text.size());
-    const std::int64_t scale = unit.empty() || unit == "s" ? 1
-                               : unit == "m"               ? 60
-                               : unit == "h"               ? 3600
-                               : unit == "d"               ? 86400
-                                                           : 0;
-    if (error != std::errc() || scale == 0 || value <= 0 || value > 100LL * 365 * 86400 / scale)
-        throw Error(fmt::format("'{}' is not a time like 90s, 15m, 12h or 7d", text));
+    const std::int64_t scale = unit == "s"   ? 1
+                               : unit == "m" ? 60
+                               : unit == "h" ? 3600
+                               : unit == "d" ? 86400
+                                             : 0;
+    if (error != std::errc() || scale == 0 || value < 0 || value > 100LL * 365 * 86400 / scale)
+        throw Error(fmt::format("{} is '{}', expected a time like 90s, 15m, 12h or 7d", option, text));
     return value * scale;
+}
+
+std::vector<std::int32_t> read_token_ids(const std::string& path) {
+    const auto json = nlohmann::json::parse(text_of(path), nullptr, false);
+    constexpr std::uint64_t kMost = std::numeric_limits<std::int32_t>::max();
+    std::vector<std::int32_t> ids;
+    bool good = json.is_array() && !json.empty();
+    for (std::size_t i = 0; good && i < json.size(); ++i) {
+        good = json[i].is_number_unsigned() && json[i].get<std::uint64_t>() <= kMost;
+        if (good) ids.push_back(json[i].get<std::int32_t>());
+    }
+    if (!good)
+        throw DamagedInput(fmt::format("{}: expected a JSON array of token ids from 0 to 2^31 - 1", path));
+    return ids;
 }
 
 }  // namespace kvcast::tools

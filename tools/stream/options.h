@@ -13,6 +13,12 @@
 
 namespace kvcast::tools {
 
+// Throws Error where a URL is not of the schemes http, https and s3, or names no host (s3: no bucket).
+void check_url(const std::string& url);
+
+// The same of where a publication goes, whose URL has no query and no fragment. Folders pass.
+void check_destination(const std::string& target);
+
 // A folder, or an http://, https:// or s3:// URL. Throws Error.
 std::unique_ptr<streamer::Destination> open_destination(const std::string& target,
                                                         const streamer::HttpOptions& http);
@@ -23,8 +29,11 @@ streamer::PublicKey load_public_key(const std::string& path);
 
 bool is_url(const std::string& text);
 
-// "90", "90s", "15m", "12h" or "7d", in seconds. Throws Error.
-std::int64_t parse_duration(const std::string& text);
+// "90s", "15m", "12h" or "7d", in seconds; "0s" is none. Throws Error, which names the option.
+std::int64_t parse_duration(const std::string& option, const std::string& text);
+
+// A JSON array of token ids. Throws Error, DamagedInput where the file holds something else.
+std::vector<std::int32_t> read_token_ids(const std::string& path);
 
 // Throws Error with the status' sentence.
 void require(const Status& status);
