@@ -53,7 +53,7 @@ void declare(CLI::App& app, Arguments& a) {
                    "0: lossless; from 1 (finest) to 7 (coarsest); klt: to the calibration's last")
         ->check(CLI::Range(0u, 255u))
         ->capture_default_str();
-    app.add_option("-c,--chunk", a.chunk_tokens, "tokens per chunk")
+    app.add_option("-c,--chunk", a.chunk_tokens, "tokens per chunk; the last one takes up to 31 more")
         ->check(CLI::Range(std::size_t{1}, ChunkLimits::kTokens))
         ->capture_default_str();
     app.add_option("-j,--jobs", a.jobs, "threads")->check(CLI::Range(1, 1024))->capture_default_str();
@@ -102,6 +102,13 @@ EncodeOptions options_of(const Arguments& a, const Layout& layout) {
     return o;
 }
 
+// A strip of 32 values costs as much where it is not full: fewer tokens than that go with the chunk before.
+std::size_t next_chunk(std::size_t left, std::size_t chunk_tokens) {
+    constexpr std::size_t kStrip = 32;
+    const bool joins = chunk_tokens >= kStrip && left < chunk_tokens + kStrip && left <= ChunkLimits::kTokens;
+    return joins ? left : std::min(left, chunk_tokens);
+}
+
 // How many of a chunk's last tokens are among the context's last ones.
 std::size_t tail_of(const Arguments& a, std::size_t tokens, std::size_t first, std::size_t count) {
     const std::size_t begin = tokens - std::min(tokens, a.tail_tokens);
@@ -139,8 +146,8 @@ void encode(const Arguments& a) {
     std::vector<std::uint8_t> object;
     Hash chain = {};
     std::uint64_t written = 0;
-    for (std::size_t first = 0; first < tokens; first += a.chunk_tokens) {
-        const std::size_t count = std::min(a.chunk_tokens, tokens - first);
+    for (std::size_t first = 0, count = 0; first < tokens; first += count) {
+        count = next_chunk(tokens - first, a.chunk_tokens);
         const std::vector<PlaneRows> rows = kv.rows(first);
         const ChunkInput input = {&layout,
                                   kv.model(),
