@@ -10,6 +10,7 @@ namespace kvcast::streamer {
 namespace {
 
 constexpr double kTextMargin = 0.9;  // of the time left, for text
+constexpr std::size_t kMostTurns = 1024;
 constexpr Seconds kNever = std::numeric_limits<Seconds>::infinity();
 
 }  // namespace
@@ -124,7 +125,9 @@ bool Controller::is_better_off_uncalibrated(Seconds now) const {
 void Controller::look(Seconds now) {
     text_where_nothing_is_left(now);
     // Every decision but a change of level makes progress; a rule that only ever changes its mind is cut off.
-    for (std::size_t turns = 2 * views_.size() + 16; turns > 0; --turns) {
+    // Nor do many chunks hold up whoever else waits for this thread: what is left is decided at the next
+    // look.
+    for (std::size_t turns = std::min(2 * views_.size() + 16, kMostTurns); turns > 0; --turns) {
         const Decision d = rule_->decide(state(now));
         if (d.kind == Decision::Kind::kWait || !sensible(d) || !has_room(d)) break;
         apply(d, now);

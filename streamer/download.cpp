@@ -45,7 +45,7 @@ Download::Download(EventLoop& loop, Transport& transport, DownloadRequest reques
       bytes_(std::move(request_.storage)) {
     bytes_.clear();
     if (!request_.front.empty()) bytes_ = std::move(request_.front);
-    bytes_at_failure_ = bytes_.size();
+    most_bytes_ = bytes_.size();
     begin_attempt();
 }
 
@@ -164,8 +164,9 @@ void Download::fail(Attempt& attempt, HttpResult result) {
     if (!attempts_.empty()) return;  // the other one goes on
     const bool too_long = result.status.code() == ErrorCode::kObjectMismatch;
     if (complete() && !too_long) return finish(std::move(bytes_), result.http_status);
-    if (bytes_.size() >= bytes_at_failure_ + kRealProgress) failures_ = 0;
-    bytes_at_failure_ = bytes_.size();
+    // Bytes that were there before, until a server said that they are none, are no progress.
+    if (bytes_.size() >= most_bytes_ + kRealProgress) failures_ = 0;
+    most_bytes_ = std::max(most_bytes_, bytes_.size());
     const auto delay = retry_delay(options_.retry, ++failures_, result, random_);
     if (!delay) return finish(std::move(result.status), result.http_status);
     loop_.cancel(timer_);

@@ -88,7 +88,7 @@ class Download {
     std::string etag_;                 // of the object that bytes_ belong to
     std::list<Attempt> attempts_;      // in flight: one, or two with a hedge
     std::size_t failures_ = 0;         // since bytes last came in quantity
-    std::size_t bytes_at_failure_ = 0;
+    std::size_t most_bytes_ = 0;       // that there were at a failure
     std::size_t requests_ = 0;
     EventLoop::TimerId timer_ = 0;  // of silence, or of the pause before a repetition
 };

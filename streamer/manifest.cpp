@@ -145,6 +145,7 @@ Manifest parse(const Json& json) {
     if (json.contains("calibration")) {
         const Json& c = json["calibration"];
         out.calibration = {hash(c, "id"), number(c, "bytes", ManifestLimits::kObjectBytes)};
+        if (out.calibration->bytes == 0) wrong("a calibration has no bytes");
     }
     out.levels = levels(json);
     for (const Json& entry : list(json, "chunks", 1, ManifestLimits::kChunks))

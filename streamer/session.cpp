@@ -276,12 +276,18 @@ void Session::Impl::all_text(const Status& why) {
 Status Session::Impl::check_memory() const {
     const std::uint64_t per_token =
         located_.manifest.layout.values_per_token() * kernels::dtype_bytes(located_.manifest.layout.dtype);
-    for (const ManifestChunk& c : located_.manifest.chunks) {
+    std::uint64_t all = 0;
+    for (const ManifestChunk& c : std::span(located_.manifest.chunks).first(located_.chunks)) {
+        all += c.tokens * per_token;
         if (c.tokens * per_token > options_.chunk_bytes) {
             return {ErrorCode::kLimitExceeded,
                     fmt::format("a chunk of {} tokens decodes to {} bytes, at most {} are allowed", c.tokens,
                                 c.tokens * per_token, options_.chunk_bytes)};
         }
+    }
+    if (all > options_.kv_bytes) {
+        return {ErrorCode::kLimitExceeded,
+                fmt::format("its KV takes {} bytes, at most {} are allowed", all, options_.kv_bytes)};
     }
     return {};
 }

@@ -96,6 +96,8 @@ struct SessionOptions {
                                                             // single larger one is taken alone
     // Of one chunk, decoded, of one object, and of the calibration: what is larger is refused.
     std::uint64_t chunk_bytes = std::uint64_t{1} << 30;
+    // Of all chunks, decoded: what a manifest may make the sink hold.
+    std::uint64_t kv_bytes = std::numeric_limits<std::uint64_t>::max();
     DownloadOptions download = {};
     std::vector<PublicKey> trusted = {};            // none: manifests need no signature
     std::shared_ptr<MemoryPool> memory = nullptr;   // shared by sessions; none: one of the session's own

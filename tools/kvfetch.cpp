@@ -1,6 +1,7 @@
 // kvfetch: a publication becomes a KV cache again, before a deadline.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -144,6 +145,12 @@ double decode_speed(const Arguments& a) {
     return core * static_cast<double>(a.jobs);
 }
 
+// Of this machine: no KV that is put together in it is larger.
+std::uint64_t physical_memory() {
+    return static_cast<std::uint64_t>(::sysconf(_SC_PHYS_PAGES)) *
+           static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+}
+
 // Of silence.
 Duration timeout_of(const Arguments& a) {
     const double patience = a.deadline_ms ? *a.deadline_ms / 1e3 : kLongestSilence;
@@ -164,6 +171,7 @@ SessionOptions options_of(const Arguments& a, const std::string& url, Engine* en
     } else if (engine != nullptr) {
         o.compute.prefill = engine->measure_prefill();
     }
+    o.kv_bytes = physical_memory();
     o.download.first_byte_timeout = o.download.stall_timeout = timeout_of(a);
     if (a.hedge_ms > 0) o.download.hedge_after = from_seconds(a.hedge_ms / 1e3);
     for (const std::string& path : a.trusted) o.trusted.push_back(load_public_key(path));

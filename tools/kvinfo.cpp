@@ -139,10 +139,17 @@ void print_spent(const Spent& s) {
     fmt::print("\n");
 }
 
+// What a terminal takes for a command is not shown.
+std::string printable(std::string text) {
+    std::ranges::replace_if(
+        text, [](unsigned char c) { return c < 0x20 || c == 0x7f; }, '?');
+    return text;
+}
+
 void print_table(const std::vector<ChunkInFile>& chunks) {
     const ChunkHeader& h = chunks.front().header;
     const Layout& l = h.layout;
-    fmt::print("model   {}\nlayout  {} layers of", h.model, l.layers);
+    fmt::print("model   {}\nlayout  {} layers of", printable(h.model), l.layers);
     for (const PlaneShape& p : l.planes) fmt::print(" {} x {}", p.heads, p.head_dim);
     fmt::print(", {}, RoPE {} over {} channels", dtype_name(l.dtype), pairing_name(l.rope.pairing),
                l.rope.dim);
@@ -188,7 +195,8 @@ json describe_calibration(const Calibration& c, std::size_t bytes) {
 }
 
 void print_calibration(const json& c) {
-    fmt::print("calibration of {}\nid      {}\n", c["model"].get<std::string>(), c["id"].get<std::string>());
+    fmt::print("calibration of {}\nid      {}\n", printable(c["model"].get<std::string>()),
+               c["id"].get<std::string>());
     fmt::print("layout  {} layers; {} token features of {} tokens\n\n", c["layout"]["layers"].get<int>(),
                c["token_features"].get<int>(), c["vocabulary"].get<int>());
     fmt::print("{:<16} {:>10}\n", "part", "bytes");

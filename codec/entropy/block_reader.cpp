@@ -100,11 +100,9 @@ void BlockReader::vectors(std::span<BlockReader* const> readers, std::span<const
     }
 }
 
-Status BlockReader::next_piece(std::span<const std::uint8_t> piece) {
-    Status used = check_used();
+void BlockReader::next_piece(std::span<const std::uint8_t> piece) {
     decoder_.next = piece.data();
     decoder_.end = piece.data() + piece.size();
-    return used;
 }
 
 Status BlockReader::check_used() const {

@@ -53,16 +53,16 @@ class BlockReader {
     // block the difference tells what lies between them up to a few words.
     std::size_t left() const { return static_cast<std::size_t>(decoder_.end - decoder_.next); }
 
-    // Goes on with the next piece of a run, the coder's states kept. kCorruptBlock unless every byte of the
-    // piece before was used and none was missing. `piece` outlives the reader.
-    Status next_piece(std::span<const std::uint8_t> piece);
+    // kCorruptBlock unless every byte was used and none was missing.
+    Status check_used() const;
 
-    // kCorruptBlock unless every byte was used, none was missing, and the coder ended as it began.
+    // Goes on with the next piece of a run, the coder's states kept. `piece` outlives the reader.
+    void next_piece(std::span<const std::uint8_t> piece);
+
+    // As check_used(), and kCorruptBlock unless the coder ended as it began.
     Status close() const;
 
   private:
-    Status check_used() const;
-
     const kernels::Ops& ops_;
     kernels::RansDecoder decoder_;
 };

@@ -324,6 +324,28 @@ void TokenTable::unpack(std::int32_t token_id, std::int16_t* out) const {
     std::copy_n(rows.data() + id * features, features, out);
 }
 
+namespace {
+
+// Matrices are kept with outputs padded to sixteen, and inputs for tiles to 64: far more than a file of
+// narrow ones has bytes for.
+constexpr std::uint64_t kPackedBytes = std::uint64_t{16} << 20, kPackedPerByte = 64;
+
+std::uint64_t packed_bytes(const ShiftedMatrix& m) {
+    const auto padded = [](std::uint64_t n, std::uint64_t unit) { return (n + unit - 1) / unit * unit; };
+    return 2 * sizeof(std::int16_t) * padded(m.outputs, 16) * padded(m.inputs, 64);
+}
+
+std::uint64_t packed_bytes(const CalibrationData& data) {
+    std::uint64_t bytes = 0;
+    for (const CalibrationUnit& unit : data.units) {
+        bytes += packed_bytes(unit.transform);
+        for (const PredictionTerm& term : unit.terms) bytes += packed_bytes(term.matrix);
+    }
+    return bytes;
+}
+
+}  // namespace
+
 Calibration::Panels Calibration::pack(const CalibrationUnit& unit) {
     Panels out;
     const ShiftedMatrix& m = unit.transform;
@@ -344,6 +366,11 @@ Result<std::shared_ptr<const Calibration>> Calibration::read(std::span<const std
     ByteReader in(body.value());
     CalibrationData& data = made->data_;
     if (Status s = read_data(in, data, made->cost_); !s.ok()) return s;
+    if (const std::uint64_t packed = packed_bytes(data);
+        packed > kPackedBytes + kPackedPerByte * bytes.size()) {
+        return Status(ErrorCode::kLimitExceeded,
+                      fmt::format("a calibration of {} bytes whose matrices take {}", bytes.size(), packed));
+    }
     made->id_ = sha256(bytes);
     made->cost_.rest = bytes.size() - sum_of(made->cost_);
     for (const std::size_t parts : data.parts) {

@@ -141,7 +141,7 @@ struct CalibrationCost {
 class Calibration {
   public:
     // Parses and checks a whole file: kTruncated, kBadMagic, kUnsupportedVersion, kHeaderChecksum,
-    // kBadHeader, kLimitExceeded.
+    // kBadHeader, kLimitExceeded (also where memory for its matrices would be out of all proportion to it).
     static Result<std::shared_ptr<const Calibration>> read(std::span<const std::uint8_t> bytes);
 
     const CalibrationData& data() const { return data_; }

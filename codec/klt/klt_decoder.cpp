@@ -139,8 +139,8 @@ Status KltDecoder::read(std::size_t layer, const Layer& from, Symbols& symbols) 
     if (layer % run == 0) {
         reader_.emplace(*chunk_.ops, from.block);
         bytes_.states += kBlockStateBytes;
-    } else if (Status s = reader_->next_piece(from.block); !s.ok()) {
-        return s;
+    } else {
+        reader_->next_piece(from.block);
     }
     const std::size_t before = reader_->left();
     const bool rows_fit = read_exact_rows(from.planes);
@@ -152,9 +152,7 @@ Status KltDecoder::read(std::size_t layer, const Layer& from, Symbols& symbols) 
     bytes_.gains += after_rows - after_gains;
     bytes_.coefficients += after_gains - reader_->left();
     const bool last = (layer + 1) % run == 0 || layer + 1 == chunk_.header->layout.layers;
-    if (last) {
-        if (Status s = reader_->close(); !s.ok()) return s;
-    }
+    if (Status s = last ? reader_->close() : reader_->check_used(); !s.ok()) return s;
     if (!rows_fit || !gains_fit) return {ErrorCode::kCorruptBlock, "its side information is out of range"};
     return {};
 }

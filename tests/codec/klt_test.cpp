@@ -232,6 +232,26 @@ TEST(Klt, DamageIsTheSameWithThreads) {
     EXPECT_GT(found, 2u);
 }
 
+// Not only a run's last layer, where the coder's states are checked.
+TEST(Klt, EveryLayerUsesItsWordsUp) {
+    const Case c = find_case("klt1-t33");
+    const auto file = encode(make_cache(c), c);
+    ChunkHeader h = read_header(file).value();
+    ASSERT_GT(h.klt.run_layers, 1u);
+    std::vector<std::uint8_t> payload(file.begin() + static_cast<std::ptrdiff_t>(h.header_bytes), file.end());
+    payload.insert(payload.begin() + h.block_bytes[0], {0, 0});
+    h.block_bytes[0] += 2;
+    h.layer_crc[0] = crc32(std::span(payload).first(h.block_bytes[0]));
+    std::vector<std::uint8_t> longer = write_header(h).value();
+    longer.insert(longer.end(), payload.begin(), payload.end());
+    const auto decoder = ChunkDecoder::open(longer, {.calibration = c.options.calibration});
+    ASSERT_TRUE(decoder.ok());
+    std::vector<std::uint8_t> out(1 << 20);
+    const std::vector<PlaneBuffer> buffers(2, {out.data(), 64});
+    DecodeWorkspace workspace;
+    EXPECT_EQ(decoder.value().decode_layer(0, buffers, workspace).code(), ErrorCode::kCorruptBlock);
+}
+
 TEST(Klt, LayersOutOfOrderAreRefused) {
     const Case c = find_case("klt1-t33");
     const auto file = encode(make_cache(c), c);
@@ -397,6 +417,20 @@ TEST(CalibrationFile, DamageIsNamed) {
     bytes = good;
     bytes.resize(bytes.size() - 1);
     EXPECT_EQ(code(bytes), ErrorCode::kTruncated);
+}
+
+// Narrow matrices are padded, each to as much as a wide one.
+TEST(CalibrationFile, MemoryIsInProportionToTheFile) {
+    const Layout layout = make_layout(150, {{1, 1}, {1, 1}}, Dtype::kBf16, RopePairing::kNone);
+    CalibrationData data = make_calibration_data(layout, {{1, 1}});
+    EXPECT_EQ(written(data), ErrorCode::kOk);
+    constexpr std::size_t kFeatures = 4096;
+    data.tokens = {kFeatures, 1, std::vector<std::uint8_t>(kFeatures), std::vector<std::int8_t>(kFeatures)};
+    PredictionTerm term;
+    term.source = PredictionTerm::Source::kTokens;
+    term.matrix = {1, kFeatures, std::vector<std::int16_t>(kFeatures), {8}};
+    for (CalibrationUnit& unit : data.units) unit.terms = {term};
+    EXPECT_EQ(written(data), ErrorCode::kLimitExceeded);
 }
 
 TEST(CalibrationFile, RulesAreChecked) {

@@ -839,6 +839,16 @@ TEST_F(FaultTest, ObjectsAndCalibrationsBeyondTheMemoryAllowedAreNotAskedFor) {
     EXPECT_EQ(server->count("kvcal"), 1u);
 }
 
+TEST_F(FaultTest, KvBeyondTheMemoryAllowedIsRefused) {
+    serve();
+    const Layout& layout = published->manifest.layout;
+    const std::uint64_t all = kTokens * layout.values_per_token() * kernels::dtype_bytes(layout.dtype);
+    options.kv_bytes = all;
+    EXPECT_EQ(fetch_completely().text_tokens, 0u);
+    options.kv_bytes = all - 1;
+    EXPECT_EQ(fetch_completely().publication.code(), ErrorCode::kLimitExceeded);
+}
+
 TEST_F(FaultTest, AnEndlessManifestIsCutOff) {
     be_patient();
     serve();

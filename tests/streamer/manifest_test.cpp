@@ -93,6 +93,7 @@ TEST(Manifest, WhatContradictsItselfIsRefused) {
     EXPECT_THAT(refusal([](Json& j) { std::swap(j["levels"][1], j["levels"][2]); }), HasSubstr("ascending"));
     EXPECT_THAT(refusal([](Json& j) { j["levels"][1]["kl"] = -0.1; }), HasSubstr("kl"));
     EXPECT_THAT(refusal([](Json& j) { j.erase("calibration"); }), HasSubstr("calibration"));
+    EXPECT_THAT(refusal([](Json& j) { j["calibration"]["bytes"] = 0; }), HasSubstr("no bytes"));
     EXPECT_THAT(refusal([](Json& j) { j["chunks"] = Json::array(); }), HasSubstr("chunks"));
     EXPECT_THAT(refusal([](Json& j) { j["chunks"][0]["tokens"] = 0; }), HasSubstr("token"));
     EXPECT_THAT(refusal([](Json& j) { j["chunks"][0]["tokens"] = 3; }), HasSubstr("token_ids"));

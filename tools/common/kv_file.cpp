@@ -88,6 +88,9 @@ void KvInput::read_planes() {
     layout_.layers = planes_[0]->shape[0];
     layout_.dtype = dtype_of(*planes_[0], file_->name());
     if (planes_[0]->shape[1] == 0) throw DamagedInput(fmt::format("{}: it holds no tokens", file_->name()));
+    // Before RoPE's frequencies, as many as a head has channels, are made.
+    if (Status s = check_layout(layout_); !s.ok())
+        throw DamagedInput(fmt::format("{}: {}", file_->name(), s.message()));
 }
 
 void KvInput::read_ids() {

@@ -7,9 +7,9 @@ namespace kvcast::tools {
 
 using streamer::TokenRange;
 
-void CacheSink::on_manifest(const streamer::Manifest& manifest, std::size_t) {
+void CacheSink::on_manifest(const streamer::Manifest& manifest, std::size_t chunks) {
     KvCache blank = {manifest.layout, manifest.model, manifest.base_position, {}, {}};
-    for (const streamer::ManifestChunk& c : manifest.chunks) {
+    for (const streamer::ManifestChunk& c : std::span(manifest.chunks).first(chunks)) {
         blank.token_ids.insert(blank.token_ids.end(), c.token_ids.begin(), c.token_ids.end());
         if (c.token_ids.empty()) blank.token_ids.resize(blank.token_ids.size() + c.tokens);
     }
