@@ -72,6 +72,15 @@ void run_until(CUstream_st* stream, std::uint64_t reached) {
     }
 }
 
+// Streams that are destroyed, and have done their work.
+void drop_destroyed() {
+    std::erase_if(device().streams, [](CUstream_st* stream) {
+        const bool gone = stream->destroyed && stream->work.empty();
+        const std::unique_ptr<CUstream_st> dropped(gone ? stream : nullptr);
+        return gone;
+    });
+}
+
 }  // namespace
 
 int devices() {
@@ -129,10 +138,7 @@ bool drain(CUstream_st* stream) {
 
 void drain_all() {
     for (CUstream_st* stream : device().streams) run_until(stream, stream->added);
-    std::erase_if(device().streams, [](CUstream_st* stream) {
-        const std::unique_ptr<CUstream_st> gone(stream->destroyed ? stream : nullptr);
-        return gone != nullptr;
-    });
+    drop_destroyed();
 }
 
 bool begin_capture(CUstream_st* stream) {
@@ -176,6 +182,7 @@ CUstream_st* make_stream() {
 
 void destroy(CUstream_st* stream) {
     stream->destroyed = true;
+    if (stream->work.empty()) drop_destroyed();
 }
 
 CUevent_st* make_event() {
