@@ -75,6 +75,24 @@ std::span<const std::uint8_t> as_bytes(const std::string& text) {
     return {reinterpret_cast<const std::uint8_t*>(text.data()), text.size()};
 }
 
+// One that takes its time to say which calibrations it has.
+class SlowCodec final : public ChunkCodec {
+  public:
+    bool has_calibration(const Hash& id) override {
+        std::this_thread::sleep_for(milliseconds(1500));
+        return quick_.has_calibration(id);
+    }
+    Status add_calibration(std::span<const std::uint8_t> file) override {
+        return quick_.add_calibration(file);
+    }
+    Status decode(std::span<const std::uint8_t> object, const LayerCallback& deliver) override {
+        return quick_.decode(object, deliver);
+    }
+
+  private:
+    client::CodecAdapter quick_{1, ""};
+};
+
 class FaultTest : public testing::Test {
   protected:
     FaultTest() : store(std::move(folder_destination(folder.path()).value())) {
@@ -242,27 +260,11 @@ TEST_F(FaultTest, WithoutADeadlineTheFinestLevelNeedsNoCalibration) {
 
 // A codec that has to read the calibration first does not hold up requests, or other sessions.
 TEST_F(FaultTest, ChunksComeWhileTheCodecLooksForTheCalibration) {
-    class Slow final : public ChunkCodec {
-      public:
-        bool has_calibration(const Hash& id) override {
-            std::this_thread::sleep_for(milliseconds(1500));
-            return quick_.has_calibration(id);
-        }
-        Status add_calibration(std::span<const std::uint8_t> file) override {
-            return quick_.add_calibration(file);
-        }
-        Status decode(std::span<const std::uint8_t> object, const LayerCallback& deliver) override {
-            return quick_.decode(object, deliver);
-        }
-
-      private:
-        client::CodecAdapter quick_{1, ""};
-    };
     serve_klt();
     be_patient();
     sink.emplace(*published);
     Client client(http);
-    Slow codec;
+    SlowCodec codec;
     Session session(client.loop(), client.transport(), wanted, options, codec, *sink);
     const Summary s = session.wait();
     sink->expect_complete(s, published->token_ids.size());
@@ -273,25 +275,11 @@ TEST_F(FaultTest, ChunksComeWhileTheCodecLooksForTheCalibration) {
 }
 
 TEST_F(FaultTest, LevelsThatNeedNoCalibrationDoNotWaitForOne) {
-    class Slow final : public ChunkCodec {
-      public:
-        bool has_calibration(const Hash&) override {
-            std::this_thread::sleep_for(milliseconds(1500));
-            return false;
-        }
-        Status add_calibration(std::span<const std::uint8_t>) override { return {}; }
-        Status decode(std::span<const std::uint8_t> object, const LayerCallback& deliver) override {
-            return quick_.decode(object, deliver);
-        }
-
-      private:
-        client::CodecAdapter quick_{1, ""};
-    };
     serve_klt();
     be_patient();
     options.rule = two_pointer_rule();
     options.compute.prefill = {};
-    Slow codec;
+    SlowCodec codec;
     for (const ChunkReport& c : fetch(codec).chunks) {
         EXPECT_EQ(c.level, 0u);
         EXPECT_LT(c.ready, 1.5);

@@ -5,24 +5,21 @@
 namespace kvcast::client {
 
 CodecAdapter::CodecAdapter(std::size_t workers, std::string cache_folder)
-    : cache_(std::move(cache_folder)), pool_(workers), workspaces_(pool_.workers()) {}
+    : CachedCodec(std::move(cache_folder)), pool_(workers), workspaces_(pool_.workers()) {}
 
 CodecAdapter::CodecAdapter(device::DeviceDecoder decoder, std::string cache_folder)
-    : cache_(std::move(cache_folder)), pool_(1), device_(std::move(decoder)) {}
+    : CachedCodec(std::move(cache_folder)), pool_(1), device_(std::move(decoder)) {}
 
 Status CodecAdapter::decode_into(std::span<const PlaneBuffer> buffers, const ChunkDecoder& decoder,
                                  std::span<const std::uint8_t> object) {
     if (!device_) return decoder.decode(buffers, pool_, workspaces_);
-    if (const auto last = cache_.last(); on_device_ != last) {
-        if (Status s = device_->set_calibration(last); !s.ok()) return s;
-        on_device_ = last;
-    }
+    if (Status s = give_calibration_to(*device_); !s.ok()) return s;
     return device_->decode_layers(object, 0, decoder.header().layout.layers, buffers);
 }
 
 Status CodecAdapter::decode(std::span<const std::uint8_t> object, const streamer::LayerCallback& deliver) {
     const auto start = std::chrono::steady_clock::now();
-    const auto decoder = ChunkDecoder::open(object, {std::nullopt, std::nullopt, cache_.last()});
+    const auto decoder = ChunkDecoder::open(object, {std::nullopt, std::nullopt, calibration()});
     if (!decoder.ok()) return decoder.status();
     const ChunkHeader& header = decoder.value().header();
     const std::size_t per_layer = header.layout.planes.size();

@@ -8,25 +8,18 @@
 
 #include "codec/decoder.h"
 #include "codec/device/coder.h"
-#include "streamer/chunk_codec.h"
-#include "tools/client/calibration_cache.h"
+#include "tools/client/cached_codec.h"
 
 namespace kvcast::client {
 
 // Keeps calibrations, by their id, in `cache_folder` (none if empty) and in memory. One session at a time.
-class CodecAdapter final : public streamer::ChunkCodec {
+class CodecAdapter final : public CachedCodec {
   public:
     // Decodes on `workers` threads,
     CodecAdapter(std::size_t workers, std::string cache_folder);
     // or on a device.
     CodecAdapter(device::DeviceDecoder decoder, std::string cache_folder);
 
-    bool has_calibration(const Hash& id) override { return cache_.has(id); }
-    Status add_calibration(std::span<const std::uint8_t> file) override { return cache_.add(file); }
-    void keep_begun(const Hash& id, std::span<const std::uint8_t> front) override {
-        cache_.keep_begun(id, front);
-    }
-    std::vector<std::uint8_t> begun_calibration(const Hash& id) override { return cache_.begun(id); }
     Status decode(std::span<const std::uint8_t> object, const streamer::LayerCallback& deliver) override;
 
     // Of all chunks so far.
@@ -37,11 +30,9 @@ class CodecAdapter final : public streamer::ChunkCodec {
     Status decode_into(std::span<const PlaneBuffer> buffers, const ChunkDecoder& decoder,
                        std::span<const std::uint8_t> object);
 
-    CalibrationCache cache_;
     ThreadPool pool_;
     std::vector<DecodeWorkspace> workspaces_;
     std::optional<device::DeviceDecoder> device_;
-    std::shared_ptr<const Calibration> on_device_;
     std::vector<std::vector<std::byte>> planes_;  // [layer][plane]
     double decode_seconds_ = 0;
     std::uint64_t decoded_bytes_ = 0;

@@ -6,13 +6,10 @@ namespace kvcast::client {
 
 DeviceCodec::DeviceCodec(device::DeviceDecoder decoder, device::DeviceDecoder::Placement place,
                          std::string cache_folder)
-    : cache_(std::move(cache_folder)), decoder_(std::move(decoder)), place_(std::move(place)) {}
+    : CachedCodec(std::move(cache_folder)), decoder_(std::move(decoder)), place_(std::move(place)) {}
 
 Status DeviceCodec::decode(std::span<const std::uint8_t> object, const streamer::LayerCallback& deliver) {
-    if (const auto last = cache_.last(); on_device_ != last) {
-        if (Status s = decoder_.set_calibration(last); !s.ok()) return s;
-        on_device_ = last;
-    }
+    if (Status s = give_calibration_to(decoder_); !s.ok()) return s;
     std::vector<streamer::DecodedPlane> placed;
     std::size_t per_layer = 1;
     Status s = decoder_.decode(object, [&](const ChunkHeader& header) {

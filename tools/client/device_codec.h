@@ -13,13 +13,12 @@
 #include <string>
 
 #include "codec/device/coder.h"
-#include "streamer/chunk_codec.h"
-#include "tools/client/calibration_cache.h"
+#include "tools/client/cached_codec.h"
 
 namespace kvcast::client {
 
 // One session at a time.
-class DeviceCodec final : public streamer::ChunkCodec {
+class DeviceCodec final : public CachedCodec {
   public:
     // `place` is called on the decode thread, once per chunk: where planes [layer][plane] of the header's
     // tokens, from first_token on, go in device memory. Rows may be written although the chunk then fails and
@@ -29,20 +28,11 @@ class DeviceCodec final : public streamer::ChunkCodec {
     DeviceCodec(device::DeviceDecoder decoder, device::DeviceDecoder::Placement place,
                 std::string cache_folder);
 
-    bool has_calibration(const Hash& id) override { return cache_.has(id); }
-    Status add_calibration(std::span<const std::uint8_t> file) override { return cache_.add(file); }
-    void keep_begun(const Hash& id, std::span<const std::uint8_t> front) override {
-        cache_.keep_begun(id, front);
-    }
-    std::vector<std::uint8_t> begun_calibration(const Hash& id) override { return cache_.begun(id); }
-
     // What is delivered are the addresses that `place` gave (DevicePlane::rows and row_bytes); all work on
     // them is done, for every stream.
     Status decode(std::span<const std::uint8_t> object, const streamer::LayerCallback& deliver) override;
 
   private:
-    CalibrationCache cache_;
-    std::shared_ptr<const Calibration> on_device_;
     device::DeviceDecoder decoder_;
     device::DeviceDecoder::Placement place_;
 };
