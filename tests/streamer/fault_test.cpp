@@ -286,16 +286,24 @@ TEST_F(FaultTest, LevelsThatNeedNoCalibrationDoNotWaitForOne) {
     }
 }
 
-// A link that could bring everything exactly, but not the calibration in time.
+// A link that brings everything exactly in 2.5 s of 6, and the calibration in no less than 7.
 TEST_F(FaultTest, ALevelWithoutACalibrationIsTakenWhereThatWouldBeLate) {
-    serve_klt();
+    PublicationOptions klt;
+    klt.klt = true;
+    klt.levels = {0, 2, 3};
+    klt.tokens = kTokens / 2;
+    serve(klt);
     std::uint64_t exact = 0;
     for (const ManifestChunk& c : published->manifest.chunks) exact += c.objects[0].bytes;
-    ASSERT_LT(exact, published->manifest.calibration->bytes);
+    ASSERT_GT(published->manifest.calibration->bytes, 2.8 * static_cast<double>(exact));
+    be_patient();
     options.rule = two_pointer_rule();
     options.compute.prefill = {};
-    options.deadline = 4;
-    options.network = {static_cast<double>(exact) / 3, 0.01, 0};
+    options.deadline = 6;
+    options.transfers = 1;
+    const std::uint64_t rate = exact * 2 / 5;
+    options.network = {static_cast<double>(rate), 0.01, 0};
+    fault("kvc", R"("fault": "pace", "rate": )" + std::to_string(rate));
     const Summary s = fetch_completely();
     EXPECT_EQ(s.text_tokens, 0u);
     for (const ChunkReport& c : s.chunks) EXPECT_EQ(c.level, 0u);
