@@ -33,6 +33,26 @@ void plan_klt(const ChunkInput& input, const EncodeOptions& options, std::size_t
     for (std::uint32_t t = 0; t < exact; ++t) h.klt.exact_tokens.push_back(t);
 }
 
+// How many leading tokens of a lossless chunk are coded row by row, so that no channel ends in a group of
+// fewer than 16 tokens: raw bits of a group come in words of 16 lanes. A row has a model of its own, and its
+// channels' exponents are less alike than one channel's, by a quarter of a bit.
+std::size_t rows_of_lossless(const Layout& layout, std::size_t tokens) {
+    constexpr std::size_t kLanesOfWord = 16, kQuarters = 4, kModelBits = 16;
+    const std::size_t raw_bits = kernels::mantissa_bits(layout.dtype) + 1, rest = tokens % kLanesOfWord;
+    std::size_t saved = 0, spent = 0;  // quarters of bits
+    for (const PlaneShape& p : layout.planes) {
+        const std::size_t rests = (kLanesOfWord - p.head_dim % kLanesOfWord) % kLanesOfWord;
+        saved += p.width() * (kLanesOfWord - rest) * raw_bits * kQuarters;
+        spent += p.heads * rest * ((rests * raw_bits + kModelBits) * kQuarters + p.head_dim);
+    }
+    return saved > spent ? rest : 0;
+}
+
+// Of a delta chunk: attention sinks, and whatever is left alone by them, which has no spread.
+std::size_t rows_of_delta(std::size_t sinks, std::size_t tokens) {
+    return sinks + 1 == tokens ? tokens : sinks;
+}
+
 }  // namespace
 
 Status check_input(const ChunkInput& input, const EncodeOptions& options) {
@@ -88,7 +108,7 @@ ChunkHeader plan_header(const ChunkInput& input, const EncodeOptions& options) {
     const std::uint64_t sinks = std::max<std::uint64_t>(options.sinks, input.first_token) - input.first_token;
     const auto exact = static_cast<std::size_t>(std::min<std::uint64_t>(sinks, h.tokens));
     if (klt) plan_klt(input, options, exact, h);
-    h.delta.exact_rows = lossy && !klt ? exact : 0;
+    if (!klt) h.exact_rows = lossy ? rows_of_delta(exact, h.tokens) : rows_of_lossless(h.layout, h.tokens);
     h.block_heads = planned_block_heads(input, options);
     if (!klt) h.planes.resize(h.layout.layers * h.layout.planes.size());
     h.block_bytes.resize(h.layout.layers * h.blocks_per_layer());

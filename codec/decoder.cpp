@@ -79,7 +79,7 @@ struct HeadJob {
         return header.delta.predictor == Predictor::kMean && state_rotation.pairs == 0 &&
                dtype != Dtype::kF32;
     }
-    std::size_t exact_rows() const { return header.delta.exact_rows; }
+    std::size_t exact_rows() const { return header.exact_rows; }
     std::size_t body_tokens() const { return header.tokens - exact_rows(); }
     StagedRows::Rows body(StagedRows& buffers) const {
         const StagedRows::Rows there = {out + exact_rows() * row_bytes, row_bytes};
@@ -344,7 +344,7 @@ std::pair<std::size_t, Status> ChunkDecoder::decode_group(std::size_t first, std
         const std::size_t dim = h.layout.planes[plane].head_dim;
         const std::size_t column = (b.head - plane * k_heads) * dim;
         const auto shift = plane == 0 ? s.shift.rotation() : kernels::Rotation{};
-        const auto turned = plane == 0 && h.unrotated ? s.absolute.rotation(h.delta.exact_rows) : shift;
+        const auto turned = plane == 0 && h.unrotated ? s.absolute.rotation(h.exact_rows) : shift;
         return {h,
                 *s.ops,
                 s.dtype,

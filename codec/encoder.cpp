@@ -86,7 +86,7 @@ struct Job {
     std::vector<HeadPlace> places = head_places(*input.layout);
 
     const Layout& layout() const { return *input.layout; }
-    std::size_t exact_rows() const { return header.delta.exact_rows; }
+    std::size_t exact_rows() const { return header.exact_rows; }
     std::size_t body_tokens() const { return header.tokens - exact_rows(); }
     std::size_t stride() const { return line_stride(body_tokens()); }  // of tiles
     std::size_t layer_width() const { return places.back().layer_column + places.back().dim; }

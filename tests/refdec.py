@@ -146,6 +146,10 @@ class Header:
 
     def read_params(self, r):
         self.exact = []
+        if self.profile == 0 and r.data:
+            rows = r.varint()
+            need(1 <= rows <= self.tokens, "params")
+            self.exact = list(range(rows))
         if self.profile == 1:
             self.anchor, self.group, self.anchor_shift, rows = r.u8(), r.varint(), r.varint(), r.varint()
             need(self.anchor <= 1 and 2 <= self.group <= 256 and self.anchor_shift <= 7 and rows <= self.tokens, "params")

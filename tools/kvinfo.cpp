@@ -64,8 +64,8 @@ json describe_chunk(const ChunkInFile& c) {
     if (h.profile == Profile::kDelta) {
         out["predictor"] = h.delta.predictor == Predictor::kMean ? "mean" : "anchor";
         out["unrotated"] = h.unrotated;
-        out["exact_rows"] = h.delta.exact_rows;
     }
+    if (h.profile != Profile::kKlt) out["exact_rows"] = h.exact_rows;
     if (h.profile == Profile::kKlt) {
         out["calibration"] = to_hex(*h.calibration);
         out["exact_tokens"] = h.klt.exact_tokens;

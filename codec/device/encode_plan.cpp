@@ -129,7 +129,7 @@ class EncodePlan::Builder {
     void add_plane(const ChunkToEncode& c, const ChunkHeader& h, std::size_t layer, std::size_t plane) {
         const PlaneShape& shape = h.layout.planes[plane];
         const std::size_t index = layer * h.layout.planes.size() + plane;
-        const std::size_t exact = h.delta.exact_rows, body = h.tokens - exact;
+        const std::size_t exact = h.exact_rows, body = h.tokens - exact;
         const bool lossless = h.profile == Profile::kLossless;
         const bool anchored = h.delta.predictor == Predictor::kAnchor;
         const double multiplier = options_.layer_steps.empty() ? 1 : options_.layer_steps[index];

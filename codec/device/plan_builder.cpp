@@ -199,7 +199,7 @@ PlanBuilder::PlaneStores PlanBuilder::add_plane(const ChunkSource& c, std::size_
     const PlaneShape& shape = h.layout.planes[plane];
     const PlaneParams& params = h.planes[layer * h.layout.planes.size() + plane];
     const bool quantised = params.mode == PlaneMode::kQuantised;
-    const std::size_t exact_rows = h.delta.exact_rows, body = h.tokens - exact_rows;
+    const std::size_t exact_rows = h.exact_rows, body = h.tokens - exact_rows;
     const std::size_t stride = round_up(body, cuda::kBodyUnit);
     const bool anchored = h.delta.predictor == Predictor::kAnchor;
     cuda::PlaneTask task = {

@@ -110,11 +110,12 @@ Status read_klt(ByteReader& p, ChunkHeader& h) {
 void write_params(const ChunkHeader& h, ByteWriter& out) {
     std::vector<std::uint8_t> params;
     ByteWriter p(params);
+    if (h.profile == Profile::kLossless && h.exact_rows > 0) p.varint(h.exact_rows);
     if (h.profile == Profile::kDelta) {
         p.fixed(static_cast<std::uint8_t>(h.delta.predictor));
         p.varint(h.delta.anchor_group);
         p.varint(h.delta.anchor_shift);
-        p.varint(h.delta.exact_rows);
+        p.varint(h.exact_rows);
     }
     if (h.profile == Profile::kKlt) write_klt(h.klt, p);
     out.varint(params.size());
@@ -128,8 +129,6 @@ Status check_delta(const ChunkHeader& h) {
     if (d.anchor_group < 2 || d.anchor_group > 256)
         return bad(fmt::format("anchor group of {}, 2 to 256 allowed", d.anchor_group));
     if (d.anchor_shift > 7) return bad(fmt::format("anchor shift of {}, at most 7 allowed", d.anchor_shift));
-    if (d.exact_rows > h.tokens)
-        return bad(fmt::format("{} exact rows in a chunk of {} tokens", d.exact_rows, h.tokens));
     return {};
 }
 
@@ -137,17 +136,23 @@ Status read_params(ByteReader& in, ChunkHeader& h) {
     const std::uint64_t length = in.varint();
     if (length > in.left()) return bad("the profile's parameters are cut short");
     ByteReader p(in.take(length));
+    if (h.profile == Profile::kLossless && length > 0) {
+        h.exact_rows = p.varint();
+        if (h.exact_rows == 0) return bad("a count of no exact rows, which is left out");
+    }
     if (h.profile == Profile::kDelta) {
         h.delta.predictor = static_cast<Predictor>(p.fixed<std::uint8_t>());
         h.delta.anchor_group = p.varint();
         h.delta.anchor_shift = static_cast<unsigned>(std::min<std::uint64_t>(p.varint(), 255));
-        h.delta.exact_rows = p.varint();
+        h.exact_rows = p.varint();
         if (Status s = check_delta(h); !s.ok()) return s;
     }
     if (h.profile == Profile::kKlt) {
         if (Status s = read_klt(p, h); !s.ok()) return s;
     }
     if (!p.ok() || p.left() != 0) return bad("the profile's parameters have the wrong length");
+    if (h.exact_rows > h.tokens)
+        return bad(fmt::format("{} exact rows in a chunk of {} tokens", h.exact_rows, h.tokens));
     return {};
 }
 

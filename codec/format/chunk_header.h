@@ -43,7 +43,6 @@ struct DeltaParams {
     Predictor predictor = Predictor::kMean;
     std::size_t anchor_group = 10;  // tokens; an anchor and the tokens predicted from it
     unsigned anchor_shift = 3;      // anchors are quantised with step / 2^anchor_shift
-    std::size_t exact_rows = 0;     // leading tokens of the chunk that are stored exactly (attention sinks)
 
     friend bool operator==(const DeltaParams&, const DeltaParams&) = default;
 };
@@ -67,6 +66,9 @@ struct ChunkHeader {
     Layout layout;
 
     std::size_t tokens = 0;
+    // Leading tokens that are coded exactly and row by row: attention sinks of delta chunks, and what would
+    // be few of a channel. None in klt chunks: KltParams has a list.
+    std::size_t exact_rows = 0;
     std::uint64_t first_token = 0;    // index of the chunk's first token in its context
     std::uint64_t base_position = 0;  // position of the context's token 0
     Hash chain = {};                  // identity of this chunk: see chain.h

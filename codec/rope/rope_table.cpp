@@ -55,7 +55,7 @@ kernels::Rotation RopeTable::rotation(std::size_t token) const {
 RopeTable chunk_turns(const kernels::Ops& ops, const ChunkHeader& header, std::uint64_t position) {
     const Rope& rope = header.layout.rope;
     if (header.profile == Profile::kKlt) return RopeTable::by_token(ops, rope, position, 1, header.tokens);
-    return RopeTable::by_pair(ops, rope, position, 1, header.tokens, header.delta.exact_rows);
+    return RopeTable::by_pair(ops, rope, position, 1, header.tokens, header.exact_rows);
 }
 
 }  // namespace kvcast

@@ -315,13 +315,34 @@ TEST(Header, IsNotWrittenWhereAReaderWouldRefuseIt) {
     };
     EXPECT_EQ(code([](ChunkHeader&) {}), ErrorCode::kOk);
     EXPECT_EQ(code([](ChunkHeader& h) { h.block_bytes[0] = 2; }), ErrorCode::kBadHeader);
-    EXPECT_EQ(code([](ChunkHeader& h) { h.delta.exact_rows = 4; }), ErrorCode::kBadHeader);
+    EXPECT_EQ(code([](ChunkHeader& h) { h.exact_rows = 4; }), ErrorCode::kBadHeader);
     EXPECT_EQ(code([](ChunkHeader& h) { h.delta.anchor_group = 1; }), ErrorCode::kBadHeader);
     EXPECT_EQ(code([](ChunkHeader& h) { h.level = 0; }), ErrorCode::kBadHeader);
     EXPECT_EQ(code([](ChunkHeader& h) { h.calibration.emplace(); }), ErrorCode::kBadHeader);
     EXPECT_EQ(code([](ChunkHeader& h) { h.first_token = ChunkLimits::kPosition + 1; }),
               ErrorCode::kLimitExceeded);
     EXPECT_EQ(code([](ChunkHeader& h) { h.tokens = 2; }), ErrorCode::kBadArgument);
+}
+
+TEST(Header, ALosslessChunkSaysHowManyRowsAreExactOnlyIfThereAreAny) {
+    Case c = {
+        "", make_layout(1, {{1, 64}, {1, 64}}, Dtype::kBf16, RopePairing::kHalf), 19, Content::kGaussian, {}};
+    c.options.profile = Profile::kLossless;
+    const Cache cache = make_cache(c.layout, c.tokens, c.content);
+    ChunkHeader h = read_header(encode(cache, c)).value();
+    EXPECT_EQ(h.exact_rows, 3u);
+    const std::vector<std::uint8_t> good = write_header(h).value();
+    h.exact_rows = 4;
+    const auto at =
+        static_cast<std::size_t>(std::ranges::mismatch(good, write_header(h).value()).in1 - good.begin());
+    ASSERT_EQ(good[at], 3);
+    for (const unsigned rows : {0u, 20u, 127u}) {
+        std::vector<std::uint8_t> bad = good;
+        bad[at] = static_cast<std::uint8_t>(rows);
+        const std::uint32_t crc = crc32(std::span(bad).first(bad.size() - 4));
+        std::memcpy(bad.data() + bad.size() - 4, &crc, 4);
+        EXPECT_EQ(read_header(bad).status().code(), ErrorCode::kBadHeader) << rows;
+    }
 }
 
 TEST(Varint, HasOneSpellingForEveryNumber) {

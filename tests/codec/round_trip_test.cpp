@@ -49,6 +49,20 @@ TEST(Lossless, ReturnsEveryBitOfSpecialNumbersInEveryType) {
     }
 }
 
+// A context rarely ends where a chunk does, and its last tokens must not cost more than others.
+TEST(Lossless, AnyCountOfTokensCostsWhatItsTokensDo) {
+    for (const Dtype dtype : {Dtype::kBf16, Dtype::kF16, Dtype::kF32}) {
+        const auto size = [&](std::size_t tokens) {
+            const Case c = lossless_case(make_layout(1, {{8, 64}, {8, 64}}, dtype, RopePairing::kHalf),
+                                         tokens, Content::kGaussian);
+            return static_cast<double>(encode(make_cache(c.layout, c.tokens, c.content), c).size());
+        };
+        const double token = (size(128) - size(64)) / 64;
+        for (std::size_t tokens = 1; tokens <= 64; ++tokens)
+            EXPECT_LT(size(tokens), 500 + 1.06 * token * static_cast<double>(tokens)) << tokens;
+    }
+}
+
 TEST(Lossless, ReturnsALatentPlane) {
     expect_exact(
         lossless_case(make_layout(3, {{1, 576}}, Dtype::kBf16, RopePairing::kNone), 257, Content::kGaussian));
