@@ -102,7 +102,8 @@ EncodeOptions options_of(const Arguments& a, const Layout& layout) {
     return o;
 }
 
-// A strip of 32 values costs as much where it is not full: fewer tokens than that go with the chunk before.
+// Means, spreads, states and a half-empty strip cost few tokens more than their values do: fewer than a
+// strip's go with the chunk before.
 std::size_t next_chunk(std::size_t left, std::size_t chunk_tokens) {
     constexpr std::size_t kStrip = 32;
     const bool joins = chunk_tokens >= kStrip && left < chunk_tokens + kStrip && left <= ChunkLimits::kTokens;
