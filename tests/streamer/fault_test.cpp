@@ -335,10 +335,10 @@ TEST_F(FaultTest, ChunksThatWaitForALateCalibrationBecomeText) {
 TEST_F(FaultTest, ACalibrationGoesOnWhereTheLastSessionHadToLeaveIt) {
     const tools::ScratchDirectory cache;
     options.rule = two_pointer_rule();
-    options.compute.prefill = {{0, 200.0}};  // 1.3 s, which the sink does not take
     options.download.first_byte_timeout = options.download.stall_timeout = std::chrono::seconds(30);
     for (const std::string& kept_in : {std::string(), cache / "calibrations"}) {
         SCOPED_TRACE(kept_in);
+        options.compute.prefill = {{0, 200.0}};  // 1.3 s, which the sink does not take
         serve_klt({2, 3});
         fault("kvcal", R"("fault": "stall-mid-body", "times": 1)");
         client::CodecAdapter codec(1, kept_in);
@@ -346,6 +346,7 @@ TEST_F(FaultTest, ACalibrationGoesOnWhereTheLastSessionHadToLeaveIt) {
         const Summary text = fetch(codec);
         EXPECT_EQ(text.text_tokens, kTokens);
         options.deadline = 20;
+        options.compute.prefill = {};
         const Summary loaded = fetch(codec);
         sink->expect_complete(loaded, kTokens);
         EXPECT_EQ(loaded.text_tokens, 0u);
