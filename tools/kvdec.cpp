@@ -156,7 +156,7 @@ void decode(const Arguments& a) {
     if (a.output == "-") throw Error("kvdec writes a file, not standard output: safetensors needs seeking");
     refuse_same_file(a.output, {a.input, a.calibration});
     const MappedFile file(a.input);
-    const std::span bytes(reinterpret_cast<const std::uint8_t*>(file.bytes().data()), file.bytes().size());
+    const std::span bytes = file.octets();
     const std::vector<ChunkInFile> chunks = list_chunks(bytes, a.input);
     const auto calibration = load_calibration(a.calibration);
     Output output(a.output, chunks, a);
@@ -168,10 +168,10 @@ void decode(const Arguments& a) {
     for (const ChunkInFile& chunk : chunks) {
         if (output.wants(first, chunk.header.tokens)) {
             const auto buffers = buffers_for(chunk.header.tokens, output.layers(), output.layout(), planes);
-            const Status s =
-                decode_layers(bytes.subspan(chunk.offset, chunk.bytes), output.layers(), buffers);
+            const auto object = bytes.subspan(chunk.offset, chunk.bytes);
+            const Status s = decode_layers(object, output.layers(), buffers);
             if (!s.ok()) raise(a.input, chunk.offset, s);
-            output.write(chunk.header, first, planes);
+            output.write(read_header(object).value(), first, planes);
         }
         first += chunk.header.tokens;
         progress.advance(chunk.bytes);

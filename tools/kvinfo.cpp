@@ -221,7 +221,7 @@ void inform(const Arguments& a) {
     const std::string& path = a.path;
     const bool as_json = a.as_json, check = a.verify;
     const MappedFile file(path);
-    const std::span bytes(reinterpret_cast<const std::uint8_t*>(file.bytes().data()), file.bytes().size());
+    const std::span bytes = file.octets();
     if (is_calibration(bytes)) {
         const auto read = Calibration::read(bytes);
         if (!read.ok()) raise(path, 0, read.status());

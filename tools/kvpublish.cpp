@@ -9,10 +9,9 @@
 #include <optional>
 #include <thread>
 
-#include "codec/delta/levels.h"
-#include "codec/encoder.h"
 #include "streamer/publisher.h"
 #include "streamer/store.h"
+#include "tools/client/publication.h"
 #include "tools/common/calibration_file.h"
 #include "tools/common/cli.h"
 #include "tools/common/file.h"
@@ -119,118 +118,51 @@ std::map<unsigned, double> read_quality(const std::string& path, const std::stri
     return out;
 }
 
-class Publication {
-  public:
-    Publication(const Arguments& a, const KvInput& kv)
-        : a_(a),
-          kv_(kv),
-          quality_(read_quality(a.quality, kv.model())),
-          calibration_(load_calibration(a.calibration)),
-          levels_(parse_levels(a.levels, calibration_
-                                             ? static_cast<unsigned>(calibration_->data().levels.size())
-                                             : kDeltaLevels)),
-          pool_(a.jobs) {
-        if (levels_.empty()) throw Error("no levels");
-        for (const unsigned level : levels_) encoders_.emplace_back(options_of(level));
+void report(const client::Published& published, const std::string& url) {
+    const Manifest& m = published.manifest;
+    const double plain =
+        static_cast<double>(m.tokens() * m.layout.values_per_token() * kernels::dtype_bytes(m.layout.dtype));
+    fmt::print("{:>5} {:>9} {:>12} {:>8} {:>9}\n", "level", "profile", "bytes", "ratio", "KL");
+    for (const ManifestLevel& l : m.levels) {
+        std::uint64_t bytes = 0;
+        for (const ManifestChunk& c : m.chunks)
+            bytes += std::ranges::find(c.objects, l.level, &ManifestObject::level)->bytes;
+        fmt::print("{:>5} {:>9} {:>12} {:>7.2f}x {:>9}\n", l.level, profile_name(l.profile), bytes,
+                   plain / static_cast<double>(bytes), l.kl ? fmt::format("{:.4f}", *l.kl) : "unknown");
     }
+    const PublishedBytes& b = published.bytes;
+    fmt::print("{} tokens in {} chunks: {} objects written ({} bytes), {} were there ({} bytes)\n{}\n",
+               m.tokens(), m.chunks.size(), b.objects_written, b.written, b.objects_reused, b.reused, url);
+}
 
-    void publish(Destination& destination) {
-        std::optional<PrivateKey> key;
-        if (!a_.key.empty()) key = load_private_key(a_.key);
-        Publisher publisher = require(Publisher::open(destination, wall_clock()));
-        Manifest manifest = describe();
-        const bool klt = std::ranges::any_of(levels_, [&](unsigned l) { return l != 0 && calibration_; });
-        if (klt) {
-            const MappedFile file(a_.calibration);
-            manifest.calibration = require(publisher.put_calibration(
-                {reinterpret_cast<const std::uint8_t*>(file.bytes().data()), file.bytes().size()}));
-        }
-        const std::size_t tokens = kv_.token_ids().size();
-        Progress progress("kvpublish", tokens * levels_.size(), "tokens");
-        Hash parent = {};
-        for (std::size_t first = 0; first < tokens; first += a_.chunk_tokens) {
-            const std::size_t count = std::min(a_.chunk_tokens, tokens - first);
-            manifest.chunks.push_back(put_chunk(publisher, first, count, parent));
-            parent = manifest.chunks.back().chain;
-            progress.advance(count * levels_.size());
-        }
-        const std::string name = require(publisher.finish(manifest, key ? &*key : nullptr));
-        report(publisher, manifest, join_url(destination.root(), name));
+void publish(const Arguments& a) {
+    const KvInput kv(std::make_unique<SafetensorsReader>(a.input));
+    const std::vector<PlaneRows> planes = kv.rows(0);
+    const client::Context context = {&kv.layout(),   kv.model(),         a.salt,
+                                     kv.token_ids(), kv.base_position(), planes};
+    client::PublishOptions options;
+    std::optional<MappedFile> calibration;
+    if (!a.calibration.empty()) {
+        calibration.emplace(a.calibration);
+        options.calibration_file = calibration->octets();
+        options.calibration = read_calibration(*calibration, a.calibration);
     }
-
-  private:
-    EncodeOptions options_of(unsigned level) const {
-        EncodeOptions o;
-        o.level = level;
-        o.profile = level == 0 ? Profile::kLossless : calibration_ ? Profile::kKlt : Profile::kDelta;
-        if (o.profile == Profile::kKlt) {
-            o.calibration = calibration_;
-            o.sinks = kKltSinks;
-        }
-        return o;
-    }
-
-    Manifest describe() const {
-        Manifest m;
-        m.model = kv_.model();
-        m.layout = kv_.layout();
-        m.base_position = kv_.base_position();
-        m.created = wall_clock();
-        if (!a_.ttl.empty()) m.expires = m.created + parse_duration("--ttl", a_.ttl);
-        m.session = a_.session;
-        for (const unsigned level : levels_) {
-            ManifestLevel l = {level, options_of(level).profile, std::nullopt};
-            if (l.profile == Profile::kLossless) l.kl = 0;
-            if (l.profile == Profile::kKlt) l.kl = calibration_->data().levels[level - 1].micronats * 1e-6;
-            if (l.profile == Profile::kDelta && quality_.contains(level)) l.kl = quality_.at(level);
-            m.levels.push_back(l);
-        }
-        return m;
-    }
-
-    ManifestChunk put_chunk(Publisher& publisher, std::size_t first, std::size_t count, const Hash& parent) {
-        const auto ids = std::span(kv_.token_ids()).subspan(first, count);
-        const std::vector<PlaneRows> rows = kv_.rows(first);
-        const ChunkInput input = {&kv_.layout(),       kv_.model(), a_.salt, ids, first,
-                                  kv_.base_position(), parent,      rows,    0};
-        ManifestChunk chunk;
-        chunk.tokens = count;
-        if (!a_.without_tokens) chunk.token_ids.assign(ids.begin(), ids.end());
-        for (std::size_t i = 0; i < levels_.size(); ++i) {
-            if (Status s = encoders_[i].encode(input, pool_, object_, chunk.chain); !s.ok())
-                throw Error(fmt::format("{}: {}", a_.input, s.message()));
-            chunk.objects.push_back(require(publisher.put_object(chunk.chain, levels_[i], object_)));
-        }
-        return chunk;
-    }
-
-    void report(const Publisher& publisher, const Manifest& m, const std::string& url) const {
-        if (a_.quiet) return;
-        const double plain = static_cast<double>(m.tokens() * m.layout.values_per_token() *
-                                                 kernels::dtype_bytes(m.layout.dtype));
-        fmt::print("{:>5} {:>9} {:>12} {:>8} {:>9}\n", "level", "profile", "bytes", "ratio", "KL");
-        for (const ManifestLevel& l : m.levels) {
-            std::uint64_t bytes = 0;
-            for (const ManifestChunk& c : m.chunks)
-                bytes += std::ranges::find(c.objects, l.level, &ManifestObject::level)->bytes;
-            fmt::print("{:>5} {:>9} {:>12} {:>7.2f}x {:>9}\n", l.level, profile_name(l.profile), bytes,
-                       plain / static_cast<double>(bytes), l.kl ? fmt::format("{:.4f}", *l.kl) : "unknown");
-        }
-        const PublishedBytes& b = publisher.bytes();
-        fmt::print("{} tokens in {} chunks: {} objects written ({} bytes), {} were there ({} bytes)\n{}\n",
-                   m.tokens(), m.chunks.size(), b.objects_written, b.written, b.objects_reused, b.reused,
-                   url);
-    }
-
-    const Arguments& a_;
-    const KvInput& kv_;
-    std::map<unsigned, double> quality_;
-    std::shared_ptr<const Calibration> calibration_;
-    std::vector<unsigned> levels_;
-    ThreadPool pool_;
-    std::vector<ChunkEncoder> encoders_;
-    std::vector<std::uint8_t> object_;
-};
+    options.levels = parse_levels(a.levels, client::last_level(options.calibration.get()));
+    options.delta_kl = read_quality(a.quality, kv.model());
+    options.chunk_tokens = a.chunk_tokens;
+    options.now = wall_clock();
+    if (!a.ttl.empty()) options.ttl = parse_duration("--ttl", a.ttl);
+    options.session = a.session;
+    options.with_tokens = !a.without_tokens;
+    std::optional<PrivateKey> key;
+    if (!a.key.empty()) options.key = &key.emplace(load_private_key(a.key));
+    Progress progress("kvpublish", kv.token_ids().size(), "tokens");
+    options.on_chunk = [&](std::size_t tokens) { progress.advance(tokens); };
+    const auto destination = open_destination(a.target, a.http);
+    ThreadPool pool(a.jobs);
+    const client::Published published = require(client::publish(*destination, context, options, pool));
+    if (!a.quiet) report(published, join_url(destination->root(), published.name));
+}
 
 void collect_garbage(const Arguments& a) {
     CollectOptions options;
@@ -262,9 +194,7 @@ void run(const Arguments& a) {
     if (!a.ttl.empty() && parse_duration("--ttl", a.ttl) == 0)
         throw Error("--ttl is 0: the publication would never be valid");
     check_destination(a.target);
-    const KvInput kv(std::make_unique<SafetensorsReader>(a.input));
-    Publication publication(a, kv);
-    publication.publish(*open_destination(a.target, a.http));
+    publish(a);
 }
 
 }  // namespace

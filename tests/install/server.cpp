@@ -8,18 +8,17 @@
 #include <numeric>
 #include <string>
 
-#include "codec/encoder.h"
 #include "streamer/http/client.h"
-#include "streamer/publisher.h"
 #include "streamer/session.h"
 #include "tools/client/codec_adapter.h"
+#include "tools/client/publication.h"
 
 namespace {
 
 using namespace kvcast;
 
 constexpr char kModel[] = "a model of two layers";
-constexpr std::size_t kLayers = 2, kPlanes = 2, kTokens = 600, kChunk = 256;
+constexpr std::size_t kLayers = 2, kPlanes = 2, kTokens = 600;
 constexpr PlaneShape kShape = {2, 64};
 constexpr std::size_t kRowBytes = 2 * kShape.heads * kShape.head_dim;
 
@@ -72,49 +71,21 @@ T require(Result<T> result) {
     return std::move(result.value());
 }
 
-EncodeOptions lossless() {
-    EncodeOptions options;
-    options.profile = Profile::kLossless;
-    options.level = 0;
-    return options;
-}
-
 std::string store(const std::string& folder) {
     EngineMemory memory;
     memory.prefill();
     const Layout shape = layout();
     const std::vector<std::int32_t> ids = prompt();
+    std::vector<PlaneRows> rows;
+    for (std::size_t i = 0; i < kLayers * kPlanes; ++i)
+        rows.push_back({memory.rows(i / kPlanes, i % kPlanes, 0), kRowBytes});
     const auto now = std::chrono::system_clock::now().time_since_epoch();
-    const std::int64_t seconds = std::chrono::duration_cast<std::chrono::seconds>(now).count();
-
     const auto destination = require(streamer::folder_destination(folder));
-    auto publisher = require(streamer::Publisher::open(*destination, seconds));
-    streamer::Manifest manifest;
-    manifest.model = kModel;
-    manifest.layout = shape;
-    manifest.created = seconds;
-    manifest.levels = {{0, Profile::kLossless, 0.0}, {5, Profile::kDelta, std::nullopt}};
-    ChunkEncoder exact(lossless()), coarse(EncodeOptions{});  // delta, level 5
+    client::PublishOptions options;
+    options.levels = {0, 5};
+    options.now = std::chrono::duration_cast<std::chrono::seconds>(now).count();
     ThreadPool pool(2);
-    std::vector<std::uint8_t> object;
-    Hash parent = {};
-    for (std::size_t first = 0; first < kTokens; first += kChunk) {
-        const auto chunk_ids = std::span(ids).subspan(first, std::min(kChunk, kTokens - first));
-        std::vector<PlaneRows> rows;
-        for (std::size_t i = 0; i < kLayers * kPlanes; ++i)
-            rows.push_back({memory.rows(i / kPlanes, i % kPlanes, first), kRowBytes});
-        const ChunkInput input = {&shape, kModel, "", chunk_ids, first, 0, parent, rows};
-        streamer::ManifestChunk chunk;
-        chunk.tokens = chunk_ids.size();
-        chunk.token_ids.assign(chunk_ids.begin(), chunk_ids.end());
-        for (auto [encoder, level] : {std::pair(&exact, 0u), std::pair(&coarse, 5u)}) {
-            if (Status s = encoder->encode(input, pool, object, chunk.chain); !s.ok()) fail(s.message());
-            chunk.objects.push_back(require(publisher.put_object(chunk.chain, level, object)));
-        }
-        parent = chunk.chain;
-        manifest.chunks.push_back(std::move(chunk));
-    }
-    return require(publisher.finish(manifest, nullptr));
+    return require(client::publish(*destination, {&shape, kModel, "", ids, 0, rows}, options, pool)).name;
 }
 
 class EngineSink final : public streamer::Sink {

@@ -36,9 +36,7 @@ bool CalibrationCache::has(const Hash& id) {
     if (folder_.empty() || !std::filesystem::exists(path_of(id), unreachable)) return false;
     try {
         const tools::MappedFile file(path_of(id));
-        const std::span bytes(reinterpret_cast<const std::uint8_t*>(file.bytes().data()),
-                              file.bytes().size());
-        auto calibration = Calibration::read(bytes);  // its id is the bytes' hash
+        auto calibration = Calibration::read(file.octets());  // its id is the bytes' hash
         if (!calibration.ok() || calibration.value()->id() != id) {
             std::filesystem::remove(path_of(id), unreachable);  // damaged
             return false;
@@ -101,8 +99,7 @@ std::vector<std::uint8_t> CalibrationCache::begun(const Hash& id) const {
     if (folder_.empty() || !std::filesystem::exists(begun_path_of(id), unreachable)) return {};
     try {
         const tools::MappedFile file(begun_path_of(id));
-        const auto* bytes = reinterpret_cast<const std::uint8_t*>(file.bytes().data());
-        return {bytes, bytes + file.bytes().size()};
+        return {file.octets().begin(), file.octets().end()};
     } catch (const std::exception&) {
         return {};
     }

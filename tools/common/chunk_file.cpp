@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <utility>
+
 #include "codec/decoder.h"
 #include "tools/common/damage.h"
 
@@ -24,6 +26,7 @@ std::vector<ChunkInFile> list_chunks(std::span<const std::uint8_t> bytes, const 
             if (!follows.ok()) raise(name, at, follows);
         }
         chunks.push_back({at, length, std::move(header.value())});
+        std::exchange(chunks.back().header.token_ids, {});
         at += length;
     } while (at < bytes.size());
     return chunks;

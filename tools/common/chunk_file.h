@@ -13,7 +13,7 @@ namespace kvcast::tools {
 struct ChunkInFile {
     std::uint64_t offset = 0;  // bytes from the start of the file
     std::uint64_t bytes = 0;   // header and blocks
-    ChunkHeader header;
+    ChunkHeader header;        // without token ids: a few bytes may stand for 65535 of them
 };
 
 // Reads all headers and checks that the objects are whole and follow each other. Throws DamagedInput.

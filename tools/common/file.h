@@ -36,6 +36,10 @@ class MappedFile {
     MappedFile& operator=(const MappedFile&) = delete;
 
     std::span<const std::byte> bytes() const { return bytes_; }
+    // The same, as the codec takes them.
+    std::span<const std::uint8_t> octets() const {
+        return {reinterpret_cast<const std::uint8_t*>(bytes_.data()), bytes_.size()};
+    }
 
     // Tells the kernel that a range will not be read again, so that resident memory stays bounded on long
     // inputs.

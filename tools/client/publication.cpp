@@ -1,0 +1,153 @@
+#include "tools/client/publication.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <functional>
+#include <numeric>
+
+namespace kvcast::client {
+namespace {
+
+using streamer::Manifest;
+using streamer::ManifestChunk;
+using streamer::ManifestLevel;
+using streamer::Publisher;
+
+ManifestLevel describe(const PublishOptions& options, unsigned level) {
+    ManifestLevel l = {level, level_options(level, options.calibration).profile, std::nullopt};
+    if (l.profile == Profile::kLossless) l.kl = 0;
+    if (l.profile == Profile::kKlt) l.kl = options.calibration->data().levels[level - 1].micronats * 1e-6;
+    const auto known = options.delta_kl.find(level);
+    if (l.profile == Profile::kDelta && known != options.delta_kl.end()) l.kl = known->second;
+    return l;
+}
+
+std::vector<unsigned> wanted_levels(const PublishOptions& options) {
+    if (!options.levels.empty()) return options.levels;
+    std::vector<unsigned> all(last_level(options.calibration.get()) + 1);
+    std::iota(all.begin(), all.end(), 0u);
+    return all;
+}
+
+Status check(const Context& context, const PublishOptions& options, const std::vector<unsigned>& levels) {
+    if (context.layout == nullptr) return {ErrorCode::kBadArgument, "no layout given"};
+    const unsigned last = last_level(options.calibration.get());
+    if (std::ranges::adjacent_find(levels, std::greater_equal()) != levels.end() || levels.back() > last)
+        return {ErrorCode::kBadArgument, fmt::format("levels that do not ascend from 0 to {}", last)};
+    if (options.chunk_tokens == 0) return {ErrorCode::kBadArgument, "chunks of no tokens"};
+    if (context.token_ids.empty()) return {ErrorCode::kBadArgument, "a context of no tokens"};
+    if ((options.calibration == nullptr) != options.calibration_file.empty())
+        return {ErrorCode::kBadArgument, "a calibration without its file, or the other way round"};
+    if (options.ttl && *options.ttl <= 0)
+        return {ErrorCode::kBadArgument, "a life of no time: the publication would never be valid"};
+    return {};
+}
+
+// One publication on its way.
+class Publishing {
+  public:
+    Publishing(const Context& context, const PublishOptions& options, std::vector<unsigned> levels,
+               Publisher& publisher, Executor& executor)
+        : context_(context),
+          options_(options),
+          levels_(std::move(levels)),
+          publisher_(publisher),
+          executor_(executor) {
+        for (const unsigned level : levels_)
+            encoders_.emplace_back(level_options(level, options.calibration));
+    }
+
+    Result<Published> run() {
+        Published out;
+        Manifest& m = out.manifest;
+        m.model = context_.model;
+        m.layout = *context_.layout;
+        m.base_position = context_.base_position;
+        m.created = options_.now;
+        if (options_.ttl) m.expires = m.created + *options_.ttl;
+        m.session = options_.session;
+        for (const unsigned level : levels_) m.levels.push_back(describe(options_, level));
+        if (Status s = put_calibration(m); !s.ok()) return s;
+        Hash parent = {};
+        for (std::size_t first = 0; first < context_.token_ids.size(); first += options_.chunk_tokens) {
+            Result<ManifestChunk> chunk = put_chunk(first, parent);
+            if (!chunk.ok()) return chunk.status();
+            parent = chunk.value().chain;
+            if (options_.on_chunk) options_.on_chunk(chunk.value().tokens);
+            m.chunks.push_back(std::move(chunk.value()));
+        }
+        Result<std::string> name = publisher_.finish(m, options_.key);
+        if (!name.ok()) return name.status();
+        out.name = std::move(name.value());
+        out.bytes = publisher_.bytes();
+        return out;
+    }
+
+  private:
+    // Where a level needs it.
+    Status put_calibration(Manifest& m) {
+        if (options_.calibration == nullptr || levels_.back() == 0) return {};
+        const auto put = publisher_.put_calibration(options_.calibration_file);
+        if (!put.ok()) return put.status();
+        if (put.value().id != options_.calibration->id())
+            return {ErrorCode::kBadArgument, "a calibration was read from another file than is given"};
+        m.calibration = put.value();
+        return {};
+    }
+
+    Result<ManifestChunk> put_chunk(std::size_t first, const Hash& parent) {
+        const std::size_t count = std::min(options_.chunk_tokens, context_.token_ids.size() - first);
+        const auto ids = context_.token_ids.subspan(first, count);
+        std::vector<PlaneRows> rows(context_.planes.begin(), context_.planes.end());
+        for (PlaneRows& r : rows) r.rows = static_cast<const std::uint8_t*>(r.rows) + first * r.row_bytes;
+        const ChunkInput input = {context_.layout,        context_.model, context_.salt, ids, first,
+                                  context_.base_position, parent,         rows,          0};
+        ManifestChunk chunk;
+        chunk.tokens = count;
+        if (options_.with_tokens) chunk.token_ids.assign(ids.begin(), ids.end());
+        for (std::size_t i = 0; i < levels_.size(); ++i) {
+            if (Status s = encoders_[i].encode(input, executor_, object_, chunk.chain); !s.ok()) return s;
+            const auto put = publisher_.put_object(chunk.chain, levels_[i], object_);
+            if (!put.ok()) return put.status();
+            chunk.objects.push_back(put.value());
+        }
+        return chunk;
+    }
+
+    const Context& context_;
+    const PublishOptions& options_;
+    std::vector<unsigned> levels_;
+    Publisher& publisher_;
+    Executor& executor_;
+    std::vector<ChunkEncoder> encoders_;
+    std::vector<std::uint8_t> object_;
+};
+
+}  // namespace
+
+EncodeOptions level_options(unsigned level, std::shared_ptr<const Calibration> calibration) {
+    EncodeOptions o;
+    o.level = level;
+    o.profile = level == 0 ? Profile::kLossless : calibration ? Profile::kKlt : Profile::kDelta;
+    if (o.profile == Profile::kKlt) {
+        o.calibration = std::move(calibration);
+        o.sinks = kKltSinks;
+    }
+    return o;
+}
+
+unsigned last_level(const Calibration* calibration) {
+    return calibration != nullptr ? static_cast<unsigned>(calibration->data().levels.size()) : kDeltaLevels;
+}
+
+Result<Published> publish(streamer::Destination& destination, const Context& context,
+                          const PublishOptions& options, Executor& executor) {
+    std::vector<unsigned> levels = wanted_levels(options);
+    if (Status s = check(context, options, levels); !s.ok()) return s;
+    Result<Publisher> publisher = Publisher::open(destination, options.now);
+    if (!publisher.ok()) return publisher.status();
+    return Publishing(context, options, std::move(levels), publisher.value(), executor).run();
+}
+
+}  // namespace kvcast::client

@@ -1,0 +1,63 @@
+// Stores the KV cache of a context at several levels, as an engine that has computed one does.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "codec/encoder.h"
+#include "codec/klt/calibration.h"
+#include "streamer/publisher.h"
+
+namespace kvcast::client {
+
+// A context and its KV in the caller's memory, which is read during the call.
+struct Context {
+    const Layout* layout = nullptr;
+    std::string_view model;
+    std::string_view salt;  // keeps the chunks' identities apart from other tenants'; may be empty
+    std::span<const std::int32_t> token_ids;
+    std::uint64_t base_position = 0;
+    std::span<const PlaneRows> planes;  // [layer][plane], rows of all tokens
+};
+
+struct PublishOptions {
+    std::vector<unsigned> levels;  // ascending; 0 is lossless; empty: all that there are
+    // With a calibration lossy levels are of the klt profile, else of delta. Both or neither: the calibration
+    // and the file it was read from, which goes into the store.
+    std::shared_ptr<const Calibration> calibration;
+    std::span<const std::uint8_t> calibration_file;
+    std::map<unsigned, double> delta_kl;  // what delta's levels cost the model, in nats, where that is known
+    std::size_t chunk_tokens = 256;
+    std::int64_t now = 0;                            // seconds since 1970
+    std::optional<std::int64_t> ttl;                 // seconds from now on; default: no end
+    std::string session;                             // a tag for collection; may be empty
+    bool with_tokens = true;                         // put the token ids into the manifest
+    const streamer::PrivateKey* key = nullptr;       // signs the manifest
+    std::function<void(std::size_t)> on_chunk = {};  // told each chunk's tokens when it is stored
+};
+
+struct Published {
+    std::string name;  // of the manifest, in the store
+    streamer::Manifest manifest;
+    streamer::PublishedBytes bytes;
+};
+
+// What a level is called for by its number alone: 0 is lossless, others are of klt with a calibration, else
+// of delta.
+EncodeOptions level_options(unsigned level, std::shared_ptr<const Calibration> calibration);
+// The last of them.
+unsigned last_level(const Calibration* calibration);
+
+// Encodes on the executor, one chunk at a time. Errors: kBadArgument, those of ChunkEncoder::encode, and the
+// destination's; objects that were stored by then stay there until they are collected.
+Result<Published> publish(streamer::Destination& destination, const Context& context,
+                          const PublishOptions& options, Executor& executor);
+
+}  // namespace kvcast::client
