@@ -11,7 +11,6 @@
 #include <optional>
 #include <thread>
 
-#include "kernels/ops.h"
 #include "streamer/http/client.h"
 #include "streamer/http/s3.h"
 #include "streamer/rules/rules.h"
@@ -37,8 +36,7 @@ using namespace kvcast::streamer;
 constexpr int kExitIncomplete = 4;
 constexpr double kDoubtOfTheUser = 0.5;                      // of --bandwidth
 constexpr double kLongestSilence = 5, kShortestSilence = 1;  // seconds, unless --timeout says otherwise
-// Bytes of bf16 per second, of klt, the slowest profile: what one core or a GPU decodes at least.
-constexpr double kScalarSpeed = 30e6, kAvx2Speed = 100e6, kAvx512Speed = 200e6, kDeviceSpeed = 30e9;
+constexpr double kDeviceSpeed = 30e9;  // bytes of bf16 per second, of klt, that a GPU decodes at least
 
 struct Arguments {
     std::string url;
@@ -137,14 +135,6 @@ NetworkPrior network_of(const Arguments& a, const std::string& url) {
     return link;
 }
 
-// What a session plans with before it has decoded anything.
-double decode_speed(const Arguments& a) {
-    if (a.device != "cpu") return kDeviceSpeed;
-    const std::string_view backend = kernels::best_ops().name;
-    const double core = backend == "scalar" ? kScalarSpeed : backend == "avx2" ? kAvx2Speed : kAvx512Speed;
-    return core * static_cast<double>(a.jobs);
-}
-
 // Of this machine: no KV that is put together in it is larger.
 std::uint64_t physical_memory() {
     return static_cast<std::uint64_t>(::sysconf(_SC_PHYS_PAGES)) *
@@ -165,7 +155,7 @@ SessionOptions options_of(const Arguments& a, const std::string& url, Engine* en
     o.transfers = a.transfers;
     o.record = !a.report.empty();
     o.network = network_of(a, url);
-    o.compute.decode_bytes_per_second = decode_speed(a);
+    o.compute.decode_bytes_per_second = a.device == "cpu" ? expected_decode_speed(a.jobs) : kDeviceSpeed;
     if (a.prefill_speed > 0) {
         o.compute.prefill = {{0, a.prefill_speed}};
     } else if (engine != nullptr) {

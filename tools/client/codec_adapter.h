@@ -38,4 +38,8 @@ class CodecAdapter final : public CachedCodec {
     std::uint64_t decoded_bytes_ = 0;
 };
 
+// What a session plans with before it has decoded anything: bytes of KV a second that so many threads of this
+// machine decode at least, of klt, the slowest profile.
+double expected_decode_speed(std::size_t workers);
+
 }  // namespace kvcast::client

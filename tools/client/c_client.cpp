@@ -1,0 +1,312 @@
+// The C interface: stores and sessions.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <mutex>
+
+#include "streamer/http/client.h"
+#include "streamer/http/http_destination.h"
+#include "streamer/http/s3.h"
+#include "streamer/rules/rules.h"
+#include "streamer/session.h"
+#include "streamer/store.h"
+#include "tools/client/c_boundary.h"
+#include "tools/client/codec_adapter.h"
+#include "tools/client/link_memory.h"
+#include "tools/client/publication.h"
+
+using namespace kvcast;
+using namespace kvcast::client;
+
+struct kvcast_client {
+    kvcast_client(std::size_t workers, std::string folder, streamer::HttpOptions options)
+        : threads(workers), cache_folder(std::move(folder)), http(options), connections(std::move(options)) {}
+
+    // A codec decodes one session at a time, and remembers calibrations for the next.
+    std::unique_ptr<CodecAdapter> take_codec() {
+        const std::scoped_lock lock(mutex);
+        if (idle.empty()) {
+            idle.reserve(++codecs);
+            return std::make_unique<CodecAdapter>(threads, cache_folder);
+        }
+        auto codec = std::move(idle.back());
+        idle.pop_back();
+        return codec;
+    }
+    void give_back(std::unique_ptr<CodecAdapter> codec) {
+        const std::scoped_lock lock(mutex);
+        idle.push_back(std::move(codec));
+    }
+
+    const std::size_t threads;
+    const std::string cache_folder;
+    const streamer::HttpOptions http;
+    streamer::Client connections;
+    std::mutex mutex;
+    std::size_t codecs = 0;                           // guarded by mutex; there is room for them in
+    std::vector<std::unique_ptr<CodecAdapter>> idle;  // guarded by mutex
+};
+
+namespace kvcast::client {
+namespace {
+
+class CSink final : public streamer::Sink {
+  public:
+    explicit CSink(const kvcast_sink& calls) : calls_(calls) {}
+
+    void on_layer(std::size_t, streamer::TokenRange tokens, std::size_t layer,
+                  std::span<const streamer::DecodedPlane> planes) override {
+        kvcast_rows rows[LayoutLimits::kPlanes] = {};
+        for (std::size_t p = 0; p < planes.size(); ++p) rows[p] = {planes[p].rows, planes[p].row_bytes};
+        calls_.on_layer(calls_.user, tokens.first, tokens.end, static_cast<std::uint32_t>(layer), rows);
+    }
+    void on_recompute(streamer::TokenRange tokens, std::span<const std::int32_t> token_ids) override {
+        calls_.on_recompute(calls_.user, tokens.first, tokens.end,
+                            token_ids.empty() ? nullptr : token_ids.data());
+    }
+    void on_finish(const streamer::Summary&) override {
+        if (calls_.on_finish != nullptr) calls_.on_finish(calls_.user);
+    }
+
+  private:
+    const kvcast_sink calls_;
+};
+
+Result<streamer::Wanted> wanted_of(const kvcast_request& r) {
+    streamer::Wanted out;
+    if ((r.manifest_url == nullptr) == (r.store_url == nullptr))
+        return bad_argument("one of manifest_url and store_url is given, not both and not neither");
+    out.manifest_url = text_or_none(r.manifest_url);
+    out.store_url = text_or_none(r.store_url);
+    for (const std::string& url : {out.manifest_url, out.store_url}) {
+        if (!url.empty() && !url.starts_with("http://") && !url.starts_with("https://"))
+            return bad_argument(fmt::format("{}: sessions take http:// and https://", url));
+    }
+    if (r.model == nullptr) return bad_argument("no model given");
+    out.model = r.model;
+    Result<Layout> layout = layout_of(r.layout);
+    if (!layout.ok()) return layout.status();
+    out.layout = std::move(layout.value());
+    if (r.tokens == 0) return bad_argument("neither tokens nor how many there is room for");
+    const auto ids = span_of(r.token_ids, r.tokens);
+    out.token_ids.assign(ids.begin(), ids.end());
+    if (r.chunk_tokens != 0) out.chunk_tokens = r.chunk_tokens;
+    out.salt = text_or_none(r.salt);
+    return out;
+}
+
+const std::string& url_of(const streamer::Wanted& wanted) {
+    return wanted.manifest_url.empty() ? wanted.store_url : wanted.manifest_url;
+}
+
+Status read_keys(const kvcast_request& r, std::vector<streamer::PublicKey>& keys) {
+    for (const char* const pem : span_of(r.trusted_keys, r.trusted_key_count)) {
+        auto key = streamer::PublicKey::from_pem(text_or_none(pem));
+        if (!key.ok()) return key.status();
+        keys.push_back(std::move(key.value()));
+    }
+    return {};
+}
+
+Result<streamer::SessionOptions> options_of(const kvcast_client& client, const kvcast_request& r,
+                                            const streamer::Wanted& wanted) {
+    streamer::SessionOptions o;
+    if (!(r.deadline >= 0) || !(r.prefill_tokens_per_second >= 0))
+        return bad_argument("a deadline and a speed of prefill are 0 or more");
+    if (r.deadline > 0) o.deadline = r.deadline;
+    if (r.prefill_tokens_per_second > 0) o.compute.prefill = {{0, r.prefill_tokens_per_second}};
+    o.compute.decode_bytes_per_second = expected_decode_speed(client.threads);
+    auto rule = streamer::rule_by_name(r.rule != nullptr ? r.rule : "two-pointer");
+    if (!rule.ok()) return rule.status();
+    o.rule = std::move(rule.value());
+    if (r.finest_level != 0) o.finest_level = r.finest_level;
+    const Layout& l = *wanted.layout;
+    if (wanted.token_ids.empty())
+        o.kv_bytes = r.tokens * std::uint64_t{l.values_per_token()} * kernels::dtype_bytes(l.dtype);
+    o.network = remembered_link(client.cache_folder, url_of(wanted)).value_or(streamer::NetworkPrior{});
+    if (Status s = read_keys(r, o.trusted); !s.ok()) return s;
+    return o;
+}
+
+kvcast_summary described(const streamer::Summary& s) {
+    return {.struct_bytes = sizeof(kvcast_summary),
+            .time = s.time,
+            .manifest_time = s.manifest_time,
+            .network_bytes = s.network_bytes,
+            .tokens = s.tokens,
+            .text_tokens = s.text_tokens,
+            .kl = s.kl,
+            .publication = static_cast<int>(s.publication.code())};
+}
+
+Result<std::unique_ptr<streamer::Destination>> open_destination(const kvcast_client& client,
+                                                                const std::string& target) {
+    if (target.find("://") == std::string::npos) return streamer::folder_destination(target);
+    return streamer::http_destination(target, client.http,
+                                      [](const char* name) -> const char* { return std::getenv(name); });
+}
+
+Status check_publication(const kvcast_publication& p) {
+    if (p.model == nullptr) return bad_argument("no model given");
+    if (p.levels != nullptr && p.level_count == 0) return bad_argument("no levels given");
+    if (p.ttl < 0) return bad_argument("a life of less than no time");
+    return {};
+}
+
+Result<std::string> publish_to(kvcast_client& client, const std::string& target,
+                               const kvcast_publication& p) {
+    if (Status s = check_publication(p); !s.ok()) return s;
+    const Result<Layout> layout = layout_of(p.layout);
+    if (!layout.ok()) return layout.status();
+    const auto planes = rows_of(p.planes, layout.value());
+    if (!planes.ok()) return planes.status();
+    const std::string model = p.model, salt = text_or_none(p.salt);
+    const Context context = {&layout.value(), model,         salt, span_of(p.token_ids, p.tokens),
+                             p.base_position, planes.value()};
+    PublishOptions options;
+    const auto levels = span_of(p.levels, p.level_count);
+    options.levels.assign(levels.begin(), levels.end());
+    if (p.calibration != nullptr) {
+        options.calibration_file = octets_of(p.calibration, p.calibration_bytes);
+        auto calibration = Calibration::read(options.calibration_file);
+        if (!calibration.ok()) return calibration.status();
+        options.calibration = std::move(calibration.value());
+    }
+    if (p.chunk_tokens != 0) options.chunk_tokens = p.chunk_tokens;
+    options.now =
+        std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch())
+            .count();
+    if (p.ttl > 0) options.ttl = p.ttl;
+    options.session = text_or_none(p.session);
+    options.with_tokens = p.without_tokens == 0;
+    std::optional<streamer::PrivateKey> key;
+    if (p.key != nullptr) {
+        auto read = streamer::PrivateKey::from_pem(p.key);
+        if (!read.ok()) return read.status();
+        options.key = &key.emplace(std::move(read.value()));
+    }
+    const auto destination = open_destination(client, target);
+    if (!destination.ok()) return destination.status();
+    ThreadPool pool(client.threads);
+    const auto published = publish(*destination.value(), context, options, pool);
+    if (!published.ok()) return published.status();
+    return streamer::join_url(destination.value()->root(), published.value().name);
+}
+
+}  // namespace
+}  // namespace kvcast::client
+
+struct kvcast_session {
+    kvcast_session(kvcast_client& from, streamer::Wanted wanted, streamer::SessionOptions options,
+                   const kvcast_sink& calls)
+        : client(from),
+          url(url_of(wanted)),
+          codec(from.take_codec()),
+          sink(calls),
+          session(std::in_place, from.connections.loop(), from.connections.transport(), std::move(wanted),
+                  std::move(options), *codec, sink) {}
+
+    ~kvcast_session() {
+        session.reset();
+        client.give_back(std::move(codec));
+    }
+
+    kvcast_client& client;
+    const std::string url;
+    std::unique_ptr<CodecAdapter> codec;
+    CSink sink;
+    std::optional<streamer::Session> session;
+};
+
+extern "C" {
+
+int kvcast_client_open(const kvcast_client_options* options, kvcast_client** client) {
+    return guarded([&]() -> Status {
+        if (client == nullptr) return bad_argument("no place for the client given");
+        *client = nullptr;
+        if (Status s = check_struct(options, "client_options"); !s.ok()) return s;
+        streamer::HttpOptions http;
+        http.ca_file = text_or_none(options->ca_file);
+        *client = std::make_unique<kvcast_client>(threads_or_all(options->threads),
+                                                  text_or_none(options->cache_folder), std::move(http))
+                      .release();
+        return {};
+    });
+}
+
+void kvcast_client_close(kvcast_client* client) {
+    delete client;
+}
+
+int kvcast_publish(kvcast_client* client, const char* destination, const kvcast_publication* publication,
+                   char* url, size_t url_bytes) {
+    return guarded([&]() -> Status {
+        if (client == nullptr || destination == nullptr || url == nullptr)
+            return bad_argument("no client, no destination, or no place for the URL given");
+        if (Status s = check_struct(publication, "publication"); !s.ok()) return s;
+        const Result<std::string> at = publish_to(*client, destination, *publication);
+        if (!at.ok()) return at.status();
+        if (at.value().size() >= url_bytes)
+            return {ErrorCode::kBufferTooSmall,
+                    fmt::format("stored at {}, for which {} bytes are too few", at.value(), url_bytes)};
+        std::memcpy(url, at.value().c_str(), at.value().size() + 1);
+        return {};
+    });
+}
+
+int kvcast_fetch(kvcast_client* client, const kvcast_request* request, const kvcast_sink* sink,
+                 kvcast_session** session) {
+    return guarded([&]() -> Status {
+        if (client == nullptr || session == nullptr)
+            return bad_argument("no client, or no place for the session given");
+        *session = nullptr;
+        if (Status s = check_struct(request, "request"); !s.ok()) return s;
+        if (Status s = check_struct(sink, "sink"); !s.ok()) return s;
+        if (sink->on_layer == nullptr || sink->on_recompute == nullptr)
+            return bad_argument("a sink without on_layer or on_recompute");
+        Result<streamer::Wanted> wanted = wanted_of(*request);
+        if (!wanted.ok()) return wanted.status();
+        Result<streamer::SessionOptions> options = options_of(*client, *request, wanted.value());
+        if (!options.ok()) return options.status();
+        options.value().memory = client->connections.memory();
+        *session = std::make_unique<kvcast_session>(*client, std::move(wanted.value()),
+                                                    std::move(options.value()), *sink)
+                       .release();
+        return {};
+    });
+}
+
+int kvcast_session_wait(kvcast_session* session, double seconds, kvcast_summary* summary) {
+    bool pending = false;
+    const int code = guarded([&]() -> Status {
+        if (session == nullptr) return bad_argument("no session given");
+        if (summary != nullptr) {
+            if (Status s = check_struct(summary, "summary"); !s.ok()) return s;
+        }
+        if (std::isnan(seconds)) return bad_argument("a patience that is not a number");
+        // What is longer than a day waits as long as it takes.
+        constexpr double kDay = 86400;
+        pending =
+            seconds >= 0 && seconds < kDay && !session->session->wait_for(streamer::from_seconds(seconds));
+        if (pending) return {};
+        const streamer::Summary ended = session->session->wait();
+        if (summary != nullptr) *summary = described(ended);
+        if (ended.network_measured) remember_link(session->client.cache_folder, session->url, ended.network);
+        return ended.status;
+    });
+    return pending ? told(KVCAST_PENDING, "the session has not ended yet") : code;
+}
+
+void kvcast_session_cancel(kvcast_session* session) {
+    if (session != nullptr) session->session->cancel();
+}
+
+void kvcast_session_close(kvcast_session* session) {
+    delete session;
+}
+
+}  // extern "C"
