@@ -36,7 +36,6 @@ using namespace kvcast::streamer;
 constexpr int kExitIncomplete = 4;
 constexpr double kDoubtOfTheUser = 0.5;                      // of --bandwidth
 constexpr double kLongestSilence = 5, kShortestSilence = 1;  // seconds, unless --timeout says otherwise
-constexpr double kDeviceSpeed = 30e9;  // bytes of bf16 per second, of klt, that a GPU decodes at least
 
 struct Arguments {
     std::string url;
@@ -155,7 +154,8 @@ SessionOptions options_of(const Arguments& a, const std::string& url, Engine* en
     o.transfers = a.transfers;
     o.record = !a.report.empty();
     o.network = network_of(a, url);
-    o.compute.decode_bytes_per_second = a.device == "cpu" ? expected_decode_speed(a.jobs) : kDeviceSpeed;
+    o.compute.decode_bytes_per_second =
+        a.device == "cpu" ? expected_decode_speed(a.jobs) : kExpectedDeviceSpeed;
     if (a.prefill_speed > 0) {
         o.compute.prefill = {{0, a.prefill_speed}};
     } else if (engine != nullptr) {

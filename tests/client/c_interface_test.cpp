@@ -135,6 +135,7 @@ TEST(CCodec, WritesTheLibrarysBytesAndReadsThem) {
             ASSERT_TRUE(status.ok());
             std::vector<std::vector<std::uint8_t>> out(8, std::vector<std::uint8_t>(kChunk * 256));
             std::vector<kvcast_buffer> buffers;
+            buffers.reserve(out.size());
             for (auto& plane : out) buffers.push_back({plane.data(), 256});
             ASSERT_EQ(kvcast_decode(codec.codec, object.data(), object.size(), kChunk, buffers.data(), 8),
                       KVCAST_OK)
@@ -546,6 +547,7 @@ TEST_F(CSession, NamesWhatIsWrongWithARequest) {
     refused([](R&, S& s) { s.struct_bytes = 1; }, "sink of 1 bytes");
     refused([](R&, S& s) { s.on_layer = nullptr; }, "on_layer");
     refused([](R&, S& s) { s.on_recompute = nullptr; }, "on_recompute");
+    refused([](R&, S& s) { s.on_place = [](auto...) { return 0; }; }, "device cuda");
     refused([](R& r, S&) { r.manifest_url = nullptr; }, "manifest_url");
     refused([](R& r, S&) { r.store_url = "http://x"; }, "not both");
     refused([](R& r, S&) { r.manifest_url = "s3://bucket/manifest"; }, "http://");
@@ -557,6 +559,17 @@ TEST_F(CSession, NamesWhatIsWrongWithARequest) {
     refused([](R& r, S&) { r.prefill_tokens_per_second = -1; }, "prefill");
     refused([](R& r, S&) { r.rule = "magic"; }, "two-pointer");
     EXPECT_EQ(kvcast_session_wait(nullptr, 0, nullptr), KVCAST_BAD_ARGUMENT);
+}
+
+TEST_F(CSession, NamesADeviceThatIsNotThere) {
+    kvcast_client_options options = {};
+    kvcast_client* none = client;
+    EXPECT_EQ(kvcast_client_open(&options, &none), KVCAST_BAD_ARGUMENT);
+    options.struct_bytes = sizeof options;
+    options.device = "tpu";
+    EXPECT_EQ(kvcast_client_open(&options, &none), KVCAST_BAD_ARGUMENT);
+    EXPECT_THAT(kvcast_message(), HasSubstr("'tpu'"));
+    EXPECT_EQ(none, nullptr);
 }
 
 TEST_F(CSession, NamesWhatIsWrongWithAPublication) {

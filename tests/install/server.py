@@ -20,7 +20,8 @@ class Rows(Structure):
 
 
 class ClientOptions(Structure):
-    _fields_ = [("struct_bytes", c_size_t), ("threads", c_size_t), ("cache_folder", c_char_p), ("ca_file", c_char_p)]
+    _fields_ = [("struct_bytes", c_size_t), ("threads", c_size_t), ("cache_folder", c_char_p), ("ca_file", c_char_p),
+                ("device", c_char_p)]
 
 
 OnLayer = CFUNCTYPE(None, c_void_p, c_size_t, c_size_t, c_uint32, POINTER(Rows))
@@ -29,7 +30,7 @@ OnRecompute = CFUNCTYPE(None, c_void_p, c_size_t, c_size_t, POINTER(c_int32))
 
 class Sink(Structure):
     _fields_ = [("struct_bytes", c_size_t), ("user", c_void_p), ("on_layer", OnLayer), ("on_recompute", OnRecompute),
-                ("on_finish", c_void_p)]
+                ("on_finish", c_void_p), ("on_place", c_void_p)]
 
 
 class Request(Structure):

@@ -14,6 +14,7 @@
 #include "tests/streamer/publication.h"
 #include "tools/client/codec_adapter.h"
 #include "tools/client/device_codec.h"
+#include "tools/client/kvcast.h"
 
 namespace kvcast::test {
 namespace {
@@ -147,6 +148,146 @@ TEST_F(DeviceSession, DecodesToHostMemoryOnADevice) {
     client::CodecAdapter codec(std::move(decoder.value()), "");
     EXPECT_EQ(fetch(codec).text_tokens, 0u);
     EXPECT_GT(codec.decoded_bytes(), 0u);
+}
+
+// ---- the C interface ----
+
+// An engine in C whose memory is the device's, and which may have no room for one chunk.
+struct CEngine {
+    const EngineMemory* memory;
+    const Layout* layout;
+    std::size_t refused = std::size_t(-1);  // the first token of a chunk
+    std::size_t placed = 0, layers = 0, computed = 0;
+
+    kvcast_sink sink() {
+        kvcast_sink s = {};
+        s.struct_bytes = sizeof s;
+        s.user = this;
+        s.on_place = [](void* user, std::size_t first, std::size_t end, kvcast_place* places) {
+            auto& e = *static_cast<CEngine*>(user);
+            if (first == e.refused) return 1;
+            EXPECT_LT(first, end);
+            for (std::size_t i = 0; i < e.layout->layers * e.layout->planes.size(); ++i) {
+                places[i].rows = e.memory->row(i, first);
+                places[i].row_bytes = e.memory->row_bytes(i);
+            }
+            ++e.placed;
+            return 0;
+        };
+        s.on_layer = [](void* user, std::size_t first, std::size_t, std::uint32_t layer,
+                        const kvcast_rows* rows) {
+            auto& e = *static_cast<CEngine*>(user);
+            for (std::size_t p = 0; p < e.layout->planes.size(); ++p)
+                EXPECT_EQ(rows[p].rows, e.memory->row(layer * e.layout->planes.size() + p, first));
+            ++e.layers;
+        };
+        s.on_recompute = [](void* user, std::size_t first, std::size_t end, const std::int32_t*) {
+            static_cast<CEngine*>(user)->computed += end - first;
+        };
+        return s;
+    }
+};
+
+class CDeviceSession : public DeviceSession {
+  protected:
+    void SetUp() override {
+        serve(true);
+        const Layout& l = published_->manifest.layout;
+        layout_ = {static_cast<std::uint32_t>(l.layers),
+                   2,
+                   {},
+                   {},
+                   KVCAST_BF16,
+                   KVCAST_HALF,
+                   0,
+                   static_cast<std::uint32_t>(l.rope.dim),
+                   geometric_theta(l.rope.frequencies),
+                   nullptr};
+        for (std::size_t p = 0; p < 2; ++p) {
+            layout_.heads[p] = static_cast<std::uint32_t>(l.planes[p].heads);
+            layout_.head_dim[p] = static_cast<std::uint32_t>(l.planes[p].head_dim);
+        }
+        kvcast_client_options options = {};
+        options.struct_bytes = sizeof options;
+        options.device = "cuda";
+        ASSERT_EQ(kvcast_client_open(&options, &client_), KVCAST_OK) << kvcast_message();
+    }
+    void TearDown() override { kvcast_client_close(client_); }
+
+    kvcast_summary fetch_by(CEngine& engine, const char* rule) {
+        kvcast_request r = {};
+        r.struct_bytes = sizeof r;
+        r.manifest_url = wanted_.manifest_url.c_str();
+        r.layout = &layout_;
+        r.model = "synthetic";
+        r.token_ids = published_->token_ids.data();
+        r.tokens = published_->token_ids.size();
+        r.rule = rule;
+        const kvcast_sink sink = engine.sink();
+        kvcast_session* session = nullptr;
+        kvcast_summary summary = {};
+        summary.struct_bytes = sizeof summary;
+        EXPECT_EQ(kvcast_fetch(client_, &r, &sink, &session), KVCAST_OK) << kvcast_message();
+        EXPECT_EQ(kvcast_session_wait(session, -1, &summary), KVCAST_OK) << kvcast_message();
+        kvcast_session_close(session);
+        return summary;
+    }
+
+    kvcast_layout layout_ = {};
+    kvcast_client* client_ = nullptr;
+};
+
+TEST_F(CDeviceSession, PutsKvWhereTheEngineSays) {
+    const Layout& layout = published_->manifest.layout;
+    // The second session takes the first one's codec, and has memory of its own.
+    for (const unsigned level : {1u, 0u}) {
+        const EngineMemory memory(layout, published_->token_ids.size());
+        CEngine engine = {&memory, &layout};
+        const kvcast_summary summary = fetch_by(engine, level == 1 ? "fixed:1" : "fixed:0");
+        EXPECT_EQ(summary.text_tokens, 0u);
+        EXPECT_EQ(engine.placed, published_->manifest.chunks.size());
+        EXPECT_EQ(engine.layers, published_->manifest.chunks.size() * layout.layers);
+        Summary as_loaded;
+        for (std::size_t i = 0; i < published_->manifest.chunks.size(); ++i) {
+            ChunkReport c;
+            c.tokens.first = i * published_->manifest.chunks[0].tokens;
+            c.level = level;
+            as_loaded.chunks.push_back(c);
+        }
+        expect_planes(memory, as_loaded);
+    }
+}
+
+TEST_F(CDeviceSession, AChunkThatHasNoPlaceIsRecomputed) {
+    const Layout& layout = published_->manifest.layout;
+    const EngineMemory memory(layout, published_->token_ids.size());
+    CEngine engine = {&memory, &layout};
+    const std::size_t tokens = engine.refused = published_->manifest.chunks[0].tokens;
+    EXPECT_EQ(fetch_by(engine, "two-pointer").text_tokens, tokens);
+    EXPECT_EQ(engine.computed, tokens);
+}
+
+TEST_F(CDeviceSession, WithoutAPlaceKvComesInHostMemory) {
+    kvcast_request r = {};
+    r.struct_bytes = sizeof r;
+    r.manifest_url = wanted_.manifest_url.c_str();
+    r.layout = &layout_;
+    r.model = "synthetic";
+    r.tokens = published_->token_ids.size();
+    kvcast_sink sink = {};
+    sink.struct_bytes = sizeof sink;
+    std::size_t layers = 0;
+    sink.user = &layers;
+    sink.on_layer = [](void* user, std::size_t, std::size_t, std::uint32_t, const kvcast_rows* rows) {
+        EXPECT_NE(rows[1].rows, nullptr);
+        ++*static_cast<std::size_t*>(user);
+    };
+    sink.on_recompute = [](void*, std::size_t, std::size_t, const std::int32_t*) { ADD_FAILURE(); };
+    kvcast_session* session = nullptr;
+    ASSERT_EQ(kvcast_fetch(client_, &r, &sink, &session), KVCAST_OK) << kvcast_message();
+    EXPECT_EQ(kvcast_session_wait(session, -1, nullptr), KVCAST_OK);
+    kvcast_session_close(session);
+    EXPECT_EQ(layers, published_->manifest.chunks.size() * published_->manifest.layout.layers);
 }
 
 int run(const std::string& command, const std::string& log) {

@@ -16,40 +16,12 @@
 #include "streamer/store.h"
 #include "tools/client/c_boundary.h"
 #include "tools/client/codec_adapter.h"
+#include "tools/client/device_codec.h"
 #include "tools/client/link_memory.h"
 #include "tools/client/publication.h"
 
 using namespace kvcast;
 using namespace kvcast::client;
-
-struct kvcast_client {
-    kvcast_client(std::size_t workers, std::string folder, streamer::HttpOptions options)
-        : threads(workers), cache_folder(std::move(folder)), http(options), connections(std::move(options)) {}
-
-    // A codec decodes one session at a time, and remembers calibrations for the next.
-    std::unique_ptr<CodecAdapter> take_codec() {
-        const std::scoped_lock lock(mutex);
-        if (idle.empty()) {
-            idle.reserve(++codecs);
-            return std::make_unique<CodecAdapter>(threads, cache_folder);
-        }
-        auto codec = std::move(idle.back());
-        idle.pop_back();
-        return codec;
-    }
-    void give_back(std::unique_ptr<CodecAdapter> codec) {
-        const std::scoped_lock lock(mutex);
-        idle.push_back(std::move(codec));
-    }
-
-    const std::size_t threads;
-    const std::string cache_folder;
-    const streamer::HttpOptions http;
-    streamer::Client connections;
-    std::mutex mutex;
-    std::size_t codecs = 0;                           // guarded by mutex; there is room for them in
-    std::vector<std::unique_ptr<CodecAdapter>> idle;  // guarded by mutex
-};
 
 namespace kvcast::client {
 namespace {
@@ -72,9 +44,85 @@ class CSink final : public streamer::Sink {
         if (calls_.on_finish != nullptr) calls_.on_finish(calls_.user);
     }
 
+    // Nowhere, where the engine says so.
+    std::vector<device::DevicePlane> place(const ChunkHeader& chunk) const {
+        std::vector<kvcast_place> places(chunk.layout.layers * chunk.layout.planes.size());
+        const std::size_t end = chunk.first_token + chunk.tokens;
+        std::vector<device::DevicePlane> out;
+        if (calls_.on_place(calls_.user, chunk.first_token, end, places.data()) != 0) return out;
+        for (const kvcast_place& p : places) {
+            out.push_back({p.rows, p.row_bytes, p.head_bytes, p.pages, p.page_tokens, p.page_bytes, p.slot});
+        }
+        return out;
+    }
+
   private:
     const kvcast_sink calls_;
 };
+
+// A codec for one session at a time.
+struct SessionCodec {
+    std::unique_ptr<CachedCodec> codec;
+    std::unique_ptr<const CSink*> sink;  // of its session; null where KV goes to host memory
+};
+
+}  // namespace
+}  // namespace kvcast::client
+
+struct kvcast_client {
+    kvcast_client(std::size_t workers, bool device, std::string folder, streamer::HttpOptions options)
+        : threads(workers),
+          on_device(device),
+          cache_folder(std::move(folder)),
+          http(options),
+          connections(std::move(options)) {}
+
+    // A codec decodes one session at a time, and remembers calibrations for the next. `placed`: on a device,
+    // KV goes where the session's sink says. kNoDevice, kDevice.
+    Result<SessionCodec> take_codec(bool placed) {
+        const std::scoped_lock lock(mutex);
+        const auto known =
+            std::ranges::find(idle, placed, [](const SessionCodec& c) { return c.sink != nullptr; });
+        if (known == idle.end()) {
+            idle.reserve(++codecs);
+            return open_codec(placed);
+        }
+        SessionCodec codec = std::move(*known);
+        idle.erase(known);
+        return codec;
+    }
+    void give_back(SessionCodec codec) {
+        const std::scoped_lock lock(mutex);
+        idle.push_back(std::move(codec));
+    }
+
+    const std::size_t threads;
+    const bool on_device;
+    const std::string cache_folder;
+    const streamer::HttpOptions http;
+    streamer::Client connections;
+
+  private:
+    Result<SessionCodec> open_codec(bool placed) const {
+        if (!on_device) return SessionCodec{std::make_unique<CodecAdapter>(threads, cache_folder), nullptr};
+        auto decoder = device::DeviceDecoder::open({});
+        if (!decoder.ok()) return decoder.status();
+        if (!placed)
+            return SessionCodec{std::make_unique<CodecAdapter>(std::move(decoder.value()), cache_folder),
+                                nullptr};
+        auto sink = std::make_unique<const CSink*>(nullptr);
+        auto place = [at = sink.get()](const ChunkHeader& chunk) { return (*at)->place(chunk); };
+        return SessionCodec{std::make_unique<DeviceCodec>(std::move(decoder.value()), place, cache_folder),
+                            std::move(sink)};
+    }
+
+    std::mutex mutex;
+    std::size_t codecs = 0;          // guarded by mutex; there is room for them in
+    std::vector<SessionCodec> idle;  // guarded by mutex
+};
+
+namespace kvcast::client {
+namespace {
 
 Result<streamer::Wanted> wanted_of(const kvcast_request& r) {
     streamer::Wanted out;
@@ -119,7 +167,8 @@ Result<streamer::SessionOptions> options_of(const kvcast_client& client, const k
         return bad_argument("a deadline and a speed of prefill are 0 or more");
     if (r.deadline > 0) o.deadline = r.deadline;
     if (r.prefill_tokens_per_second > 0) o.compute.prefill = {{0, r.prefill_tokens_per_second}};
-    o.compute.decode_bytes_per_second = expected_decode_speed(client.threads);
+    o.compute.decode_bytes_per_second =
+        client.on_device ? kExpectedDeviceSpeed : expected_decode_speed(client.threads);
     auto rule = streamer::rule_by_name(r.rule != nullptr ? r.rule : "two-pointer");
     if (!rule.ok()) return rule.status();
     o.rule = std::move(rule.value());
@@ -201,14 +250,13 @@ Result<std::string> publish_to(kvcast_client& client, const std::string& target,
 }  // namespace kvcast::client
 
 struct kvcast_session {
-    kvcast_session(kvcast_client& from, streamer::Wanted wanted, streamer::SessionOptions options,
-                   const kvcast_sink& calls)
-        : client(from),
-          url(url_of(wanted)),
-          codec(from.take_codec()),
-          sink(calls),
-          session(std::in_place, from.connections.loop(), from.connections.transport(), std::move(wanted),
-                  std::move(options), *codec, sink) {}
+    kvcast_session(kvcast_client& from, SessionCodec with, streamer::Wanted wanted,
+                   streamer::SessionOptions options, const kvcast_sink& calls)
+        : client(from), url(url_of(wanted)), codec(std::move(with)), sink(calls) {
+        if (codec.sink) *codec.sink = &sink;
+        session.emplace(client.connections.loop(), client.connections.transport(), std::move(wanted),
+                        std::move(options), *codec.codec, sink);
+    }
 
     ~kvcast_session() {
         session.reset();
@@ -217,7 +265,7 @@ struct kvcast_session {
 
     kvcast_client& client;
     const std::string url;
-    std::unique_ptr<CodecAdapter> codec;
+    SessionCodec codec;
     CSink sink;
     std::optional<streamer::Session> session;
 };
@@ -229,9 +277,15 @@ int kvcast_client_open(const kvcast_client_options* options, kvcast_client** cli
         if (client == nullptr) return bad_argument("no place for the client given");
         *client = nullptr;
         if (Status s = check_struct(options, "client_options"); !s.ok()) return s;
+        const std::string device = options->device != nullptr ? options->device : "cpu";
+        if (device != "cpu" && device != "cuda")
+            return bad_argument(fmt::format("device '{}', there are cpu and cuda", device));
+        if (device == "cuda") {
+            if (auto there = device::DeviceDecoder::open({}); !there.ok()) return there.status();
+        }
         streamer::HttpOptions http;
         http.ca_file = text_or_none(options->ca_file);
-        *client = std::make_unique<kvcast_client>(threads_or_all(options->threads),
+        *client = std::make_unique<kvcast_client>(threads_or_all(options->threads), device == "cuda",
                                                   text_or_none(options->cache_folder), std::move(http))
                       .release();
         return {};
@@ -268,14 +322,19 @@ int kvcast_fetch(kvcast_client* client, const kvcast_request* request, const kvc
         if (Status s = check_struct(sink, "sink"); !s.ok()) return s;
         if (sink->on_layer == nullptr || sink->on_recompute == nullptr)
             return bad_argument("a sink without on_layer or on_recompute");
+        const bool placed = sink->on_place != nullptr;
+        if (placed && !client->on_device) return bad_argument("on_place needs a client of the device cuda");
         Result<streamer::Wanted> wanted = wanted_of(*request);
         if (!wanted.ok()) return wanted.status();
         Result<streamer::SessionOptions> options = options_of(*client, *request, wanted.value());
         if (!options.ok()) return options.status();
         options.value().memory = client->connections.memory();
-        *session = std::make_unique<kvcast_session>(*client, std::move(wanted.value()),
-                                                    std::move(options.value()), *sink)
-                       .release();
+        Result<SessionCodec> codec = client->take_codec(placed);
+        if (!codec.ok()) return codec.status();
+        *session =
+            std::make_unique<kvcast_session>(*client, std::move(codec.value()), std::move(wanted.value()),
+                                             std::move(options.value()), *sink)
+                .release();
         return {};
     });
 }

@@ -41,5 +41,7 @@ class CodecAdapter final : public CachedCodec {
 // What a session plans with before it has decoded anything: bytes of KV a second that so many threads of this
 // machine decode at least, of klt, the slowest profile.
 double expected_decode_speed(std::size_t workers);
+// The same of a GPU.
+inline constexpr double kExpectedDeviceSpeed = 30e9;
 
 }  // namespace kvcast::client

@@ -1,12 +1,11 @@
-/* kvcast for C, and for every language that can call it: chunks of KV cache are encoded and decoded, stored, and
- * brought back before a deadline.
+/* kvcast for C, and for every language that can call it: chunks of KV cache are encoded and decoded, stored,
+ * and brought back before a deadline.
  *
- * Calls return KVCAST_OK or a code whose meaning never changes; kvcast_message() has the sentence. The library neither
- * prints nor exits, and no exception leaves it. Strings are UTF-8 and end with a zero. Pointers that a call is given
- * are read during that call only, if nothing else is said. Structures that may grow begin with struct_bytes: their own
- * size, so that a program and a library of different ages find out. What a caller leaves zero is the default.
- *
- * KV is in host memory here; what decodes on a GPU is the C++ library's (codec/device.h, tools/client/device_codec.h).
+ * Calls return KVCAST_OK or a code whose meaning never changes; kvcast_message() has the sentence. The
+ * library neither prints nor exits, and no exception leaves it. Strings are UTF-8 and end with a zero.
+ * Pointers that a call is given are read during that call only, if nothing else is said. Structures that may
+ * grow begin with struct_bytes: their own size, so that a program and a library of different ages find out.
+ * What a caller leaves zero is the default.
  */
 #ifndef KVCAST_H
 #define KVCAST_H
@@ -20,7 +19,7 @@ extern "C" {
 
 #define KVCAST_API __attribute__((visibility("default")))
 
-/* ---- errors ------------------------------------------------------------------------------------------------ */
+/* ---- errors ---- */
 
 enum kvcast_code {
     KVCAST_OK = 0,
@@ -64,13 +63,13 @@ enum kvcast_code {
     KVCAST_DEVICE = 131
 };
 
-KVCAST_API const char *kvcast_version(void);
+KVCAST_API const char* kvcast_version(void);
 /* For example "block-checksum"; "unknown" where there is no such code. */
-KVCAST_API const char *kvcast_code_name(int code);
+KVCAST_API const char* kvcast_code_name(int code);
 /* Why this thread's last call failed. Valid until its next call. */
-KVCAST_API const char *kvcast_message(void);
+KVCAST_API const char* kvcast_message(void);
 
-/* ---- what a KV cache looks like ------------------------------------------------------------------------------ */
+/* ---- what a KV cache looks like ---- */
 
 enum kvcast_dtype { KVCAST_BF16 = 0, KVCAST_FP16 = 1, KVCAST_FP32 = 2 };
 
@@ -87,48 +86,49 @@ typedef struct kvcast_layout {
     uint32_t rope_offset;  /* the first channel of a head that is rotated */
     uint32_t rope_dim;     /* and how many are */
     double rope_theta;     /* frequencies are rope_theta ^ (-2 i / rope_dim) radians a token; or 0, and */
-    const double *rope_frequencies; /* rope_dim / 2 frequencies, in radians a token */
+    const double* rope_frequencies; /* rope_dim / 2 frequencies, in radians a token */
 } kvcast_layout;
 
-/* A plane of one layer: rows of heads x head_dim elements, one a token, each row_bytes after the one before. Any
- * alignment. Where several are asked for they are [layer][plane]. */
+/* A plane of one layer: rows of heads x head_dim elements, one a token, each row_bytes after the one before.
+ * Any alignment. Where several are asked for they are [layer][plane]. */
 typedef struct kvcast_rows {
-    const void *rows;
+    const void* rows;
     size_t row_bytes;
 } kvcast_rows;
 typedef struct kvcast_buffer {
-    void *rows;
+    void* rows;
     size_t row_bytes;
 } kvcast_buffer;
 
-/* ---- the codec ------------------------------------------------------------------------------------------------ */
+/* ---- the codec ---- */
 
 /* Used by one thread at a time. */
 typedef struct kvcast_codec kvcast_codec;
 
-/* Works on `threads` threads, the caller's counted in; 0: as many as there are processors. `calibration` is the
- * content of a .kvcal file, for the profile klt, or NULL. */
-KVCAST_API int kvcast_codec_open(size_t threads, const void *calibration, size_t calibration_bytes,
-                                 kvcast_codec **codec);
-KVCAST_API void kvcast_codec_close(kvcast_codec *codec); /* or NULL */
+/* Works on `threads` threads, the caller's counted in; 0: as many as there are processors. `calibration` is
+ * the content of a .kvcal file, for the profile klt, or NULL. */
+KVCAST_API int kvcast_codec_open(size_t threads, const void* calibration, size_t calibration_bytes,
+                                 kvcast_codec** codec);
+KVCAST_API void kvcast_codec_close(kvcast_codec* codec); /* or NULL */
 
 typedef struct kvcast_chunk {
     size_t struct_bytes;
-    const kvcast_layout *layout;
-    const char *model;        /* whose KV it is */
-    const char *salt;         /* keeps identities apart from other tenants'; or NULL */
-    const int32_t *token_ids; /* 1 to 65535 tokens */
+    const kvcast_layout* layout;
+    const char* model;        /* whose KV it is */
+    const char* salt;         /* keeps identities apart from other tenants'; or NULL */
+    const int32_t* token_ids; /* 1 to 65535 tokens */
     size_t tokens;
     uint64_t first_token;   /* within its context */
     uint64_t base_position; /* of the context's first token */
     uint8_t parent[32];     /* the chain of the chunk before it; zeros: there is none */
-    const kvcast_rows *planes;
+    const kvcast_rows* planes;
 } kvcast_chunk;
 
-/* Level 0 is lossless; from 1 on levels are lossy, from finest to coarsest, with the codec's calibration, or else of the
- * profile delta, 1 to 7. `object` is the codec's until it encodes again or is closed. `chain` is the chunk's identity. */
-KVCAST_API int kvcast_encode(kvcast_codec *codec, const kvcast_chunk *chunk, uint32_t level, const void **object,
-                             size_t *object_bytes, uint8_t chain[32]);
+/* Level 0 is lossless; from 1 on levels are lossy, from finest to coarsest, with the codec's calibration, or
+ * else of the profile delta, 1 to 7. `object` is the codec's until it encodes again or is closed. `chain` is
+ * the chunk's identity. */
+KVCAST_API int kvcast_encode(kvcast_codec* codec, const kvcast_chunk* chunk, uint32_t level,
+                             const void** object, size_t* object_bytes, uint8_t chain[32]);
 
 typedef struct kvcast_chunk_info {
     size_t struct_bytes;
@@ -145,14 +145,14 @@ typedef struct kvcast_chunk_info {
 } kvcast_chunk_info;
 
 /* What an object says of itself. Only its front is needed; blocks are not looked at. */
-KVCAST_API int kvcast_inspect(const void *object, size_t bytes, kvcast_chunk_info *info);
+KVCAST_API int kvcast_inspect(const void* object, size_t bytes, kvcast_chunk_info* info);
 
-/* All layers of a chunk, into layers x planes buffers of `tokens` rows each: KVCAST_BUFFER_TOO_SMALL where the chunk has
- * more. After an error their content means nothing. */
-KVCAST_API int kvcast_decode(kvcast_codec *codec, const void *object, size_t bytes, size_t tokens,
-                             const kvcast_buffer *buffers, size_t buffer_count);
+/* All layers of a chunk, into layers x planes buffers of `tokens` rows each: KVCAST_BUFFER_TOO_SMALL where
+ * the chunk has more. After an error their content means nothing. */
+KVCAST_API int kvcast_decode(kvcast_codec* codec, const void* object, size_t bytes, size_t tokens,
+                             const kvcast_buffer* buffers, size_t buffer_count);
 
-/* ---- storing and fetching -------------------------------------------------------------------------------------- */
+/* ---- storing and fetching ---- */
 
 /* Connections, and codecs for sessions. Any number of threads. */
 typedef struct kvcast_client kvcast_client;
@@ -160,69 +160,94 @@ typedef struct kvcast_client kvcast_client;
 typedef struct kvcast_client_options {
     size_t struct_bytes;
     size_t threads;           /* that decode a session; 0: as many as there are processors */
-    const char *cache_folder; /* keeps calibrations, and what is known of links; or NULL: memory does */
-    const char *ca_file;      /* certificates to trust (PEM); or NULL: the system's */
+    const char* cache_folder; /* keeps calibrations, and what is known of links; or NULL: memory does */
+    const char* ca_file;      /* certificates to trust (PEM); or NULL: the system's */
+    const char* device;       /* where sessions decode: "cpu", NULL for that, or "cuda" */
 } kvcast_client_options;
 
-KVCAST_API int kvcast_client_open(const kvcast_client_options *options, kvcast_client **client);
+KVCAST_API int kvcast_client_open(const kvcast_client_options* options, kvcast_client** client);
 /* Its sessions were closed before. NULL is none. */
-KVCAST_API void kvcast_client_close(kvcast_client *client);
+KVCAST_API void kvcast_client_close(kvcast_client* client);
 
 typedef struct kvcast_publication {
     size_t struct_bytes;
-    const kvcast_layout *layout;
-    const char *model;
-    const char *salt; /* or NULL */
-    const int32_t *token_ids;
+    const kvcast_layout* layout;
+    const char* model;
+    const char* salt; /* or NULL */
+    const int32_t* token_ids;
     size_t tokens;
     uint64_t base_position;
-    const kvcast_rows *planes; /* rows of all tokens */
-    const uint32_t *levels;    /* ascending; or NULL: all that there are */
+    const kvcast_rows* planes; /* rows of all tokens */
+    const uint32_t* levels;    /* ascending; or NULL: all that there are */
     size_t level_count;
-    const void *calibration; /* the content of a .kvcal file; or NULL */
+    const void* calibration; /* the content of a .kvcal file; or NULL */
     size_t calibration_bytes;
     size_t chunk_tokens; /* 0: 256 */
     int64_t ttl;         /* seconds that the publication lives; 0: no end */
-    const char *session; /* a tag by which it may be collected; or NULL */
-    const char *key;     /* an Ed25519 private key (PEM) that signs the manifest; or NULL */
+    const char* session; /* a tag by which it may be collected; or NULL */
+    const char* key;     /* an Ed25519 private key (PEM) that signs the manifest; or NULL */
     int without_tokens;  /* keeps the token ids out of the manifest */
 } kvcast_publication;
 
-/* Into a folder, or an http://, https:// or s3:// URL that takes PUT (s3: with the usual AWS_ variables). `url` gets the
- * manifest's, under that destination: KVCAST_BUFFER_TOO_SMALL where it has no room. Returns when all is stored. */
-KVCAST_API int kvcast_publish(kvcast_client *client, const char *destination, const kvcast_publication *publication,
-                              char *url, size_t url_bytes);
+/* Into a folder, or an http://, https:// or s3:// URL that takes PUT (s3: with the usual AWS_ variables).
+ * `url` gets the manifest's, under that destination: KVCAST_BUFFER_TOO_SMALL where it has no room. Returns
+ * when all is stored. */
+KVCAST_API int kvcast_publish(kvcast_client* client, const char* destination,
+                              const kvcast_publication* publication, char* url, size_t url_bytes);
 
-/* Where KV goes, by calls from threads of the session, of which each of the first two kinds has its own. They may block:
- * what is decoded or recomputed next waits for them. */
+/* Where a plane of one layer goes in device memory. Rows of tokens one after another: token t of the chunk at
+ * rows + t * row_bytes. Or in pages, as vLLM keeps them: with s = slot + t, in page pages[s / page_tokens],
+ * which is at rows + page * page_bytes, as its row s % page_tokens. `pages` is in device memory too; its
+ * entries are the caller's to vouch for. Addresses and strides are multiples of the element's size. */
+typedef struct kvcast_place {
+    void* rows;
+    size_t row_bytes;
+    size_t head_bytes; /* from head to head; 0: they lie side by side */
+    const int32_t* pages;
+    size_t page_tokens;
+    size_t page_bytes;
+    size_t slot;
+} kvcast_place;
+
+/* Where KV goes, by calls from threads of the session: on_place and on_layer from one, on_recompute from
+ * another. They may block: what is decoded or recomputed next waits for them. */
 typedef struct kvcast_sink {
     size_t struct_bytes;
-    void *user;
-    /* Rows of a layer of tokens first to end - 1, in the layout's dtype, valid during the call. A chunk's layers come in
-     * order, all of them or none, and chunks in any order. */
-    void (*on_layer)(void *user, size_t first, size_t end, uint32_t layer, const kvcast_rows *planes);
-    /* Tokens that the engine has to compute; all KV before them is there. Returns when theirs is. `token_ids` is NULL where
-     * neither side has them. */
-    void (*on_recompute)(void *user, size_t first, size_t end, const int32_t *token_ids);
+    void* user;
+    /* Rows of a layer of tokens first to end - 1, in the layout's dtype, valid during the call. A chunk's
+     * layers come in order, all of them or none, and chunks in any order. */
+    void (*on_layer)(void* user, size_t first, size_t end, uint32_t layer, const kvcast_rows* planes);
+    /* Tokens that the engine has to compute; all KV before them is there. Returns when theirs is. `token_ids`
+     * is NULL where neither side has them. */
+    void (*on_recompute)(void* user, size_t first, size_t end, const int32_t* token_ids);
     /* The last call, or NULL. Returns soon. */
-    void (*on_finish)(void *user);
+    void (*on_finish)(void* user);
+    /* With a client of the device "cuda", or NULL: KV then comes in host memory. Says where a chunk goes in
+     * device memory, by filling in places [layer][plane], zeros before, and returns 0. Or it returns another
+     * number, and the chunk comes at another level, or is recomputed. Memory that it names is written at
+     * once, by a stream of the session's own: what was queued on it before is done when this returns.
+     * on_layer then gets its addresses, and all work on them is done; rows of a chunk that fails may have
+     * been written too. */
+    int (*on_place)(void* user, size_t first, size_t end, kvcast_place* places);
 } kvcast_sink;
 
 typedef struct kvcast_request {
     size_t struct_bytes;
-    const char *manifest_url; /* of a publication; or NULL, and */
-    const char *store_url;    /* the store in which the longest prefix of the tokens is looked for */
-    const kvcast_layout *layout;
-    const char *model;
-    const char *salt;         /* or NULL */
-    const int32_t *token_ids; /* of the context; may be NULL with a manifest's URL */
-    size_t tokens;            /* how many they are; without them, how many there is room for: more are refused */
-    size_t chunk_tokens;              /* of the store, with store_url; 0: 256 */
-    double deadline;                  /* seconds from the call on; 0: none */
-    double prefill_tokens_per_second; /* that the engine recomputes with; 0: it is asked for what cannot be had only */
+    const char* manifest_url; /* of a publication; or NULL, and */
+    const char* store_url;    /* the store in which the longest prefix of the tokens is looked for */
+    const kvcast_layout* layout;
+    const char* model;
+    const char* salt;         /* or NULL */
+    const int32_t* token_ids; /* of the context; may be NULL with a manifest's URL */
+    size_t tokens;       /* how many they are; without them, how many there is room for: more are refused */
+    size_t chunk_tokens; /* of the store, with store_url; 0: 256 */
+    double deadline;     /* seconds from the call on; 0: none */
+    double prefill_tokens_per_second; /* that the engine recomputes with; 0: it is asked for what cannot be
+                                         had only */
     uint32_t finest_level;            /* finer ones are not loaded; 0: any is */
-    const char *rule;                 /* as kvfetch --policy has it; or NULL: two-pointer */
-    const char *const *trusted_keys;  /* Ed25519 public keys (PEM), one of which has signed the manifest; or NULL */
+    const char* rule;                 /* as kvfetch --policy has it; or NULL: two-pointer */
+    const char* const*
+        trusted_keys; /* Ed25519 public keys (PEM), one of which has signed the manifest; or NULL */
     size_t trusted_key_count;
 } kvcast_request;
 
@@ -239,16 +264,18 @@ typedef struct kvcast_summary {
 
 typedef struct kvcast_session kvcast_session;
 
-/* Begins to fetch and returns. The sink's calls may come before that. */
-KVCAST_API int kvcast_fetch(kvcast_client *client, const kvcast_request *request, const kvcast_sink *sink,
-                            kvcast_session **session);
-/* Waits until all is there, for `seconds` at most (KVCAST_PENDING), or as long as it takes where that is negative. KVCAST_OK:
- * every token was loaded or recomputed. `summary` may be NULL. Not from a call of the sink. */
-KVCAST_API int kvcast_session_wait(kvcast_session *session, double seconds, kvcast_summary *summary);
+/* Begins to fetch and returns. The sink's calls may come before that. A client of the device "cuda" works on
+ * the one that is current in the calling thread. */
+KVCAST_API int kvcast_fetch(kvcast_client* client, const kvcast_request* request, const kvcast_sink* sink,
+                            kvcast_session** session);
+/* Waits until all is there, for `seconds` at most (KVCAST_PENDING), or as long as it takes where that is
+ * negative. KVCAST_OK: every token was loaded or recomputed. `summary` may be NULL. Not from a call of the
+ * sink. */
+KVCAST_API int kvcast_session_wait(kvcast_session* session, double seconds, kvcast_summary* summary);
 /* Nothing new is fetched or given to the sink; waiters get KVCAST_CANCELLED. From any thread. */
-KVCAST_API void kvcast_session_cancel(kvcast_session *session);
+KVCAST_API void kvcast_session_cancel(kvcast_session* session);
 /* Cancels, and waits for the sink's calls that are running. Not from one of them. NULL is none. */
-KVCAST_API void kvcast_session_close(kvcast_session *session);
+KVCAST_API void kvcast_session_close(kvcast_session* session);
 
 #ifdef __cplusplus
 }
