@@ -6,12 +6,12 @@
 #include <charconv>
 #include <chrono>
 #include <cmath>
-#include <nlohmann/json.hpp>
 
 #include "codec/format/byte_reader.h"
 #include "codec/format/byte_writer.h"
 #include "codec/format/chain.h"
 #include "streamer/encoding.h"
+#include "streamer/json_gate.h"
 
 namespace kvcast::streamer {
 namespace {
@@ -19,6 +19,14 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr std::uint64_t kManifestVersion = 1;
+
+constexpr std::string_view kKnownKeys[] = {
+    "kvcast_manifest", "model",   "layout", "base_position", "calibration", "levels",  "chunks", "created",
+    "expires",         "session", "id",     "bytes",         "level",       "profile", "kl",     "chain",
+    "tokens",          "objects", "sha256", "token_ids",
+};
+// Of one chunk with all its token ids, or of all else.
+constexpr std::size_t kMostValues = ChunkLimits::kTokens + 8 * ManifestLimits::kLevels;
 
 // The first thing that is wrong with a manifest. Thrown inside read_manifest() only.
 struct Wrong {
@@ -113,27 +121,61 @@ std::vector<std::int32_t> token_ids(const Json& chunk, std::size_t tokens) {
     return out;
 }
 
-ManifestChunk chunk(const Json& entry, const std::vector<ManifestLevel>& levels) {
+ManifestChunk chunk(const Json& entry) {
     ManifestChunk out;
     out.chain = hash(entry, "chain");
     out.tokens = number(entry, "tokens", ChunkLimits::kTokens);
     if (out.tokens == 0) wrong("a chunk has no tokens");
     out.token_ids = token_ids(entry, out.tokens);
-    for (const Json& object : list(entry, "objects", 1, levels.size())) {
+    for (const Json& object : list(entry, "objects", 1, ManifestLimits::kLevels)) {
         const ManifestObject o = {static_cast<unsigned>(number(object, "level", 255)),
                                   number(object, "bytes", ManifestLimits::kObjectBytes),
                                   hash(object, "sha256")};
         if (o.bytes == 0) wrong("an object has no bytes");
         if (!out.objects.empty() && out.objects.back().level >= o.level)
             wrong("objects are not in ascending order of level");
-        if (std::ranges::find(levels, o.level, &ManifestLevel::level) == levels.end())
-            wrong(fmt::format("level {} of an object is not listed", o.level));
         out.objects.push_back(o);
     }
     return out;
 }
 
-Manifest parse(const Json& json) {
+void check_levels_of(const ManifestChunk& chunk, const std::vector<ManifestLevel>& levels) {
+    for (const ManifestObject& o : chunk.objects) {
+        if (std::ranges::find(levels, o.level, &ManifestLevel::level) == levels.end())
+            wrong(fmt::format("level {} of an object is not listed", o.level));
+    }
+}
+
+// Takes chunks out of a document while it is parsed, so that only one at a time is there as JSON.
+class ChunkTaker {
+  public:
+    bool operator()(int depth, Json::parse_event_t event, const Json& parsed) {
+        using enum Json::parse_event_t;
+        if (!gate_(depth, event, parsed)) return false;
+        if (depth == 1 && event == key) {
+            in_chunks_ = parsed == "chunks";
+            if (in_chunks_ && !chunks.empty()) wrong("'chunks' is there twice");
+        }
+        if (!in_chunks_) return true;
+        const bool begins = event == value || event == array_start || event == object_start;
+        if (begins && ((depth == 1 && event != array_start) || (depth == 2 && event != object_start)))
+            wrong("'chunks' is not a list of objects");
+        if (depth != 2 || event != object_end) return true;
+        if (chunks.size() == ManifestLimits::kChunks)
+            wrong(fmt::format("more than {} 'chunks'", ManifestLimits::kChunks));
+        chunks.push_back(chunk(parsed));
+        gate_.forget();
+        return false;
+    }
+
+    std::vector<ManifestChunk> chunks;
+
+  private:
+    JsonGate gate_{kKnownKeys, kMostValues};
+    bool in_chunks_ = false;
+};
+
+Manifest parse(const Json& json, std::vector<ManifestChunk> chunks) {
     if (number(json, "kvcast_manifest", UINT64_MAX) != kManifestVersion)
         wrong(fmt::format("version {}, this library reads {}", json["kvcast_manifest"].dump(),
                           kManifestVersion));
@@ -148,8 +190,10 @@ Manifest parse(const Json& json) {
         if (out.calibration->bytes == 0) wrong("a calibration has no bytes");
     }
     out.levels = levels(json);
-    for (const Json& entry : list(json, "chunks", 1, ManifestLimits::kChunks))
-        out.chunks.push_back(chunk(entry, out.levels));
+    list(json, "chunks", 0, 0);  // they were taken out
+    if (chunks.empty()) wrong("'chunks' is a list of none");
+    for (const ManifestChunk& c : chunks) check_levels_of(c, out.levels);
+    out.chunks = std::move(chunks);
     out.created = time(json, "created");
     if (json.contains("expires")) out.expires = time(json, "expires");
     if (json.contains("session")) out.session = text(json, "session");
@@ -202,11 +246,14 @@ Result<Manifest> read_manifest(std::string_view json) {
                                                            json.size(), ManifestLimits::kBytes));
     }
     try {
-        const Json parsed = Json::parse(json, nullptr, false);
+        ChunkTaker taker;
+        const Json parsed = Json::parse(json, std::ref(taker), false);
         if (parsed.is_discarded()) wrong("not JSON");
-        return parse(parsed);
+        return parse(parsed, std::move(taker.chunks));
     } catch (const Wrong& w) {
         return Status(ErrorCode::kBadManifest, "manifest: " + w.what);
+    } catch (const JsonRefused& r) {
+        return Status(ErrorCode::kBadManifest, std::string("manifest: ") + r.what);
     }
 }
 

@@ -6,10 +6,10 @@
 #include <openssl/pem.h>
 
 #include <array>
-#include <nlohmann/json.hpp>
 
 #include "codec/format/chain.h"
 #include "streamer/encoding.h"
+#include "streamer/json_gate.h"
 #include "streamer/manifest.h"
 
 namespace kvcast::streamer {
@@ -76,6 +76,17 @@ Status check_signatures(const nlohmann::json& envelope, std::string_view payload
     return {ErrorCode::kBadSignature, "the manifest carries no good signature of a trusted key"};
 }
 
+// Discarded where the document is not JSON, or too much of it. Of a manifest that is none, nothing is built.
+nlohmann::json parse_envelope(std::string_view document) {
+    static constexpr std::string_view kKeys[] = {"payloadType", "payload", "signatures", "sig"};
+    constexpr std::size_t kMostValues = 8 * kMostSignatures;
+    try {
+        return nlohmann::json::parse(document, JsonGate(kKeys, kMostValues), false);
+    } catch (const JsonRefused&) {
+        return nlohmann::json::value_t::discarded;
+    }
+}
+
 }  // namespace
 
 Result<PublicKey> PublicKey::from_pem(std::string_view pem) {
@@ -124,7 +135,7 @@ std::string sign_manifest(const std::string& manifest_json, const PrivateKey& ke
 
 Result<std::string> open_manifest(std::string_view document, std::span<const PublicKey> trusted) {
     if (document.size() > 2 * ManifestLimits::kBytes) return bad_envelope("too long");
-    const auto json = nlohmann::json::parse(document, nullptr, false);
+    const auto json = parse_envelope(document);
     if (json.is_discarded() || !json.is_object())
         return Status(ErrorCode::kBadManifest, "manifest: not JSON");
     if (!json.contains("payloadType")) {

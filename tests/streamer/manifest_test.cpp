@@ -59,6 +59,39 @@ std::string refusal(const std::function<void(Json&)>& change) {
     return m.status().message();
 }
 
+std::string repeated(std::size_t times, const std::string& text) {
+    std::string out;
+    for (std::size_t i = 0; i < times; ++i) out += text;
+    return out;
+}
+
+// A byte of JSON may ask for 50 of memory.
+TEST(Manifest, NothingIsBuiltOfWhatNobodyAsksFor) {
+    const std::string good = write_manifest(sample());
+    const auto with = [&](const std::string& field) { return "{" + field + "," + good.substr(1); };
+    const auto of = [](const std::string& document) { return read_manifest(document).status().message(); };
+    const std::string many = "[" + repeated(100'000, "[],") + "1]";
+    EXPECT_EQ(of(with(R"("unknown":)" + many)), "");
+    EXPECT_EQ(of(with(R"("unknown":{"chunks":)" + many + R"(,"model":[{"level":7}]})")), "");
+    EXPECT_THAT(of(with(R"("levels":)" + many)), HasSubstr("more values"));
+    EXPECT_THAT(of(with(R"("chunks":)" + many)), HasSubstr("list of objects"));
+    EXPECT_THAT(of(with(R"("chunks":[{"token_ids":)" + many + "}]")), HasSubstr("more values"));
+    EXPECT_THAT(of(with(R"("chunks":7)")), HasSubstr("list of objects"));
+    EXPECT_THAT(of(repeated(100'000, "[")), HasSubstr("too deeply"));
+    EXPECT_THAT(of(with(R"("unknown":)" + repeated(100'000, "[") + repeated(100'000, "]"))),
+                HasSubstr("too deeply"));
+    EXPECT_EQ(open_manifest(repeated(100'000, "["), {}).status().code(), ErrorCode::kBadManifest);
+    EXPECT_EQ(open_manifest(R"({"signatures":)" + many + "}", {}).status().code(), ErrorCode::kBadManifest);
+    EXPECT_TRUE(open_manifest(with(R"("unknown":)" + many), {}).ok());
+}
+
+TEST(Manifest, ChunksAreThereOnce) {
+    const Json json = Json::parse(write_manifest(sample()));
+    const std::string chunks = "\"chunks\":" + json["chunks"].dump();
+    EXPECT_THAT(read_manifest("{" + chunks + "," + json.dump().substr(1)).status().message(),
+                HasSubstr("twice"));
+}
+
 TEST(Manifest, EveryMissingFieldIsNamed) {
     for (const char* name :
          {"kvcast_manifest", "model", "layout", "base_position", "levels", "chunks", "created"})
