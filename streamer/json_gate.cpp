@@ -5,24 +5,24 @@
 namespace kvcast::streamer {
 
 bool JsonGate::operator()(int depth, Json::parse_event_t event, const Json& parsed) {
-    using enum Json::parse_event_t;
+    using Event = Json::parse_event_t;
     if (depth > kDeepest) throw JsonRefused{"nested too deeply"};
     switch (event) {
-        case key: {
+        case Event::key: {
             if (depth > skipped_) return false;
             const bool is_known =
                 std::ranges::find(known_, parsed.get_ref<const std::string&>()) != known_.end();
             skipped_ = is_known ? kNowhere : depth;
             return is_known;
         }
-        case object_start:
-        case array_start:
-        case value:
+        case Event::object_start:
+        case Event::array_start:
+        case Event::value:
             if (depth >= skipped_) return false;
             if (++values_ > most_values_) throw JsonRefused{"more values than there can be"};
             return true;
-        case object_end:
-        case array_end:
+        case Event::object_end:
+        case Event::array_end:
             if (depth < skipped_) skipped_ = kNowhere;
             return true;
     }

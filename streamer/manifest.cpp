@@ -150,17 +150,19 @@ void check_levels_of(const ManifestChunk& chunk, const std::vector<ManifestLevel
 class ChunkTaker {
   public:
     bool operator()(int depth, Json::parse_event_t event, const Json& parsed) {
-        using enum Json::parse_event_t;
+        using Event = Json::parse_event_t;
         if (!gate_(depth, event, parsed)) return false;
-        if (depth == 1 && event == key) {
+        if (depth == 1 && event == Event::key) {
             in_chunks_ = parsed == "chunks";
             if (in_chunks_ && !chunks.empty()) wrong("'chunks' is there twice");
         }
         if (!in_chunks_) return true;
-        const bool begins = event == value || event == array_start || event == object_start;
-        if (begins && ((depth == 1 && event != array_start) || (depth == 2 && event != object_start)))
+        const bool begins =
+            event == Event::value || event == Event::array_start || event == Event::object_start;
+        if (begins &&
+            ((depth == 1 && event != Event::array_start) || (depth == 2 && event != Event::object_start)))
             wrong("'chunks' is not a list of objects");
-        if (depth != 2 || event != object_end) return true;
+        if (depth != 2 || event != Event::object_end) return true;
         if (chunks.size() == ManifestLimits::kChunks)
             wrong(fmt::format("more than {} 'chunks'", ManifestLimits::kChunks));
         chunks.push_back(chunk(parsed));
