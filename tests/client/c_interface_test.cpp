@@ -76,6 +76,16 @@ struct Codec {
     kvcast_codec* codec = nullptr;
 };
 
+// Where a chunk is decoded to.
+struct Room {
+    std::vector<std::vector<std::uint8_t>> planes{8, std::vector<std::uint8_t>(kChunk * 256)};
+    std::vector<kvcast_buffer> buffers;
+
+    Room() {
+        for (auto& plane : planes) buffers.push_back({plane.data(), 256});
+    }
+};
+
 std::vector<std::uint8_t> encoded(kvcast_codec* codec, const kvcast_chunk& chunk, std::uint32_t level) {
     const void* object = nullptr;
     std::size_t bytes = 0;
@@ -133,14 +143,12 @@ TEST(CCodec, WritesTheLibrarysBytesAndReadsThem) {
             Status status;
             const Cache back = decode(expected, {.calibration = c.options.calibration}, status);
             ASSERT_TRUE(status.ok());
-            std::vector<std::vector<std::uint8_t>> out(8, std::vector<std::uint8_t>(kChunk * 256));
-            std::vector<kvcast_buffer> buffers;
-            buffers.reserve(out.size());
-            for (auto& plane : out) buffers.push_back({plane.data(), 256});
-            ASSERT_EQ(kvcast_decode(codec.codec, object.data(), object.size(), kChunk, buffers.data(), 8),
-                      KVCAST_OK)
+            const Room room;
+            ASSERT_EQ(
+                kvcast_decode(codec.codec, object.data(), object.size(), kChunk, room.buffers.data(), 8),
+                KVCAST_OK)
                 << kvcast_message();
-            EXPECT_EQ(out, back.planes);
+            EXPECT_EQ(room.planes, back.planes);
         }
     }
 }
@@ -205,8 +213,8 @@ TEST(CCodec, NeverWritesBeyondTheRoomItWasGiven) {
     const Given given;
     const Codec codec;
     const std::vector<std::uint8_t> object = encoded(codec.codec, given.chunk(), 3);
-    std::vector<std::uint8_t> room(kChunk * 256);
-    std::vector<kvcast_buffer> buffers(8, {room.data(), 256});
+    Room room;
+    std::vector<kvcast_buffer>& buffers = room.buffers;
     const auto code = [&](std::size_t tokens, std::size_t count) {
         return kvcast_decode(codec.codec, object.data(), object.size(), tokens, buffers.data(), count);
     };
@@ -225,8 +233,8 @@ TEST(CCodec, NamesDamage) {
     const Given given;
     const Codec codec;
     std::vector<std::uint8_t> object = encoded(codec.codec, given.chunk(), 3);
-    std::vector<std::uint8_t> room(kChunk * 256);
-    const std::vector<kvcast_buffer> buffers(8, {room.data(), 256});
+    const Room room;
+    const std::vector<kvcast_buffer>& buffers = room.buffers;
     const auto code = [&](std::size_t bytes) {
         return kvcast_decode(codec.codec, object.data(), bytes, kChunk, buffers.data(), 8);
     };
