@@ -17,6 +17,10 @@ bool JsonGate::operator()(int depth, Json::parse_event_t event, const Json& pars
         }
         case Event::object_start:
         case Event::array_start:
+            if (depth >= skipped_) return false;
+            if (++containers_ > most_containers_)
+                throw JsonRefused{"more objects and lists than there can be"};
+            return true;
         case Event::value:
             if (depth >= skipped_) return false;
             if (++values_ > most_values_) throw JsonRefused{"more values than there can be"};

@@ -20,21 +20,23 @@ class JsonGate {
     using Json = nlohmann::json;
     static constexpr int kDeepest = 32;
 
-    // `known` outlives the gate. At most `most_values` values are built, containers among them.
-    JsonGate(std::span<const std::string_view> known, std::size_t most_values)
-        : known_(known), most_values_(most_values) {}
+    // `known` outlives the gate. At most so many objects and lists are built, and so many other values.
+    JsonGate(std::span<const std::string_view> known, std::size_t most_containers, std::size_t most_values)
+        : known_(known), most_containers_(most_containers), most_values_(most_values) {}
 
     // Whether to keep what is parsed. Throws JsonRefused.
     bool operator()(int depth, Json::parse_event_t event, const Json& parsed);
 
     // What was built is gone, or has been counted by somebody else.
-    void forget() { values_ = 0; }
+    void forget() { containers_ = values_ = 0; }
 
   private:
     static constexpr int kNowhere = kDeepest + 1;
 
     std::span<const std::string_view> known_;
+    std::size_t most_containers_;
     std::size_t most_values_;
+    std::size_t containers_ = 0;
     std::size_t values_ = 0;
     int skipped_ = kNowhere;  // depth of the unknown key whose value is passed
 };

@@ -26,6 +26,7 @@ constexpr std::string_view kKnownKeys[] = {
     "tokens",          "objects", "sha256", "token_ids",
 };
 // Of one chunk with all its token ids, or of all else.
+constexpr std::size_t kMostContainers = 4 * ManifestLimits::kLevels;
 constexpr std::size_t kMostValues = ChunkLimits::kTokens + 8 * ManifestLimits::kLevels;
 
 // The first thing that is wrong with a manifest. Thrown inside read_manifest() only.
@@ -173,7 +174,7 @@ class ChunkTaker {
     std::vector<ManifestChunk> chunks;
 
   private:
-    JsonGate gate_{kKnownKeys, kMostValues};
+    JsonGate gate_{kKnownKeys, kMostContainers, kMostValues};
     bool in_chunks_ = false;
 };
 

@@ -79,9 +79,9 @@ Status check_signatures(const nlohmann::json& envelope, std::string_view payload
 // Discarded where the document is not JSON, or too much of it. Of a manifest that is none, nothing is built.
 nlohmann::json parse_envelope(std::string_view document) {
     static constexpr std::string_view kKeys[] = {"payloadType", "payload", "signatures", "sig"};
-    constexpr std::size_t kMostValues = 8 * kMostSignatures;
+    constexpr std::size_t kMostContainers = 2 * kMostSignatures, kMostValues = 8 * kMostSignatures;
     try {
-        return nlohmann::json::parse(document, JsonGate(kKeys, kMostValues), false);
+        return nlohmann::json::parse(document, JsonGate(kKeys, kMostContainers, kMostValues), false);
     } catch (const JsonRefused&) {
         return nlohmann::json::value_t::discarded;
     }

@@ -139,7 +139,8 @@ Result<streamer::Wanted> wanted_of(const kvcast_request& r) {
     Result<Layout> layout = layout_of(r.layout);
     if (!layout.ok()) return layout.status();
     out.layout = std::move(layout.value());
-    if (r.tokens == 0) return bad_argument("neither tokens nor how many there is room for");
+    if (r.tokens == 0 || r.tokens > ChunkLimits::kPosition)
+        return bad_argument(fmt::format("{} tokens, or room for so many", r.tokens));
     const auto ids = span_of(r.token_ids, r.tokens);
     out.token_ids.assign(ids.begin(), ids.end());
     if (r.chunk_tokens != 0) out.chunk_tokens = r.chunk_tokens;
@@ -174,8 +175,8 @@ Result<streamer::SessionOptions> options_of(const kvcast_client& client, const k
     o.rule = std::move(rule.value());
     if (r.finest_level != 0) o.finest_level = r.finest_level;
     const Layout& l = *wanted.layout;
-    if (wanted.token_ids.empty())
-        o.kv_bytes = r.tokens * std::uint64_t{l.values_per_token()} * kernels::dtype_bytes(l.dtype);
+    const std::uint64_t token_bytes = std::uint64_t{l.values_per_token()} * kernels::dtype_bytes(l.dtype);
+    if (wanted.token_ids.empty() && r.tokens <= o.kv_bytes / token_bytes) o.kv_bytes = r.tokens * token_bytes;
     o.network = remembered_link(client.cache_folder, url_of(wanted)).value_or(streamer::NetworkPrior{});
     if (Status s = read_keys(r, o.trusted); !s.ok()) return s;
     return o;

@@ -264,8 +264,8 @@ typedef struct kvcast_summary {
 
 typedef struct kvcast_session kvcast_session;
 
-/* Begins to fetch and returns. The sink's calls may come before that. A client of the device "cuda" works on
- * the one that is current in the calling thread. */
+/* Begins to fetch and returns. The sink's calls may come before that. A client of the device "cuda" is of one
+ * device: the one that is current in every thread that calls this. */
 KVCAST_API int kvcast_fetch(kvcast_client* client, const kvcast_request* request, const kvcast_sink* sink,
                             kvcast_session** session);
 /* Waits until all is there, for `seconds` at most (KVCAST_PENDING), or as long as it takes where that is
