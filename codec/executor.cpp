@@ -1,6 +1,7 @@
 #include "codec/executor.h"
 
 #include <chrono>
+#include <utility>
 
 namespace kvcast {
 namespace {
@@ -16,10 +17,19 @@ void look_out(Done&& done) {
 }  // namespace
 
 ThreadPool::ThreadPool(std::size_t workers) {
-    for (std::size_t w = 1; w < workers; ++w) threads_.emplace_back([this, w] { serve(w); });
+    try {
+        for (std::size_t w = 1; w < workers; ++w) threads_.emplace_back([this, w] { serve(w); });
+    } catch (...) {
+        stop();
+        throw;
+    }
 }
 
 ThreadPool::~ThreadPool() {
+    stop();
+}
+
+void ThreadPool::stop() {
     {
         const std::lock_guard lock(mutex_);
         stop_ = true;
@@ -42,6 +52,7 @@ void ThreadPool::run(std::size_t count, const std::function<void(std::size_t, st
     lock.lock();
     done_.wait(lock, [this] { return running_ == 0; });
     task_ = nullptr;
+    if (const std::exception_ptr failure = std::exchange(failure_, nullptr)) std::rethrow_exception(failure);
 }
 
 void ThreadPool::serve(std::size_t worker) {
@@ -62,8 +73,17 @@ void ThreadPool::work(std::size_t worker, std::unique_lock<std::mutex>& lock) {
         ++running_;
         const auto* task = task_;
         lock.unlock();
-        (*task)(i, worker);
+        std::exception_ptr failure;
+        try {
+            (*task)(i, worker);
+        } catch (...) {
+            failure = std::current_exception();
+        }
         lock.lock();
+        if (failure) {
+            next_ = count_;
+            if (!failure_) failure_ = failure;
+        }
         if (--running_ == 0) done_.notify_one();
     }
 }

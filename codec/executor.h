@@ -5,6 +5,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstddef>
+#include <exception>
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -20,8 +21,8 @@ class Executor {
     virtual std::size_t workers() const = 0;
 
     // Calls task(i, worker) for every i < count, each once, in any order and thread, and returns when all are
-    // done. No two calls with the same worker overlap. Tasks do not throw. Not re-entrant, and one run at a
-    // time.
+    // done. No two calls with the same worker overlap. Where a task throws (memory exhaustion), so does this,
+    // when all that had begun are done; others may be left out. Not re-entrant, and one run at a time.
     virtual void run(std::size_t count,
                      const std::function<void(std::size_t i, std::size_t worker)>& task) = 0;
 };
@@ -40,7 +41,8 @@ class SerialExecutor final : public Executor {
 // all.
 class ThreadPool final : public Executor {
   public:
-    // `workers` at least 1, the caller counted in.
+    // `workers` at least 1, the caller counted in. Throws std::system_error where the system has no more
+    // threads.
     explicit ThreadPool(std::size_t workers);
     ~ThreadPool() override;
     ThreadPool(const ThreadPool&) = delete;
@@ -50,6 +52,7 @@ class ThreadPool final : public Executor {
     void run(std::size_t count, const std::function<void(std::size_t, std::size_t)>& task) override;
 
   private:
+    void stop();
     void serve(std::size_t worker);
     void work(std::size_t worker, std::unique_lock<std::mutex>& lock);
 
@@ -57,6 +60,7 @@ class ThreadPool final : public Executor {
     std::condition_variable wake_;
     std::condition_variable done_;
     const std::function<void(std::size_t, std::size_t)>* task_ = nullptr;
+    std::exception_ptr failure_;  // the first one
     std::size_t next_ = 0;
     std::size_t count_ = 0;
     std::atomic<std::size_t> running_ = 0;  // written under the lock, as round_ is

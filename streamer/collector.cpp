@@ -21,7 +21,7 @@ bool is_ours(const std::string& name) {
            (name.ends_with(".kvc") || name.ends_with("/manifest"));
 }
 
-// What a publisher that was killed was writing: its target's name and ".PID.part". Only folders have them.
+// What a publisher that was killed was writing: its target's name and ".NUMBER.part". Only folders have them.
 bool is_partial(std::string_view name) {
     constexpr std::string_view kSuffix = ".part";
     if (!name.ends_with(kSuffix)) return false;

@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
@@ -67,7 +68,9 @@ class Folder final : public Destination {
 
     Status put(const std::string& name, std::span<const std::uint8_t> bytes) override {
         const std::string target = path(name);
-        const std::string temporary = fmt::format("{}.{}{}", target, ::getpid(), kTemporarySuffix);
+        static std::atomic<std::uint32_t> puts = 0;  // other threads, too, may put the same
+        const std::uint64_t writer = static_cast<std::uint64_t>(::getpid()) << 32 | puts++;
+        const std::string temporary = fmt::format("{}.{}{}", target, writer, kTemporarySuffix);
         std::error_code error;
         fs::create_directories(fs::path(target).parent_path(), error);
         {

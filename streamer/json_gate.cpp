@@ -20,10 +20,14 @@ bool JsonGate::operator()(int depth, Json::parse_event_t event, const Json& pars
             if (depth >= skipped_) return false;
             if (++containers_ > most_containers_)
                 throw JsonRefused{"more objects and lists than there can be"};
+            if (++inside_[depth].containers > kMostSiblings || inside_[depth].plain > kMostBesideContainers)
+                throw JsonRefused{"a longer list than there can be"};
+            inside_[depth + 1] = {};
             return true;
         case Event::value:
             if (depth >= skipped_) return false;
             if (++values_ > most_values_) throw JsonRefused{"more values than there can be"};
+            ++inside_[depth].plain;
             return true;
         case Event::object_end:
         case Event::array_end:

@@ -14,7 +14,7 @@ struct JsonRefused {
     const char* what;
 };
 
-// A callback for nlohmann::json::parse. Values of unknown keys are skipped, whatever they hold.
+// A callback for nlohmann::json::parse. Values of unknown keys are skipped, however many they hold.
 class JsonGate {
   public:
     using Json = nlohmann::json;
@@ -28,16 +28,27 @@ class JsonGate {
     bool operator()(int depth, Json::parse_event_t event, const Json& parsed);
 
     // What was built is gone, or has been counted by somebody else.
-    void forget() { containers_ = values_ = 0; }
+    void forget() {
+        containers_ = values_ = 0;
+        for (Inside& i : inside_) i = {};
+    }
 
   private:
     static constexpr int kNowhere = kDeepest + 1;
+    // nlohmann's parser looks at all that an object or list has got whenever an object ends within it.
+    static constexpr std::size_t kMostSiblings = 256, kMostBesideContainers = 32;
 
     std::span<const std::string_view> known_;
     std::size_t most_containers_;
     std::size_t most_values_;
     std::size_t containers_ = 0;
     std::size_t values_ = 0;
+    // Of the object or list that is open at a depth: what it has got.
+    struct Inside {
+        std::size_t containers = 0;
+        std::size_t plain = 0;  // other values
+    };
+    Inside inside_[kDeepest + 2] = {};
     int skipped_ = kNowhere;  // depth of the unknown key whose value is passed
 };
 

@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <list>
 #include <mutex>
+#include <new>
 #include <random>
 
 #include "codec/format/chain.h"
@@ -595,9 +596,13 @@ Status Session::Impl::decode_on_lane(std::size_t chunk, const ManifestObject& pr
     Status status = verify_object(object, located_.manifest, chunk, promise);
     if (!status.ok()) return status;
     const TokenRange tokens = reports_[chunk].tokens;
-    return codec_.decode(object, [&](std::size_t layer, std::span<const DecodedPlane> planes) {
-        if (!cancelled_) sink_.on_layer(chunk, tokens, layer, planes);
-    });
+    try {
+        return codec_.decode(object, [&](std::size_t layer, std::span<const DecodedPlane> planes) {
+            if (!cancelled_) sink_.on_layer(chunk, tokens, layer, planes);
+        });
+    } catch (const std::bad_alloc&) {
+        return {ErrorCode::kLimitExceeded, "no memory to decode the chunk in"};
+    }
 }
 
 void Session::Impl::on_decoded(std::size_t chunk, std::vector<std::uint8_t> object, const Status& status) {

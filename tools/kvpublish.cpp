@@ -160,8 +160,9 @@ void publish(const Arguments& a) {
     options.on_chunk = [&](std::size_t tokens) { progress.advance(tokens); };
     const auto destination = open_destination(a.target, a.http);
     ThreadPool pool(a.jobs);
-    const client::Published published = require(client::publish(*destination, context, options, pool));
-    if (!a.quiet) report(published, join_url(destination->root(), published.name));
+    const auto published = client::publish(*destination, context, options, pool);
+    if (!published.ok()) throw Error(fmt::format("{}: {}", a.input, published.status().message()));
+    if (!a.quiet) report(published.value(), join_url(destination->root(), published.value().name));
 }
 
 void collect_garbage(const Arguments& a) {

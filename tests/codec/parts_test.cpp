@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -342,6 +343,20 @@ TEST(Header, ALosslessChunkSaysHowManyRowsAreExactOnlyIfThereAreAny) {
         const std::uint32_t crc = crc32(std::span(bad).first(bad.size() - 4));
         std::memcpy(bad.data() + bad.size() - 4, &crc, 4);
         EXPECT_EQ(read_header(bad).status().code(), ErrorCode::kBadHeader) << rows;
+    }
+}
+
+TEST(ThreadPool, ThrowsWhatATaskThrowsAndGoesOn) {
+    ThreadPool pool(3);
+    for (int round = 0; round < 20; ++round) {
+        EXPECT_THROW(pool.run(50,
+                              [](std::size_t i, std::size_t) {
+                                  if (i >= 7) throw std::bad_alloc();
+                              }),
+                     std::bad_alloc);
+        std::atomic<std::size_t> done = 0;
+        pool.run(50, [&](std::size_t, std::size_t) { ++done; });
+        EXPECT_EQ(done, 50u);
     }
 }
 

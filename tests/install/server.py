@@ -3,7 +3,7 @@ it was.    server.py LIBRARY URL"""
 
 import ctypes
 import sys
-from ctypes import CFUNCTYPE, POINTER, Structure, byref, c_char_p, c_double, c_int, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import CFUNCTYPE, POINTER, Structure, byref, c_char_p, c_double, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
 
 LAYERS, PLANES, TOKENS, HEADS, HEAD_DIM = 2, 2, 600, 2, 64
 ROW = 2 * HEADS * HEAD_DIM
@@ -43,7 +43,8 @@ class Request(Structure):
 
 class Summary(Structure):
     _fields_ = [("struct_bytes", c_size_t), ("time", c_double), ("manifest_time", c_double), ("network_bytes", c_uint64),
-                ("tokens", c_size_t), ("text_tokens", c_size_t), ("kl", c_double), ("publication", c_int)]
+                ("tokens", c_size_t), ("text_tokens", c_size_t), ("kl", c_double), ("publication", c_int32),
+                ("reserved", c_int32)]
 
 
 def prefill():

@@ -74,12 +74,13 @@ TEST(Manifest, NothingIsBuiltOfWhatNobodyAsksFor) {
                       numbers = "[" + repeated(100'000, "1,") + "1]";
     EXPECT_EQ(of(with(R"("unknown":)" + many)), "");
     EXPECT_EQ(of(with(R"("unknown":{"chunks":)" + many + R"(,"model":[{"level":7}]})")), "");
-    EXPECT_THAT(of(with(R"("levels":)" + many)), HasSubstr("more objects and lists"));
+    EXPECT_THAT(of(with(R"("levels":)" + many)), HasSubstr("longer list"));
     EXPECT_THAT(of(with(R"("levels":)" + numbers)), HasSubstr("more values"));
     EXPECT_THAT(of(with(R"("chunks":)" + many)), HasSubstr("list of objects"));
-    EXPECT_THAT(of(with(R"("chunks":[{"token_ids":)" + many + "}]")), HasSubstr("more objects and lists"));
+    EXPECT_THAT(of(with(R"("chunks":[{"token_ids":)" + many + "}]")), HasSubstr("longer list"));
     EXPECT_THAT(of(with(R"("chunks":[{"token_ids":)" + numbers + "}]")), HasSubstr("more values"));
     EXPECT_THAT(of(with(R"("chunks":7)")), HasSubstr("list of objects"));
+    EXPECT_THAT(of(with(R"("chunks":[{"kl":[)" + repeated(60'000, "0,") + "{}]}]")), HasSubstr("longer list"));
     EXPECT_THAT(of(repeated(100'000, "[")), HasSubstr("too deeply"));
     EXPECT_THAT(of(with(R"("unknown":)" + repeated(100'000, "[") + repeated(100'000, "]"))),
                 HasSubstr("too deeply"));

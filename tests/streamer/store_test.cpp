@@ -126,6 +126,23 @@ TEST_F(StoreTest, NoManifestIsWrittenWhereAnObjectIsMissing) {
     EXPECT_FALSE(names().contains(p.name));
 }
 
+// A prefix is shared: engines publish it at the same time, in threads of one process too.
+TEST_F(StoreTest, ThreadsMayPutTheSameAtTheSameTime) {
+    const std::vector<std::uint8_t> bytes(100'000, 7);
+    std::atomic<std::size_t> failures = 0;
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 4; ++i) {
+        threads.emplace_back([&] {
+            const auto own = std::move(folder_destination(folder / "store").value());
+            for (int round = 0; round < 25; ++round) failures += !own->put("manifests/same.json", bytes).ok();
+        });
+    }
+    for (std::thread& t : threads) t.join();
+    EXPECT_EQ(failures, 0u);
+    EXPECT_EQ(store->get("manifests/same.json").value(), bytes);
+    EXPECT_EQ(names().size(), 1u);
+}
+
 TEST_F(StoreTest, NothingPartialIsLeft) {
     publish(*store, small);
     for (const std::string& name : names()) EXPECT_THAT(name, Not(HasSubstr(".part")));

@@ -9,6 +9,7 @@ AWS_* variables that lead to it, and exits with COMMAND's status. Needs Debian's
 import hashlib
 import hmac
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -120,11 +121,16 @@ def create_bucket(name):
 
 
 def free_ports(count):
-    """Ports that nobody has, a connection on its way out neither."""
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in held]
-    for s in held:
-        s.close()
+    """Ports that nobody has, and that no client of another test is given meanwhile."""
+    ports = []
+    while len(ports) < count:
+        port = random.randrange(10000, 30000)
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        if port not in ports:
+            ports.append(port)
     return ports
 
 

@@ -27,8 +27,10 @@ int guarded(Run&& run) noexcept {
         return s.ok() ? KVCAST_OK : told(static_cast<int>(s.code()), s.message().c_str());
     } catch (const std::bad_alloc&) {
         return told(KVCAST_OUT_OF_MEMORY, "out of memory");
-    } catch (const std::exception& e) {
-        return told(KVCAST_BAD_ARGUMENT, e.what());
+    } catch (const std::exception& e) {  // of the system: threads, file descriptors
+        return told(KVCAST_SYSTEM, e.what());
+    } catch (...) {
+        return told(KVCAST_SYSTEM, "unknown");
     }
 }
 
@@ -51,8 +53,24 @@ inline std::string text_or_none(const char* text) {
     return text != nullptr ? text : "";
 }
 
+inline constexpr std::size_t kMostThreads = 1024;
+
+inline Status check_threads(std::size_t threads) {
+    return threads <= kMostThreads
+               ? Status()
+               : bad_argument(fmt::format("{} threads, {} at most", threads, kMostThreads));
+}
+
 inline std::size_t threads_or_all(std::size_t threads) {
     return threads != 0 ? threads : std::max(1u, std::thread::hardware_concurrency());
+}
+
+// A list is there where it has entries, and has entries where it is there.
+template <typename T>
+Status check_list(const T* first, std::size_t count, const char* name) {
+    if ((first == nullptr) == (count == 0)) return {};
+    return bad_argument(
+        fmt::format("{}: {} of them{}", name, count, first == nullptr ? ", and none given" : ""));
 }
 
 template <typename T>

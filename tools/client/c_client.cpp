@@ -84,7 +84,7 @@ struct kvcast_client {
         const auto known =
             std::ranges::find(idle, placed, [](const SessionCodec& c) { return c.sink != nullptr; });
         if (known == idle.end()) {
-            idle.reserve(++codecs);
+            idle.reserve(kMostIdle);
             return open_codec(placed);
         }
         SessionCodec codec = std::move(*known);
@@ -93,7 +93,7 @@ struct kvcast_client {
     }
     void give_back(SessionCodec codec) {
         const std::scoped_lock lock(mutex);
-        idle.push_back(std::move(codec));
+        if (idle.size() < kMostIdle) idle.push_back(std::move(codec));
     }
 
     const std::size_t threads;
@@ -116,8 +116,9 @@ struct kvcast_client {
                             std::move(sink)};
     }
 
+    static constexpr std::size_t kMostIdle = 8;
+
     std::mutex mutex;
-    std::size_t codecs = 0;          // guarded by mutex; there is room for them in
     std::vector<SessionCodec> idle;  // guarded by mutex
 };
 
@@ -126,16 +127,16 @@ namespace {
 
 Result<streamer::Wanted> wanted_of(const kvcast_request& r) {
     streamer::Wanted out;
-    if ((r.manifest_url == nullptr) == (r.store_url == nullptr))
-        return bad_argument("one of manifest_url and store_url is given, not both and not neither");
     out.manifest_url = text_or_none(r.manifest_url);
     out.store_url = text_or_none(r.store_url);
+    if (out.manifest_url.empty() == out.store_url.empty())
+        return bad_argument("one of manifest_url and store_url is given, not both and not neither");
     for (const std::string& url : {out.manifest_url, out.store_url}) {
         if (!url.empty() && !url.starts_with("http://") && !url.starts_with("https://"))
             return bad_argument(fmt::format("{}: sessions take http:// and https://", url));
     }
-    if (r.model == nullptr) return bad_argument("no model given");
-    out.model = r.model;
+    out.model = text_or_none(r.model);
+    if (out.model.empty()) return bad_argument("no model given");
     Result<Layout> layout = layout_of(r.layout);
     if (!layout.ok()) return layout.status();
     out.layout = std::move(layout.value());
@@ -153,6 +154,7 @@ const std::string& url_of(const streamer::Wanted& wanted) {
 }
 
 Status read_keys(const kvcast_request& r, std::vector<streamer::PublicKey>& keys) {
+    if (Status s = check_list(r.trusted_keys, r.trusted_key_count, "trusted_keys"); !s.ok()) return s;
     for (const char* const pem : span_of(r.trusted_keys, r.trusted_key_count)) {
         auto key = streamer::PublicKey::from_pem(text_or_none(pem));
         if (!key.ok()) return key.status();
@@ -190,7 +192,8 @@ kvcast_summary described(const streamer::Summary& s) {
             .tokens = s.tokens,
             .text_tokens = s.text_tokens,
             .kl = s.kl,
-            .publication = static_cast<int>(s.publication.code())};
+            .publication = static_cast<std::int32_t>(s.publication.code()),
+            .reserved = 0};
 }
 
 Result<std::unique_ptr<streamer::Destination>> open_destination(const kvcast_client& client,
@@ -201,10 +204,10 @@ Result<std::unique_ptr<streamer::Destination>> open_destination(const kvcast_cli
 }
 
 Status check_publication(const kvcast_publication& p) {
-    if (p.model == nullptr) return bad_argument("no model given");
-    if (p.levels != nullptr && p.level_count == 0) return bad_argument("no levels given");
+    if (text_or_none(p.model).empty()) return bad_argument("no model given");
     if (p.ttl < 0) return bad_argument("a life of less than no time");
-    return {};
+    if (Status s = check_list(p.levels, p.level_count, "levels"); !s.ok()) return s;
+    return check_list(static_cast<const char*>(p.calibration), p.calibration_bytes, "bytes of calibration");
 }
 
 Result<std::string> publish_to(kvcast_client& client, const std::string& target,
@@ -278,6 +281,7 @@ int kvcast_client_open(const kvcast_client_options* options, kvcast_client** cli
         if (client == nullptr) return bad_argument("no place for the client given");
         *client = nullptr;
         if (Status s = check_struct(options, "client_options"); !s.ok()) return s;
+        if (Status s = check_threads(options->threads); !s.ok()) return s;
         const std::string device = options->device != nullptr ? options->device : "cpu";
         if (device != "cpu" && device != "cuda")
             return bad_argument(fmt::format("device '{}', there are cpu and cuda", device));

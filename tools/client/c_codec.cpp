@@ -34,6 +34,8 @@ Status read_rope(const kvcast_layout& given, Rope& rope) {
     rope.dim = given.rope_dim;
     if (rope.dim > LayoutLimits::kHeadDim || rope.dim % 2 != 0)
         return bad_argument(fmt::format("{} rotated channels", rope.dim));
+    if (given.rope_theta != 0 && given.rope_frequencies != nullptr)
+        return bad_argument("rope_theta and rope_frequencies given, of which one says all");
     if (given.rope_theta != 0) {
         if (!std::isfinite(given.rope_theta) || given.rope_theta <= 1)
             return bad_argument(fmt::format("rope_theta is {}", given.rope_theta));
@@ -42,8 +44,10 @@ Status read_rope(const kvcast_layout& given, Rope& rope) {
     }
     if (given.rope_frequencies == nullptr)
         return bad_argument("neither rope_theta nor rope_frequencies given");
-    for (const double radians : std::span(given.rope_frequencies, rope.dim / 2))
+    for (const double radians : std::span(given.rope_frequencies, rope.dim / 2)) {
+        if (!(std::abs(radians) < 0x1p62)) return bad_argument(fmt::format("a frequency of {}", radians));
         rope.frequencies.push_back(frequency_from_radians(radians));
+    }
     return {};
 }
 
@@ -88,7 +92,9 @@ Result<std::vector<PlaneBuffer>> buffers_of(std::span<const kvcast_buffer> given
 }  // namespace
 
 int told(int code, const char* message) noexcept {
-    const std::size_t length = std::min(std::strlen(message), kMessageBytes - 1);
+    std::size_t length = std::min(std::strlen(message), kMessageBytes - 1);
+    while (length > 0 && (static_cast<unsigned char>(message[length]) & 0xc0) == 0x80)
+        --length;  // whole characters
     std::memcpy(last_message, message, length);
     last_message[length] = '\0';
     return code;
@@ -157,6 +163,7 @@ const char* kvcast_version(void) {
 const char* kvcast_code_name(int code) {
     if (code == KVCAST_OUT_OF_MEMORY) return "out-of-memory";
     if (code == KVCAST_PENDING) return "pending";
+    if (code == KVCAST_SYSTEM) return "system";
     return code < 0 || code > 0xffff ? "unknown" : error_name(static_cast<ErrorCode>(code));
 }
 
@@ -169,6 +176,11 @@ int kvcast_codec_open(size_t threads, const void* calibration, size_t calibratio
     return guarded([&]() -> Status {
         if (codec == nullptr) return bad_argument("no place for the codec given");
         *codec = nullptr;
+        if (Status s = check_threads(threads); !s.ok()) return s;
+        if (Status s =
+                check_list(static_cast<const char*>(calibration), calibration_bytes, "bytes of calibration");
+            !s.ok())
+            return s;
         std::shared_ptr<const Calibration> with;
         if (calibration != nullptr) {
             auto read = Calibration::read(octets_of(calibration, calibration_bytes));
@@ -194,9 +206,10 @@ int kvcast_encode(kvcast_codec* codec, const kvcast_chunk* chunk, uint32_t level
         if (!layout.ok()) return layout.status();
         const auto planes = rows_of(chunk->planes, layout.value());
         if (!planes.ok()) return planes.status();
+        if (text_or_none(chunk->model).empty()) return bad_argument("no model given");
         const Result<ChunkEncoder*> encoder = codec->encoder(level);
         if (!encoder.ok()) return encoder.status();
-        const std::string model = text_or_none(chunk->model), salt = text_or_none(chunk->salt);
+        const std::string model = chunk->model, salt = text_or_none(chunk->salt);
         ChunkInput input = {&layout.value(),
                             model,
                             salt,

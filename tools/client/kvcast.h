@@ -2,10 +2,11 @@
  * and brought back before a deadline.
  *
  * Calls return KVCAST_OK or a code whose meaning never changes; kvcast_message() has the sentence. The
- * library neither prints nor exits, and no exception leaves it. Strings are UTF-8 and end with a zero.
- * Pointers that a call is given are read during that call only, if nothing else is said. Structures that may
- * grow begin with struct_bytes: their own size, so that a program and a library of different ages find out.
- * What a caller leaves zero is the default.
+ * library neither prints nor exits, and no exception leaves a call; that a session's own threads find no
+ * memory ends the process. Callbacks do not throw. A forked child opens its own. Strings are UTF-8 and end
+ * with a zero. Pointers that a call is given are read during that call only, if nothing else is said.
+ * Structures that may grow begin with struct_bytes: their own size, so that a program and a library of
+ * different ages find out. What a caller leaves zero is the default.
  */
 #ifndef KVCAST_H
 #define KVCAST_H
@@ -25,6 +26,7 @@ enum kvcast_code {
     KVCAST_OK = 0,
     KVCAST_OUT_OF_MEMORY = 1,
     KVCAST_PENDING = 2, /* a session has not ended yet */
+    KVCAST_SYSTEM = 3,  /* no thread, or no file descriptor, to be had */
     /* The bytes are not a chunk object that this library reads. */
     KVCAST_TRUNCATED = 10,
     KVCAST_BAD_MAGIC = 11,
@@ -85,7 +87,8 @@ typedef struct kvcast_layout {
     uint32_t rope_pairing; /* of plane 0 */
     uint32_t rope_offset;  /* the first channel of a head that is rotated */
     uint32_t rope_dim;     /* and how many are */
-    double rope_theta;     /* frequencies are rope_theta ^ (-2 i / rope_dim) radians a token; or 0, and */
+    /* The layout is a part of every chunk's identity, to the last bit of a frequency: spell it in one way. */
+    double rope_theta; /* frequencies are rope_theta ^ (-2 i / rope_dim) radians a token; or 0, and */
     const double* rope_frequencies; /* rope_dim / 2 frequencies, in radians a token */
 } kvcast_layout;
 
@@ -147,8 +150,9 @@ typedef struct kvcast_chunk_info {
 /* What an object says of itself. Only its front is needed; blocks are not looked at. */
 KVCAST_API int kvcast_inspect(const void* object, size_t bytes, kvcast_chunk_info* info);
 
-/* All layers of a chunk, into layers x planes buffers of `tokens` rows each: KVCAST_BUFFER_TOO_SMALL where
- * the chunk has more. After an error their content means nothing. */
+/* All layers of a chunk, in the layout of its own that kvcast_inspect() tells, into layers x planes buffers
+ * of `tokens` rows each: KVCAST_BUFFER_TOO_SMALL where the chunk has more. After an error their content means
+ * nothing. */
 KVCAST_API int kvcast_decode(kvcast_codec* codec, const void* object, size_t bytes, size_t tokens,
                              const kvcast_buffer* buffers, size_t buffer_count);
 
@@ -159,8 +163,9 @@ typedef struct kvcast_client kvcast_client;
 
 typedef struct kvcast_client_options {
     size_t struct_bytes;
-    size_t threads;           /* that decode a session; 0: as many as there are processors */
-    const char* cache_folder; /* keeps calibrations, and what is known of links; or NULL: memory does */
+    size_t threads;           /* that decode, of each session; 0: as many as there are processors */
+    const char* cache_folder; /* keeps calibrations, and what is known of links; or NULL: the last
+                                 calibrations only, in memory */
     const char* ca_file;      /* certificates to trust (PEM); or NULL: the system's */
     const char* device;       /* where sessions decode: "cpu", NULL for that, or "cuda" */
 } kvcast_client_options;
@@ -182,11 +187,12 @@ typedef struct kvcast_publication {
     size_t level_count;
     const void* calibration; /* the content of a .kvcal file; or NULL */
     size_t calibration_bytes;
-    size_t chunk_tokens; /* 0: 256 */
-    int64_t ttl;         /* seconds that the publication lives; 0: no end */
-    const char* session; /* a tag by which it may be collected; or NULL */
-    const char* key;     /* an Ed25519 private key (PEM) that signs the manifest; or NULL */
-    int without_tokens;  /* keeps the token ids out of the manifest */
+    size_t chunk_tokens;    /* 0: 256 */
+    int64_t ttl;            /* seconds that the publication lives; 0: no end */
+    const char* session;    /* a tag by which it may be collected; or NULL */
+    const char* key;        /* an Ed25519 private key (PEM) that signs the manifest; or NULL */
+    int32_t without_tokens; /* keeps the token ids out of the manifest */
+    int32_t reserved;
 } kvcast_publication;
 
 /* Into a folder, or an http://, https:// or s3:// URL that takes PUT (s3: with the usual AWS_ variables).
@@ -257,9 +263,10 @@ typedef struct kvcast_summary {
     double manifest_time; /* seconds until the manifest was checked */
     uint64_t network_bytes;
     size_t tokens;
-    size_t text_tokens; /* that the engine was asked to compute */
-    double kl;          /* nats that the loaded tokens are expected to cost; negative: not known */
-    int publication;    /* why nothing could be loaded: a code; KVCAST_OK: it could */
+    size_t text_tokens;  /* that the engine was asked to compute */
+    double kl;           /* nats that the loaded tokens are expected to cost; negative: not known */
+    int32_t publication; /* why nothing could be loaded: a code; KVCAST_OK: it could */
+    int32_t reserved;
 } kvcast_summary;
 
 typedef struct kvcast_session kvcast_session;
@@ -272,9 +279,11 @@ KVCAST_API int kvcast_fetch(kvcast_client* client, const kvcast_request* request
  * negative. KVCAST_OK: every token was loaded or recomputed. `summary` may be NULL. Not from a call of the
  * sink. */
 KVCAST_API int kvcast_session_wait(kvcast_session* session, double seconds, kvcast_summary* summary);
-/* Nothing new is fetched or given to the sink; waiters get KVCAST_CANCELLED. From any thread. */
+/* Nothing new is fetched or given to the sink; on_finish comes, and waiters get KVCAST_CANCELLED. From any
+ * thread. */
 KVCAST_API void kvcast_session_cancel(kvcast_session* session);
-/* Cancels, and waits for the sink's calls that are running. Not from one of them. NULL is none. */
+/* Cancels, and waits for the sink's calls that are running; none comes after that, on_finish neither. Not
+ * from one of them, and not while another thread is in a call with the session. NULL is none. */
 KVCAST_API void kvcast_session_close(kvcast_session* session);
 
 #ifdef __cplusplus

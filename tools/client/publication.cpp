@@ -39,8 +39,12 @@ Status check(const Context& context, const PublishOptions& options, const std::v
     if (context.token_ids.empty()) return {ErrorCode::kBadArgument, "a context of no tokens"};
     if ((options.calibration == nullptr) != options.calibration_file.empty())
         return {ErrorCode::kBadArgument, "a calibration without its file, or the other way round"};
+    constexpr std::int64_t kLongest = std::int64_t{100} * 365 * 86400;
     if (options.ttl && *options.ttl <= 0)
         return {ErrorCode::kBadArgument, "a life of no time: the publication would never be valid"};
+    if (options.ttl && *options.ttl > kLongest)
+        return {ErrorCode::kBadArgument,
+                fmt::format("a life of {} seconds, at most 100 years", *options.ttl)};
     return {};
 }
 
