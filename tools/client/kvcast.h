@@ -221,7 +221,8 @@ typedef struct kvcast_sink {
     size_t struct_bytes;
     void* user;
     /* Rows of a layer of tokens first to end - 1, in the layout's dtype, valid during the call. A chunk's
-     * layers come in order, all of them or none, and chunks in any order. */
+     * layers come in order, all of them or none (but where the session is cancelled meanwhile), and chunks in
+     * any order. */
     void (*on_layer)(void* user, size_t first, size_t end, uint32_t layer, const kvcast_rows* planes);
     /* Tokens that the engine has to compute; all KV before them is there. Returns when theirs is. `token_ids`
      * is NULL where neither side has them. */
