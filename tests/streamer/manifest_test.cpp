@@ -80,7 +80,8 @@ TEST(Manifest, NothingIsBuiltOfWhatNobodyAsksFor) {
     EXPECT_THAT(of(with(R"("chunks":[{"token_ids":)" + many + "}]")), HasSubstr("longer list"));
     EXPECT_THAT(of(with(R"("chunks":[{"token_ids":)" + numbers + "}]")), HasSubstr("more values"));
     EXPECT_THAT(of(with(R"("chunks":7)")), HasSubstr("list of objects"));
-    EXPECT_THAT(of(with(R"("chunks":[{"kl":[)" + repeated(60'000, "0,") + "{}]}]")), HasSubstr("longer list"));
+    EXPECT_THAT(of(with(R"("chunks":[{"kl":[)" + repeated(60'000, "0,") + "{}]}]")),
+                HasSubstr("longer list"));
     EXPECT_THAT(of(repeated(100'000, "[")), HasSubstr("too deeply"));
     EXPECT_THAT(of(with(R"("unknown":)" + repeated(100'000, "[") + repeated(100'000, "]"))),
                 HasSubstr("too deeply"));
