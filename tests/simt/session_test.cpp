@@ -214,7 +214,7 @@ class CDeviceSession : public DeviceSession {
     }
     void TearDown() override { kvcast_client_close(client_); }
 
-    kvcast_summary fetch_by(CEngine& engine, const char* rule) {
+    kvcast_summary fetch_by(const kvcast_sink& sink, const char* rule) {
         kvcast_request r = {};
         r.struct_bytes = sizeof r;
         r.manifest_url = wanted_.manifest_url.c_str();
@@ -223,7 +223,6 @@ class CDeviceSession : public DeviceSession {
         r.token_ids = published_->token_ids.data();
         r.tokens = published_->token_ids.size();
         r.rule = rule;
-        const kvcast_sink sink = engine.sink();
         kvcast_session* session = nullptr;
         kvcast_summary summary = {};
         summary.struct_bytes = sizeof summary;
@@ -243,7 +242,7 @@ TEST_F(CDeviceSession, PutsKvWhereTheEngineSays) {
     for (const unsigned level : {1u, 0u}) {
         const EngineMemory memory(layout, published_->token_ids.size());
         CEngine engine = {&memory, &layout};
-        const kvcast_summary summary = fetch_by(engine, level == 1 ? "fixed:1" : "fixed:0");
+        const kvcast_summary summary = fetch_by(engine.sink(), level == 1 ? "fixed:1" : "fixed:0");
         EXPECT_EQ(summary.text_tokens, 0u);
         EXPECT_EQ(engine.placed, published_->manifest.chunks.size());
         EXPECT_EQ(engine.layers, published_->manifest.chunks.size() * layout.layers);
@@ -263,17 +262,11 @@ TEST_F(CDeviceSession, AChunkThatHasNoPlaceIsRecomputed) {
     const EngineMemory memory(layout, published_->token_ids.size());
     CEngine engine = {&memory, &layout};
     const std::size_t tokens = engine.refused = published_->manifest.chunks[0].tokens;
-    EXPECT_EQ(fetch_by(engine, "two-pointer").text_tokens, tokens);
+    EXPECT_EQ(fetch_by(engine.sink(), "two-pointer").text_tokens, tokens);
     EXPECT_EQ(engine.computed, tokens);
 }
 
 TEST_F(CDeviceSession, WithoutAPlaceKvComesInHostMemory) {
-    kvcast_request r = {};
-    r.struct_bytes = sizeof r;
-    r.manifest_url = wanted_.manifest_url.c_str();
-    r.layout = &layout_;
-    r.model = "synthetic";
-    r.tokens = published_->token_ids.size();
     kvcast_sink sink = {};
     sink.struct_bytes = sizeof sink;
     std::size_t layers = 0;
@@ -283,10 +276,7 @@ TEST_F(CDeviceSession, WithoutAPlaceKvComesInHostMemory) {
         ++*static_cast<std::size_t*>(user);
     };
     sink.on_recompute = [](void*, std::size_t, std::size_t, const std::int32_t*) { ADD_FAILURE(); };
-    kvcast_session* session = nullptr;
-    ASSERT_EQ(kvcast_fetch(client_, &r, &sink, &session), KVCAST_OK) << kvcast_message();
-    EXPECT_EQ(kvcast_session_wait(session, -1, nullptr), KVCAST_OK);
-    kvcast_session_close(session);
+    fetch_by(sink, "two-pointer");
     EXPECT_EQ(layers, published_->manifest.chunks.size() * published_->manifest.layout.layers);
 }
 

@@ -67,26 +67,34 @@ kvcast_layout described(const Layout& layout) {
     return out;
 }
 
-// Buffers [layer][plane] that hold a chunk.
-Result<std::vector<PlaneBuffer>> buffers_of(std::span<const kvcast_buffer> given, std::size_t tokens,
-                                            const ChunkHeader& h) {
-    const Layout& l = h.layout;
-    if (given.size() != l.layers * l.planes.size())
-        return Status(ErrorCode::kBufferTooSmall, fmt::format("{} buffers, the chunk has {} planes",
-                                                              given.size(), l.layers * l.planes.size()));
-    if (tokens < h.tokens)
-        return Status(ErrorCode::kBufferTooSmall,
-                      fmt::format("room for {} tokens, the chunk has {}", tokens, h.tokens));
-    std::vector<PlaneBuffer> out;
-    for (std::size_t i = 0; i < given.size(); ++i) {
-        const std::size_t row = l.planes[i % l.planes.size()].width() * kernels::dtype_bytes(l.dtype);
-        if (given[i].rows == nullptr || given[i].row_bytes < row)
-            return Status(ErrorCode::kBufferTooSmall,
-                          fmt::format("buffer {}: rows of {} bytes, {} are needed", i,
-                                      given[i].rows == nullptr ? 0 : given[i].row_bytes, row));
+// Rows [layer][plane] of a layout as the library takes them, or `code` and which of them do not hold its
+// planes.
+template <typename Out, typename Given>
+Result<std::vector<Out>> rows_that_hold(const Given* given, const Layout& layout, ErrorCode code,
+                                        const char* name) {
+    std::vector<Out> out;
+    for (std::size_t i = 0; i < layout.layers * layout.planes.size(); ++i) {
+        const std::size_t row =
+            layout.planes[i % layout.planes.size()].width() * kernels::dtype_bytes(layout.dtype);
+        const std::size_t there = given[i].rows != nullptr ? given[i].row_bytes : 0;
+        if (there < row)
+            return Status(code, fmt::format("{} {}: rows of {} bytes, {} are needed", name, i, there, row));
         out.push_back({given[i].rows, given[i].row_bytes});
     }
     return out;
+}
+
+// Buffers [layer][plane] that hold a chunk.
+Result<std::vector<PlaneBuffer>> buffers_of(std::span<const kvcast_buffer> given, std::size_t tokens,
+                                            const ChunkHeader& h) {
+    const std::size_t planes = h.layout.layers * h.layout.planes.size();
+    if (given.size() != planes)
+        return Status(ErrorCode::kBufferTooSmall,
+                      fmt::format("{} buffers, the chunk has {} planes", given.size(), planes));
+    if (tokens < h.tokens)
+        return Status(ErrorCode::kBufferTooSmall,
+                      fmt::format("room for {} tokens, the chunk has {}", tokens, h.tokens));
+    return rows_that_hold<PlaneBuffer>(given.data(), h.layout, ErrorCode::kBufferTooSmall, "buffer");
 }
 
 }  // namespace
@@ -117,16 +125,7 @@ Result<Layout> layout_of(const kvcast_layout* given) {
 
 Result<std::vector<PlaneRows>> rows_of(const kvcast_rows* given, const Layout& layout) {
     if (given == nullptr) return bad_argument("no planes given");
-    std::vector<PlaneRows> out;
-    for (std::size_t i = 0; i < layout.layers * layout.planes.size(); ++i) {
-        const std::size_t row =
-            layout.planes[i % layout.planes.size()].width() * kernels::dtype_bytes(layout.dtype);
-        if (given[i].rows == nullptr || given[i].row_bytes < row)
-            return bad_argument(fmt::format("plane {}: rows of {} bytes, the layout's have {}", i,
-                                            given[i].rows == nullptr ? 0 : given[i].row_bytes, row));
-        out.push_back({given[i].rows, given[i].row_bytes});
-    }
-    return out;
+    return rows_that_hold<PlaneRows>(given, layout, ErrorCode::kBadArgument, "plane");
 }
 
 }  // namespace kvcast::client
