@@ -390,16 +390,14 @@ struct Matrix {
     static constexpr std::size_t kWidth = 192;
 
     std::vector<std::int16_t> entries;
-    std::vector<MatrixPanel> panels;
-    TiledMatrix tiles;
+    PackedMatrix packed;
     std::vector<std::uint8_t> shifts;
 
     explicit Matrix(int most) : entries(kWidth * kWidth), shifts(kWidth, 12) {
         std::mt19937_64 random(3);
         for (auto& m : entries)
             m = static_cast<std::int16_t>(static_cast<int>(random() % (2 * most + 1)) - most);
-        panels = pack_panels(entries, kWidth, kWidth);
-        tiles = tile_matrix(entries, kWidth, kWidth);
+        packed = pack_matrix(entries, kWidth, kWidth);
     }
 };
 
@@ -418,8 +416,8 @@ void products(const Ops& ops) {
         slot<Sums>(ops, fmt::format("project/bits:{}", bits), macs, 0, Sums(tokens * width),
                    [=](const Ops& o, Sums& sums) {
                        std::fill(sums.begin(), sums.end(), 0);
-                       o.project({dense.data(), width, width, m->entries.data(), m->panels.data(),
-                                  m->shifts.data(), width, tokens, sums.data(), width, 1, &m->tiles});
+                       o.project({dense.data(), width, width, m->entries.data(), &m->packed,
+                                  m->shifts.data(), width, tokens, sums.data(), width});
                    });
     }
     // Coefficients as a coarse level has them: those behind the first ones are zero.
@@ -430,8 +428,8 @@ void products(const Ops& ops) {
             i % width < width / 4 ? static_cast<std::int16_t>(random() % 5 - 2) : std::int16_t{0};
     slot<Sums>(ops, "project/leading:25%", macs, 0, Sums(tokens * width), [=](const Ops& o, Sums& sums) {
         std::fill(sums.begin(), sums.end(), 0);
-        o.project({coefficients.data(), width, width, m->entries.data(), m->panels.data(), m->shifts.data(),
-                   width, tokens, sums.data(), width, 1, &m->tiles});
+        o.project({coefficients.data(), width, width, m->entries.data(), &m->packed, m->shifts.data(),
+                   width, tokens, sums.data(), width});
     });
 }
 

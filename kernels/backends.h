@@ -9,7 +9,8 @@ const Ops& avx2_ops();    // AVX2
 const Ops& avx512_ops();  // AVX-512 as Ice Lake and Zen 4 have it, on top of AVX2
 const Ops& amx_ops();     // AMX with 8-bit integers, on top of AVX-512
 
-// Whether amx_ops() may be used.
+// Whether they may be used.
+bool avx512_available();
 bool amx_available();
 
 }  // namespace kvcast::kernels

@@ -18,13 +18,6 @@ bool avx2_available() {
            __builtin_cpu_supports("popcnt");
 }
 
-bool avx512_available() {
-    return avx2_available() && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") &&
-           __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
-           __builtin_cpu_supports("avx512bitalg") && __builtin_cpu_supports("gfni");
-}
-
 #endif
 
 std::vector<const Ops*> find_available() {
@@ -46,6 +39,17 @@ const Ops& choose() {
 }
 
 }  // namespace
+
+bool avx512_available() {
+#ifdef KVCAST_X86
+    return avx2_available() && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") &&
+           __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
+           __builtin_cpu_supports("avx512bitalg") && __builtin_cpu_supports("gfni");
+#else
+    return false;
+#endif
+}
 
 bool amx_available() {
 #ifdef KVCAST_X86

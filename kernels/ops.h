@@ -262,29 +262,32 @@ struct ExactStore {
 };
 
 // 16 outputs of a matrix by one pair of inputs: lane o holds the entries of inputs 2i and 2i + 1.
-struct alignas(64) MatrixPanel {
+struct alignas(64) MatrixPair {
     std::int16_t lanes[16][2];
 };
 
-// A matrix [outputs][inputs] as panels [outputs by 16][inputs by 2], zero where it has no entries.
-std::vector<MatrixPanel> pack_panels(std::span<const std::int16_t> matrix, std::size_t outputs,
-                                     std::size_t inputs);
+// 16 outputs by four inputs, where entries fit 8 bits: entry + 128.
+struct alignas(64) MatrixQuad {
+    std::uint8_t lanes[16][4];
+};
 
-// 16 outputs of a matrix by 64 inputs, 8 bits each, as tile registers want it: row r has the inputs at places
-// 4r to 4r + 3 of every output. Input i of a block is at place 2i, input 32 + i at place 2i + 1.
+// 16 outputs by 64 inputs, 8 bits each, as tile registers want it: row r has the inputs at places 4r to
+// 4r + 3 of every output. Input i of a block is at place 2i, input 32 + i at place 2i + 1.
 struct alignas(64) MatrixTile {
     std::uint8_t bytes[16 * 64];
 };
 
-// A matrix as tiles [outputs by 16][inputs by 64][limb], zero where it has no entries. Where entries are
-// wide, entry = 256 * limb 0, signed, + limb 1, unsigned; else there is one limb, signed.
-struct TiledMatrix {
-    bool wide = false;
+// A matrix [outputs][inputs] in the forms that this machine's backends read, zero where it has no entries.
+struct PackedMatrix {
+    bool wide = false;              // some entries do not fit 8 bits
+    std::vector<MatrixPair> pairs;  // [outputs by 16][inputs by 2]
+    std::vector<MatrixQuad> quads;  // [outputs by 16][inputs by 4]; none where entries are wide
+    // [outputs by 16][inputs by 64][limb]. Where entries are wide, entry = 256 * limb 0, signed, + limb 1,
+    // unsigned; else there is one limb, signed.
     std::vector<MatrixTile> tiles;
 };
 
-// Empty where no backend of this machine reads tiles.
-TiledMatrix tile_matrix(std::span<const std::int16_t> matrix, std::size_t outputs, std::size_t inputs);
+PackedMatrix pack_matrix(std::span<const std::int16_t> matrix, std::size_t outputs, std::size_t inputs);
 
 // int16 features of some tokens through a matrix with a shift per output:
 // sums[t][o] += (sum over i of matrix[o][i] * multiplier * features[t][i] + 2^(shifts[o] - 1)) >> shifts[o].
@@ -295,14 +298,13 @@ struct Projection {
     std::size_t feature_stride;
     std::size_t inputs;
     const std::int16_t* matrix;  // [outputs][inputs]
-    const MatrixPanel* panels;   // the same matrix for backends that prefer it so
+    const PackedMatrix* packed;  // the same matrix for backends that prefer it so; may have more outputs
     const std::uint8_t* shifts;  // [outputs]
     std::size_t outputs;
     std::size_t tokens;
     std::int32_t* sums;  // [token][sum_stride]
     std::size_t sum_stride;
-    std::int32_t multiplier = 1;         // 1..4096
-    const TiledMatrix* tiles = nullptr;  // as panels; where they are missing, panels are used
+    std::int32_t multiplier = 1;  // 1..4096
 };
 
 // Costs that are added up side by side, the largest magnitude that they are known for, and how far those of

@@ -344,20 +344,11 @@ std::uint64_t packed_bytes(const CalibrationData& data) {
     return bytes;
 }
 
-}  // namespace
-
-Calibration::Panels Calibration::pack(const CalibrationUnit& unit) {
-    Panels out;
-    const ShiftedMatrix& m = unit.transform;
-    out.transform = kernels::pack_panels(m.entries, m.outputs, m.inputs);
-    out.transform_tiles = kernels::tile_matrix(m.entries, m.outputs, m.inputs);
-    for (const PredictionTerm& term : unit.terms) {
-        const ShiftedMatrix& t = term.matrix;
-        out.terms.push_back(kernels::pack_panels(t.entries, t.outputs, t.inputs));
-        out.term_tiles.push_back(kernels::tile_matrix(t.entries, t.outputs, t.inputs));
-    }
-    return out;
+kernels::PackedMatrix pack(const ShiftedMatrix& m) {
+    return kernels::pack_matrix(m.entries, m.outputs, m.inputs);
 }
+
+}  // namespace
 
 Result<std::shared_ptr<const Calibration>> Calibration::read(std::span<const std::uint8_t> bytes) {
     const auto body = body_of(bytes);
@@ -378,8 +369,10 @@ Result<std::shared_ptr<const Calibration>> Calibration::read(std::span<const std
         made->units_per_layer_ += parts;
     }
     for (const CalibrationUnit& unit : data.units) {
-        made->panels_.push_back(pack(unit));
+        PackedUnit& packed = made->packed_.emplace_back();
+        packed.transform = pack(unit.transform);
         for (const PredictionTerm& term : unit.terms) {
+            packed.terms.push_back(pack(term.matrix));
             made->reach_ = std::max(made->reach_, term.layers_back);
             if (term.source == PredictionTerm::Source::kTokens) made->has_token_terms_ = true;
         }

@@ -150,11 +150,9 @@ class Calibration {
     const Hash& id() const { return id_; }
 
     // Matrices of a unit as Ops::project reads them.
-    struct Panels {
-        std::vector<kernels::MatrixPanel> transform;
-        std::vector<std::vector<kernels::MatrixPanel>> terms;
-        kernels::TiledMatrix transform_tiles;
-        std::vector<kernels::TiledMatrix> term_tiles;
+    struct PackedUnit {
+        kernels::PackedMatrix transform;
+        std::vector<kernels::PackedMatrix> terms;
     };
 
     // The units of one set; valid as long as the calibration.
@@ -163,8 +161,8 @@ class Calibration {
         const CalibrationUnit& unit(std::size_t layer, std::size_t plane, std::size_t part) const {
             return calibration_->data_.units[index(layer, plane, part)];
         }
-        const Panels& panels(std::size_t layer, std::size_t plane, std::size_t part) const {
-            return calibration_->panels_[index(layer, plane, part)];
+        const PackedUnit& packed(std::size_t layer, std::size_t plane, std::size_t part) const {
+            return calibration_->packed_[index(layer, plane, part)];
         }
         // In data().units.
         std::size_t index(std::size_t layer, std::size_t plane, std::size_t part) const {
@@ -194,7 +192,6 @@ class Calibration {
 
   private:
     Calibration() = default;
-    static Panels pack(const CalibrationUnit& unit);
 
     CalibrationData data_;
     Hash id_ = {};
@@ -203,7 +200,7 @@ class Calibration {
     std::size_t units_per_layer_ = 0;
     std::size_t reach_ = 0;
     bool has_token_terms_ = false;
-    std::vector<Panels> panels_;  // [unit]
+    std::vector<PackedUnit> packed_;  // [unit]
 };
 
 // Whether bytes begin like a calibration file.

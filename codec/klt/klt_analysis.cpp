@@ -59,8 +59,7 @@ Result<std::shared_ptr<const KltAnalysis>> KltAnalysis::make(std::shared_ptr<con
             }
         }
         const ShiftedMatrix& m = unit.matrix;
-        unit.panels = kernels::pack_panels(m.entries, m.outputs, m.inputs);
-        unit.tiles = kernels::tile_matrix(m.entries, m.outputs, m.inputs);
+        unit.packed = kernels::pack_matrix(m.entries, m.outputs, m.inputs);
     }
     made->calibration_ = std::move(calibration);
     return std::shared_ptr<const KltAnalysis>(std::move(made));
@@ -70,8 +69,8 @@ void KltAnalysis::multiply(const kernels::Ops& ops, std::size_t unit, const std:
                            std::size_t tokens, std::size_t outputs, std::int32_t* sums) const {
     const Unit& u = units_[unit];
     std::fill_n(sums, tokens * outputs, 0);
-    ops.project({residual, u.matrix.inputs, u.matrix.inputs, u.matrix.entries.data(), u.panels.data(),
-                 u.matrix.shifts.data(), outputs, tokens, sums, outputs, 1, &u.tiles});
+    ops.project({residual, u.matrix.inputs, u.matrix.inputs, u.matrix.entries.data(), &u.packed,
+                 u.matrix.shifts.data(), outputs, tokens, sums, outputs});
 }
 
 }  // namespace kvcast

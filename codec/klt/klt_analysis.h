@@ -36,8 +36,7 @@ class KltAnalysis {
     struct Unit {
         ShiftedMatrix matrix;
         float fraction = 1;
-        std::vector<kernels::MatrixPanel> panels;
-        kernels::TiledMatrix tiles;
+        kernels::PackedMatrix packed;
     };
 
     std::shared_ptr<const Calibration> calibration_;

@@ -57,6 +57,13 @@ void add_exact_tokens(ChunkHeader& header, std::span<std::uint8_t> unfit) {
     }
 }
 
+std::vector<TokenSlice> slices_of(std::size_t count, std::size_t longest) {
+    std::vector<TokenSlice> slices;
+    for (std::size_t first = 0; first < count; first += longest)
+        slices.push_back({first, std::min(longest, count - first)});
+    return slices;
+}
+
 std::vector<TokenSlice> body_slices(const ChunkHeader& h, const std::vector<std::uint32_t>& body,
                                     std::size_t longest) {
     std::vector<TokenSlice> slices;

@@ -26,6 +26,9 @@ std::vector<std::uint32_t> body_tokens(const ChunkHeader& header);
 // Makes exact tokens of those that are marked as unfit, beside those that are exact already. `unfit` [token].
 void add_exact_tokens(ChunkHeader& header, std::span<std::uint8_t> unfit);
 
+// Runs of `count` tokens, or ids, at most `longest` each.
+std::vector<TokenSlice> slices_of(std::size_t count, std::size_t longest);
+
 // Runs of body tokens of one level, at most `longest` each.
 std::vector<TokenSlice> body_slices(const ChunkHeader& header, const std::vector<std::uint32_t>& body,
                                     std::size_t longest);

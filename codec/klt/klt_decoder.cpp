@@ -28,8 +28,9 @@ void KltDecoder::begin(const Chunk& chunk) {
     reader_.reset();
     set_ = chunk.calibration->set_of_level(chunk.header->level);
     states_.reset(*chunk.calibration, *set_, chunk.header->token_ids);
+    id_slices_ = slices_of(states_.ids(), kSliceTokens);
     const CalibrationData& data = chunk.calibration->data();
-    read_layers_ = 0;
+    prepared_layers_ = 0;
     const std::size_t units = data.units_per_layer();
     for (Symbols& symbols : symbols_) {
         symbols.gains.resize(units);
@@ -176,27 +177,34 @@ void KltDecoder::reconstruct_slice(TokenSlice slice, std::span<const PlaneBuffer
 }
 
 Status KltDecoder::layer(const Layer& layer, const Layer* ahead, Executor& executor) {
-    if (read_layers_ == next_layer_) {
+    const std::size_t planes = chunk_.header->layout.planes.size(), starts = id_slices_.size() * planes;
+    const auto make_start = [&](std::size_t of_layer, std::size_t i) {
+        states_.make_starts(*chunk_.ops, of_layer, i % planes, id_slices_[i / planes]);
+    };
+    if (prepared_layers_ == next_layer_) {
         Symbols& symbols = symbols_[next_layer_ % 2];
         symbols.status = read(next_layer_, layer, symbols);
-        ++read_layers_;
+        executor.run(starts, [&](std::size_t i, std::size_t) { make_start(next_layer_, i); });
+        ++prepared_layers_;
     }
     if (Status s = symbols_[next_layer_ % 2].status; !s.ok()) return s;
 
-    // Reading is one task beside those of the slices; alone, it would only push their states out of the
-    // cache.
-    const bool reads_ahead = ahead != nullptr && executor.workers() > 1;
-    const std::size_t first_slice = reads_ahead ? 1 : 0;
+    // Preparing is some tasks beside those of the slices, the longest one first; alone, it would only push
+    // their states out of the cache.
+    const bool prepares = ahead != nullptr && executor.workers() > 1;
+    const std::size_t first_slice = prepares ? 1 + starts : 0;
     scratch_.resize(std::max(scratch_.size(), executor.workers()));
-    executor.run(slices_.size() + first_slice, [&](std::size_t i, std::size_t worker) {
-        if (i < first_slice) {
+    executor.run(first_slice + slices_.size(), [&](std::size_t i, std::size_t worker) {
+        if (i >= first_slice) {
+            reconstruct_slice(slices_[i - first_slice], layer.planes, scratch_[worker]);
+        } else if (i > 0) {
+            make_start(next_layer_ + 1, i - 1);
+        } else {
             Symbols& symbols = symbols_[(next_layer_ + 1) % 2];
             symbols.status = read(next_layer_ + 1, *ahead, symbols);
-        } else {
-            reconstruct_slice(slices_[i - first_slice], layer.planes, scratch_[worker]);
         }
     });
-    read_layers_ += first_slice;
+    if (prepares) ++prepared_layers_;
     ++next_layer_;
     return {};
 }

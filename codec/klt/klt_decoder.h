@@ -44,7 +44,7 @@ class KltDecoder {
     };
 
     // Decodes the next layer; token slices run on the executor. Where `ahead` is given, the layer after it,
-    // its symbols are read at the same time, and it comes next as `layer`. kCorruptBlock; then begin() again.
+    // it is prepared at the same time, and comes next as `layer`. kCorruptBlock; then begin() again.
     Status layer(const Layer& layer, const Layer* ahead, Executor& executor);
 
   private:
@@ -76,9 +76,10 @@ class KltDecoder {
     KltBytes bytes_;
     std::vector<std::uint32_t> body_;
     std::vector<TokenSlice> slices_;
+    std::vector<TokenSlice> id_slices_;
     KltStates states_;
     std::array<Symbols, 2> symbols_;  // of even and odd layers
-    std::size_t read_layers_ = 0;     // whose symbols have been read
+    std::size_t prepared_layers_ = 0;  // whose symbols have been read, and whose sums have starts
     std::vector<std::uint8_t> row_;
     TokenStrips token_strips_;
     std::vector<kernels::Strip> strips_;  // of one token strip, by coefficient

@@ -117,10 +117,17 @@ std::int32_t* KltEncoder::sums_of(const Job& job, std::size_t plane, std::size_t
 void KltEncoder::quantise_planes(const Job& job, std::span<const TokenSlice> slices,
                                  std::span<const std::uint32_t> body, Executor& executor) {
     const std::size_t planes = job.data.layout.planes.size(), steps = job.data.layout.layers * planes;
+    const std::vector<TokenSlice> ids = slices_of(states_.ids(), kSliceTokens);
+    const auto make_starts = [&](std::size_t step, TokenSlice slice) {
+        if (step < steps) states_.make_starts(ops_, step / planes, step % planes, slice);
+    };
+    executor.run(ids.size(), [&](std::size_t i, std::size_t) { make_starts(0, ids[i]); });
     for (std::size_t step = 0; step <= steps; ++step) {
-        executor.run(slices.size(), [&](std::size_t i, std::size_t worker) {
-            if (step > 0) reconstruct_plane(job, (step - 1) / planes, (step - 1) % planes, slices[i]);
-            if (step < steps) quantise_plane(job, step / planes, step % planes, slices[i], scratch_[worker]);
+        executor.run(ids.size() + slices.size(), [&](std::size_t i, std::size_t worker) {
+            if (i < ids.size()) return make_starts(step + 1, ids[i]);
+            const TokenSlice slice = slices[i - ids.size()];
+            if (step > 0) reconstruct_plane(job, (step - 1) / planes, (step - 1) % planes, slice);
+            if (step < steps) quantise_plane(job, step / planes, step % planes, slice, scratch_[worker]);
         });
         if (step == steps) break;
         for (std::size_t part = 0; part < job.data.parts[step % planes]; ++part)

@@ -3,20 +3,49 @@
 #include <algorithm>
 
 namespace kvcast {
+namespace {
+
+// sums += matrix(features), for some tokens.
+void project(const kernels::Ops& ops, const ShiftedMatrix& m, const kernels::PackedMatrix& packed,
+             const std::int16_t* features, std::size_t stride, std::size_t tokens, std::int32_t* sums,
+             std::size_t sum_stride, unsigned multiplier = 1) {
+    ops.project({features, stride, m.inputs, m.entries.data(), &packed, m.shifts.data(), m.outputs, tokens,
+                 sums, sum_stride, static_cast<std::int32_t>(multiplier)});
+}
+
+bool is_of_tokens(const PredictionTerm& term) {
+    return term.source == PredictionTerm::Source::kTokens;
+}
+
+}  // namespace
+
 void KltStates::reset(const Calibration& calibration, const Calibration::Set& set,
                       std::span<const std::int32_t> token_ids) {
     calibration_ = &calibration;
     set_ = set;
-    tokens_ = token_ids.size();
     const CalibrationData& data = calibration.data();
-    const std::size_t planes = data.layout.planes.size();
+    const std::size_t planes = data.layout.planes.size(), tokens = token_ids.size();
+    std::vector<std::int32_t> ids = {0};
+    id_of_.assign(tokens, 0);
+    if (calibration.has_token_terms()) {
+        ids.assign(token_ids.begin(), token_ids.end());
+        std::sort(ids.begin(), ids.end());
+        ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+        for (std::size_t t = 0; t < tokens; ++t) {
+            const auto at = std::lower_bound(ids.begin(), ids.end(), token_ids[t]);
+            id_of_[t] = static_cast<std::uint32_t>(at - ids.begin());
+        }
+    }
+    ids_ = ids.size();
+    features_.resize(ids_ * data.tokens.features);
+    for (std::size_t i = 0; i < ids_; ++i)
+        data.tokens.unpack(ids[i], features_.data() + i * data.tokens.features);
     planes_.resize(std::max(planes_.size(), (calibration.reach() + 1) * planes));
     for (std::size_t i = 0; i < (calibration.reach() + 1) * planes; ++i)
-        planes_[i].resize(tokens_ * data.layout.planes[i % planes].width());
-    const std::size_t n = calibration.has_token_terms() ? data.tokens.features : 0;
-    features_.resize(tokens_ * n);
-    for (std::size_t t = 0; t < tokens_ && n != 0; ++t)
-        data.tokens.unpack(token_ids[t], features_.data() + t * n);
+        planes_[i].resize(tokens * data.layout.planes[i % planes].width());
+    starts_.resize(2 * planes);
+    for (std::size_t i = 0; i < 2 * planes; ++i)
+        starts_[i].resize(ids_ * data.layout.planes[i % planes].width());
 }
 
 std::size_t KltStates::slot(std::size_t layer, std::size_t plane) const {
@@ -31,27 +60,44 @@ const std::int16_t* KltStates::plane(std::size_t layer, std::size_t plane) const
     return planes_[slot(layer, plane)].data();
 }
 
+std::size_t KltStates::start_slot(std::size_t layer, std::size_t plane) const {
+    return layer % 2 * calibration_->data().layout.planes.size() + plane;
+}
+
+void KltStates::make_starts(const kernels::Ops& ops, std::size_t layer, std::size_t plane, TokenSlice ids) {
+    const CalibrationData& data = calibration_->data();
+    const std::size_t features = data.tokens.features, width = data.part_width(plane);
+    const std::size_t row = data.layout.planes[plane].width();
+    for (std::size_t part = 0; part < data.parts[plane]; ++part) {
+        const CalibrationUnit& unit = set_->unit(layer, plane, part);
+        std::int32_t* sums = starts_[start_slot(layer, plane)].data() + ids.first * row + part * width;
+        for (std::size_t i = 0; i < ids.count; ++i) std::copy_n(unit.bias.data(), width, sums + i * row);
+        for (std::size_t i = 0; i < unit.terms.size(); ++i) {
+            if (!is_of_tokens(unit.terms[i])) continue;
+            project(ops, unit.terms[i].matrix, set_->packed(layer, plane, part).terms[i],
+                    features_.data() + ids.first * features, features, ids.count, sums, row);
+        }
+    }
+}
+
 void KltStates::predict(const kernels::Ops& ops, std::size_t layer, std::size_t plane, std::size_t part,
                         TokenSlice slice, std::int32_t* sums) const {
     const CalibrationData& data = calibration_->data();
     const CalibrationUnit& unit = set_->unit(layer, plane, part);
     const std::size_t width = data.part_width(plane);
-    for (std::size_t t = 0; t < slice.count; ++t) std::copy_n(unit.bias.data(), width, sums + t * width);
-    const Calibration::Panels& panels = set_->panels(layer, plane, part);
+    const std::int32_t* starts = starts_[start_slot(layer, plane)].data() + part * width;
+    for (std::size_t t = 0; t < slice.count; ++t) {
+        const std::size_t id = id_of_[slice.first + t];
+        std::copy_n(starts + id * data.layout.planes[plane].width(), width, sums + t * width);
+    }
     for (std::size_t i = 0; i < unit.terms.size(); ++i) {
         const PredictionTerm& term = unit.terms[i];
-        const std::int16_t* features = nullptr;
-        std::size_t stride = data.tokens.features;
-        if (term.source == PredictionTerm::Source::kTokens) {
-            features = features_.data() + slice.first * stride;
-        } else {
-            stride = data.layout.planes[term.plane].width();
-            features = this->plane(layer - term.layers_back, term.plane) + slice.first * stride +
-                       part * data.part_width(term.plane);
-        }
-        const ShiftedMatrix& m = term.matrix;
-        ops.project({features, stride, m.inputs, m.entries.data(), panels.terms[i].data(), m.shifts.data(),
-                     width, slice.count, sums, width, 1, &panels.term_tiles[i]});
+        if (is_of_tokens(term)) continue;
+        const std::size_t stride = data.layout.planes[term.plane].width();
+        const std::int16_t* features = this->plane(layer - term.layers_back, term.plane) +
+                                       slice.first * stride + part * data.part_width(term.plane);
+        project(ops, term.matrix, set_->packed(layer, plane, part).terms[i], features, stride, slice.count,
+                sums, width);
     }
 }
 
@@ -59,12 +105,9 @@ void KltStates::reconstruct(const kernels::Ops& ops, std::size_t layer, std::siz
                             TokenSlice slice, const std::int16_t* coefficients, unsigned multiplier,
                             std::int32_t* sums) {
     const CalibrationData& data = calibration_->data();
-    const ShiftedMatrix& transform = set_->unit(layer, plane, part).transform;
-    const Calibration::Panels& panels = set_->panels(layer, plane, part);
     const std::size_t width = data.part_width(plane);
-    ops.project({coefficients, width, width, transform.entries.data(), panels.transform.data(),
-                 transform.shifts.data(), width, slice.count, sums, width,
-                 static_cast<std::int32_t>(multiplier), &panels.transform_tiles});
+    project(ops, set_->unit(layer, plane, part).transform, set_->packed(layer, plane, part).transform,
+            coefficients, width, slice.count, sums, width, multiplier);
     const std::size_t row = data.layout.planes[plane].width();
     std::int16_t* out = this->plane(layer, plane) + slice.first * row + part * width;
     for (std::size_t t = 0; t < slice.count; ++t) ops.saturate(sums + t * width, width, out + t * row);

@@ -20,12 +20,18 @@ struct TokenSlice {
     std::size_t count = 0;
 };
 
-// Reconstructed states of a chunk's newest layers, as far back as predictions reach, and the features of its
-// tokens. Slices of tokens are independent: different threads may work on different ones.
+// Reconstructed states of a chunk's newest layers, as far back as predictions reach, and what the ids of its
+// tokens predict. Slices of tokens are independent: different threads may work on different ones.
 class KltStates {
   public:
     void reset(const Calibration& calibration, const Calibration::Set& set,
                std::span<const std::int32_t> token_ids);
+
+    // Tokens of one id start from the same sums, bias and what the id predicts; a plane's are made once for
+    // each of the `ids()` ids that the chunk has, in slices of ids, before any of its units is predicted.
+    // Those of the layer before are still there.
+    std::size_t ids() const { return ids_; }
+    void make_starts(const kernels::Ops& ops, std::size_t layer, std::size_t plane, TokenSlice ids);
 
     // States [token][width] of a plane. Those of `reach` layers before the newest one are still there.
     std::int16_t* plane(std::size_t layer, std::size_t plane);
@@ -43,12 +49,15 @@ class KltStates {
 
   private:
     std::size_t slot(std::size_t layer, std::size_t plane) const;
+    std::size_t start_slot(std::size_t layer, std::size_t plane) const;
 
     const Calibration* calibration_ = nullptr;
     std::optional<Calibration::Set> set_;
-    std::size_t tokens_ = 0;
     std::vector<AlignedVector<std::int16_t>> planes_;  // [layer modulo reach + 1][plane]
-    AlignedVector<std::int16_t> features_;             // [token][features]
+    std::size_t ids_ = 0;                              // different ones; 1 where none predicts anything
+    std::vector<std::uint32_t> id_of_;                 // [token]
+    AlignedVector<std::int16_t> features_;             // [id][features]
+    std::vector<AlignedVector<std::int32_t>> starts_;  // [layer modulo 2][plane]: [id][plane width]
 };
 
 using kernels::klt_class;

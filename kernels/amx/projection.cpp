@@ -223,7 +223,7 @@ class Steps {
             if (WideFeatures) a[i * kFeatureLimbs] = f_.high_tile(at);
             a[(i + 1) * kFeatureLimbs - 1] = f_.low_tile(at);
         }
-        const MatrixTile* b = p_.tiles->tiles.data() + panel * f_.blocks * kMatrixLimbs;
+        const MatrixTile* b = p_.packed->tiles.data() + panel * f_.blocks * kMatrixLimbs;
         multiply<WideFeatures, WideMatrix>(a, b->bytes, f_, products);
     }
 
@@ -240,7 +240,7 @@ class Steps {
 }  // namespace
 
 void project(const Projection& p) {
-    if (p.tiles == nullptr || p.tiles->tiles.empty() || p.inputs > kMostInputs) return avx512::project(p);
+    if (p.inputs > kMostInputs) return avx512::project(p);
     const TileRegisters registers;
     Features f;
     f.blocks = (p.inputs + kInputs - 1) / kInputs;
@@ -248,7 +248,7 @@ void project(const Projection& p) {
     for (std::size_t first = 0; first < p.tokens; first += f.tiles * kSide) {
         f.tiles = std::min(most, (p.tokens - first + kSide - 1) / kSide);
         split(p, first, f);
-        if (p.tiles->wide) {
+        if (p.packed->wide) {
             f.wide ? Steps<true, true>(p, first, f).run() : Steps<false, true>(p, first, f).run();
         } else {
             f.wide ? Steps<true, false>(p, first, f).run() : Steps<false, false>(p, first, f).run();

@@ -1,6 +1,6 @@
 // Projections with pmaddwd: 16 products of 16-bit integers, added in pairs, in one instruction.
 //
-// A panel is two vectors of a matrix, by which a pair of a token's features, broadcast, is multiplied.
+// A pair is two vectors of a matrix, by which two of a token's features, broadcast, are multiplied.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -14,8 +14,8 @@ namespace kvcast::kernels::avx2 {
 namespace {
 
 constexpr std::size_t kLanes32 = 8;  // sums in a vector
-constexpr std::size_t kPanels = 2;   // vectors of sums per token
-constexpr std::size_t kTokens = 4;   // tokens that share a panel's loads: 8 of the 16 registers are sums
+constexpr std::size_t kVectors = 2;  // of sums per token
+constexpr std::size_t kTokens = 4;   // tokens that share a pair's loads: 8 of the 16 registers are sums
 
 std::int32_t pair_at(const std::int16_t* features) {
     std::int32_t pair = 0;
@@ -74,14 +74,14 @@ KVCAST_AVX2_INLINE std::size_t leading(const std::int16_t* features, std::size_t
 
 template <std::size_t Tokens>
 struct Sums {
-    __m256i at[Tokens][kPanels];
+    __m256i at[Tokens][kVectors];
 };
 
 // Adds the products of one pair of inputs; Single: of the last of an odd number.
 template <std::size_t Tokens, bool Single>
-KVCAST_AVX2_INLINE void accumulate(const MatrixPanel& panel, const std::int16_t* features, std::size_t stride,
+KVCAST_AVX2_INLINE void accumulate(const MatrixPair& matrix, const std::int16_t* features, std::size_t stride,
                                    Sums<Tokens>& sums) {
-    const auto* column = reinterpret_cast<const __m256i*>(panel.lanes);
+    const auto* column = reinterpret_cast<const __m256i*>(matrix.lanes);
     const __m256i first = _mm256_load_si256(column), second = _mm256_load_si256(column + 1);
     KVCAST_UNROLL
     for (std::size_t t = 0; t < Tokens; ++t) {
@@ -96,15 +96,15 @@ KVCAST_AVX2_INLINE void accumulate(const MatrixPanel& panel, const std::int16_t*
 template <std::size_t Tokens>
 KVCAST_AVX2 void project_tile(const Projection& p, std::size_t token, std::size_t output) {
     const std::int16_t* features = p.features + token * p.feature_stride;
-    const MatrixPanel* panels = p.panels + output / (kPanels * kLanes32) * ((p.inputs + 1) / 2);
+    const MatrixPair* pairs = p.packed->pairs.data() + output / (kVectors * kLanes32) * ((p.inputs + 1) / 2);
     Sums<Tokens> sums;
     KVCAST_UNROLL
     for (std::size_t t = 0; t < Tokens; ++t) sums.at[t][0] = sums.at[t][1] = _mm256_setzero_si256();
     const std::size_t inputs = leading<Tokens>(features, p.feature_stride, p.inputs);
     for (std::size_t pair = 0; pair < inputs / 2; ++pair)
-        accumulate<Tokens, false>(panels[pair], features + 2 * pair, p.feature_stride, sums);
+        accumulate<Tokens, false>(pairs[pair], features + 2 * pair, p.feature_stride, sums);
     if (inputs % 2 != 0)
-        accumulate<Tokens, true>(panels[inputs / 2], features + inputs - 1, p.feature_stride, sums);
+        accumulate<Tokens, true>(pairs[inputs / 2], features + inputs - 1, p.feature_stride, sums);
     KVCAST_UNROLL
     for (std::size_t t = 0; t < Tokens; ++t) {
         add(p, token + t, output, sums.at[t][0]);
@@ -115,7 +115,7 @@ KVCAST_AVX2 void project_tile(const Projection& p, std::size_t token, std::size_
 }  // namespace
 
 KVCAST_AVX2 void project(const Projection& p) {
-    for (std::size_t output = 0; output < p.outputs; output += kPanels * kLanes32) {
+    for (std::size_t output = 0; output < p.outputs; output += kVectors * kLanes32) {
         std::size_t t = 0;
         for (; t + kTokens <= p.tokens; t += kTokens) project_tile<kTokens>(p, t, output);
         for (; t < p.tokens; ++t) project_tile<1>(p, t, output);

@@ -585,8 +585,8 @@ TEST(Projection, SumsAtTheBoundsDoNotOverflow) {
     std::vector<std::int16_t> features = {-32768, -32768};
     for (const std::uint8_t shift : {std::uint8_t{4}, std::uint8_t{23}}) {
         std::int32_t sums = 7;
-        ops.project({features.data(), 2, 2, matrix.data(), kernels::pack_panels(matrix, 1, 2).data(), &shift,
-                     1, 1, &sums, 1});
+        const kernels::PackedMatrix packed = kernels::pack_matrix(matrix, 1, 2);
+        ops.project({features.data(), 2, 2, matrix.data(), &packed, &shift, 1, 1, &sums, 1});
         const std::int64_t exact = (std::int64_t{65024} * -32768 + (std::int64_t{1} << (shift - 1))) >> shift;
         EXPECT_EQ(sums, 7 + exact);
     }
@@ -673,8 +673,8 @@ TEST(Projection, IsExactInOddShapesAndWithZerosBehind) {
                         features[t * stride + i] = i % 7 > t ? std::int16_t{0} : next(32767);
                 }
                 std::vector<std::int32_t> sums(tokens * (outputs + 1), 5);
-                ops.project({features.data(), stride, inputs, rows.data(),
-                             kernels::pack_panels(rows, outputs, inputs).data(), shifts.data(), outputs,
+                const kernels::PackedMatrix packed = kernels::pack_matrix(rows, outputs, inputs);
+                ops.project({features.data(), stride, inputs, rows.data(), &packed, shifts.data(), outputs,
                              tokens, sums.data(), outputs + 1});
                 for (std::size_t t = 0; t < tokens; ++t) {
                     for (std::size_t o = 0; o < outputs; ++o) {

@@ -33,6 +33,7 @@ struct Problem {
     std::int32_t multiplier = 1;
     int most_feature = 32767;  // largest magnitudes of random ones
     int most_entry = 32767;
+    std::size_t wide_every = 0;  // every so many tokens, one has a random one of any magnitude
 };
 
 constexpr std::int32_t kGuard = 0x5a5a5a5a;
@@ -40,8 +41,7 @@ constexpr std::int32_t kGuard = 0x5a5a5a5a;
 struct Run {
     std::vector<std::int16_t> features;
     std::vector<std::int16_t> matrix;
-    std::vector<MatrixPanel> panels;
-    TiledMatrix tiles;
+    PackedMatrix packed;
     std::vector<std::uint8_t> shifts;
     std::vector<std::int32_t> sums;
     Projection projection = {};
@@ -66,6 +66,8 @@ Run make(const Problem& p, std::uint64_t seed) {
         std::fill(row + static_cast<std::ptrdiff_t>(random() % (p.inputs + 1)),
                   row + static_cast<std::ptrdiff_t>(p.inputs), std::int16_t{0});
     }
+    for (std::size_t t = 0; p.wide_every != 0 && t < p.tokens; t += p.wide_every)
+        r.features[p.offset + t * feature_stride + random() % p.inputs] = static_cast<std::int16_t>(random());
     const auto bound = static_cast<std::int64_t>(65024 / std::max<std::size_t>(p.inputs, 2));
     const auto most = std::min<std::int64_t>(bound, p.most_entry);
     for (auto& m : r.matrix) {
@@ -77,12 +79,18 @@ Run make(const Problem& p, std::uint64_t seed) {
         for (std::size_t o = 0; o < p.outputs; ++o)
             r.sums[p.offset + t * sum_stride + o] = static_cast<std::int32_t>(random() % 2000) - 1000;
     }
-    r.panels = pack_panels(std::span(r.matrix).subspan(p.offset), p.outputs, p.inputs);
-    r.tiles = tile_matrix(std::span(r.matrix).subspan(p.offset), p.outputs, p.inputs);
-    r.projection = {
-        r.features.data() + p.offset, feature_stride, p.inputs, r.matrix.data() + p.offset, r.panels.data(),
-        r.shifts.data() + p.offset,   p.outputs,      p.tokens, r.sums.data() + p.offset,   sum_stride};
-    r.projection.multiplier = p.multiplier;
+    r.packed = pack_matrix(std::span(r.matrix).subspan(p.offset), p.outputs, p.inputs);
+    r.projection = {r.features.data() + p.offset,
+                    feature_stride,
+                    p.inputs,
+                    r.matrix.data() + p.offset,
+                    nullptr,
+                    r.shifts.data() + p.offset,
+                    p.outputs,
+                    p.tokens,
+                    r.sums.data() + p.offset,
+                    sum_stride,
+                    p.multiplier};
     return r;
 }
 
@@ -106,6 +114,9 @@ std::vector<Problem> problems() {
             }
         }
     }
+    // Of few tokens of a group, or of groups, not all features are narrow; groups by the hundred.
+    for (const std::size_t inputs : {1, 30, 33, 127, 192, 320, 4096, 8200})
+        out.push_back({inputs, 70, 131, inputs % 2, 0.3, false, 3, 128, 127, 11});
     out.push_back({192, 64, 64, 0, 1, false});
     out.push_back({64, 64, 0, 0, 0, false});
     return out;
@@ -115,7 +126,7 @@ TEST_P(Backend, ProjectsLikeScalar) {
     std::uint64_t seed = 1;
     for (const Problem& p : problems()) {
         auto expected = make(p, seed), got = make(p, seed);
-        got.projection.tiles = &got.tiles;
+        got.projection.packed = &got.packed;
         scalar_ops().project(expected.projection);
         GetParam()->project(got.projection);
         ASSERT_EQ(got.sums, expected.sums)
@@ -1232,7 +1243,7 @@ GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(Backend);
 TEST(Backends, EndWithTileRegistersWhereTheyAreGranted) {
     const bool amx = std::string_view(available_ops().back()->name) == "amx";
     const std::vector<std::int16_t> matrix(16 * 64, 1);
-    EXPECT_EQ(tile_matrix(matrix, 16, 64).tiles.size(), amx ? 1u : 0u);
+    EXPECT_EQ(pack_matrix(matrix, 16, 64).tiles.size(), amx ? 1u : 0u);
     if (!amx)
         GTEST_SKIP() << "no AMX in this processor, or the system does not grant it: backend amx is untested";
 }

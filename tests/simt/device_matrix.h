@@ -47,9 +47,9 @@ class DeviceMatrix {
     // To sums [token][output].
     void add(const std::int16_t* features, std::size_t stride, std::uint32_t tokens,
              std::int32_t* sums) const {
-        kernels::scalar_ops().project({features, stride, inputs_, entries_.data(),
-                                       kernels::pack_panels(entries_, outputs_, inputs_).data(),
-                                       shifts_->data(), outputs_, tokens, sums, outputs_});
+        const kernels::PackedMatrix packed = kernels::pack_matrix(entries_, outputs_, inputs_);
+        kernels::scalar_ops().project({features, stride, inputs_, entries_.data(), &packed, shifts_->data(),
+                                       outputs_, tokens, sums, outputs_});
     }
 
   private:

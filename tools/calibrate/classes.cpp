@@ -97,6 +97,7 @@ class LevelFitter {
     void fit_all(CalibrationData& data) {
         for (std::size_t l = 0; l < data.layout.layers; ++l) {
             for (std::size_t p = 0; p < data.layout.planes.size(); ++p) {
+                states_.make_starts(ops(), l, p, {0, states_.ids()});
                 for (std::size_t part = 0; part < data.parts[p]; ++part) {
                     const std::vector<std::int8_t> classes = fit(l, p, part);
                     std::vector<std::int8_t>& all = data.units[set_.index(l, p, part)].classes;
