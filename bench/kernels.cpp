@@ -416,8 +416,8 @@ void products(const Ops& ops) {
         slot<Sums>(ops, fmt::format("project/bits:{}", bits), macs, 0, Sums(tokens * width),
                    [=](const Ops& o, Sums& sums) {
                        std::fill(sums.begin(), sums.end(), 0);
-                       o.project({dense.data(), width, width, m->entries.data(), &m->packed,
-                                  m->shifts.data(), width, tokens, sums.data(), width});
+                       o.project({dense.data(), width, width, m->entries.data(), &m->packed, m->shifts.data(),
+                                  width, tokens, sums.data(), width});
                    });
     }
     // Coefficients as a coarse level has them: those behind the first ones are zero.
@@ -428,8 +428,8 @@ void products(const Ops& ops) {
             i % width < width / 4 ? static_cast<std::int16_t>(random() % 5 - 2) : std::int16_t{0};
     slot<Sums>(ops, "project/leading:25%", macs, 0, Sums(tokens * width), [=](const Ops& o, Sums& sums) {
         std::fill(sums.begin(), sums.end(), 0);
-        o.project({coefficients.data(), width, width, m->entries.data(), &m->packed, m->shifts.data(),
-                   width, tokens, sums.data(), width});
+        o.project({coefficients.data(), width, width, m->entries.data(), &m->packed, m->shifts.data(), width,
+                   tokens, sums.data(), width});
     });
 }
 

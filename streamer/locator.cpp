@@ -23,6 +23,14 @@ std::vector<Hash> chains_of(const Wanted& wanted) {
 
 }  // namespace
 
+Status check_wanted(const Wanted& wanted) {
+    const bool by_tokens = !wanted.store_url.empty() && !wanted.token_ids.empty() && wanted.layout;
+    if (!wanted.manifest_url.empty() || (by_tokens && wanted.chunk_tokens != 0)) return {};
+    return {
+        ErrorCode::kBadArgument,
+        "a manifest's URL is needed, or a store's URL with token ids, their number in a chunk, and a layout"};
+}
+
 Locator::Locator(const Environment& environment, Wanted wanted, Heard heard, Done done)
     : environment_(environment),
       wanted_(std::move(wanted)),
@@ -33,8 +41,7 @@ Locator::Locator(const Environment& environment, Wanted wanted, Heard heard, Don
         fetch(manifest_url_, 2 * ManifestLimits::kBytes);
         return;
     }
-    if (!wanted_.store_url.empty() && wanted_.layout && wanted_.chunk_tokens != 0)
-        chains_ = chains_of(wanted_);
+    chains_ = chains_of(wanted_);
     unknown_ = chains_.size();
     probe();
 }
@@ -54,7 +61,7 @@ void Locator::probe() {
                      kPointerBytes);
     if (known_ == 0) {
         environment_.loop.post(
-            [done = done_] { done(Status(ErrorCode::kForeign, "no prefix of these tokens is stored")); });
+            [done = done_] { done(Status(ErrorCode::kNotStored, "no prefix of these tokens is stored")); });
         return;
     }
     manifest_url_ = join_url(wanted_.store_url, found_);
@@ -115,8 +122,13 @@ Result<Located> Locator::check(std::string_view document) const {
                       fmt::format("the wanted {} tokens do not fill the first chunk of {}",
                                   wanted_.token_ids.size(), m.chunks.front().tokens));
     }
-    Located out = {std::move(manifest.value()), root_of_manifest(manifest_url_), confirmed.value(),
-                   wanted_.token_ids};
+    Located out;
+    out.manifest = std::move(manifest.value());
+    out.manifest_url = manifest_url_;
+    out.root = root_of_manifest(manifest_url_);
+    out.chunks = confirmed.value();
+    for (const ManifestChunk& c : std::span(out.manifest.chunks).first(out.chunks)) out.tokens += c.tokens;
+    out.token_ids = wanted_.token_ids;
     if (out.token_ids.empty()) {
         for (const ManifestChunk& c : out.manifest.chunks)
             out.token_ids.insert(out.token_ids.end(), c.token_ids.begin(), c.token_ids.end());

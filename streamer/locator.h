@@ -24,10 +24,15 @@ struct Wanted {
     std::string salt;
 };
 
+// kBadArgument where it says neither a manifest nor tokens of a store.
+Status check_wanted(const Wanted& wanted);
+
 struct Located {
     Manifest manifest;
+    std::string manifest_url;
     std::string root;                     // URL of the store
     std::size_t chunks = 0;               // leading chunks that are of the wanted tokens
+    std::size_t tokens = 0;               // that those have
     std::vector<std::int32_t> token_ids;  // the caller's, or else the manifest's where it has them
 };
 
@@ -42,13 +47,14 @@ class Locator final : public DownloadObserver {
         std::int64_t wall_clock = 0;  // seconds since 1970, for the expiry
         std::uint64_t seed = 0;
     };
-    // Called once; may destroy the locator. Failures: those of Download, kBadManifest, kUnsigned,
-    // kBadSignature, kExpired, kForeign (another model, layout, other tokens, or no prefix is stored),
-    // kBadArgument.
+    // Called once; may destroy the locator. Failures: those of Download, kNotStored (no prefix of the
+    // tokens), kBadManifest, kUnsigned, kBadSignature, kExpired, kForeign (another model or layout, other
+    // tokens), kBadArgument.
     using Done = std::function<void(Result<Located>)>;
     // Latency of a first byte.
     using Heard = std::function<void(Duration)>;
 
+    // `wanted` passed check_wanted().
     Locator(const Environment& environment, Wanted wanted, Heard heard, Done done);
 
   private:

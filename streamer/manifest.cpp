@@ -287,6 +287,11 @@ Result<std::size_t> confirm_chain(const Manifest& manifest, std::string_view sal
     return manifest.chunks.size();
 }
 
+std::int64_t system_seconds() {
+    const auto now = std::chrono::system_clock::now().time_since_epoch();
+    return std::chrono::duration_cast<std::chrono::seconds>(now).count();
+}
+
 std::string format_time(std::int64_t seconds) {
     using namespace std::chrono;
     const sys_seconds at{std::chrono::seconds(seconds)};

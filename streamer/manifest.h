@@ -86,6 +86,9 @@ Result<Manifest> read_manifest(std::string_view json);
 Result<std::size_t> confirm_chain(const Manifest& manifest, std::string_view salt,
                                   std::span<const std::int32_t> token_ids);
 
+// What the system's clock says, in seconds since 1970.
+std::int64_t system_seconds();
+
 // "2026-11-21T05:00:00Z", and back (that form only).
 std::string format_time(std::int64_t seconds);
 std::optional<std::int64_t> parse_time(std::string_view text);

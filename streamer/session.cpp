@@ -34,12 +34,6 @@ std::uint64_t drawn_seed() {
     return std::random_device()() | std::uint64_t{std::random_device()()} << 32;
 }
 
-std::int64_t system_seconds() {
-    return std::chrono::duration_cast<std::chrono::seconds>(
-               std::chrono::system_clock::now().time_since_epoch())
-        .count();
-}
-
 }  // namespace
 
 // Everything but the lanes' tasks runs on the loop's thread.
@@ -219,11 +213,7 @@ void Session::Impl::Transfer::on_finished(Result<std::vector<std::uint8_t>> obje
 
 void Session::Impl::begin() {
     if (ended_) return;
-    const bool by_tokens = !wanted_.store_url.empty() && !wanted_.token_ids.empty() && wanted_.layout;
-    if (wanted_.manifest_url.empty() && !by_tokens) {
-        return finish({ErrorCode::kBadArgument,
-                       "a session needs a manifest's URL, or a store's URL with token ids and a layout"});
-    }
+    if (const Status s = check_wanted(wanted_); !s.ok()) return finish(s);
     const Seconds all = options_.compute.prefill_time(0, wanted_.token_ids.size()) * kTextMargin;
     if (!wanted_.token_ids.empty() && all < options_.deadline && options_.deadline < 1e9) {
         patience_ = loop_.after(from_seconds(options_.deadline - all), [this] {

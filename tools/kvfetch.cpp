@@ -12,7 +12,7 @@
 #include <thread>
 
 #include "streamer/http/client.h"
-#include "streamer/http/s3.h"
+#include "streamer/http/location.h"
 #include "streamer/rules/rules.h"
 #include "streamer/session.h"
 #include "tools/client/calibration_cache.h"
@@ -113,14 +113,8 @@ void declare(CLI::App& app, Arguments& a) {
 
 // The place of a manifest, with credentials where it is in S3.
 std::string resolve(const Arguments& a, HttpOptions& http) {
-    if (!is_s3(a.url)) {
-        if (!is_url(a.url)) throw Error(fmt::format("{}: not a URL; a folder has to be served", a.url));
-        check_url(a.url);
-        return a.url;
-    }
-    const S3Location location =
-        require(locate_s3(a.url, [](const char* name) -> const char* { return std::getenv(name); }));
-    http.s3 = location.credentials;
+    Location location = require(locate(a.url, process_environment));
+    http.s3 = std::move(location.s3);
     return location.url;
 }
 

@@ -2,13 +2,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <thread>
 
+#include "streamer/http/http_destination.h"
 #include "streamer/publisher.h"
 #include "streamer/store.h"
 #include "tools/client/publication.h"
@@ -70,12 +70,6 @@ void declare(CLI::App& app, Arguments& a) {
     app.add_option("--ca-file", a.http.ca_file, "certificates to trust (PEM) instead of the system's");
     app.add_option("-j,--jobs", a.jobs, "threads")->check(CLI::Range(1, 1024))->capture_default_str();
     app.add_flag("-q,--quiet", a.quiet, "print nothing on success");
-}
-
-std::int64_t wall_clock() {
-    return std::chrono::duration_cast<std::chrono::seconds>(
-               std::chrono::system_clock::now().time_since_epoch())
-        .count();
 }
 
 // "0,2-5" as levels in ascending order.
@@ -150,15 +144,18 @@ void publish(const Arguments& a) {
     options.levels = parse_levels(a.levels, client::last_level(options.calibration.get()));
     options.delta_kl = read_quality(a.quality, kv.model());
     options.chunk_tokens = a.chunk_tokens;
-    options.now = wall_clock();
+    options.now = system_seconds();
     if (!a.ttl.empty()) options.ttl = parse_duration("--ttl", a.ttl);
     options.session = a.session;
     options.with_tokens = !a.without_tokens;
     std::optional<PrivateKey> key;
     if (!a.key.empty()) options.key = &key.emplace(load_private_key(a.key));
     Progress progress("kvpublish", kv.token_ids().size(), "tokens");
-    options.on_chunk = [&](std::size_t tokens) { progress.advance(tokens); };
-    const auto destination = open_destination(a.target, a.http);
+    options.on_chunk = [&](std::size_t tokens) {
+        progress.advance(tokens);
+        return true;
+    };
+    const auto destination = require(open_destination(a.target, a.http, process_environment));
     ThreadPool pool(a.jobs);
     const auto published = client::publish(*destination, context, options, pool);
     if (!published.ok()) throw Error(fmt::format("{}: {}", a.input, published.status().message()));
@@ -167,11 +164,11 @@ void publish(const Arguments& a) {
 
 void collect_garbage(const Arguments& a) {
     CollectOptions options;
-    options.now = wall_clock();
+    options.now = system_seconds();
     if (!a.session.empty()) options.session = a.session;
     if (!a.grace.empty()) options.grace_seconds = parse_duration("--grace", a.grace);
     options.dry_run = a.dry_run;
-    const auto destination = open_destination(a.input, a.http);
+    const auto destination = require(open_destination(a.input, a.http, process_environment));
     const Collection c = require(collect(*destination, options));
     if (a.quiet) return;
     fmt::print(
@@ -194,7 +191,7 @@ void run(const Arguments& a) {
         throw Error("--quality is for delta; a calibration knows its own");
     if (!a.ttl.empty() && parse_duration("--ttl", a.ttl) == 0)
         throw Error("--ttl is 0: the publication would never be valid");
-    check_destination(a.target);
+    require(check_destination(a.target));
     publish(a);
 }
 

@@ -58,6 +58,8 @@ const char* error_name(ErrorCode code) {
             return "expired";
         case ErrorCode::kForeign:
             return "foreign";
+        case ErrorCode::kNotStored:
+            return "not-stored";
         case ErrorCode::kCancelled:
             return "cancelled";
         case ErrorCode::kNoDevice:

@@ -46,7 +46,8 @@ enum class ErrorCode : std::uint16_t {
     kUnsigned = 111,
     kBadSignature = 112,
     kExpired = 113,
-    kForeign = 114,  // of another model, layout, or other tokens
+    kForeign = 114,    // of another model, layout, or other tokens
+    kNotStored = 115,  // no part of the context is in the store
     kCancelled = 120,
     // Devices.
     kNoDevice = 130,  // none in this machine, or none that this build can use

@@ -78,7 +78,7 @@ class KltDecoder {
     std::vector<TokenSlice> slices_;
     std::vector<TokenSlice> id_slices_;
     KltStates states_;
-    std::array<Symbols, 2> symbols_;  // of even and odd layers
+    std::array<Symbols, 2> symbols_;   // of even and odd layers
     std::size_t prepared_layers_ = 0;  // whose symbols have been read, and whose sums have starts
     std::vector<std::uint8_t> row_;
     TokenStrips token_strips_;

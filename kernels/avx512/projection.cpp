@@ -144,7 +144,8 @@ KVCAST_AVX512_INLINE void multiply_pairs(const Projection& p, const Group& group
     const std::int16_t* features = p.features + group.token * stride;
     const std::size_t used = leading<Tokens>(features, stride, p.inputs);
     for (std::size_t i = 0; i < used / 2; ++i)
-        step(pairs + i, row, [&](std::size_t t) { return four_bytes(features + t * stride + 2 * i); }, sums);
+        step(
+            pairs + i, row, [&](std::size_t t) { return four_bytes(features + t * stride + 2 * i); }, sums);
     if (used % 2 == 0) return;
     const auto last = [&](std::size_t t) {
         return std::int32_t{static_cast<std::uint16_t>(features[t * stride + used - 1])};
@@ -160,7 +161,8 @@ KVCAST_AVX512_INLINE void multiply_quads(const Projection& p, const Group& group
     const MatrixQuad* quads = p.packed->quads.data() + output / kLanes32 * row;
     const std::int8_t* bytes = group.bytes;
     for (std::size_t i = 0; i < (group.used + 3) / 4; ++i)
-        step(quads + i, row, [&](std::size_t t) { return four_bytes(bytes + t * stride + 4 * i); }, sums);
+        step(
+            quads + i, row, [&](std::size_t t) { return four_bytes(bytes + t * stride + 4 * i); }, sums);
 }
 
 template <std::size_t Vectors, std::size_t Tokens>

@@ -8,7 +8,6 @@
 #include <thread>
 
 #include "streamer/http/client.h"
-#include "streamer/http/s3.h"
 #include "streamer/retry.h"
 #include "streamer/store.h"
 
@@ -183,16 +182,19 @@ class Server final : public Destination {
 
 }  // namespace
 
-Result<std::unique_ptr<Destination>> http_destination(
-    const std::string& url, HttpOptions options, const std::function<const char*(const char*)>& environment) {
-    std::string target = url;
-    if (is_s3(url)) {
-        Result<S3Location> location = locate_s3(url, environment);
-        if (!location.ok()) return location.status();
-        target = location.value().url;
-        options.s3 = location.value().credentials;
-    }
-    return std::unique_ptr<Destination>(std::make_unique<Server>(url, target, std::move(options)));
+Result<std::unique_ptr<Destination>> http_destination(const std::string& url, HttpOptions options,
+                                                      const Environment& environment) {
+    if (Status s = check_destination(url); !s.ok()) return s;
+    Result<Location> location = locate(url, environment);
+    if (!location.ok()) return location.status();
+    options.s3 = std::move(location.value().s3);
+    return std::unique_ptr<Destination>(
+        std::make_unique<Server>(url, location.value().url, std::move(options)));
+}
+
+Result<std::unique_ptr<Destination>> open_destination(const std::string& target, const HttpOptions& options,
+                                                      const Environment& environment) {
+    return is_url(target) ? http_destination(target, options, environment) : folder_destination(target);
 }
 
 }  // namespace kvcast::streamer

@@ -2,18 +2,22 @@
 // can be listed, and so collected).
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <string>
 
 #include "streamer/destination.h"
 #include "streamer/http/curl_transport.h"
+#include "streamer/http/location.h"
 
 namespace kvcast::streamer {
 
-// `url` is http://, https:// or s3:// (s3.h says where its server and keys come from). Requests that fail for
-// the moment are repeated.
-Result<std::unique_ptr<Destination>> http_destination(
-    const std::string& url, HttpOptions options, const std::function<const char*(const char*)>& environment);
+// `url` is http://, https:// or s3:// (location.h says where its server and keys come from). Requests that
+// fail for the moment are repeated. kBadArgument as check_destination() and locate() have it.
+Result<std::unique_ptr<Destination>> http_destination(const std::string& url, HttpOptions options,
+                                                      const Environment& environment);
+
+// That, or a folder.
+Result<std::unique_ptr<Destination>> open_destination(const std::string& target, const HttpOptions& options,
+                                                      const Environment& environment);
 
 }  // namespace kvcast::streamer

@@ -7,7 +7,9 @@
 
 #include <atomic>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <mutex>
 
 #include "codec/klt/calibration.h"
@@ -310,6 +312,7 @@ TEST(CCodec, EveryCodeHasTheLibrarysName) {
         {KVCAST_BAD_SIGNATURE, ErrorCode::kBadSignature},
         {KVCAST_EXPIRED, ErrorCode::kExpired},
         {KVCAST_FOREIGN, ErrorCode::kForeign},
+        {KVCAST_NOT_STORED, ErrorCode::kNotStored},
         {KVCAST_CANCELLED, ErrorCode::kCancelled},
         {KVCAST_NO_DEVICE, ErrorCode::kNoDevice},
         {KVCAST_DEVICE, ErrorCode::kDevice},
@@ -456,6 +459,89 @@ TEST_F(CSession, FindsTheLongestPrefixInAStore) {
     EXPECT_TRUE(engine.is_exact());
 }
 
+TEST_F(CSession, SaysHowMuchIsStoredBeforeItFetches) {
+    publish(given.publication());
+    const std::string store = server->url("");
+    std::vector<std::int32_t> prompt = given.cache.ids;
+    prompt.resize(kTokens + 100, 7);
+    kvcast_request r = request(store);
+    r.manifest_url = nullptr;
+    r.store_url = store.c_str();
+    r.chunk_tokens = kChunk;
+    r.token_ids = prompt.data();
+    r.tokens = prompt.size();
+    kvcast_stored stored = {};
+    EXPECT_EQ(kvcast_look_up(client, &r, 5, &stored), KVCAST_BAD_ARGUMENT);
+    stored.struct_bytes = sizeof stored;
+    ASSERT_EQ(kvcast_look_up(client, &r, 5, &stored), KVCAST_OK) << kvcast_message();
+    EXPECT_EQ(stored.tokens, kTokens);
+    EXPECT_GT(stored.finest_bytes, 2 * stored.coarsest_bytes);
+    EXPECT_GT(stored.coarsest_bytes, 1000u);
+    EXPECT_EQ(server->count("kvc$"), 0u);
+
+    // Room for that, and no more; nothing is looked for again.
+    const std::size_t pointers = server->count("/manifest$");
+    const std::string found = stored.manifest_url;
+    r = request(found);
+    r.tokens = stored.tokens;
+    Engine engine(given);
+    ASSERT_EQ(fetch(r, engine), KVCAST_OK) << kvcast_message();
+    EXPECT_TRUE(engine.is_exact());
+    EXPECT_EQ(engine.computed(), 0u);
+    EXPECT_EQ(server->count("/manifest$"), pointers);
+
+    r.manifest_url = nullptr;
+    r.store_url = store.c_str();
+    r.chunk_tokens = kChunk;
+    r.salt = "pepper";
+    EXPECT_EQ(kvcast_look_up(client, &r, 5, &stored), KVCAST_NOT_STORED);
+    for (const double seconds : {0.0, -1.0, std::nan(""), 1e9})
+        EXPECT_EQ(kvcast_look_up(client, &r, seconds, &stored), KVCAST_BAD_ARGUMENT);
+    server->fault(R"({"match": "manifest", "fault": "stall-before-headers"})");
+    EXPECT_EQ(kvcast_look_up(client, &r, 0.1, &stored), KVCAST_TIMEOUT);
+    EXPECT_EQ(kvcast_look_up(client, nullptr, 1, &stored), KVCAST_BAD_ARGUMENT);
+}
+
+TEST_F(CSession, FetchesFromS3WithItsKeys) {
+    const std::string folder_url = publish(given.publication()), endpoint = server->url("");
+    const std::string url = "s3://" + folder_url.substr(endpoint.size());
+    Engine engine(given);
+    ::unsetenv("AWS_ACCESS_KEY_ID");
+    EXPECT_EQ(fetch(request(url), engine), KVCAST_BAD_ARGUMENT);
+    EXPECT_THAT(kvcast_message(), HasSubstr("AWS_ACCESS_KEY_ID"));
+    ::setenv("AWS_ACCESS_KEY_ID", "a-key", 1);
+    ::setenv("AWS_SECRET_ACCESS_KEY", "a secret", 1);
+    ::setenv("AWS_ENDPOINT_URL", endpoint.c_str(), 1);
+    server->fault(R"({"match": ".", "fault": "signed-only", "key": "a-key"})");
+    ASSERT_EQ(fetch(request(url), engine), KVCAST_OK) << kvcast_message();
+    EXPECT_TRUE(engine.is_exact());
+    EXPECT_EQ(engine.computed(), 0u);
+    Engine unsigned_one(given);
+    ASSERT_EQ(fetch(request(folder_url), unsigned_one), KVCAST_OK) << kvcast_message();
+    EXPECT_EQ(unsigned_one.computed(), kTokens);
+}
+
+TEST_F(CSession, APublicationCanBeCancelled) {
+    struct Told {
+        std::vector<std::size_t> tokens;
+        std::size_t most;
+    } told = {{}, 2};
+    kvcast_publication p = given.publication();
+    p.user = &told;
+    p.on_chunk = [](void* user, std::size_t tokens) {
+        auto& t = *static_cast<Told*>(user);
+        t.tokens.push_back(tokens);
+        return static_cast<int>(t.tokens.size() == t.most);
+    };
+    char at[4096];
+    EXPECT_EQ(kvcast_publish(client, folder.path().c_str(), &p, at, sizeof at), KVCAST_CANCELLED);
+    EXPECT_EQ(told.tokens, std::vector<std::size_t>({64, 64}));
+    EXPECT_FALSE(std::filesystem::exists(folder / "manifests"));
+    told = {{}, 9};
+    EXPECT_EQ(kvcast_publish(client, folder.path().c_str(), &p, at, sizeof at), KVCAST_OK);
+    EXPECT_EQ(told.tokens, std::vector<std::size_t>({64, 64, 22}));
+}
+
 TEST_F(CSession, KeepsACalibrationForTheNextSession) {
     const std::vector<std::uint8_t> calibration = given.calibration();
     kvcast_publication p = given.publication();
@@ -579,7 +665,9 @@ TEST_F(CSession, NamesWhatIsWrongWithARequest) {
     refused([](R&, S& s) { s.on_place = [](auto...) { return 0; }; }, "device cuda");
     refused([](R& r, S&) { r.manifest_url = nullptr; }, "manifest_url");
     refused([](R& r, S&) { r.store_url = "http://x"; }, "not both");
-    refused([](R& r, S&) { r.manifest_url = "s3://bucket/manifest"; }, "http://");
+    refused([](R& r, S&) { r.manifest_url = "ftp://host/manifest"; }, "http://");
+    refused([](R& r, S&) { r.manifest_url = "/a/folder"; }, "not a URL");
+    refused([](R& r, S&) { r.manifest_url = "s3:///manifest"; }, "no bucket");
     refused([](R& r, S&) { r.model = nullptr; }, "no model");
     refused([](R& r, S&) { r.layout = nullptr; }, "no layout");
     refused([](R& r, S&) { r.tokens = 0; }, "room");

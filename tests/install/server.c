@@ -80,6 +80,12 @@ static void load(kvcast_client *client, const char *url) {
                                     .token_ids = prompt,
                                     .tokens = kTokens};
     const kvcast_sink sink = {.struct_bytes = sizeof sink, .on_layer = on_layer, .on_recompute = on_recompute};
+    kvcast_stored there = {.struct_bytes = sizeof there};
+    require(kvcast_look_up(client, &request, 10, &there));
+    if (there.tokens != kTokens) {
+        fprintf(stderr, "server_c: %zu tokens are stored\n", there.tokens);
+        exit(1);
+    }
     kvcast_session *session;
     kvcast_summary summary = {.struct_bytes = sizeof summary};
     require(kvcast_fetch(client, &request, &sink, &session));

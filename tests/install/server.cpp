@@ -79,11 +79,10 @@ std::string store(const std::string& folder) {
     std::vector<PlaneRows> rows;
     for (std::size_t i = 0; i < kLayers * kPlanes; ++i)
         rows.push_back({memory.rows(i / kPlanes, i % kPlanes, 0), kRowBytes});
-    const auto now = std::chrono::system_clock::now().time_since_epoch();
     const auto destination = require(streamer::folder_destination(folder));
     client::PublishOptions options;
     options.levels = {0, 5};
-    options.now = std::chrono::duration_cast<std::chrono::seconds>(now).count();
+    options.now = streamer::system_seconds();
     ThreadPool pool(2);
     return require(client::publish(*destination, {&shape, kModel, "", ids, 0, rows}, options, pool)).name;
 }

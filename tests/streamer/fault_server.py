@@ -85,6 +85,11 @@ def answer(sock, path, headers):
         extra = [("Retry-After", fault["retry_after"])] if "retry_after" in fault else []
         sock.sendall(head(fault["status"], extra + [("Content-Length", 5)]) + b"sorry")
         return
+    if kind == "signed-only":
+        signature = headers.get("authorization", "")
+        if not signature.startswith("AWS4-HMAC-SHA256 Credential=%s/" % fault["key"]):
+            sock.sendall(head(403, [("Content-Length", 0)]))
+            return
     if kind == "redirect-loop":
         sock.sendall(head(302, [("Location", path + "x" if len(path) < 400 else "/"), ("Content-Length", 0)]))
         return

@@ -14,6 +14,7 @@
 
 #include "codec/format/chain.h"
 #include "streamer/http/client.h"
+#include "streamer/lookup.h"
 #include "streamer/rules/rules.h"
 #include "streamer/session.h"
 #include "streamer/store.h"
@@ -225,8 +226,54 @@ TEST_F(FaultTest, TheLongestStoredPrefixIsFoundByTokens) {
     published->token_ids = wanted.token_ids;
     const Summary none = fetch_completely();
     EXPECT_EQ(none.text_tokens, 1000u);
-    EXPECT_EQ(none.publication.code(), ErrorCode::kForeign);
+    EXPECT_EQ(none.publication.code(), ErrorCode::kNotStored);
     EXPECT_FALSE(none.network_measured);
+}
+
+TEST_F(FaultTest, AStoreIsAskedHowMuchItHas) {
+    serve();
+    wanted.store_url = server->url("");
+    wanted.manifest_url.clear();
+    wanted.layout = published->manifest.layout;
+    wanted.model = published->manifest.model;
+    wanted.chunk_tokens = 64;
+    wanted.token_ids.resize(1000, 5);
+    Client client(http);
+    LookupOptions lookup;
+    lookup.wall_clock = options.wall_clock;
+    lookup.download = options.download;
+    const auto ask = [&] { return look_up(client.loop(), client.transport(), wanted, lookup); };
+
+    const Result<Located> found = ask();
+    ASSERT_TRUE(found.ok()) << found.status().message();
+    EXPECT_EQ(found.value().tokens, 256u);
+    EXPECT_EQ(found.value().chunks, 4u);
+    EXPECT_EQ(found.value().manifest_url, server->url(published->name));
+    EXPECT_EQ(server->count("kvc$"), 0u);
+
+    fault("manifest", R"("fault": "stall-before-headers")");
+    lookup.download.first_byte_timeout = std::chrono::seconds(60);
+    lookup.patience = milliseconds(200);
+    EXPECT_EQ(ask().status().code(), ErrorCode::kTimeout);
+    lookup = {.download = options.download, .wall_clock = options.wall_clock};
+    server->fault(R"({"clear": true})");
+    fault("manifest", R"("fault": "status", "status": 500)");
+    EXPECT_EQ(ask().status().code(), ErrorCode::kHttpStatus);
+    server->fault(R"({"clear": true})");
+    lookup.trusted.push_back(public_key(1));
+    EXPECT_EQ(ask().status().code(), ErrorCode::kUnsigned);
+    wanted.token_ids[0] ^= 1;
+    EXPECT_EQ(ask().status().code(), ErrorCode::kNotStored);
+    wanted.token_ids.resize(63);
+    EXPECT_EQ(ask().status().code(), ErrorCode::kNotStored);
+    for (const auto& change : std::initializer_list<std::function<void(Wanted&)>>{
+             [](Wanted& w) { w.token_ids.clear(); }, [](Wanted& w) { w.layout.reset(); },
+             [](Wanted& w) { w.chunk_tokens = 0; }, [](Wanted& w) { w.store_url.clear(); }}) {
+        Wanted wrong = wanted;
+        change(wrong);
+        EXPECT_EQ(look_up(client.loop(), client.transport(), wrong, lookup).status().code(),
+                  ErrorCode::kBadArgument);
+    }
 }
 
 TEST_F(FaultTest, CalibratedChunksWaitForTheirCalibration) {

@@ -22,17 +22,11 @@ namespace {
 using namespace streamer;
 using testing::HasSubstr;
 
-std::int64_t now() {
-    return std::chrono::duration_cast<std::chrono::seconds>(
-               std::chrono::system_clock::now().time_since_epoch())
-        .count();
-}
-
 class StoreTest : public testing::Test {
   protected:
     StoreTest() : store(std::move(folder_destination(folder / "store").value())) {
         small.levels = {2, 6};
-        small.now = now();
+        small.now = system_seconds();
     }
 
     std::set<std::string> names() {
@@ -51,7 +45,8 @@ class StoreTest : public testing::Test {
         return out;
     }
     Collection gc(std::int64_t later = 0, std::optional<std::string> session = {}, bool dry = false) {
-        const Result<Collection> c = collect(*store, {now() + later, std::move(session), kGraceSeconds, dry});
+        const Result<Collection> c =
+            collect(*store, {system_seconds() + later, std::move(session), kGraceSeconds, dry});
         EXPECT_TRUE(c.ok()) << c.status().message();
         return c.ok() ? c.value() : Collection();
     }
@@ -121,7 +116,7 @@ TEST_F(StoreTest, NoManifestIsWrittenWhereAnObjectIsMissing) {
     const Published p = publish(*store, small);
     ASSERT_TRUE(store->remove(p.name).ok());
     ASSERT_TRUE(store->remove(object_name(p.manifest.chunks[1].chain, p.manifest.chunks[1].objects[1])).ok());
-    auto publisher = Publisher::open(*store, now());
+    auto publisher = Publisher::open(*store, system_seconds());
     EXPECT_EQ(publisher.value().finish(p.manifest, nullptr).status().code(), ErrorCode::kObjectMismatch);
     EXPECT_FALSE(names().contains(p.name));
 }
@@ -213,7 +208,7 @@ TEST_F(StoreTest, AnUnreadableManifestStopsCollection) {
     const std::string bad = "manifests/" + std::string(64, 'a') + ".json";
     ASSERT_TRUE(store->put(bad, {}).ok());
     const auto before = names();
-    const Result<Collection> c = collect(*store, {now() + 7200, {}, kGraceSeconds, false});
+    const Result<Collection> c = collect(*store, {system_seconds() + 7200, {}, kGraceSeconds, false});
     EXPECT_THAT(c.status().message(), HasSubstr("nothing was removed"));
     EXPECT_EQ(names(), before);
 }
@@ -248,11 +243,11 @@ TEST_F(StoreTest, APointerStaysWithTheLongerLivedManifest) {
 }
 
 TEST_F(StoreTest, CollectionWaitsForPublishers) {
-    auto publisher = Publisher::open(*store, now());
+    auto publisher = Publisher::open(*store, system_seconds());
     const auto second = std::move(folder_destination(folder / "store").value());
     std::atomic<bool> collected = false;
     std::thread collector([&] {
-        EXPECT_TRUE(collect(*second, {now(), {}, 0, false}).ok());
+        EXPECT_TRUE(collect(*second, {system_seconds(), {}, 0, false}).ok());
         collected = true;
     });
     std::this_thread::sleep_for(std::chrono::milliseconds(50));

@@ -6,6 +6,7 @@
 
 #include <limits>
 
+#include "streamer/http/location.h"
 #include "tests/tools/scratch.h"
 #include "tools/common/cli.h"
 #include "tools/common/kv_cache.h"
@@ -79,15 +80,17 @@ TEST(ParseDuration, NeedsAUnit) {
 TEST(CheckDestination, TakesFoldersAndStores) {
     for (const char* good :
          {"store", "/a/b?c", "http://host", "http://host:80/a", "https://host/a", "s3://bucket/prefix"})
-        EXPECT_EQ(error_of([&] { check_destination(good); }), "") << good;
+        EXPECT_EQ(error_of([&] { require(streamer::check_destination(good)); }), "") << good;
 }
 
 TEST(CheckDestination, RefusesUrlsThatNothingCanBeWrittenTo) {
     for (const char* bad : {"http://", "https:///a", "http://:80/", "http://?x", "http://h/s?x=1",
                             "http://h/#f", "s3://", "s3://b/c?d"})
-        EXPECT_THAT(error_of([&] { check_destination(bad); }), HasSubstr(bad)) << bad;
+        EXPECT_THAT(error_of([&] { require(streamer::check_destination(bad)); }), HasSubstr(bad)) << bad;
     for (const char* bad : {"file:///a", "ftp://h/a", "httpx://a", "://a"})
-        EXPECT_THAT(error_of([&] { check_destination(bad); }), HasSubstr("is not supported")) << bad;
+        EXPECT_THAT(error_of([&] { require(streamer::check_destination(bad)); }),
+                    HasSubstr("is not supported"))
+            << bad;
 }
 
 TEST(ReadTokenIds, TakesAnArrayAndNothingElse) {

@@ -1,8 +1,6 @@
 // The C interface: stores and sessions.
 #include <algorithm>
-#include <chrono>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -10,7 +8,8 @@
 
 #include "streamer/http/client.h"
 #include "streamer/http/http_destination.h"
-#include "streamer/http/s3.h"
+#include "streamer/http/location.h"
+#include "streamer/lookup.h"
 #include "streamer/rules/rules.h"
 #include "streamer/session.h"
 #include "streamer/store.h"
@@ -25,6 +24,8 @@ using namespace kvcast::client;
 
 namespace kvcast::client {
 namespace {
+
+constexpr double kDay = 86400;  // seconds
 
 class CSink final : public streamer::Sink {
   public:
@@ -96,11 +97,25 @@ struct kvcast_client {
         if (idle.size() < kMostIdle) idle.push_back(std::move(codec));
     }
 
+    // Connections for a URL, which becomes that of its server. kBadArgument.
+    Result<streamer::Client*> connections_to(std::string& url) {
+        Result<streamer::Location> at = streamer::locate(url, streamer::process_environment);
+        if (!at.ok()) return at.status();
+        url = std::move(at.value().url);
+        if (!at.value().s3) return &connections;
+        const std::scoped_lock lock(mutex);
+        if (!s3_connections) {
+            streamer::HttpOptions with_keys = http;
+            with_keys.s3 = std::move(at.value().s3);
+            s3_connections.emplace(std::move(with_keys));
+        }
+        return &*s3_connections;
+    }
+
     const std::size_t threads;
     const bool on_device;
     const std::string cache_folder;
     const streamer::HttpOptions http;
-    streamer::Client connections;
 
   private:
     Result<SessionCodec> open_codec(bool placed) const {
@@ -118,8 +133,10 @@ struct kvcast_client {
 
     static constexpr std::size_t kMostIdle = 8;
 
+    streamer::Client connections;
     std::mutex mutex;
-    std::vector<SessionCodec> idle;  // guarded by mutex
+    std::optional<streamer::Client> s3_connections;  // guarded by mutex
+    std::vector<SessionCodec> idle;                  // guarded by mutex
 };
 
 namespace kvcast::client {
@@ -131,10 +148,6 @@ Result<streamer::Wanted> wanted_of(const kvcast_request& r) {
     out.store_url = text_or_none(r.store_url);
     if (out.manifest_url.empty() == out.store_url.empty())
         return bad_argument("one of manifest_url and store_url is given, not both and not neither");
-    for (const std::string& url : {out.manifest_url, out.store_url}) {
-        if (!url.empty() && !url.starts_with("http://") && !url.starts_with("https://"))
-            return bad_argument(fmt::format("{}: sessions take http:// and https://", url));
-    }
     out.model = text_or_none(r.model);
     if (out.model.empty()) return bad_argument("no model given");
     Result<Layout> layout = layout_of(r.layout);
@@ -149,8 +162,22 @@ Result<streamer::Wanted> wanted_of(const kvcast_request& r) {
     return out;
 }
 
-const std::string& url_of(const streamer::Wanted& wanted) {
+std::string& url_of(streamer::Wanted& wanted) {
     return wanted.manifest_url.empty() ? wanted.store_url : wanted.manifest_url;
+}
+
+// What a request is about, and over which connections.
+struct Addressed {
+    streamer::Wanted wanted;
+    streamer::Client* connections;
+};
+
+Result<Addressed> addressed(kvcast_client& client, const kvcast_request& r) {
+    Result<streamer::Wanted> wanted = wanted_of(r);
+    if (!wanted.ok()) return wanted.status();
+    const Result<streamer::Client*> connections = client.connections_to(url_of(wanted.value()));
+    if (!connections.ok()) return connections.status();
+    return Addressed{std::move(wanted.value()), connections.value()};
 }
 
 Status read_keys(const kvcast_request& r, std::vector<streamer::PublicKey>& keys) {
@@ -164,7 +191,7 @@ Status read_keys(const kvcast_request& r, std::vector<streamer::PublicKey>& keys
 }
 
 Result<streamer::SessionOptions> options_of(const kvcast_client& client, const kvcast_request& r,
-                                            const streamer::Wanted& wanted) {
+                                            streamer::Wanted& wanted) {
     streamer::SessionOptions o;
     if (!(r.deadline >= 0) || !(r.prefill_tokens_per_second >= 0))
         return bad_argument("a deadline and a speed of prefill are 0 or more");
@@ -184,6 +211,34 @@ Result<streamer::SessionOptions> options_of(const kvcast_client& client, const k
     return o;
 }
 
+Result<kvcast_stored> look_up(kvcast_client& client, const kvcast_request& r, double seconds) {
+    Result<Addressed> to = addressed(client, r);
+    if (!to.ok()) return to.status();
+    streamer::LookupOptions options;
+    options.patience = streamer::from_seconds(seconds);
+    if (Status s = read_keys(r, options.trusted); !s.ok()) return s;
+    streamer::Client& over = *to.value().connections;
+    const auto located =
+        streamer::look_up(over.loop(), over.transport(), std::move(to.value().wanted), options);
+    if (!located.ok()) return located.status();
+    const streamer::Located& l = located.value();
+    kvcast_stored out = {.struct_bytes = sizeof(kvcast_stored),
+                         .tokens = l.tokens,
+                         .finest_bytes = 0,
+                         .coarsest_bytes = 0,
+                         .manifest_url = ""};
+    for (const streamer::ManifestChunk& chunk : std::span(l.manifest.chunks).first(l.chunks)) {
+        out.finest_bytes += chunk.objects.front().bytes;
+        out.coarsest_bytes += chunk.objects.back().bytes;
+    }
+    if (l.manifest_url.size() >= sizeof out.manifest_url) {
+        return Status(ErrorCode::kLimitExceeded,
+                      fmt::format("a manifest's URL of {} bytes", l.manifest_url.size()));
+    }
+    std::memcpy(out.manifest_url, l.manifest_url.c_str(), l.manifest_url.size() + 1);
+    return out;
+}
+
 kvcast_summary described(const streamer::Summary& s) {
     return {.struct_bytes = sizeof(kvcast_summary),
             .time = s.time,
@@ -194,13 +249,6 @@ kvcast_summary described(const streamer::Summary& s) {
             .kl = s.kl,
             .publication = static_cast<std::int32_t>(s.publication.code()),
             .reserved = 0};
-}
-
-Result<std::unique_ptr<streamer::Destination>> open_destination(const kvcast_client& client,
-                                                                const std::string& target) {
-    if (target.find("://") == std::string::npos) return streamer::folder_destination(target);
-    return streamer::http_destination(target, client.http,
-                                      [](const char* name) -> const char* { return std::getenv(name); });
 }
 
 Status check_publication(const kvcast_publication& p) {
@@ -230,9 +278,7 @@ Result<std::string> publish_to(kvcast_client& client, const std::string& target,
         options.calibration = std::move(calibration.value());
     }
     if (p.chunk_tokens != 0) options.chunk_tokens = p.chunk_tokens;
-    options.now =
-        std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch())
-            .count();
+    options.now = streamer::system_seconds();
     if (p.ttl > 0) options.ttl = p.ttl;
     options.session = text_or_none(p.session);
     options.with_tokens = p.without_tokens == 0;
@@ -242,7 +288,9 @@ Result<std::string> publish_to(kvcast_client& client, const std::string& target,
         if (!read.ok()) return read.status();
         options.key = &key.emplace(std::move(read.value()));
     }
-    const auto destination = open_destination(client, target);
+    if (p.on_chunk != nullptr)
+        options.on_chunk = [&p](std::size_t tokens) { return p.on_chunk(p.user, tokens) == 0; };
+    const auto destination = streamer::open_destination(target, client.http, streamer::process_environment);
     if (!destination.ok()) return destination.status();
     ThreadPool pool(client.threads);
     const auto published = publish(*destination.value(), context, options, pool);
@@ -254,11 +302,11 @@ Result<std::string> publish_to(kvcast_client& client, const std::string& target,
 }  // namespace kvcast::client
 
 struct kvcast_session {
-    kvcast_session(kvcast_client& from, SessionCodec with, streamer::Wanted wanted,
-                   streamer::SessionOptions options, const kvcast_sink& calls)
-        : client(from), url(url_of(wanted)), codec(std::move(with)), sink(calls) {
+    kvcast_session(kvcast_client& from, SessionCodec with, Addressed to, streamer::SessionOptions options,
+                   const kvcast_sink& calls)
+        : client(from), url(url_of(to.wanted)), codec(std::move(with)), sink(calls) {
         if (codec.sink) *codec.sink = &sink;
-        session.emplace(client.connections.loop(), client.connections.transport(), std::move(wanted),
+        session.emplace(to.connections->loop(), to.connections->transport(), std::move(to.wanted),
                         std::move(options), *codec.codec, sink);
     }
 
@@ -329,18 +377,31 @@ int kvcast_fetch(kvcast_client* client, const kvcast_request* request, const kvc
             return bad_argument("a sink without on_layer or on_recompute");
         const bool placed = sink->on_place != nullptr;
         if (placed && !client->on_device) return bad_argument("on_place needs a client of the device cuda");
-        Result<streamer::Wanted> wanted = wanted_of(*request);
-        if (!wanted.ok()) return wanted.status();
-        Result<streamer::SessionOptions> options = options_of(*client, *request, wanted.value());
+        Result<Addressed> to = addressed(*client, *request);
+        if (!to.ok()) return to.status();
+        Result<streamer::SessionOptions> options = options_of(*client, *request, to.value().wanted);
         if (!options.ok()) return options.status();
-        options.value().memory = client->connections.memory();
+        options.value().memory = to.value().connections->memory();
         Result<SessionCodec> codec = client->take_codec(placed);
         if (!codec.ok()) return codec.status();
-        *session =
-            std::make_unique<kvcast_session>(*client, std::move(codec.value()), std::move(wanted.value()),
-                                             std::move(options.value()), *sink)
-                .release();
+        *session = std::make_unique<kvcast_session>(*client, std::move(codec.value()), std::move(to.value()),
+                                                    std::move(options.value()), *sink)
+                       .release();
         return {};
+    });
+}
+
+int kvcast_look_up(kvcast_client* client, const kvcast_request* request, double seconds,
+                   kvcast_stored* stored) {
+    return guarded([&]() -> Status {
+        if (client == nullptr) return bad_argument("no client given");
+        if (Status s = check_struct(request, "request"); !s.ok()) return s;
+        if (Status s = check_struct(stored, "stored"); !s.ok()) return s;
+        if (!(seconds > 0 && seconds <= kDay))
+            return bad_argument("a patience is more than 0 and at most a day");
+        const Result<kvcast_stored> found = client::look_up(*client, *request, seconds);
+        if (found.ok()) *stored = found.value();
+        return found.status();
     });
 }
 
@@ -353,7 +414,6 @@ int kvcast_session_wait(kvcast_session* session, double seconds, kvcast_summary*
         }
         if (std::isnan(seconds)) return bad_argument("a patience that is not a number");
         // What is longer than a day waits as long as it takes.
-        constexpr double kDay = 86400;
         pending =
             seconds >= 0 && seconds < kDay && !session->session->wait_for(streamer::from_seconds(seconds));
         if (pending) return {};

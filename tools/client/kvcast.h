@@ -59,7 +59,8 @@ enum kvcast_code {
     KVCAST_UNSIGNED = 111,
     KVCAST_BAD_SIGNATURE = 112,
     KVCAST_EXPIRED = 113,
-    KVCAST_FOREIGN = 114, /* of another model, layout, or other tokens */
+    KVCAST_FOREIGN = 114,    /* of another model, layout, or other tokens */
+    KVCAST_NOT_STORED = 115, /* no part of the context is in the store */
     KVCAST_CANCELLED = 120,
     KVCAST_NO_DEVICE = 130,
     KVCAST_DEVICE = 131
@@ -156,7 +157,11 @@ KVCAST_API int kvcast_inspect(const void* object, size_t bytes, kvcast_chunk_inf
 KVCAST_API int kvcast_decode(kvcast_codec* codec, const void* object, size_t bytes, size_t tokens,
                              const kvcast_buffer* buffers, size_t buffer_count);
 
-/* ---- storing and fetching ---- */
+/* ---- storing and fetching ----
+ *
+ * Stores are at http://, https:// or s3:// URLs. The latter's server and keys are where the variables
+ * AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN say: those
+ * that a client fetches with stay as they were at its first s3:// URL. */
 
 /* Connections, and codecs for sessions. Any number of threads. */
 typedef struct kvcast_client kvcast_client;
@@ -193,11 +198,14 @@ typedef struct kvcast_publication {
     const char* key;        /* an Ed25519 private key (PEM) that signs the manifest; or NULL */
     int32_t without_tokens; /* keeps the token ids out of the manifest */
     int32_t reserved;
+    /* Told, in the caller's thread, how many tokens a chunk has that was stored; where it returns another
+     * number than 0, the rest is not (KVCAST_CANCELLED). Or NULL. */
+    int (*on_chunk)(void* user, size_t tokens);
+    void* user;
 } kvcast_publication;
 
-/* Into a folder, or an http://, https:// or s3:// URL that takes PUT (s3: with the usual AWS_ variables).
- * `url` gets the manifest's, under that destination: KVCAST_BUFFER_TOO_SMALL where it has no room. Returns
- * when all is stored. */
+/* Into a folder, or an http://, https:// or s3:// URL that takes PUT. `url` gets the manifest's, under that
+ * destination: KVCAST_BUFFER_TOO_SMALL where it has no room. Returns when all is stored. */
 KVCAST_API int kvcast_publish(kvcast_client* client, const char* destination,
                               const kvcast_publication* publication, char* url, size_t url_bytes);
 
@@ -257,6 +265,20 @@ typedef struct kvcast_request {
         trusted_keys; /* Ed25519 public keys (PEM), one of which has signed the manifest; or NULL */
     size_t trusted_key_count;
 } kvcast_request;
+
+typedef struct kvcast_stored {
+    size_t struct_bytes;
+    size_t tokens;           /* leading ones of the request's that are stored */
+    uint64_t finest_bytes;   /* of their objects, at the finest level that is stored */
+    uint64_t coarsest_bytes; /* and at the coarsest one */
+    char manifest_url[1024]; /* for a request of them, which need not be looked for again */
+} kvcast_stored;
+
+/* How much of a request's context is stored: for schedulers, which make room before they fetch. Nothing but
+ * the manifest comes. Waits for `seconds` at most (KVCAST_TIMEOUT), whatever the request's deadline.
+ * KVCAST_NOT_STORED where the store has none of it. */
+KVCAST_API int kvcast_look_up(kvcast_client* client, const kvcast_request* request, double seconds,
+                              kvcast_stored* stored);
 
 typedef struct kvcast_summary {
     size_t struct_bytes;

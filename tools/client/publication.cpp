@@ -78,7 +78,8 @@ class Publishing {
             Result<ManifestChunk> chunk = put_chunk(first, parent);
             if (!chunk.ok()) return chunk.status();
             parent = chunk.value().chain;
-            if (options_.on_chunk) options_.on_chunk(chunk.value().tokens);
+            if (options_.on_chunk && !options_.on_chunk(chunk.value().tokens))
+                return Status(ErrorCode::kCancelled, "the publication was cancelled");
             m.chunks.push_back(std::move(chunk.value()));
         }
         Result<std::string> name = publisher_.finish(m, options_.key);

@@ -35,12 +35,13 @@ struct PublishOptions {
     std::span<const std::uint8_t> calibration_file;
     std::map<unsigned, double> delta_kl;  // what delta's levels cost the model, in nats, where that is known
     std::size_t chunk_tokens = 256;
-    std::int64_t now = 0;                            // seconds since 1970
-    std::optional<std::int64_t> ttl;                 // seconds from now on; default: no end
-    std::string session;                             // a tag for collection; may be empty
-    bool with_tokens = true;                         // put the token ids into the manifest
-    const streamer::PrivateKey* key = nullptr;       // signs the manifest
-    std::function<void(std::size_t)> on_chunk = {};  // told each chunk's tokens when it is stored
+    std::int64_t now = 0;                       // seconds since 1970
+    std::optional<std::int64_t> ttl;            // seconds from now on; default: no end
+    std::string session;                        // a tag for collection; may be empty
+    bool with_tokens = true;                    // put the token ids into the manifest
+    const streamer::PrivateKey* key = nullptr;  // signs the manifest
+    // Told how many tokens a chunk has that was stored; where it returns false, the rest is not (kCancelled).
+    std::function<bool(std::size_t tokens)> on_chunk = {};
 };
 
 struct Published {
@@ -55,8 +56,9 @@ EncodeOptions level_options(unsigned level, std::shared_ptr<const Calibration> c
 // The last of them.
 unsigned last_level(const Calibration* calibration);
 
-// Encodes on the executor, one chunk at a time. Errors: kBadArgument, those of ChunkEncoder::encode, and the
-// destination's; objects that were stored by then stay there until they are collected.
+// Encodes on the executor, one chunk at a time. Errors: kBadArgument, kCancelled, those of
+// ChunkEncoder::encode, and the destination's; objects that were stored by then stay there until they are
+// collected.
 Result<Published> publish(streamer::Destination& destination, const Context& context,
                           const PublishOptions& options, Executor& executor);
 

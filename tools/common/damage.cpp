@@ -17,6 +17,7 @@ bool is_damage(ErrorCode code) {
         case ErrorCode::kProtocol:
         case ErrorCode::kTimeout:
         case ErrorCode::kExpired:
+        case ErrorCode::kNotStored:
         case ErrorCode::kCancelled:
         case ErrorCode::kNoDevice:
         case ErrorCode::kDevice:

@@ -3,11 +3,9 @@
 #include <fmt/format.h>
 
 #include <charconv>
-#include <cstdlib>
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "streamer/http/http_destination.h"
 #include "tools/common/file.h"
 
 namespace kvcast::tools {
@@ -22,38 +20,6 @@ std::string text_of(const std::string& path) {
 
 void require(const Status& status) {
     if (!status.ok()) throw Error(status.message());
-}
-
-bool is_url(const std::string& text) {
-    return text.find("://") != std::string::npos;
-}
-
-void check_url(const std::string& url) {
-    const std::size_t colon = url.find("://");
-    const std::string scheme = url.substr(0, colon);
-    if (scheme != "http" && scheme != "https" && scheme != "s3")
-        throw Error(
-            fmt::format("{}: {}:// is not supported, expected http://, https:// or s3://", url, scheme));
-    const std::string rest = url.substr(colon + 3);
-    if (rest.empty() || rest.find_first_of("/?#:") == 0)
-        throw Error(fmt::format("{}: it names no {}", url, scheme == "s3" ? "bucket" : "host"));
-}
-
-void check_destination(const std::string& target) {
-    if (!is_url(target)) return;
-    check_url(target);
-    if (target.find_first_of("?#") != std::string::npos)
-        throw Error(fmt::format("{}: a store's URL has no query and no fragment", target));
-}
-
-std::unique_ptr<streamer::Destination> open_destination(const std::string& target,
-                                                        const streamer::HttpOptions& http) {
-    check_destination(target);
-    if (is_url(target)) {
-        return require(streamer::http_destination(
-            target, http, [](const char* name) -> const char* { return std::getenv(name); }));
-    }
-    return require(streamer::folder_destination(target));
 }
 
 streamer::PrivateKey load_private_key(const std::string& path) {

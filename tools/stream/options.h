@@ -7,27 +7,13 @@
 #include <string>
 #include <vector>
 
-#include "streamer/destination.h"
-#include "streamer/http/curl_transport.h"
 #include "streamer/signature.h"
 
 namespace kvcast::tools {
 
-// Throws Error where a URL is not of the schemes http, https and s3, or names no host (s3: no bucket).
-void check_url(const std::string& url);
-
-// The same of where a publication goes, whose URL has no query and no fragment. Folders pass.
-void check_destination(const std::string& target);
-
-// A folder, or an http://, https:// or s3:// URL. Throws Error.
-std::unique_ptr<streamer::Destination> open_destination(const std::string& target,
-                                                        const streamer::HttpOptions& http);
-
 // Throw Error.
 streamer::PrivateKey load_private_key(const std::string& path);
 streamer::PublicKey load_public_key(const std::string& path);
-
-bool is_url(const std::string& text);
 
 // "90s", "15m", "12h" or "7d", in seconds; "0s" is none. Throws Error, which names the option.
 std::int64_t parse_duration(const std::string& option, const std::string& text);
