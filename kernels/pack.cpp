@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cstring>
 
 #include "kernels/backends.h"
 #include "kernels/ops.h"
@@ -9,9 +10,8 @@ namespace {
 constexpr std::size_t kOutputs = 16;  // of a pair, a quad or a tile
 constexpr std::size_t kTileInputs = 64;
 
-// A matrix and how many of its outputs go together.
 struct Plain {
-    std::span<const std::int16_t> entries;
+    std::span<const std::int16_t> entries;  // [outputs][inputs]
     std::size_t outputs;
     std::size_t inputs;
 
@@ -19,32 +19,36 @@ struct Plain {
     std::size_t columns(std::size_t of) const { return (inputs + of - 1) / of; }
 };
 
-// put(entry, its output within 16, the 16 that it is among, its input) for all entries.
-template <typename Put>
-void for_entries(const Plain& m, Put put) {
-    for (std::size_t o = 0; o < m.outputs; ++o) {
-        for (std::size_t i = 0; i < m.inputs; ++i)
-            put(m.entries[o * m.inputs + i], o % kOutputs, o / kOutputs, i);
+// To [outputs by 16][inputs by 4 bytes][output]: what each row of `bytes` [outputs][row_bytes] has there. The
+// last bytes of a row may be fewer.
+void interleave(const std::uint8_t* bytes, std::size_t outputs, std::size_t row_bytes, std::uint8_t* out) {
+    constexpr std::size_t kStep = 4;
+    const std::size_t columns = (row_bytes + kStep - 1) / kStep;
+    for (std::size_t o = 0; o < outputs; ++o) {
+        const std::uint8_t* row = bytes + o * row_bytes;
+        std::uint8_t* to = out + (o / kOutputs * columns * kOutputs + o % kOutputs) * kStep;
+        std::size_t at = 0;
+        for (; at + kStep <= row_bytes; at += kStep, to += kOutputs * kStep) std::memcpy(to, row + at, kStep);
+        std::memcpy(to, row + at, row_bytes - at);
     }
 }
 
 std::vector<MatrixPair> pack_pairs(const Plain& m) {
-    const std::size_t columns = m.columns(2);
-    std::vector<MatrixPair> pairs(m.rows() * columns);
-    for_entries(m, [&](std::int16_t entry, std::size_t o, std::size_t row, std::size_t i) {
-        pairs[row * columns + i / 2].lanes[o][i % 2] = entry;
-    });
+    std::vector<MatrixPair> pairs(m.rows() * m.columns(2));
+    interleave(reinterpret_cast<const std::uint8_t*>(m.entries.data()), m.outputs,
+               m.inputs * sizeof(std::int16_t), reinterpret_cast<std::uint8_t*>(pairs.data()));
     return pairs;
 }
 
 std::vector<MatrixQuad> pack_quads(const Plain& m) {
-    constexpr std::uint8_t kZero = 128;
-    const std::size_t columns = m.columns(4);
-    std::vector<MatrixQuad> quads(m.rows() * columns);
-    for (MatrixQuad& quad : quads) std::fill_n(quad.lanes[0], sizeof quad, kZero);
-    for_entries(m, [&](std::int16_t entry, std::size_t o, std::size_t row, std::size_t i) {
-        quads[row * columns + i / 4].lanes[o][i % 4] = static_cast<std::uint8_t>(entry + kZero);
-    });
+    constexpr int kZero = 128;
+    std::vector<std::uint8_t> bytes(m.entries.size());
+    std::transform(m.entries.begin(), m.entries.end(), bytes.begin(),
+                   [](int entry) { return static_cast<std::uint8_t>(entry + kZero); });
+    std::vector<MatrixQuad> quads(m.rows() * m.columns(4));
+    auto* out = reinterpret_cast<std::uint8_t*>(quads.data());
+    std::fill_n(out, quads.size() * sizeof(MatrixQuad), std::uint8_t{kZero});
+    interleave(bytes.data(), m.outputs, m.inputs, out);
     return quads;
 }
 
@@ -57,13 +61,15 @@ std::size_t place_in_tile(std::size_t output, std::size_t input) {
 std::vector<MatrixTile> pack_tiles(const Plain& m, bool wide) {
     const std::size_t limbs = wide ? 2 : 1, columns = m.columns(kTileInputs);
     std::vector<MatrixTile> tiles(m.rows() * columns * limbs);
-    for_entries(m, [&](std::int16_t entry, std::size_t o, std::size_t row, std::size_t i) {
-        const auto bits = static_cast<std::uint16_t>(entry);
-        MatrixTile* tile = &tiles[(row * columns + i / kTileInputs) * limbs];
-        const std::size_t at = place_in_tile(o, i % kTileInputs);
-        if (wide) tile++->bytes[at] = static_cast<std::uint8_t>(bits >> 8);
-        tile->bytes[at] = static_cast<std::uint8_t>(bits);
-    });
+    for (std::size_t o = 0; o < m.outputs; ++o) {
+        for (std::size_t i = 0; i < m.inputs; ++i) {
+            const auto entry = static_cast<std::uint16_t>(m.entries[o * m.inputs + i]);
+            MatrixTile* tile = &tiles[(o / kOutputs * columns + i / kTileInputs) * limbs];
+            const std::size_t at = place_in_tile(o % kOutputs, i % kTileInputs);
+            if (wide) tile++->bytes[at] = static_cast<std::uint8_t>(entry >> 8);
+            tile->bytes[at] = static_cast<std::uint8_t>(entry);
+        }
+    }
     return tiles;
 }
 

@@ -368,16 +368,26 @@ Result<std::shared_ptr<const Calibration>> Calibration::read(std::span<const std
         made->first_unit_.push_back(made->units_per_layer_);
         made->units_per_layer_ += parts;
     }
+    made->packed_ = std::make_unique<LazyUnit[]>(data.units.size());
     for (const CalibrationUnit& unit : data.units) {
-        PackedUnit& packed = made->packed_.emplace_back();
-        packed.transform = pack(unit.transform);
         for (const PredictionTerm& term : unit.terms) {
-            packed.terms.push_back(pack(term.matrix));
             made->reach_ = std::max(made->reach_, term.layers_back);
             if (term.source == PredictionTerm::Source::kTokens) made->has_token_terms_ = true;
         }
     }
     return std::shared_ptr<const Calibration>(std::move(made));
+}
+
+const Calibration::PackedUnit& Calibration::packed(std::size_t unit) const {
+    LazyUnit& lazy = packed_[unit];
+    std::call_once(lazy.once, [&] {
+        const CalibrationUnit& from = data_.units[unit];
+        PackedUnit made;
+        made.transform = pack(from.transform);
+        for (const PredictionTerm& term : from.terms) made.terms.push_back(pack(term.matrix));
+        lazy.packed = std::move(made);
+    });
+    return lazy.packed;
 }
 
 bool is_calibration(std::span<const std::uint8_t> bytes) {

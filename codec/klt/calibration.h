@@ -19,6 +19,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 #include <vector>
@@ -149,7 +150,7 @@ class Calibration {
     // SHA-256 of the file, by which chunks name it.
     const Hash& id() const { return id_; }
 
-    // Matrices of a unit as Ops::project reads them.
+    // Matrices of a unit as Ops::project reads them; packed when they are first asked for.
     struct PackedUnit {
         kernels::PackedMatrix transform;
         std::vector<kernels::PackedMatrix> terms;
@@ -162,7 +163,7 @@ class Calibration {
             return calibration_->data_.units[index(layer, plane, part)];
         }
         const PackedUnit& packed(std::size_t layer, std::size_t plane, std::size_t part) const {
-            return calibration_->packed_[index(layer, plane, part)];
+            return calibration_->packed(index(layer, plane, part));
         }
         // In data().units.
         std::size_t index(std::size_t layer, std::size_t plane, std::size_t part) const {
@@ -191,7 +192,13 @@ class Calibration {
     const CalibrationCost& cost() const { return cost_; }
 
   private:
+    struct LazyUnit {
+        std::once_flag once;
+        PackedUnit packed;
+    };
+
     Calibration() = default;
+    const PackedUnit& packed(std::size_t unit) const;
 
     CalibrationData data_;
     Hash id_ = {};
@@ -200,7 +207,7 @@ class Calibration {
     std::size_t units_per_layer_ = 0;
     std::size_t reach_ = 0;
     bool has_token_terms_ = false;
-    std::vector<PackedUnit> packed_;  // [unit]
+    std::unique_ptr<LazyUnit[]> packed_;  // [unit]
 };
 
 // Whether bytes begin like a calibration file.
