@@ -28,8 +28,8 @@ void interleave(const std::uint8_t* bytes, std::size_t outputs, std::size_t row_
         const std::uint8_t* row = bytes + o * row_bytes;
         std::uint8_t* to = out + (o / kOutputs * columns * kOutputs + o % kOutputs) * kStep;
         std::size_t at = 0;
-        for (; at + kStep <= row_bytes; at += kStep, to += kOutputs * kStep) std::memcpy(to, row + at, kStep);
-        std::memcpy(to, row + at, row_bytes - at);
+        for (; at + kStep <= row_bytes; at += kStep) std::memcpy(to + at * kOutputs, row + at, kStep);
+        if (at < row_bytes) std::memcpy(to + at * kOutputs, row + at, row_bytes - at);
     }
 }
 
@@ -46,9 +46,8 @@ std::vector<MatrixQuad> pack_quads(const Plain& m) {
     std::transform(m.entries.begin(), m.entries.end(), bytes.begin(),
                    [](int entry) { return static_cast<std::uint8_t>(entry + kZero); });
     std::vector<MatrixQuad> quads(m.rows() * m.columns(4));
-    auto* out = reinterpret_cast<std::uint8_t*>(quads.data());
-    std::fill_n(out, quads.size() * sizeof(MatrixQuad), std::uint8_t{kZero});
-    interleave(bytes.data(), m.outputs, m.inputs, out);
+    for (MatrixQuad& quad : quads) std::memset(&quad, kZero, sizeof quad);
+    interleave(bytes.data(), m.outputs, m.inputs, reinterpret_cast<std::uint8_t*>(quads.data()));
     return quads;
 }
 

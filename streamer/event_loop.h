@@ -63,6 +63,9 @@ class ThreadLoop final : public EventLoop {
     void cancel(TimerId timer) override;
     void watch(int descriptor, Interest interest, std::function<void(Interest)> callback) override;
 
+    // Whether the calling thread is the loop's.
+    bool is_current() const;
+
     // Runs `task` on the loop and returns when it has run. Not from the loop's own thread.
     void run(const std::function<void()>& task);
 

@@ -60,8 +60,12 @@ void Locator::probe() {
         return fetch(join_url(wanted_.store_url, pointer_name(chains_[(known_ + unknown_) / 2])),
                      kPointerBytes);
     if (known_ == 0) {
-        environment_.loop.post(
-            [done = done_] { done(Status(ErrorCode::kNotStored, "no prefix of these tokens is stored")); });
+        // Later: the constructor may be what runs.
+        nothing_stored_ = environment_.loop.after(Duration(0), [this] {
+            end(Status(ErrorCode::kNotStored, refused_ ? "no prefix of these tokens is stored, or the store "
+                                                         "refuses to show it: HTTP status 403"
+                                                       : "no prefix of these tokens is stored"));
+        });
         return;
     }
     manifest_url_ = join_url(wanted_.store_url, found_);
@@ -73,10 +77,15 @@ void Locator::on_finished(Result<std::vector<std::uint8_t>> object, int http_sta
     if (manifest_url_.empty()) return on_pointer(std::move(object), http_status);
     if (!object.ok()) {
         const Status s = object.status();
-        const Done done = std::move(done_);
-        return done(Status(s.code(), "manifest: " + s.message()));
+        return end(Status(s.code(), "manifest: " + s.message()));
     }
     on_manifest(object.value());
+}
+
+// The last thing that it does: who is told may destroy it.
+void Locator::end(Result<Located> located) {
+    const Done done = std::move(done_);
+    done(std::move(located));
 }
 
 void Locator::on_pointer(Result<std::vector<std::uint8_t>> object, int http_status) {
@@ -88,17 +97,15 @@ void Locator::on_pointer(Result<std::vector<std::uint8_t>> object, int http_stat
             return probe();
         }
     } else if (http_status != 404 && http_status != 403) {
-        const Done done = std::move(done_);
-        return done(Status(object.status().code(), "lookup: " + object.status().message()));
+        return end(Status(object.status().code(), "lookup: " + object.status().message()));
     }
+    refused_ = refused_ || http_status == 403;
     unknown_ = probed;
     probe();
 }
 
 void Locator::on_manifest(std::span<const std::uint8_t> document) {
-    Result<Located> located = check({reinterpret_cast<const char*>(document.data()), document.size()});
-    const Done done = std::move(done_);
-    done(std::move(located));
+    end(check({reinterpret_cast<const char*>(document.data()), document.size()}));
 }
 
 Result<Located> Locator::check(std::string_view document) const {

@@ -56,6 +56,9 @@ class Locator final : public DownloadObserver {
 
     // `wanted` passed check_wanted().
     Locator(const Environment& environment, Wanted wanted, Heard heard, Done done);
+    ~Locator() override { environment_.loop.cancel(nothing_stored_); }
+    Locator(const Locator&) = delete;
+    Locator& operator=(const Locator&) = delete;
 
   private:
     void on_first_byte(Duration latency) override { heard_(latency); }
@@ -64,6 +67,7 @@ class Locator final : public DownloadObserver {
 
     void fetch(std::string url, std::uint64_t limit);
     void probe();
+    void end(Result<Located> located);
     void on_pointer(Result<std::vector<std::uint8_t>> object, int http_status);
     void on_manifest(std::span<const std::uint8_t> document);
     Result<Located> check(std::string_view document) const;
@@ -77,6 +81,8 @@ class Locator final : public DownloadObserver {
     std::size_t known_ = 0;     // chunks that are stored, for certain
     std::size_t unknown_ = 0;   // at most this many are
     std::string found_;         // name of a manifest that has them
+    bool refused_ = false;      // a pointer: 403, which stores also answer for what they have not
+    EventLoop::TimerId nothing_stored_ = 0;
     std::unique_ptr<Download> download_;
 };
 

@@ -126,6 +126,10 @@ ThreadLoop::~ThreadLoop() {
     impl_->thread.join();
 }
 
+bool ThreadLoop::is_current() const {
+    return std::this_thread::get_id() == impl_->thread.get_id();
+}
+
 void ThreadLoop::post(std::function<void()> task) {
     {
         const std::scoped_lock lock(impl_->mutex);

@@ -113,7 +113,7 @@ void declare(CLI::App& app, Arguments& a) {
 
 // The place of a manifest, with credentials where it is in S3.
 std::string resolve(const Arguments& a, HttpOptions& http) {
-    Location location = require(locate(a.url, process_environment));
+    Location location = require(locate(a.url, process_variables));
     http.s3 = std::move(location.s3);
     return location.url;
 }

@@ -155,7 +155,7 @@ void publish(const Arguments& a) {
         progress.advance(tokens);
         return true;
     };
-    const auto destination = require(open_destination(a.target, a.http, process_environment));
+    const auto destination = require(open_destination(a.target, a.http, process_variables));
     ThreadPool pool(a.jobs);
     const auto published = client::publish(*destination, context, options, pool);
     if (!published.ok()) throw Error(fmt::format("{}: {}", a.input, published.status().message()));
@@ -168,7 +168,7 @@ void collect_garbage(const Arguments& a) {
     if (!a.session.empty()) options.session = a.session;
     if (!a.grace.empty()) options.grace_seconds = parse_duration("--grace", a.grace);
     options.dry_run = a.dry_run;
-    const auto destination = require(open_destination(a.input, a.http, process_environment));
+    const auto destination = require(open_destination(a.input, a.http, process_variables));
     const Collection c = require(collect(*destination, options));
     if (a.quiet) return;
     fmt::print(

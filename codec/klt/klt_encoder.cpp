@@ -113,7 +113,7 @@ std::int32_t* KltEncoder::sums_of(const Job& job, std::size_t plane, std::size_t
 }
 
 // Tokens do not depend on each other but through the gains of their plane: slices go from the end of one
-// plane to where the next one's gains are known.
+// plane to where the next one's gains are known. Starts of the plane after that are made beside them.
 void KltEncoder::quantise_planes(const Job& job, std::span<const TokenSlice> slices,
                                  std::span<const std::uint32_t> body, Executor& executor) {
     const std::size_t planes = job.data.layout.planes.size(), steps = job.data.layout.layers * planes;

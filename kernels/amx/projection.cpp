@@ -240,7 +240,7 @@ class Steps {
 }  // namespace
 
 void project(const Projection& p) {
-    if (p.inputs > kMostInputs) return avx512::project(p);
+    if (p.inputs == 0 || p.inputs > kMostInputs) return avx512::project(p);
     const TileRegisters registers;
     Features f;
     f.blocks = (p.inputs + kInputs - 1) / kInputs;

@@ -23,6 +23,7 @@ class Client {
     Client& operator=(const Client&) = delete;
 
     ThreadLoop& loop() { return loop_; }
+    const ThreadLoop& loop() const { return loop_; }
     Transport& transport() { return *transport_; }
     // For SessionOptions::memory.
     const std::shared_ptr<MemoryPool>& memory() const { return memory_; }

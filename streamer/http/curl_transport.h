@@ -19,6 +19,8 @@ struct S3Credentials {
     std::string secret_key;
     std::string session_token;  // may be empty
     std::string region = "us-east-1";
+
+    friend bool operator==(const S3Credentials&, const S3Credentials&) = default;
 };
 
 struct HttpOptions {

@@ -183,9 +183,9 @@ class Server final : public Destination {
 }  // namespace
 
 Result<std::unique_ptr<Destination>> http_destination(const std::string& url, HttpOptions options,
-                                                      const Environment& environment) {
+                                                      const Variables& variables) {
     if (Status s = check_destination(url); !s.ok()) return s;
-    Result<Location> location = locate(url, environment);
+    Result<Location> location = locate(url, variables);
     if (!location.ok()) return location.status();
     options.s3 = std::move(location.value().s3);
     return std::unique_ptr<Destination>(
@@ -193,8 +193,8 @@ Result<std::unique_ptr<Destination>> http_destination(const std::string& url, Ht
 }
 
 Result<std::unique_ptr<Destination>> open_destination(const std::string& target, const HttpOptions& options,
-                                                      const Environment& environment) {
-    return is_url(target) ? http_destination(target, options, environment) : folder_destination(target);
+                                                      const Variables& variables) {
+    return is_url(target) ? http_destination(target, options, variables) : folder_destination(target);
 }
 
 }  // namespace kvcast::streamer

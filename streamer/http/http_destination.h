@@ -14,10 +14,10 @@ namespace kvcast::streamer {
 // `url` is http://, https:// or s3:// (location.h says where its server and keys come from). Requests that
 // fail for the moment are repeated. kBadArgument as check_destination() and locate() have it.
 Result<std::unique_ptr<Destination>> http_destination(const std::string& url, HttpOptions options,
-                                                      const Environment& environment);
+                                                      const Variables& variables);
 
 // That, or a folder.
 Result<std::unique_ptr<Destination>> open_destination(const std::string& target, const HttpOptions& options,
-                                                      const Environment& environment);
+                                                      const Variables& variables);
 
 }  // namespace kvcast::streamer

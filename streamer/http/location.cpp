@@ -11,9 +11,9 @@ Status bad(const std::string& url, const std::string& why) {
     return {ErrorCode::kBadArgument, fmt::format("{}: {}", url, why)};
 }
 
-Result<Location> locate_s3(const std::string& url, const Environment& environment) {
+Result<Location> locate_s3(const std::string& url, const Variables& variables) {
     const auto read = [&](const char* name, const char* fallback) {
-        const char* value = environment(name);
+        const char* value = variables(name);
         return std::string(value != nullptr && *value != 0 ? value : fallback);
     };
     const std::string key = url.substr(5);
@@ -35,7 +35,7 @@ Result<Location> locate_s3(const std::string& url, const Environment& environmen
 
 }  // namespace
 
-const char* process_environment(const char* name) {
+const char* process_variables(const char* name) {
     return std::getenv(name);
 }
 
@@ -66,9 +66,9 @@ Status check_destination(const std::string& target) {
     return {};
 }
 
-Result<Location> locate(const std::string& url, const Environment& environment) {
+Result<Location> locate(const std::string& url, const Variables& variables) {
     if (Status s = check_url(url); !s.ok()) return s;
-    if (is_s3(url)) return locate_s3(url, environment);
+    if (is_s3(url)) return locate_s3(url, variables);
     return Location{url, std::nullopt};
 }
 

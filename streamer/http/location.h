@@ -10,9 +10,9 @@
 
 namespace kvcast::streamer {
 
-// The value of an environment variable, or null.
-using Environment = std::function<const char*(const char* name)>;
-const char* process_environment(const char* name);
+// Environment variables: the value of one, or null.
+using Variables = std::function<const char*(const char* name)>;
+const char* process_variables(const char* name);
 
 // As opposed to a folder's path.
 bool is_url(const std::string& text);
@@ -34,6 +34,6 @@ struct Location {
 // AWS_DEFAULT_REGION, us-east-1) and AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL
 // (https://s3.REGION.amazonaws.com). kBadArgument as check_url(), and where keys are missing or an s3:// URL
 // has characters that would need escaping.
-Result<Location> locate(const std::string& url, const Environment& environment);
+Result<Location> locate(const std::string& url, const Variables& variables);
 
 }  // namespace kvcast::streamer

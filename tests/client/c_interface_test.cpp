@@ -11,6 +11,7 @@
 #include <cstring>
 #include <filesystem>
 #include <mutex>
+#include <thread>
 
 #include "codec/klt/calibration.h"
 #include "tests/codec/synthetic.h"
@@ -519,6 +520,85 @@ TEST_F(CSession, FetchesFromS3WithItsKeys) {
     Engine unsigned_one(given);
     ASSERT_EQ(fetch(request(folder_url), unsigned_one), KVCAST_OK) << kvcast_message();
     EXPECT_EQ(unsigned_one.computed(), kTokens);
+
+    // What is found there is found again by its s3:// URL.
+    kvcast_stored stored = {};
+    stored.struct_bytes = sizeof stored;
+    kvcast_request r = request(url);
+    ASSERT_EQ(kvcast_look_up(client, &r, 5, &stored), KVCAST_OK) << kvcast_message();
+    EXPECT_EQ(stored.manifest_url, url);
+
+    // Keys are those of the moment.
+    ::setenv("AWS_ACCESS_KEY_ID", "another-key", 1);
+    EXPECT_EQ(kvcast_look_up(client, &r, 5, &stored), KVCAST_HTTP_STATUS);
+    ::setenv("AWS_ACCESS_KEY_ID", "a-key", 1);
+    EXPECT_EQ(kvcast_look_up(client, &r, 5, &stored), KVCAST_OK);
+}
+
+TEST_F(CSession, LooksForAPrefixInS3) {
+    // Buckets are folders of the endpoint.
+    kvcast_publication p = given.publication();
+    char at[4096];
+    ASSERT_EQ(kvcast_publish(client, (folder / "bucket/kv").c_str(), &p, at, sizeof at), KVCAST_OK)
+        << kvcast_message();
+    ::setenv("AWS_ACCESS_KEY_ID", "a-key", 1);
+    ::setenv("AWS_SECRET_ACCESS_KEY", "a secret", 1);
+    ::setenv("AWS_ENDPOINT_URL", server->url("").c_str(), 1);
+    server->fault(R"({"match": ".", "fault": "signed-only", "key": "a-key"})");
+    kvcast_stored stored = {};
+    stored.struct_bytes = sizeof stored;
+    const std::string name = std::string(at).substr((folder / "bucket/kv/").size());
+    for (const std::string store : {"s3://bucket/kv", "s3://bucket/kv/"}) {
+        kvcast_request r = request("");
+        r.manifest_url = nullptr;
+        r.store_url = store.c_str();
+        r.chunk_tokens = kChunk;
+        ASSERT_EQ(kvcast_look_up(client, &r, 5, &stored), KVCAST_OK) << kvcast_message();
+        EXPECT_EQ(stored.manifest_url, "s3://bucket/kv/" + name);
+        const std::string found = stored.manifest_url;
+        Engine engine(given);
+        ASSERT_EQ(fetch(request(found), engine), KVCAST_OK) << kvcast_message();
+        EXPECT_EQ(engine.computed(), 0u);
+    }
+    // A store that refuses everything says so as one that has nothing.
+    ::setenv("AWS_ACCESS_KEY_ID", "another-key", 1);
+    kvcast_request r = request("");
+    r.manifest_url = nullptr;
+    r.store_url = "s3://bucket/kv";
+    r.chunk_tokens = kChunk;
+    EXPECT_EQ(kvcast_look_up(client, &r, 5, &stored), KVCAST_NOT_STORED);
+    EXPECT_THAT(kvcast_message(), HasSubstr("403"));
+}
+
+TEST_F(CSession, NobodyWaitsInACallOfTheSink) {
+    const std::string url = publish(given.publication());
+    struct Asked {
+        kvcast_client* client;
+        kvcast_request request;
+        std::atomic<kvcast_session*> session;
+        std::atomic<int> found;
+        std::atomic<int> waited;
+    } asked = {client, request(url), nullptr, KVCAST_OK, KVCAST_OK};
+    kvcast_sink sink = {};
+    sink.struct_bytes = sizeof sink;
+    sink.user = &asked;
+    sink.on_layer = [](auto...) {};
+    sink.on_recompute = [](auto...) {};
+    sink.on_finish = [](void* user) {
+        auto& a = *static_cast<Asked*>(user);
+        kvcast_stored stored = {};
+        stored.struct_bytes = sizeof stored;
+        a.found = kvcast_look_up(a.client, &a.request, 1, &stored);
+        while (a.session == nullptr) std::this_thread::yield();
+        a.waited = kvcast_session_wait(a.session, 1, nullptr);
+    };
+    kvcast_session* session = nullptr;
+    ASSERT_EQ(kvcast_fetch(client, &asked.request, &sink, &session), KVCAST_OK);
+    asked.session = session;
+    EXPECT_EQ(kvcast_session_wait(session, 60, nullptr), KVCAST_OK);
+    EXPECT_EQ(asked.found, KVCAST_BAD_ARGUMENT);
+    EXPECT_EQ(asked.waited, KVCAST_BAD_ARGUMENT);
+    kvcast_session_close(session);
 }
 
 TEST_F(CSession, APublicationCanBeCancelled) {

@@ -127,6 +127,41 @@ TEST(Klt, PlanesOfUnequalWidthsKeepTheirPredictionsApart) {
     for (const std::size_t first : {50, 100, 150}) EXPECT_LT(error_of(first), 1.2 * error_of(0)) << first;
 }
 
+// Whatever is computed once for several tokens: each gets what its own id predicts.
+TEST(Klt, IdsPredictAlikeWhereverTheyStand) {
+    const Layout layout = make_layout(2, {{2, 24}, {2, 24}}, Dtype::kBf16, RopePairing::kHalf);
+    const auto calibration = make_calibration(layout, {{2, 2}, 9, 3});
+    const CalibrationData& data = calibration->data();
+    const auto beyond = static_cast<std::int32_t>(data.tokens.vocabulary);
+    const std::vector<std::int32_t> ids = {5,          7,  5, -1,        beyond, 5,        0,
+                                           beyond - 1, -1, 7, INT32_MIN, 3,      INT32_MAX};
+    for (const kernels::Ops* ops : kernels::available_ops()) {
+        KltStates states;
+        states.reset(*calibration, calibration->set(0), ids);
+        EXPECT_EQ(states.ids(), 9u);
+        for (std::size_t i = 0; i < states.ids(); i += 2)
+            states.make_starts(*ops, 0, 0, {i, std::min<std::size_t>(2, states.ids() - i)});
+        for (std::size_t part = 0; part < 2; ++part) {
+            const CalibrationUnit& unit = calibration->set(0).unit(0, 0, part);
+            ASSERT_EQ(unit.terms.size(), 1u);
+            const ShiftedMatrix& m = unit.terms[0].matrix;
+            std::vector<std::int32_t> sums(ids.size() * m.outputs);
+            states.predict(*ops, 0, 0, part, {0, ids.size()}, sums.data());
+            for (std::size_t t = 0; t < ids.size(); ++t) {
+                for (std::size_t o = 0; o < m.outputs; ++o) {
+                    std::int64_t sum = std::int64_t{1} << (m.shifts[o] - 1);
+                    const bool known = ids[t] >= 0 && ids[t] < beyond;
+                    for (std::size_t i = 0; known && i < m.inputs; ++i) {
+                        const std::size_t at = static_cast<std::size_t>(ids[t]) * m.inputs + i;
+                        sum += m.entries[o * m.inputs + i] * data.tokens.rows[at];
+                    }
+                    ASSERT_EQ(sums[t * m.outputs + o], unit.bias[o] + (sum >> m.shifts[o])) << ids[t];
+                }
+            }
+        }
+    }
+}
+
 TEST(Klt, FinerLevelsAreCloserAndLarger) {
     Case c = find_case("klt1-t33");
     const Cache cache = make_cache(c);

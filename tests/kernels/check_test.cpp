@@ -118,7 +118,8 @@ std::vector<Problem> problems() {
     for (const std::size_t inputs : {1, 30, 33, 127, 192, 320, 4096, 8200})
         out.push_back({inputs, 70, 131, inputs % 2, 0.3, false, 3, 128, 127, 11});
     out.push_back({192, 64, 64, 0, 1, false});
-    out.push_back({64, 64, 0, 0, 0, false});
+    for (const auto& [inputs, outputs, tokens] : {std::tuple(64, 64, 0), {0, 20, 5}, {64, 0, 5}})
+        out.push_back({std::size_t(inputs), std::size_t(outputs), std::size_t(tokens), 0, 0, false});
     return out;
 }
 

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <list>
 #include <memory>
 #include <mutex>
 
@@ -99,17 +100,17 @@ struct kvcast_client {
 
     // Connections for a URL, which becomes that of its server. kBadArgument.
     Result<streamer::Client*> connections_to(std::string& url) {
-        Result<streamer::Location> at = streamer::locate(url, streamer::process_environment);
+        Result<streamer::Location> at = streamer::locate(url, streamer::process_variables);
         if (!at.ok()) return at.status();
         url = std::move(at.value().url);
-        if (!at.value().s3) return &connections;
+        const std::optional<streamer::S3Credentials>& keys = at.value().s3;
+        if (!keys) return &connections;
         const std::scoped_lock lock(mutex);
-        if (!s3_connections) {
-            streamer::HttpOptions with_keys = http;
-            with_keys.s3 = std::move(at.value().s3);
-            s3_connections.emplace(std::move(with_keys));
-        }
-        return &*s3_connections;
+        const auto known = std::ranges::find(signed_connections, *keys, &SignedConnections::keys);
+        if (known != signed_connections.end()) return &known->connections;
+        streamer::HttpOptions with_keys = http;
+        with_keys.s3 = keys;
+        return &signed_connections.emplace_back(*keys, std::move(with_keys)).connections;
     }
 
     const std::size_t threads;
@@ -133,10 +134,18 @@ struct kvcast_client {
 
     static constexpr std::size_t kMostIdle = 8;
 
+    // With the keys of a store in S3.
+    struct SignedConnections {
+        SignedConnections(streamer::S3Credentials of, streamer::HttpOptions options)
+            : keys(std::move(of)), connections(std::move(options)) {}
+        const streamer::S3Credentials keys;
+        streamer::Client connections;
+    };
+
     streamer::Client connections;
     std::mutex mutex;
-    std::optional<streamer::Client> s3_connections;  // guarded by mutex
-    std::vector<SessionCodec> idle;                  // guarded by mutex
+    std::list<SignedConnections> signed_connections;  // guarded by mutex
+    std::vector<SessionCodec> idle;                   // guarded by mutex
 };
 
 namespace kvcast::client {
@@ -211,6 +220,11 @@ Result<streamer::SessionOptions> options_of(const kvcast_client& client, const k
     return o;
 }
 
+// Who waits for a loop's work does so on another thread.
+Status check_thread(const streamer::Client& connections) {
+    return connections.loop().is_current() ? bad_argument("not from a call of the sink") : Status();
+}
+
 Result<kvcast_stored> look_up(kvcast_client& client, const kvcast_request& r, double seconds) {
     Result<Addressed> to = addressed(client, r);
     if (!to.ok()) return to.status();
@@ -218,10 +232,15 @@ Result<kvcast_stored> look_up(kvcast_client& client, const kvcast_request& r, do
     options.patience = streamer::from_seconds(seconds);
     if (Status s = read_keys(r, options.trusted); !s.ok()) return s;
     streamer::Client& over = *to.value().connections;
+    if (Status s = check_thread(over); !s.ok()) return s;
     const auto located =
         streamer::look_up(over.loop(), over.transport(), std::move(to.value().wanted), options);
     if (!located.ok()) return located.status();
     const streamer::Located& l = located.value();
+    // In the caller's terms, who may have said s3://.
+    const std::string url = r.manifest_url != nullptr
+                                ? r.manifest_url
+                                : streamer::join_url(r.store_url, l.manifest_url.substr(l.root.size() + 1));
     kvcast_stored out = {.struct_bytes = sizeof(kvcast_stored),
                          .tokens = l.tokens,
                          .finest_bytes = 0,
@@ -231,11 +250,9 @@ Result<kvcast_stored> look_up(kvcast_client& client, const kvcast_request& r, do
         out.finest_bytes += chunk.objects.front().bytes;
         out.coarsest_bytes += chunk.objects.back().bytes;
     }
-    if (l.manifest_url.size() >= sizeof out.manifest_url) {
-        return Status(ErrorCode::kLimitExceeded,
-                      fmt::format("a manifest's URL of {} bytes", l.manifest_url.size()));
-    }
-    std::memcpy(out.manifest_url, l.manifest_url.c_str(), l.manifest_url.size() + 1);
+    if (url.size() >= sizeof out.manifest_url)
+        return Status(ErrorCode::kBufferTooSmall, fmt::format("a manifest's URL of {} bytes", url.size()));
+    std::memcpy(out.manifest_url, url.c_str(), url.size() + 1);
     return out;
 }
 
@@ -290,7 +307,7 @@ Result<std::string> publish_to(kvcast_client& client, const std::string& target,
     }
     if (p.on_chunk != nullptr)
         options.on_chunk = [&p](std::size_t tokens) { return p.on_chunk(p.user, tokens) == 0; };
-    const auto destination = streamer::open_destination(target, client.http, streamer::process_environment);
+    const auto destination = streamer::open_destination(target, client.http, streamer::process_variables);
     if (!destination.ok()) return destination.status();
     ThreadPool pool(client.threads);
     const auto published = publish(*destination.value(), context, options, pool);
@@ -304,10 +321,14 @@ Result<std::string> publish_to(kvcast_client& client, const std::string& target,
 struct kvcast_session {
     kvcast_session(kvcast_client& from, SessionCodec with, Addressed to, streamer::SessionOptions options,
                    const kvcast_sink& calls)
-        : client(from), url(url_of(to.wanted)), codec(std::move(with)), sink(calls) {
+        : client(from),
+          connections(*to.connections),
+          url(url_of(to.wanted)),
+          codec(std::move(with)),
+          sink(calls) {
         if (codec.sink) *codec.sink = &sink;
-        session.emplace(to.connections->loop(), to.connections->transport(), std::move(to.wanted),
-                        std::move(options), *codec.codec, sink);
+        session.emplace(connections.loop(), connections.transport(), std::move(to.wanted), std::move(options),
+                        *codec.codec, sink);
     }
 
     ~kvcast_session() {
@@ -316,6 +337,7 @@ struct kvcast_session {
     }
 
     kvcast_client& client;
+    streamer::Client& connections;
     const std::string url;
     SessionCodec codec;
     CSink sink;
@@ -413,6 +435,7 @@ int kvcast_session_wait(kvcast_session* session, double seconds, kvcast_summary*
             if (Status s = check_struct(summary, "summary"); !s.ok()) return s;
         }
         if (std::isnan(seconds)) return bad_argument("a patience that is not a number");
+        if (Status s = check_thread(session->connections); !s.ok()) return s;
         // What is longer than a day waits as long as it takes.
         pending =
             seconds >= 0 && seconds < kDay && !session->session->wait_for(streamer::from_seconds(seconds));

@@ -2,7 +2,7 @@
  * and brought back before a deadline.
  *
  * Calls return KVCAST_OK or a code whose meaning never changes; kvcast_message() has the sentence. The
- * library neither prints nor exits, and no exception leaves a call; that a session's own threads find no
+ * library neither prints nor exits, and no exception leaves a call; that a client's own threads find no
  * memory ends the process. Callbacks do not throw. A forked child opens its own. Strings are UTF-8 and end
  * with a zero. Pointers that a call is given are read during that call only, if nothing else is said.
  * Structures that may grow begin with struct_bytes: their own size, so that a program and a library of
@@ -159,9 +159,8 @@ KVCAST_API int kvcast_decode(kvcast_codec* codec, const void* object, size_t byt
 
 /* ---- storing and fetching ----
  *
- * Stores are at http://, https:// or s3:// URLs. The latter's server and keys are where the variables
- * AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN say: those
- * that a client fetches with stay as they were at its first s3:// URL. */
+ * Stores are at http://, https:// or s3:// URLs. The latter's server and keys are read, at each call, from
+ * AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN. */
 
 /* Connections, and codecs for sessions. Any number of threads. */
 typedef struct kvcast_client kvcast_client;
@@ -271,12 +270,14 @@ typedef struct kvcast_stored {
     size_t tokens;           /* leading ones of the request's that are stored */
     uint64_t finest_bytes;   /* of their objects, at the finest level that is stored */
     uint64_t coarsest_bytes; /* and at the coarsest one */
-    char manifest_url[1024]; /* for a request of them, which need not be looked for again */
+    char manifest_url[4096]; /* for a request of them, which need not be looked for again */
 } kvcast_stored;
 
-/* How much of a request's context is stored: for schedulers, which make room before they fetch. Nothing but
- * the manifest comes. Waits for `seconds` at most (KVCAST_TIMEOUT), whatever the request's deadline.
- * KVCAST_NOT_STORED where the store has none of it. */
+/* How much of a request's context is stored, whatever room there is: for schedulers, which make room before
+ * they fetch. No KV comes. Waits for `seconds` at most (KVCAST_TIMEOUT), whatever the request's deadline.
+ * KVCAST_NOT_STORED where the store has none of it, or does not show what it has (some answer HTTP status 403
+ * to both); KVCAST_BUFFER_TOO_SMALL where the URL is longer than there is room for. Not from a call of a
+ * sink. */
 KVCAST_API int kvcast_look_up(kvcast_client* client, const kvcast_request* request, double seconds,
                               kvcast_stored* stored);
 
