@@ -21,14 +21,21 @@ void CacheSink::on_manifest(const streamer::Manifest& manifest, std::size_t chun
 void CacheSink::expect(KvCache blank) {
     cache_ = std::move(blank);
     cache_.planes.clear();
-    for (std::size_t p = 0; p < cache_.layout.planes.size(); ++p)
-        cache_.planes.emplace_back(cache_.layout.layers * cache_.tokens() * cache_.row_bytes(p));
     const std::scoped_lock lock(mutex_);
     there_.assign(cache_.tokens(), false);
 }
 
+// Not when the manifest is there, on the loop's thread: requests would wait for it.
+void CacheSink::make_room() {
+    std::call_once(room_, [this] {
+        for (std::size_t p = 0; p < cache_.layout.planes.size(); ++p)
+            cache_.planes.emplace_back(cache_.layout.layers * cache_.tokens() * cache_.row_bytes(p));
+    });
+}
+
 void CacheSink::on_layer(std::size_t, TokenRange tokens, std::size_t layer,
                          std::span<const streamer::DecodedPlane> planes) {
+    make_room();
     for (std::size_t p = 0; p < planes.size(); ++p) {
         const std::size_t row = cache_.row_bytes(p);
         std::memcpy(cache_.planes[p].data() + (layer * cache_.tokens() + tokens.first) * row, planes[p].rows,
@@ -44,6 +51,7 @@ void CacheSink::on_recompute(TokenRange tokens, std::span<const std::int32_t> to
     }
     const auto start = std::chrono::steady_clock::now();
     try {
+        make_room();
         const KvCache added = recompute_(first_tokens(cache_, tokens.first), token_ids);
         const std::size_t count = tokens.end - tokens.first;
         for (std::size_t p = 0; p < cache_.planes.size(); ++p) {

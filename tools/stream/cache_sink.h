@@ -42,10 +42,12 @@ class CacheSink final : public streamer::Sink {
     std::size_t tokens_there() const;
 
   private:
+    void make_room();
     void mark(streamer::TokenRange tokens);
 
     Recompute recompute_;
     KvCache cache_;
+    std::once_flag room_;  // of the cache's planes: made by who first has something to put there
     std::vector<streamer::TokenRange> left_out_;
     std::vector<streamer::DecisionRecord> decisions_;
     double recompute_seconds_ = 0;
