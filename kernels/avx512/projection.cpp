@@ -143,9 +143,10 @@ KVCAST_AVX512_INLINE void multiply_pairs(const Projection& p, const Group& group
     const MatrixPair* pairs = p.packed->pairs.data() + output / kLanes32 * row;
     const std::int16_t* features = p.features + group.token * stride;
     const std::size_t used = leading<Tokens>(features, stride, p.inputs);
-    for (std::size_t i = 0; i < used / 2; ++i)
-        step(
-            pairs + i, row, [&](std::size_t t) { return four_bytes(features + t * stride + 2 * i); }, sums);
+    for (std::size_t i = 0; i < used / 2; ++i) {
+        const auto pair = [&](std::size_t t) { return four_bytes(features + t * stride + 2 * i); };
+        step(pairs + i, row, pair, sums);
+    }
     if (used % 2 == 0) return;
     const auto last = [&](std::size_t t) {
         return std::int32_t{static_cast<std::uint16_t>(features[t * stride + used - 1])};
@@ -160,9 +161,10 @@ KVCAST_AVX512_INLINE void multiply_quads(const Projection& p, const Group& group
     const std::size_t row = (p.inputs + 3) / 4, stride = bytes_stride(p.inputs);
     const MatrixQuad* quads = p.packed->quads.data() + output / kLanes32 * row;
     const std::int8_t* bytes = group.bytes;
-    for (std::size_t i = 0; i < (group.used + 3) / 4; ++i)
-        step(
-            quads + i, row, [&](std::size_t t) { return four_bytes(bytes + t * stride + 4 * i); }, sums);
+    for (std::size_t i = 0; i < (group.used + 3) / 4; ++i) {
+        const auto quad = [&](std::size_t t) { return four_bytes(bytes + t * stride + 4 * i); };
+        step(quads + i, row, quad, sums);
+    }
 }
 
 template <std::size_t Vectors, std::size_t Tokens>

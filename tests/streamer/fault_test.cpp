@@ -230,6 +230,22 @@ TEST_F(FaultTest, TheLongestStoredPrefixIsFoundByTokens) {
     EXPECT_FALSE(none.network_measured);
 }
 
+// Nothing is stored, and at that moment recomputing is due: one of the two is the answer.
+TEST_F(FaultTest, ASessionIsToldOnceWhatThereIs) {
+    serve();
+    wanted.store_url = server->url("");
+    wanted.manifest_url.clear();
+    wanted.layout = published->manifest.layout;
+    wanted.chunk_tokens = 64;
+    wanted.token_ids.resize(10);
+    published->token_ids = wanted.token_ids;
+    options.deadline = 1.1 * options.compute.prefill_time(0, wanted.token_ids.size()) + 1e-9;
+    const Summary s = fetch();
+    EXPECT_TRUE(s.status.ok()) << s.status.message();
+    EXPECT_EQ(s.tokens, 10u);
+    EXPECT_EQ(s.chunks.size(), 1u);
+}
+
 TEST_F(FaultTest, AStoreIsAskedHowMuchItHas) {
     serve();
     wanted.store_url = server->url("");
