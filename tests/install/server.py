@@ -1,50 +1,15 @@
-"""The same again in Python, by ctypes: loads what server.cpp or server.c has stored, and fails unless every element is as
-it was.    server.py LIBRARY URL"""
+"""The same stand-in for an inference server as server.cpp and server.c, in Python with kvcast.py.
+    server.py store FOLDER    prints the manifest's place
+    server.py load URL        of the manifest; fails unless every element is as it was stored, and every misuse is named"""
 
-import ctypes
 import sys
-from ctypes import CFUNCTYPE, POINTER, Structure, byref, c_char_p, c_double, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
+
+import kvcast
 
 LAYERS, PLANES, TOKENS, HEADS, HEAD_DIM = 2, 2, 600, 2, 64
 ROW = 2 * HEADS * HEAD_DIM
-
-
-class Layout(Structure):
-    _fields_ = [("layers", c_uint32), ("planes", c_uint32), ("heads", c_uint32 * 2), ("head_dim", c_uint32 * 2),
-                ("dtype", c_uint32), ("rope_pairing", c_uint32), ("rope_offset", c_uint32), ("rope_dim", c_uint32),
-                ("rope_theta", c_double), ("rope_frequencies", POINTER(c_double))]
-
-
-class Rows(Structure):
-    _fields_ = [("rows", c_void_p), ("row_bytes", c_size_t)]
-
-
-class ClientOptions(Structure):
-    _fields_ = [("struct_bytes", c_size_t), ("threads", c_size_t), ("cache_folder", c_char_p), ("ca_file", c_char_p),
-                ("device", c_char_p)]
-
-
-OnLayer = CFUNCTYPE(None, c_void_p, c_size_t, c_size_t, c_uint32, POINTER(Rows))
-OnRecompute = CFUNCTYPE(None, c_void_p, c_size_t, c_size_t, POINTER(c_int32))
-
-
-class Sink(Structure):
-    _fields_ = [("struct_bytes", c_size_t), ("user", c_void_p), ("on_layer", OnLayer), ("on_recompute", OnRecompute),
-                ("on_finish", c_void_p), ("on_place", c_void_p)]
-
-
-class Request(Structure):
-    _fields_ = [("struct_bytes", c_size_t), ("manifest_url", c_char_p), ("store_url", c_char_p), ("layout", POINTER(Layout)),
-                ("model", c_char_p), ("salt", c_char_p), ("token_ids", POINTER(c_int32)), ("tokens", c_size_t),
-                ("chunk_tokens", c_size_t), ("deadline", c_double), ("prefill_tokens_per_second", c_double),
-                ("finest_level", c_uint32), ("rule", c_char_p), ("trusted_keys", POINTER(c_char_p)),
-                ("trusted_key_count", c_size_t)]
-
-
-class Summary(Structure):
-    _fields_ = [("struct_bytes", c_size_t), ("time", c_double), ("manifest_time", c_double), ("network_bytes", c_uint64),
-                ("tokens", c_size_t), ("text_tokens", c_size_t), ("kl", c_double), ("publication", c_int32),
-                ("reserved", c_int32)]
+MODEL, PROMPT = "a model of two layers", list(range(1000, 1000 + TOKENS))
+LAYOUT = kvcast.Layout(layers=LAYERS, heads=HEADS, head_dim=HEAD_DIM, rope_dim=HEAD_DIM, rope_theta=1e4)
 
 
 def prefill():
@@ -58,45 +23,106 @@ def prefill():
     return planes
 
 
-def sized(structure, **fields):
-    return structure(struct_bytes=ctypes.sizeof(structure), **fields)
+class Engine:
+    """Memory that a session fills."""
+
+    def __init__(self):
+        self.planes = [bytearray(TOKENS * ROW) for _ in range(LAYERS * PLANES)]
+        self.computed = []
+
+    def on_layer(self, first, end, layer, rows):
+        for p, of_plane in enumerate(rows):
+            self.planes[layer * PLANES + p][first * ROW:end * ROW] = of_plane.copy(end - first)
+
+    def on_recompute(self, first, end, token_ids):
+        assert token_ids == PROMPT[first:end]
+        self.computed.append((first, end))
+
+    def callbacks(self):
+        return {"on_layer": self.on_layer, "on_recompute": self.on_recompute}
 
 
-def main(library, url):
-    kvcast = ctypes.CDLL(library)
-    kvcast.kvcast_message.restype = c_char_p
+def expect(condition, what):
+    if not condition:
+        sys.exit("server.py: " + what)
 
-    def require(code):
-        if code != 0:
-            sys.exit("server.py: " + kvcast.kvcast_message().decode())
 
-    planes = [bytearray(TOKENS * ROW) for _ in range(LAYERS * PLANES)]
+def expect_error(name, call, *arguments, **options):
+    try:
+        call(*arguments, **options)
+    except kvcast.Error as e:
+        return expect(e.name == name, "%s instead of %s" % (e, name))
+    return expect(False, "no error, %s was expected" % name)
 
-    def on_layer(_, first, end, layer, rows):
-        for p in range(PLANES):
-            step = rows[p].row_bytes
-            data = ctypes.string_at(rows[p].rows, (end - first) * step)
-            for t in range(first, end):
-                planes[layer * PLANES + p][t * ROW:(t + 1) * ROW] = data[(t - first) * step:(t - first) * step + ROW]
 
-    def on_recompute(_, first, end, token_ids):
-        raise RuntimeError("asked to recompute tokens %d to %d" % (first, end))
+def load(url, stored):
+    store = url[:url.index("/manifests/")]
+    with kvcast.Client(threads=2) as client:
+        found = client.look_up(LAYOUT, MODEL, PROMPT + [7] * 300, store=store)
+        expect(found.tokens == TOKENS, "%d tokens are stored" % found.tokens)
+        expect(found.coarsest_bytes < found.finest_bytes / 2, "levels of one size")
+        engine = Engine()
+        with client.fetch(LAYOUT, MODEL, PROMPT, manifest=found.manifest_url, **engine.callbacks()) as session:
+            summary = session.wait()
+        expect(engine.planes == stored and not engine.computed, "what was loaded is not what was stored")
+        print("%d tokens in %.0f ms, by kvcast %s" % (summary.tokens, summary.time * 1e3, kvcast.version()))
 
-    client, session = c_void_p(), c_void_p()
-    require(kvcast.kvcast_client_open(byref(sized(ClientOptions, threads=2)), byref(client)))
-    layout = Layout(LAYERS, PLANES, (c_uint32 * 2)(HEADS, HEADS), (c_uint32 * 2)(HEAD_DIM, HEAD_DIM), 0, 1, 0, HEAD_DIM, 1e4)
-    ids = (c_int32 * TOKENS)(*range(1000, 1000 + TOKENS))
-    request = sized(Request, manifest_url=url.encode(), layout=ctypes.pointer(layout), model=b"a model of two layers",
-                    token_ids=ids, tokens=TOKENS)
-    sink = sized(Sink, on_layer=OnLayer(on_layer), on_recompute=OnRecompute(on_recompute))
-    require(kvcast.kvcast_fetch(client, byref(request), byref(sink), byref(session)))
-    summary = sized(Summary)
-    require(kvcast.kvcast_session_wait(session, c_double(-1), byref(summary)))
-    kvcast.kvcast_session_close(session)
-    kvcast.kvcast_client_close(client)
-    if planes != prefill():
-        sys.exit("server.py: what was loaded is not what was stored")
-    print("%d tokens in %.0f ms" % (summary.tokens, summary.time * 1e3))
+        # A model that nobody has stored: the engine computes everything.
+        expect_error("not-stored", client.look_up, LAYOUT, "another model", PROMPT, store=store)
+        engine = Engine()
+        with client.fetch(LAYOUT, "another model", PROMPT, manifest=url, **engine.callbacks()) as session:
+            summary = session.wait(60)
+        expect(summary.text_tokens == TOKENS and engine.computed == [(0, TOKENS)], "not all was recomputed")
+
+        # What a callback raises comes out of wait().
+        class Full(Exception):
+            pass
+
+        def refuse(*_):
+            raise Full
+
+        session = client.fetch(LAYOUT, MODEL, PROMPT, manifest=url, on_layer=refuse, on_recompute=refuse)
+        try:
+            session.wait(60)
+            expect(False, "an exception was lost")
+        except Full:
+            session.close()
+        expect_error("bad-argument", client.fetch, LAYOUT, MODEL, PROMPT, manifest="ftp://x", **engine.callbacks())
+
+
+def round_trip(stored):
+    """A chunk by itself."""
+    with kvcast.Codec(threads=1) as codec:
+        first = [memoryview(plane)[:64 * ROW] for plane in stored]
+        chunk, chain = codec.encode(LAYOUT, MODEL, PROMPT[:64], first)
+        info = kvcast.inspect(chunk)
+        expect((info.tokens, info.level, info.model, bytes(info.chain)) == (64, 0, MODEL, chain), "another chunk")
+        planes = [bytearray(64 * ROW) for _ in stored]
+        codec.decode(chunk, LAYOUT, 64, planes)
+        expect(planes == first, "what was decoded is not what was encoded")
+        lossy, _ = codec.encode(LAYOUT, MODEL, PROMPT[:64], first, level=7, parent=chain)
+        expect(len(lossy) < len(chunk) / 4 and bytes(kvcast.inspect(lossy).parent) == chain, "level 7 is not one")
+        expect_error("block-checksum", codec.decode, chunk[:-1] + bytes([chunk[-1] ^ 1]), LAYOUT, 64, planes)
+        expect_error("bad-argument", codec.encode, LAYOUT, MODEL, PROMPT[:64], first, level=8)
+    expect_error("bad-magic", kvcast.inspect, b"no chunk at all")
+
+
+def store(folder, stored):
+    told = []
+    with kvcast.Client() as client:
+        arguments = (folder, LAYOUT, MODEL, PROMPT, stored)
+        expect_error("cancelled", client.publish, *arguments, levels=[0, 5], on_chunk=lambda tokens: True)
+        print(client.publish(*arguments, levels=[0, 5], on_chunk=told.append))
+        expect(told == [256, 256, 88], "chunks of %s" % told)
+        expect_error("bad-argument", client.publish, *arguments, levels=[5, 0])
+
+
+def main(command, where):
+    stored = prefill()
+    if command == "store":
+        return store(where, stored)
+    round_trip(stored)
+    return load(where, stored)
 
 
 if __name__ == "__main__":
