@@ -107,6 +107,14 @@ def round_trip(stored):
     expect_error("bad-magic", kvcast.inspect, b"no chunk at all")
 
 
+def places():
+    """Where a GPU would put a chunk."""
+    room = (kvcast.Place * (LAYERS * PLANES))()
+    chosen = [kvcast.Place(4096 * i, ROW, page_tokens=16) for i in range(LAYERS * PLANES)]
+    expect(kvcast._put(room, LAYOUT, chosen) == 0 and (room[3].rows, room[3].page_tokens) == (12288, 16), "other places")
+    expect(kvcast._put(room, LAYOUT, None) == kvcast._put(room, LAYOUT, chosen[1:]) == 1, "a chunk without a place")
+
+
 def store(folder, stored):
     told = []
     with kvcast.Client() as client:
@@ -122,6 +130,7 @@ def main(command, where):
     if command == "store":
         return store(where, stored)
     round_trip(stored)
+    places()
     return load(where, stored)
 
 

@@ -328,6 +328,15 @@ def _request(layout, model, token_ids, store, manifest, tokens=0, salt=None, chu
                     trusted_key_count=len(trusted_keys))
 
 
+def _put(places, layout, chosen):
+    """What kvcast_sink.on_place fills in and returns, of what a callback chose."""
+    if chosen is None or len(chosen) != layout.layers * layout.planes:
+        return 1
+    for i, place in enumerate(chosen):
+        places[i] = place
+    return 0
+
+
 class Session(_Handle):
     def __init__(self, client, request, layout, on_layer, on_recompute, on_finish, on_place):
         super().__init__(_library.kvcast_session_close)
@@ -343,12 +352,7 @@ class Session(_Handle):
             self._guarded(on_finish)
 
         def place(_, first, end, places):
-            chosen = self._guarded(on_place, first, end)
-            if chosen is None or len(chosen) != layout.layers * layout.planes:
-                return 1
-            for i, one in enumerate(chosen):
-                places[i] = one
-            return 0
+            return _put(places, layout, self._guarded(on_place, first, end))
 
         # Kept as long as they may be called.
         self._sink = _Sink(on_layer=_OnLayer(layer), on_recompute=_OnRecompute(recompute),
