@@ -1,6 +1,8 @@
 #include "codec/executor.h"
 
+#include <algorithm>
 #include <chrono>
+#include <system_error>
 #include <utility>
 
 namespace kvcast {
@@ -85,6 +87,15 @@ void ThreadPool::work(std::size_t worker, std::unique_lock<std::mutex>& lock) {
             if (!failure_) failure_ = failure;
         }
         if (--running_ == 0) done_.notify_one();
+    }
+}
+
+std::unique_ptr<Executor> open_pool(std::size_t most) {
+    try {
+        return std::make_unique<ThreadPool>(
+            std::clamp<std::size_t>(std::thread::hardware_concurrency(), 1, most));
+    } catch (const std::system_error&) {
+        return std::make_unique<SerialExecutor>();
     }
 }
 

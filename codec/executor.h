@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <exception>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -68,5 +69,9 @@ class ThreadPool final : public Executor {
     bool stop_ = false;
     std::vector<std::thread> threads_;
 };
+
+// A pool of as many threads as there are processors, at most `most`; the calling thread alone where the
+// system has no more threads.
+std::unique_ptr<Executor> open_pool(std::size_t most);
 
 }  // namespace kvcast

@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <array>
 #include <cstdlib>
+#include <functional>
 #include <numeric>
+#include <optional>
 
 #include "codec/format/byte_reader.h"
 #include "codec/format/byte_writer.h"
@@ -122,22 +124,32 @@ Status read_costed(CalibrationBlock& block, ShiftedMatrix& m, std::size_t& cost)
     return s;
 }
 
-Status read_unit(ByteReader& in, const CalibrationData& data, const Place& at, CalibrationUnit& unit,
-                 CalibrationCost& cost) {
+// What a file has in blocks, each of which can be read by itself.
+struct Blocks {
+    std::optional<CalibrationBlock> tokens;
+    std::vector<CalibrationBlock> units;
+};
+
+// A unit but for its block, which is opened.
+Status read_unit(ByteReader& in, CalibrationData& data, const Place& at, Blocks& blocks) {
+    CalibrationUnit& unit = data.units.emplace_back();
     if (Status s = read_frame(in, data, at, unit); !s.ok()) return s;
     std::size_t entries = unit.transform.outputs * unit.transform.inputs;
     for (const PredictionTerm& t : unit.terms) entries += t.matrix.outputs * t.matrix.inputs;
     auto opened =
         CalibrationBlock::open(in, entries, fmt::format("plane {} of layer {}", at.plane, at.layer));
     if (!opened.ok()) return opened.status();
-    CalibrationBlock& block = opened.value();
+    blocks.units.push_back(std::move(opened.value()));
+    return {};
+}
+
+Status read_block(CalibrationBlock& block, std::size_t levels, CalibrationUnit& unit, CalibrationCost& cost) {
     if (Status s = read_costed(block, unit.transform, cost.transforms); !s.ok()) return s;
     for (PredictionTerm& term : unit.terms) {
         if (Status s = read_costed(block, term.matrix, cost_of(term, cost)); !s.ok()) return s;
     }
     cost.classes += block.left();
-    if (Status s = block.classes(data.levels.size(), data.part_width(at.plane), unit.classes); !s.ok())
-        return s;
+    if (Status s = block.classes(levels, unit.transform.inputs, unit.classes); !s.ok()) return s;
     return block.close();
 }
 
@@ -178,7 +190,7 @@ Status read_parts(ByteReader& in, CalibrationData& data) {
     return {};
 }
 
-Status read_tokens(ByteReader& in, TokenTable& tokens, CalibrationCost& cost) {
+Status read_tokens(ByteReader& in, TokenTable& tokens, Blocks& blocks) {
     tokens.features = in.varint();
     tokens.vocabulary = in.varint();
     if (Status s = check_shape(tokens); !s.ok()) return s;
@@ -191,24 +203,29 @@ Status read_tokens(ByteReader& in, TokenTable& tokens, CalibrationCost& cost) {
     }
     auto block = CalibrationBlock::open(in, tokens.features * tokens.vocabulary, "the token table");
     if (!block.ok()) return block.status();
-    cost.token_table = tokens.shifts.size() + block.value().left();
-    if (Status s = block.value().features(tokens); !s.ok()) return s;
-    return block.value().close();
+    blocks.tokens.emplace(std::move(block.value()));
+    return {};
 }
 
-Status read_set(ByteReader& in, CalibrationData& data, CalibrationCost& cost) {
+Status read_block(CalibrationBlock& block, TokenTable& tokens, CalibrationCost& cost) {
+    cost.token_table = tokens.shifts.size() + block.left();
+    if (Status s = block.features(tokens); !s.ok()) return s;
+    return block.close();
+}
+
+Status read_set(ByteReader& in, CalibrationData& data, Blocks& blocks) {
     for (std::size_t l = 0; l < data.layout.layers; ++l) {
         for (std::size_t p = 0; p < data.layout.planes.size(); ++p) {
             for (std::size_t i = 0; i < data.parts[p]; ++i) {
-                if (Status s = read_unit(in, data, {l, p}, data.units.emplace_back(), cost); !s.ok())
-                    return s;
+                if (Status s = read_unit(in, data, {l, p}, blocks); !s.ok()) return s;
             }
         }
     }
     return {};
 }
 
-Status read_data(ByteReader& in, CalibrationData& data, CalibrationCost& cost) {
+// Everything but what is in blocks.
+Status read_data(ByteReader& in, CalibrationData& data, Blocks& blocks) {
     const auto model_bytes = in.fixed<std::uint8_t>();
     const auto model = in.take(model_bytes);
     data.model.assign(model.begin(), model.end());
@@ -217,11 +234,33 @@ Status read_data(ByteReader& in, CalibrationData& data, CalibrationCost& cost) {
     data.layout = std::move(layout.value());
     if (Status s = read_parts(in, data); !s.ok()) return s;
     if (Status s = read_levels(in, data); !s.ok()) return s;
-    if (Status s = read_tokens(in, data.tokens, cost); !s.ok()) return s;
+    if (Status s = read_tokens(in, data.tokens, blocks); !s.ok()) return s;
     for (std::size_t set = 0; set < data.sets; ++set) {
-        if (Status s = read_set(in, data, cost); !s.ok()) return s;
+        if (Status s = read_set(in, data, blocks); !s.ok()) return s;
     }
     return in.left() == 0 ? Status() : bad(fmt::format("{} bytes after the last unit", in.left()));
+}
+
+// What is in blocks, `beside` another task. The first failure in the order of the file.
+Status read_blocks(Blocks& blocks, CalibrationData& data, CalibrationCost& cost, Executor& executor,
+                   const std::function<void()>& beside) {
+    // The token table first: it takes longest.
+    const std::size_t tables = blocks.tokens ? 1 : 0, tasks = tables + 1 + blocks.units.size();
+    std::vector<Status> statuses(tasks);
+    std::vector<CalibrationCost> costs(tasks);
+    executor.run(tasks, [&](std::size_t i, std::size_t) {
+        if (i < tables) {
+            statuses[i] = read_block(*blocks.tokens, data.tokens, costs[i]);
+        } else if (i == tables) {
+            beside();
+        } else {
+            const std::size_t unit = i - tables - 1;
+            statuses[i] = read_block(blocks.units[unit], data.levels.size(), data.units[unit], costs[i]);
+        }
+    });
+    for (const CalibrationCost& c : costs) cost += c;
+    const auto failed = std::ranges::find_if(statuses, [](const Status& s) { return !s.ok(); });
+    return failed != statuses.end() ? *failed : Status();
 }
 
 // The body between prefix and checksum.
@@ -311,6 +350,18 @@ Status write_data(const CalibrationData& data, ByteWriter& out) {
 
 }  // namespace
 
+CalibrationCost& CalibrationCost::operator+=(const CalibrationCost& other) {
+    transforms += other.transforms;
+    previous_layer += other.previous_layer;
+    earlier_layers += other.earlier_layers;
+    same_layer += other.same_layer;
+    tokens += other.tokens;
+    token_table += other.token_table;
+    classes += other.classes;
+    rest += other.rest;
+    return *this;
+}
+
 std::size_t CalibrationData::units_per_layer() const {
     return std::accumulate(parts.begin(), parts.end(), std::size_t{0});
 }
@@ -351,18 +402,26 @@ kernels::PackedMatrix pack(const ShiftedMatrix& m) {
 }  // namespace
 
 Result<std::shared_ptr<const Calibration>> Calibration::read(std::span<const std::uint8_t> bytes) {
+    SerialExecutor serial;
+    return read(bytes, serial);
+}
+
+Result<std::shared_ptr<const Calibration>> Calibration::read(std::span<const std::uint8_t> bytes,
+                                                             Executor& executor) {
     const auto body = body_of(bytes);
     if (!body.ok()) return body.status();
     std::shared_ptr<Calibration> made(new Calibration);
     ByteReader in(body.value());
     CalibrationData& data = made->data_;
-    if (Status s = read_data(in, data, made->cost_); !s.ok()) return s;
+    Blocks blocks;
+    if (Status s = read_data(in, data, blocks); !s.ok()) return s;
     if (const std::uint64_t packed = packed_bytes(data);
         packed > kPackedBytes + kPackedPerByte * bytes.size()) {
         return Status(ErrorCode::kLimitExceeded,
                       fmt::format("a calibration of {} bytes whose matrices take {}", bytes.size(), packed));
     }
-    made->id_ = sha256(bytes);
+    const auto name = [&] { made->id_ = sha256(bytes); };
+    if (Status s = read_blocks(blocks, data, made->cost_, executor, name); !s.ok()) return s;
     made->cost_.rest = bytes.size() - sum_of(made->cost_);
     for (const std::size_t parts : data.parts) {
         made->first_unit_.push_back(made->units_per_layer_);

@@ -24,6 +24,7 @@
 #include <string>
 #include <vector>
 
+#include "codec/executor.h"
 #include "codec/format/error.h"
 #include "codec/format/layout.h"
 #include "kernels/math.h"
@@ -137,12 +138,18 @@ struct CalibrationCost {
     std::size_t token_table = 0;
     std::size_t classes = 0;
     std::size_t rest = 0;  // biases, coder states, what stands in front
+
+    CalibrationCost& operator+=(const CalibrationCost& other);
 };
 
 class Calibration {
   public:
     // Parses and checks a whole file: kTruncated, kBadMagic, kUnsupportedVersion, kHeaderChecksum,
     // kBadHeader, kLimitExceeded (also where memory for its matrices would be out of all proportion to it).
+    // Blocks of the file are read as the executor's tasks; more than kReaders threads are of little use.
+    static constexpr std::size_t kReaders = 8;
+    static Result<std::shared_ptr<const Calibration>> read(std::span<const std::uint8_t> bytes,
+                                                           Executor& executor);
     static Result<std::shared_ptr<const Calibration>> read(std::span<const std::uint8_t> bytes);
 
     const CalibrationData& data() const { return data_; }

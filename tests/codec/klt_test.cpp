@@ -454,6 +454,31 @@ TEST(CalibrationFile, DamageIsNamed) {
     EXPECT_EQ(code(bytes), ErrorCode::kTruncated);
 }
 
+// Whoever reads the blocks, and in whatever order they come: the same numbers, and the same first fault.
+TEST(CalibrationFile, ThreadsReadTheSame) {
+    const auto good = calibration_bytes(small_data());
+    ThreadPool pool(3);
+    const auto one = Calibration::read(good), three = Calibration::read(good, pool);
+    ASSERT_TRUE(one.ok() && three.ok());
+    EXPECT_EQ(three.value()->data(), one.value()->data());
+    EXPECT_EQ(three.value()->id(), one.value()->id());
+    EXPECT_EQ(three.value()->cost().tokens, one.value()->cost().tokens);
+    EXPECT_EQ(three.value()->cost().rest, one.value()->cost().rest);
+    std::size_t faults = 0;
+    for (std::size_t at = 40; at + 4 < good.size(); at += 151) {
+        auto bytes = good;
+        bytes[at] ^= 0x10;
+        bytes[at / 2 + 20] ^= 0x08;
+        const std::uint32_t crc = crc32(std::span(bytes).first(bytes.size() - 4));
+        std::memcpy(bytes.data() + bytes.size() - 4, &crc, 4);
+        const Status s = Calibration::read(bytes).status(), t = Calibration::read(bytes, pool).status();
+        EXPECT_EQ(t.code(), s.code()) << at;
+        EXPECT_EQ(t.message(), s.message()) << at;
+        faults += !s.ok();
+    }
+    EXPECT_GT(faults, 20u);
+}
+
 // Narrow matrices are padded, each to as much as a wide one.
 TEST(CalibrationFile, MemoryIsInProportionToTheFile) {
     const Layout layout = make_layout(150, {{1, 1}, {1, 1}}, Dtype::kBf16, RopePairing::kNone);

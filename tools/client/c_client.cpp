@@ -290,7 +290,8 @@ Result<std::string> publish_to(kvcast_client& client, const std::string& target,
     options.levels.assign(levels.begin(), levels.end());
     if (p.calibration != nullptr) {
         options.calibration_file = octets_of(p.calibration, p.calibration_bytes);
-        auto calibration = Calibration::read(options.calibration_file);
+        auto calibration = Calibration::read(options.calibration_file,
+                                             *open_pool(std::min(client.threads, Calibration::kReaders)));
         if (!calibration.ok()) return calibration.status();
         options.calibration = std::move(calibration.value());
     }

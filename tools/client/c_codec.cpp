@@ -182,7 +182,9 @@ int kvcast_codec_open(size_t threads, const void* calibration, size_t calibratio
             return s;
         std::shared_ptr<const Calibration> with;
         if (calibration != nullptr) {
-            auto read = Calibration::read(octets_of(calibration, calibration_bytes));
+            auto read =
+                Calibration::read(octets_of(calibration, calibration_bytes),
+                                  *open_pool(std::min(threads_or_all(threads), Calibration::kReaders)));
             if (!read.ok()) return read.status();
             with = std::move(read.value());
         }

@@ -36,7 +36,8 @@ bool CalibrationCache::has(const Hash& id) {
     if (folder_.empty() || !std::filesystem::exists(path_of(id), unreachable)) return false;
     try {
         const tools::MappedFile file(path_of(id));
-        auto calibration = Calibration::read(file.octets());  // its id is the bytes' hash
+        // Its id is the bytes' hash.
+        auto calibration = Calibration::read(file.octets(), *open_pool(Calibration::kReaders));
         if (!calibration.ok() || calibration.value()->id() != id) {
             std::filesystem::remove(path_of(id), unreachable);  // damaged
             return false;
@@ -49,7 +50,7 @@ bool CalibrationCache::has(const Hash& id) {
 }
 
 Status CalibrationCache::add(std::span<const std::uint8_t> file) {
-    auto calibration = Calibration::read(file);
+    auto calibration = Calibration::read(file, *open_pool(Calibration::kReaders));
     if (!calibration.ok()) return calibration.status();
     const Hash id = calibration.value()->id();
     set_last(std::move(calibration.value()));

@@ -5,7 +5,7 @@
 namespace kvcast::tools {
 
 std::shared_ptr<const Calibration> read_calibration(const MappedFile& file, const std::string& path) {
-    const auto read = Calibration::read(file.octets());
+    const auto read = Calibration::read(file.octets(), *open_pool(Calibration::kReaders));
     if (!read.ok()) raise(path, 0, read.status());
     return read.value();
 }
