@@ -2,9 +2,13 @@
     server.py store FOLDER    prints the manifest's place
     server.py load URL        of the manifest; fails unless every element is as it was stored, and every misuse is named"""
 
+import os
+import signal
 import sys
+import time
 
 import kvcast
+import numpy
 
 LAYERS, PLANES, TOKENS, HEADS, HEAD_DIM = 2, 2, 600, 2, 64
 ROW = 2 * HEADS * HEAD_DIM
@@ -111,8 +115,83 @@ def places():
     """Where a GPU would put a chunk."""
     room = (kvcast.Place * (LAYERS * PLANES))()
     chosen = [kvcast.Place(4096 * i, ROW, page_tokens=16) for i in range(LAYERS * PLANES)]
-    expect(kvcast._put(room, LAYOUT, chosen) == 0 and (room[3].rows, room[3].page_tokens) == (12288, 16), "other places")
-    expect(kvcast._put(room, LAYOUT, None) == kvcast._put(room, LAYOUT, chosen[1:]) == 1, "a chunk without a place")
+    count = len(chosen)
+    expect(kvcast._put(room, count, chosen) == 0 and (room[3].rows, room[3].page_tokens) == (12288, 16), "other places")
+    expect(kvcast._put(room, count, None) == kvcast._put(room, count, chosen[1:]) == 1, "a chunk without a place")
+
+
+def misuse(stored):
+    """What C would read past, cut short or take for something else."""
+    layered = numpy.array([numpy.frombuffer(plane, numpy.uint16) for plane in stored]).reshape(-1, TOKENS, HEADS * HEAD_DIM)
+    by_token = layered.transpose(1, 0, 2).copy()
+    given = [by_token[:64, i] for i in range(LAYERS * PLANES)]
+    good = given[1:]
+    with kvcast.Codec(threads=1) as codec:
+        def encode(planes=given, ids=range(64), **other):
+            return codec.encode(other.pop("layout", LAYOUT), other.pop("model", MODEL), ids, planes, **other)[0]
+
+        expect(encode() == encode(list(layered[:, :64])) == encode([bytes(p) for p in stored]), "memory makes a difference")
+        refused = [
+            (ValueError, {"planes": good}), (ValueError, {"planes": [given[0][:63]] + good}),
+            (ValueError, {"planes": [given[0][::-1]] + good}), (ValueError, {"planes": [given[0][:, ::2]] + good}),
+            (ValueError, {"planes": [given[0].astype(numpy.float32)] + good}), (ValueError, {"planes": [bytearray(9)] + good}),
+            (TypeError, {"planes": [None] + good}), (TypeError, {"planes": [True] + good}),
+            (ValueError, {"planes": [numpy.uint64(4096)] + good}), (OverflowError, {"ids": [2**32 + 5] * 64}),
+            (OverflowError, {"level": 2**32}), (OverflowError, {"base_position": 2**64}), (ValueError, {"salt": b"a\0b"}),
+            (ValueError, {"parent": b"short"}), (TypeError, {"model": 7}),
+        ]
+        for kind, arguments in refused:
+            try:
+                encode(**arguments)
+                expect(False, "%s was taken" % sorted(arguments))
+            except kind:
+                pass
+        chunk = encode()
+        room = [numpy.zeros((64, HEADS * HEAD_DIM), numpy.uint16) for _ in given]
+        codec.decode(bytearray(chunk), LAYOUT, 64, room)
+        expect(all((a == b).all() for a, b in zip(room, given)), "another array")
+        room[3].setflags(write=False)
+        for planes in (room, [bytes(64 * ROW)] * 4):
+            try:
+                codec.decode(chunk, LAYOUT, 64, planes)
+                expect(False, "memory that is read only was written to")
+            except ValueError:
+                pass
+    for wrong in ({"heads": (1, 2, 3)}, {"layers": -1}, {"rope_frequencies": [0.5]}):
+        try:
+            kvcast.Layout(**{"layers": 1, "heads": 1, "head_dim": 64, "rope_dim": 64, **wrong})
+            expect(False, "a layout with %s" % wrong)
+        except (ValueError, OverflowError):
+            pass
+
+
+def handles(url):
+    """Sessions that nobody closes, that are used when closed, and that a child inherits."""
+    def nothing(*_):
+        pass
+
+    with kvcast.Client() as client:
+        for _ in range(20):
+            client.fetch(LAYOUT, MODEL, PROMPT, nothing, nothing, manifest=url)
+        session = client.fetch(LAYOUT, MODEL, PROMPT, lambda *_: session.wait(), nothing, manifest=url)
+        try:
+            session.wait(60)
+            expect(False, "a callback waited for its own session")
+        except RuntimeError:
+            pass
+        child = os.fork()
+        if child == 0:
+            client.close()
+            sys.exit(7)
+        expect(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7, "a forked child did not end")
+    try:
+        session.wait()
+        expect(False, "a closed session was waited for")
+    except ValueError:
+        pass
+    # Left open: the end of the program closes it.
+    forgotten = kvcast.Client()
+    forgotten.fetch(LAYOUT, MODEL, PROMPT, lambda *_: time.sleep(0.1), nothing, manifest=url)
 
 
 def store(folder, stored):
@@ -124,6 +203,16 @@ def store(folder, stored):
         expect(told == [256, 256, 88], "chunks of %s" % told)
         expect_error("bad-argument", client.publish, *arguments, levels=[5, 0])
 
+        # An interrupt, in the middle of it.
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        told.clear()
+        try:
+            client.publish(*arguments, on_chunk=lambda tokens: told.append(tokens) or time.sleep(0.3))
+            expect(False, "an interrupt was lost")
+        except KeyboardInterrupt:
+            expect(len(told) == 1, "published on after an interrupt")
+
 
 def main(command, where):
     stored = prefill()
@@ -131,7 +220,9 @@ def main(command, where):
         return store(where, stored)
     round_trip(stored)
     places()
-    return load(where, stored)
+    misuse(stored)
+    load(where, stored)
+    return handles(where)
 
 
 if __name__ == "__main__":
