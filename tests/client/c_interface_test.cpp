@@ -568,6 +568,13 @@ TEST_F(CSession, LooksForAPrefixInS3) {
     r.chunk_tokens = kChunk;
     EXPECT_EQ(kvcast_look_up(client, &r, 5, &stored), KVCAST_NOT_STORED);
     EXPECT_THAT(kvcast_message(), HasSubstr("403"));
+    // Keys come and go.
+    for (int i = 0; i < 6; ++i) {
+        ::setenv("AWS_ACCESS_KEY_ID", ("key-" + std::to_string(i)).c_str(), 1);
+        EXPECT_EQ(kvcast_look_up(client, &r, 5, &stored), KVCAST_NOT_STORED);
+    }
+    ::setenv("AWS_ACCESS_KEY_ID", "a-key", 1);
+    EXPECT_EQ(kvcast_look_up(client, &r, 5, &stored), KVCAST_OK);
 }
 
 TEST_F(CSession, NobodyWaitsInACallOfTheSink) {

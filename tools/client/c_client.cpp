@@ -3,7 +3,6 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <list>
 #include <memory>
 #include <mutex>
 
@@ -62,6 +61,8 @@ class CSink final : public streamer::Sink {
     const kvcast_sink calls_;
 };
 
+using Connections = std::shared_ptr<streamer::Client>;
+
 // A codec for one session at a time.
 struct SessionCodec {
     std::unique_ptr<CachedCodec> codec;
@@ -76,8 +77,8 @@ struct kvcast_client {
         : threads(workers),
           on_device(device),
           cache_folder(std::move(folder)),
-          http(options),
-          connections(std::move(options)) {}
+          http(std::move(options)),
+          connections(std::make_shared<streamer::Client>(http)) {}
 
     // A codec decodes one session at a time, and remembers calibrations for the next. `placed`: on a device,
     // KV goes where the session's sink says. kNoDevice, kDevice.
@@ -99,18 +100,22 @@ struct kvcast_client {
     }
 
     // Connections for a URL, which becomes that of its server. kBadArgument.
-    Result<streamer::Client*> connections_to(std::string& url) {
+    Result<Connections> connections_to(std::string& url) {
         Result<streamer::Location> at = streamer::locate(url, streamer::process_variables);
         if (!at.ok()) return at.status();
         url = std::move(at.value().url);
         const std::optional<streamer::S3Credentials>& keys = at.value().s3;
-        if (!keys) return &connections;
+        if (!keys) return connections;
         const std::scoped_lock lock(mutex);
         const auto known = std::ranges::find(signed_connections, *keys, &SignedConnections::keys);
-        if (known != signed_connections.end()) return &known->connections;
+        if (known != signed_connections.end()) return known->connections;
+        // Keys that are temporary have successors; whoever still uses old ones keeps their connections.
+        if (signed_connections.size() == kMostKeys) signed_connections.erase(signed_connections.begin());
         streamer::HttpOptions with_keys = http;
         with_keys.s3 = keys;
-        return &signed_connections.emplace_back(*keys, std::move(with_keys)).connections;
+        const auto made = std::make_shared<streamer::Client>(std::move(with_keys));
+        signed_connections.push_back({*keys, made});
+        return made;
     }
 
     const std::size_t threads;
@@ -136,16 +141,15 @@ struct kvcast_client {
 
     // With the keys of a store in S3.
     struct SignedConnections {
-        SignedConnections(streamer::S3Credentials of, streamer::HttpOptions options)
-            : keys(std::move(of)), connections(std::move(options)) {}
-        const streamer::S3Credentials keys;
-        streamer::Client connections;
+        streamer::S3Credentials keys;
+        Connections connections;
     };
+    static constexpr std::size_t kMostKeys = 4;
 
-    streamer::Client connections;
+    const Connections connections;
     std::mutex mutex;
-    std::list<SignedConnections> signed_connections;  // guarded by mutex
-    std::vector<SessionCodec> idle;                   // guarded by mutex
+    std::vector<SignedConnections> signed_connections;  // guarded by mutex
+    std::vector<SessionCodec> idle;                     // guarded by mutex
 };
 
 namespace kvcast::client {
@@ -171,20 +175,21 @@ Result<streamer::Wanted> wanted_of(const kvcast_request& r) {
     return out;
 }
 
-std::string& url_of(streamer::Wanted& wanted) {
+template <typename AnyWanted>
+auto& url_of(AnyWanted& wanted) {
     return wanted.manifest_url.empty() ? wanted.store_url : wanted.manifest_url;
 }
 
 // What a request is about, and over which connections.
 struct Addressed {
     streamer::Wanted wanted;
-    streamer::Client* connections;
+    Connections connections;
 };
 
 Result<Addressed> addressed(kvcast_client& client, const kvcast_request& r) {
     Result<streamer::Wanted> wanted = wanted_of(r);
     if (!wanted.ok()) return wanted.status();
-    const Result<streamer::Client*> connections = client.connections_to(url_of(wanted.value()));
+    const Result<Connections> connections = client.connections_to(url_of(wanted.value()));
     if (!connections.ok()) return connections.status();
     return Addressed{std::move(wanted.value()), connections.value()};
 }
@@ -200,7 +205,7 @@ Status read_keys(const kvcast_request& r, std::vector<streamer::PublicKey>& keys
 }
 
 Result<streamer::SessionOptions> options_of(const kvcast_client& client, const kvcast_request& r,
-                                            streamer::Wanted& wanted) {
+                                            const streamer::Wanted& wanted) {
     streamer::SessionOptions o;
     if (!(r.deadline >= 0) || !(r.prefill_tokens_per_second >= 0))
         return bad_argument("a deadline and a speed of prefill are 0 or more");
@@ -323,13 +328,13 @@ struct kvcast_session {
     kvcast_session(kvcast_client& from, SessionCodec with, Addressed to, streamer::SessionOptions options,
                    const kvcast_sink& calls)
         : client(from),
-          connections(*to.connections),
+          connections(std::move(to.connections)),
           url(url_of(to.wanted)),
           codec(std::move(with)),
           sink(calls) {
         if (codec.sink) *codec.sink = &sink;
-        session.emplace(connections.loop(), connections.transport(), std::move(to.wanted), std::move(options),
-                        *codec.codec, sink);
+        session.emplace(connections->loop(), connections->transport(), std::move(to.wanted),
+                        std::move(options), *codec.codec, sink);
     }
 
     ~kvcast_session() {
@@ -338,7 +343,7 @@ struct kvcast_session {
     }
 
     kvcast_client& client;
-    streamer::Client& connections;
+    const Connections connections;
     const std::string url;
     SessionCodec codec;
     CSink sink;
@@ -436,7 +441,7 @@ int kvcast_session_wait(kvcast_session* session, double seconds, kvcast_summary*
             if (Status s = check_struct(summary, "summary"); !s.ok()) return s;
         }
         if (std::isnan(seconds)) return bad_argument("a patience that is not a number");
-        if (Status s = check_thread(session->connections); !s.ok()) return s;
+        if (Status s = check_thread(*session->connections); !s.ok()) return s;
         // What is longer than a day waits as long as it takes.
         pending =
             seconds >= 0 && seconds < kDay && !session->session->wait_for(streamer::from_seconds(seconds));
