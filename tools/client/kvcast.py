@@ -509,7 +509,8 @@ class Session(_Handle):
     def __init__(self, client, request, layout, on_layer, on_recompute, on_finish, on_place):
         super().__init__(_library.kvcast_session_close)
         self._client, self._failure, self._inside = client, None, set()
-        self._waiting = threading.Lock()  # nothing is closed that somebody waits for
+        self._waiting = threading.Lock()     # held by who waits, and by who closes
+        self._cancelling = threading.Lock()  # held where the handle is taken away, and by who cancels
         planes, all_planes = layout.planes, layout.layers * layout.planes
 
         def layer(_, first, end, at, rows):
@@ -582,9 +583,11 @@ class Session(_Handle):
             raise failure
 
     def cancel(self):
-        handle = self._handle
-        if handle and self._process == os.getpid():
-            _library.kvcast_session_cancel(handle)
+        if self._process != os.getpid():
+            return
+        with self._cancelling:
+            if self._handle:
+                _library.kvcast_session_cancel(self._handle)
 
     def close(self):
         self._refuse_inside()
@@ -592,7 +595,10 @@ class Session(_Handle):
             return
         self.cancel()
         with self._waiting:
-            super().close()
+            with self._cancelling:
+                handle, self._handle = self._handle, None
+            if handle:
+                self._close(handle)  # calls of the sink that are running may cancel
         self._client._sessions.discard(self)
         self._sink = None
 
