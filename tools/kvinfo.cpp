@@ -223,9 +223,7 @@ void inform(const Arguments& a) {
     const MappedFile file(path);
     const std::span bytes = file.octets();
     if (is_calibration(bytes)) {
-        const auto read = Calibration::read(bytes, *open_pool(Calibration::kReaders));
-        if (!read.ok()) raise(path, 0, read.status());
-        const json described = describe_calibration(*read.value(), bytes.size());
+        const json described = describe_calibration(*read_calibration(file, path), bytes.size());
         as_json ? fmt::print("{}\n", described.dump(2)) : print_calibration(described);
         return;
     }

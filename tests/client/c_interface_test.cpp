@@ -415,6 +415,29 @@ class CSession : public testing::Test {
         return r;
     }
 
+    // For the longest prefix in a store.
+    kvcast_request request_of_prefix(const std::string& store) {
+        kvcast_request r = request(store);
+        r.manifest_url = nullptr;
+        r.store_url = store.c_str();
+        r.chunk_tokens = kChunk;
+        return r;
+    }
+
+    int look_up(const kvcast_request& r, double seconds = 5) {
+        stored = {};
+        stored.struct_bytes = sizeof stored;
+        return kvcast_look_up(client, &r, seconds, &stored);
+    }
+
+    // The server is S3 for who signs with this key.
+    void become_s3(const char* key) {
+        ::setenv("AWS_ACCESS_KEY_ID", key, 1);
+        ::setenv("AWS_SECRET_ACCESS_KEY", "a secret", 1);
+        ::setenv("AWS_ENDPOINT_URL", server->url("").c_str(), 1);
+        server->fault(std::string(R"({"match": ".", "fault": "signed-only", "key": ")") + key + "\"}");
+    }
+
     int fetch(const kvcast_request& r, Engine& engine) {
         const kvcast_sink sink = engine.sink();
         kvcast_session* session = nullptr;
@@ -433,6 +456,7 @@ class CSession : public testing::Test {
     std::optional<FaultServer> server;
     kvcast_client* client = nullptr;
     kvcast_summary summary = {};
+    kvcast_stored stored = {};
 };
 
 TEST_F(CSession, BringsBackWhatWasStored) {
@@ -450,13 +474,9 @@ TEST_F(CSession, BringsBackWhatWasStored) {
 TEST_F(CSession, FindsTheLongestPrefixInAStore) {
     publish(given.publication());
     const std::string store = server->url("");
-    kvcast_request r = request(store);
-    r.manifest_url = nullptr;
     const std::string root = store.substr(0, store.size() - 1);
-    r.store_url = root.c_str();
-    r.chunk_tokens = kChunk;
     Engine engine(given);
-    ASSERT_EQ(fetch(r, engine), KVCAST_OK) << kvcast_message();
+    ASSERT_EQ(fetch(request_of_prefix(root), engine), KVCAST_OK) << kvcast_message();
     EXPECT_TRUE(engine.is_exact());
 }
 
@@ -465,16 +485,11 @@ TEST_F(CSession, SaysHowMuchIsStoredBeforeItFetches) {
     const std::string store = server->url("");
     std::vector<std::int32_t> prompt = given.cache.ids;
     prompt.resize(kTokens + 100, 7);
-    kvcast_request r = request(store);
-    r.manifest_url = nullptr;
-    r.store_url = store.c_str();
-    r.chunk_tokens = kChunk;
+    kvcast_request r = request_of_prefix(store);
     r.token_ids = prompt.data();
     r.tokens = prompt.size();
-    kvcast_stored stored = {};
     EXPECT_EQ(kvcast_look_up(client, &r, 5, &stored), KVCAST_BAD_ARGUMENT);
-    stored.struct_bytes = sizeof stored;
-    ASSERT_EQ(kvcast_look_up(client, &r, 5, &stored), KVCAST_OK) << kvcast_message();
+    ASSERT_EQ(look_up(r), KVCAST_OK) << kvcast_message();
     EXPECT_EQ(stored.tokens, kTokens);
     EXPECT_GT(stored.finest_bytes, 2 * stored.coarsest_bytes);
     EXPECT_GT(stored.coarsest_bytes, 1000u);
@@ -491,15 +506,13 @@ TEST_F(CSession, SaysHowMuchIsStoredBeforeItFetches) {
     EXPECT_EQ(engine.computed(), 0u);
     EXPECT_EQ(server->count("/manifest$"), pointers);
 
-    r.manifest_url = nullptr;
-    r.store_url = store.c_str();
-    r.chunk_tokens = kChunk;
+    r = request_of_prefix(store);
     r.salt = "pepper";
-    EXPECT_EQ(kvcast_look_up(client, &r, 5, &stored), KVCAST_NOT_STORED);
+    EXPECT_EQ(look_up(r), KVCAST_NOT_STORED);
     for (const double seconds : {0.0, -1.0, std::nan(""), 1e9})
-        EXPECT_EQ(kvcast_look_up(client, &r, seconds, &stored), KVCAST_BAD_ARGUMENT);
+        EXPECT_EQ(look_up(r, seconds), KVCAST_BAD_ARGUMENT);
     server->fault(R"({"match": "manifest", "fault": "stall-before-headers"})");
-    EXPECT_EQ(kvcast_look_up(client, &r, 0.1, &stored), KVCAST_TIMEOUT);
+    EXPECT_EQ(look_up(r, 0.1), KVCAST_TIMEOUT);
     EXPECT_EQ(kvcast_look_up(client, nullptr, 1, &stored), KVCAST_BAD_ARGUMENT);
 }
 
@@ -510,10 +523,7 @@ TEST_F(CSession, FetchesFromS3WithItsKeys) {
     ::unsetenv("AWS_ACCESS_KEY_ID");
     EXPECT_EQ(fetch(request(url), engine), KVCAST_BAD_ARGUMENT);
     EXPECT_THAT(kvcast_message(), HasSubstr("AWS_ACCESS_KEY_ID"));
-    ::setenv("AWS_ACCESS_KEY_ID", "a-key", 1);
-    ::setenv("AWS_SECRET_ACCESS_KEY", "a secret", 1);
-    ::setenv("AWS_ENDPOINT_URL", endpoint.c_str(), 1);
-    server->fault(R"({"match": ".", "fault": "signed-only", "key": "a-key"})");
+    become_s3("a-key");
     ASSERT_EQ(fetch(request(url), engine), KVCAST_OK) << kvcast_message();
     EXPECT_TRUE(engine.is_exact());
     EXPECT_EQ(engine.computed(), 0u);
@@ -522,17 +532,14 @@ TEST_F(CSession, FetchesFromS3WithItsKeys) {
     EXPECT_EQ(unsigned_one.computed(), kTokens);
 
     // What is found there is found again by its s3:// URL.
-    kvcast_stored stored = {};
-    stored.struct_bytes = sizeof stored;
-    kvcast_request r = request(url);
-    ASSERT_EQ(kvcast_look_up(client, &r, 5, &stored), KVCAST_OK) << kvcast_message();
+    ASSERT_EQ(look_up(request(url)), KVCAST_OK) << kvcast_message();
     EXPECT_EQ(stored.manifest_url, url);
 
     // Keys are those of the moment.
     ::setenv("AWS_ACCESS_KEY_ID", "another-key", 1);
-    EXPECT_EQ(kvcast_look_up(client, &r, 5, &stored), KVCAST_HTTP_STATUS);
+    EXPECT_EQ(look_up(request(url)), KVCAST_HTTP_STATUS);
     ::setenv("AWS_ACCESS_KEY_ID", "a-key", 1);
-    EXPECT_EQ(kvcast_look_up(client, &r, 5, &stored), KVCAST_OK);
+    EXPECT_EQ(look_up(request(url)), KVCAST_OK);
 }
 
 TEST_F(CSession, LooksForAPrefixInS3) {
@@ -541,19 +548,11 @@ TEST_F(CSession, LooksForAPrefixInS3) {
     char at[4096];
     ASSERT_EQ(kvcast_publish(client, (folder / "bucket/kv").c_str(), &p, at, sizeof at), KVCAST_OK)
         << kvcast_message();
-    ::setenv("AWS_ACCESS_KEY_ID", "a-key", 1);
-    ::setenv("AWS_SECRET_ACCESS_KEY", "a secret", 1);
-    ::setenv("AWS_ENDPOINT_URL", server->url("").c_str(), 1);
-    server->fault(R"({"match": ".", "fault": "signed-only", "key": "a-key"})");
-    kvcast_stored stored = {};
-    stored.struct_bytes = sizeof stored;
+    become_s3("a-key");
     const std::string name = std::string(at).substr((folder / "bucket/kv/").size());
-    for (const std::string store : {"s3://bucket/kv", "s3://bucket/kv/"}) {
-        kvcast_request r = request("");
-        r.manifest_url = nullptr;
-        r.store_url = store.c_str();
-        r.chunk_tokens = kChunk;
-        ASSERT_EQ(kvcast_look_up(client, &r, 5, &stored), KVCAST_OK) << kvcast_message();
+    const std::string store = "s3://bucket/kv";
+    for (const std::string& spelled : {store, store + "/"}) {
+        ASSERT_EQ(look_up(request_of_prefix(spelled)), KVCAST_OK) << kvcast_message();
         EXPECT_EQ(stored.manifest_url, "s3://bucket/kv/" + name);
         const std::string found = stored.manifest_url;
         Engine engine(given);
@@ -562,19 +561,15 @@ TEST_F(CSession, LooksForAPrefixInS3) {
     }
     // A store that refuses everything says so as one that has nothing.
     ::setenv("AWS_ACCESS_KEY_ID", "another-key", 1);
-    kvcast_request r = request("");
-    r.manifest_url = nullptr;
-    r.store_url = "s3://bucket/kv";
-    r.chunk_tokens = kChunk;
-    EXPECT_EQ(kvcast_look_up(client, &r, 5, &stored), KVCAST_NOT_STORED);
+    EXPECT_EQ(look_up(request_of_prefix(store)), KVCAST_NOT_STORED);
     EXPECT_THAT(kvcast_message(), HasSubstr("403"));
     // Keys come and go.
     for (int i = 0; i < 6; ++i) {
         ::setenv("AWS_ACCESS_KEY_ID", ("key-" + std::to_string(i)).c_str(), 1);
-        EXPECT_EQ(kvcast_look_up(client, &r, 5, &stored), KVCAST_NOT_STORED);
+        EXPECT_EQ(look_up(request_of_prefix(store)), KVCAST_NOT_STORED);
     }
     ::setenv("AWS_ACCESS_KEY_ID", "a-key", 1);
-    EXPECT_EQ(kvcast_look_up(client, &r, 5, &stored), KVCAST_OK);
+    EXPECT_EQ(look_up(request_of_prefix(store)), KVCAST_OK);
 }
 
 TEST_F(CSession, NobodyWaitsInACallOfTheSink) {
@@ -593,9 +588,9 @@ TEST_F(CSession, NobodyWaitsInACallOfTheSink) {
     sink.on_recompute = [](auto...) {};
     sink.on_finish = [](void* user) {
         auto& a = *static_cast<Asked*>(user);
-        kvcast_stored stored = {};
-        stored.struct_bytes = sizeof stored;
-        a.found = kvcast_look_up(a.client, &a.request, 1, &stored);
+        kvcast_stored there = {};
+        there.struct_bytes = sizeof there;
+        a.found = kvcast_look_up(a.client, &a.request, 1, &there);
         while (a.session == nullptr) std::this_thread::yield();
         a.waited = kvcast_session_wait(a.session, 1, nullptr);
     };

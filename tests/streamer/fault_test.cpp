@@ -128,6 +128,16 @@ class FaultTest : public testing::Test {
         serve(klt);
     }
 
+    // The longest prefix of so many tokens in the store, instead of a manifest.
+    void want_prefix(std::size_t tokens) {
+        wanted.store_url = server->url("");
+        wanted.manifest_url.clear();
+        wanted.layout = published->manifest.layout;
+        wanted.model = published->manifest.model;
+        wanted.chunk_tokens = 64;
+        wanted.token_ids.resize(tokens, 5);
+    }
+
     Summary fetch() {
         client::CodecAdapter codec(1, "");
         return fetch(codec);
@@ -214,12 +224,7 @@ TEST_F(FaultTest, OnlyTheCommonPrefixIsLoaded) {
 
 TEST_F(FaultTest, TheLongestStoredPrefixIsFoundByTokens) {
     serve();
-    wanted.store_url = server->url("");
-    wanted.manifest_url.clear();
-    wanted.layout = published->manifest.layout;
-    wanted.model = published->manifest.model;
-    wanted.chunk_tokens = 64;
-    wanted.token_ids.resize(1000, 5);
+    want_prefix(1000);
     published->token_ids = wanted.token_ids;
     EXPECT_EQ(fetch_completely().text_tokens, 1000u - 256);
     wanted.token_ids[0] ^= 1;
@@ -233,11 +238,7 @@ TEST_F(FaultTest, TheLongestStoredPrefixIsFoundByTokens) {
 // Nothing is stored, and at that moment recomputing is due: one of the two is the answer.
 TEST_F(FaultTest, ASessionIsToldOnceWhatThereIs) {
     serve();
-    wanted.store_url = server->url("");
-    wanted.manifest_url.clear();
-    wanted.layout = published->manifest.layout;
-    wanted.chunk_tokens = 64;
-    wanted.token_ids.resize(10);
+    want_prefix(10);
     published->token_ids = wanted.token_ids;
     options.deadline = 1.1 * options.compute.prefill_time(0, wanted.token_ids.size()) + 1e-9;
     const Summary s = fetch();
@@ -248,12 +249,7 @@ TEST_F(FaultTest, ASessionIsToldOnceWhatThereIs) {
 
 TEST_F(FaultTest, AStoreIsAskedHowMuchItHas) {
     serve();
-    wanted.store_url = server->url("");
-    wanted.manifest_url.clear();
-    wanted.layout = published->manifest.layout;
-    wanted.model = published->manifest.model;
-    wanted.chunk_tokens = 64;
-    wanted.token_ids.resize(1000, 5);
+    want_prefix(1000);
     Client client(http);
     LookupOptions lookup;
     lookup.wall_clock = options.wall_clock;

@@ -290,13 +290,13 @@ Result<std::string> publish_to(kvcast_client& client, const std::string& target,
     const std::string model = p.model, salt = text_or_none(p.salt);
     const Context context = {&layout.value(), model,         salt, span_of(p.token_ids, p.tokens),
                              p.base_position, planes.value()};
+    ThreadPool pool(client.threads);
     PublishOptions options;
     const auto levels = span_of(p.levels, p.level_count);
     options.levels.assign(levels.begin(), levels.end());
     if (p.calibration != nullptr) {
         options.calibration_file = octets_of(p.calibration, p.calibration_bytes);
-        auto calibration = Calibration::read(options.calibration_file,
-                                             *open_pool(std::min(client.threads, Calibration::kReaders)));
+        auto calibration = Calibration::read(options.calibration_file, pool);
         if (!calibration.ok()) return calibration.status();
         options.calibration = std::move(calibration.value());
     }
@@ -315,7 +315,6 @@ Result<std::string> publish_to(kvcast_client& client, const std::string& target,
         options.on_chunk = [&p](std::size_t tokens) { return p.on_chunk(p.user, tokens) == 0; };
     const auto destination = streamer::open_destination(target, client.http, streamer::process_variables);
     if (!destination.ok()) return destination.status();
-    ThreadPool pool(client.threads);
     const auto published = publish(*destination.value(), context, options, pool);
     if (!published.ok()) return published.status();
     return streamer::join_url(destination.value()->root(), published.value().name);

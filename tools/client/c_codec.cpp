@@ -134,8 +134,7 @@ using namespace kvcast;
 using namespace kvcast::client;
 
 struct kvcast_codec {
-    kvcast_codec(std::size_t threads, std::shared_ptr<const Calibration> with)
-        : pool(threads), workspaces(pool.workers()), calibration(std::move(with)) {}
+    explicit kvcast_codec(std::size_t threads) : pool(threads), workspaces(pool.workers()) {}
 
     // The encoder of a level, which keeps its buffers.
     Result<ChunkEncoder*> encoder(unsigned level) {
@@ -180,15 +179,13 @@ int kvcast_codec_open(size_t threads, const void* calibration, size_t calibratio
                 check_list(static_cast<const char*>(calibration), calibration_bytes, "bytes of calibration");
             !s.ok())
             return s;
-        std::shared_ptr<const Calibration> with;
+        auto made = std::make_unique<kvcast_codec>(threads_or_all(threads));
         if (calibration != nullptr) {
-            auto read =
-                Calibration::read(octets_of(calibration, calibration_bytes),
-                                  *open_pool(std::min(threads_or_all(threads), Calibration::kReaders)));
+            auto read = Calibration::read(octets_of(calibration, calibration_bytes), made->pool);
             if (!read.ok()) return read.status();
-            with = std::move(read.value());
+            made->calibration = std::move(read.value());
         }
-        *codec = std::make_unique<kvcast_codec>(threads_or_all(threads), std::move(with)).release();
+        *codec = made.release();
         return {};
     });
 }

@@ -333,6 +333,7 @@ class _Handle:
 
     def __init__(self, close):
         self._handle, self._close, self._process = c_void_p(), close, os.getpid()
+        self._taking = threading.Lock()  # held where the handle is taken away
 
     def _open(self):
         """The handle, to be used."""
@@ -343,8 +344,11 @@ class _Handle:
         return self._handle
 
     def close(self):
-        if self._handle and self._process == os.getpid():
+        if not self._handle or self._process != os.getpid():
+            return
+        with self._taking:
             handle, self._handle = self._handle, None
+        if handle:
             self._close(handle)
 
     def __enter__(self):
@@ -509,8 +513,7 @@ class Session(_Handle):
     def __init__(self, client, request, layout, on_layer, on_recompute, on_finish, on_place):
         super().__init__(_library.kvcast_session_close)
         self._client, self._failure, self._inside = client, None, set()
-        self._waiting = threading.Lock()     # held by who waits, and by who closes
-        self._cancelling = threading.Lock()  # held where the handle is taken away, and by who cancels
+        self._waiting = threading.Lock()  # held by who waits, and by who closes
         planes, all_planes = layout.planes, layout.layers * layout.planes
 
         def layer(_, first, end, at, rows):
@@ -585,7 +588,7 @@ class Session(_Handle):
     def cancel(self):
         if self._process != os.getpid():
             return
-        with self._cancelling:
+        with self._taking:
             if self._handle:
                 _library.kvcast_session_cancel(self._handle)
 
@@ -595,10 +598,7 @@ class Session(_Handle):
             return
         self.cancel()
         with self._waiting:
-            with self._cancelling:
-                handle, self._handle = self._handle, None
-            if handle:
-                self._close(handle)  # calls of the sink that are running may cancel
+            super().close()  # calls of the sink that are running may cancel
         self._client._sessions.discard(self)
         self._sink = None
 
