@@ -63,6 +63,7 @@ std::shared_ptr<const Calibration> dense_first_stage(const Layout& layout, const
             CalibrationUnit unit;
             unit.scale = {128, -17};
             unit.bias.assign(width, 0);
+            unit.feature_factors.assign(width, kernels::kLeastFeatureFactor);
             unit.transform = hadamard(width);
             if (layer != 0) unit.terms.push_back(dense_term(width, 1, plane, random));
             if (plane != 0) unit.terms.push_back(dense_term(width, 0, 0, random));

@@ -160,6 +160,21 @@ KVCAST_HD constexpr std::int16_t scaled_coefficient(std::int16_t q, unsigned mul
     return saturate16(std::int32_t{q} * static_cast<std::int32_t>(multiplier));
 }
 
+// klt: features have 8 bits, and count so many times in products.
+inline constexpr unsigned kFeatureWeight = 256;
+
+// klt: what other units are predicted from, the distance of a state from its unit's bias. Saturating that
+// distance to 16 bits first, as vectors of them do, changes nothing. A factor counts in 2^-15.
+inline constexpr std::int16_t kLeastFeatureFactor = 128;
+KVCAST_HD constexpr std::int32_t rounded_distance(std::int16_t state, std::int16_t bias,
+                                                  std::int16_t factor) {
+    return ((state - bias) * factor + (1 << 14)) >> 15;
+}
+KVCAST_HD constexpr std::int8_t state_feature(std::int16_t state, std::int16_t bias, std::int16_t factor) {
+    const std::int32_t rounded = rounded_distance(state, bias, factor);
+    return static_cast<std::int8_t>(rounded < -128 ? -128 : rounded > 127 ? 127 : rounded);
+}
+
 // klt: one projection's contribution to a state.
 KVCAST_HD constexpr std::int32_t shifted_sum(std::int32_t sum, unsigned shift) {
     return (sum + (1 << (shift - 1))) >> shift;

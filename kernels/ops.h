@@ -433,6 +433,10 @@ struct Ops {
     // states = saturate16(sums)
     void (*saturate)(const std::int32_t* sums, std::size_t count, std::int16_t* states);
 
+    // features = state_feature(states, bias, factors)
+    void (*state_features)(const std::int16_t* states, const std::int16_t* bias, const std::int16_t* factors,
+                           std::size_t count, std::int16_t* features);
+
     // See Projection. Features that are zero for all neighbouring tokens behind others cost nothing.
     void (*project)(const Projection& p);
 

@@ -177,7 +177,56 @@ TEST(Rounding, CoarserPredictionsMakeASmallerFile) {
     }
 }
 
-// What rounding adds to a state's variance, by the entries that it was rounded to.
+// A unit's features at all rows, neither rounded nor cut off, as often as they count.
+Matrix features_of(const World& w, const CalibrationData& data, std::size_t unit) {
+    const CalibrationUnit& from = data.units[unit];
+    Matrix out(kRows, kWidth);
+    for (std::size_t t = 0; t < kRows; ++t) {
+        for (std::size_t c = 0; c < kWidth; ++c) {
+            const float state = w.rows.row(unit, t)[c] / kernels::unit_of(from.scale);
+            out(static_cast<Eigen::Index>(t), static_cast<Eigen::Index>(c)) =
+                (state - from.bias[c]) * std::ldexp(static_cast<float>(from.feature_factors[c]), -15) *
+                kernels::kFeatureWeight;
+        }
+    }
+    return out;
+}
+
+// What a unit's terms predict at all rows.
+Matrix predictions_of(const World& w, const CalibrationData& data, std::size_t unit,
+                      const std::vector<ShiftedMatrix>& matrices) {
+    Matrix out = Matrix::Zero(kRows, kWidth);
+    const std::vector<PredictionTerm>& terms = data.units[unit].terms;
+    for (std::size_t n = 0; n < terms.size(); ++n) {
+        const ShiftedMatrix& m = matrices[n];
+        Matrix real(static_cast<Eigen::Index>(m.outputs), static_cast<Eigen::Index>(m.inputs));
+        for (std::size_t e = 0; e < m.entries.size(); ++e)
+            real.data()[e] = std::ldexp(static_cast<float>(m.entries[e]), -int{m.shifts[e / m.inputs]});
+        if (terms[n].source == PredictionTerm::Source::kTokens) {
+            Matrix features(kRows, static_cast<Eigen::Index>(m.inputs));
+            for (std::size_t t = 0; t < kRows; ++t) {
+                const auto row = w.table.row(w.ids[t]);
+                for (std::size_t i = 0; i < m.inputs; ++i)
+                    features(static_cast<Eigen::Index>(t), static_cast<Eigen::Index>(i)) =
+                        static_cast<float>(row[i] * static_cast<int>(kernels::kFeatureWeight));
+            }
+            out += features * real.transpose();
+        } else {
+            const std::size_t from = w.units.index({unit / 2 - terms[n].layers_back, terms[n].plane, 0});
+            out += features_of(w, data, from) * real.transpose();
+        }
+    }
+    return out;
+}
+
+std::vector<ShiftedMatrix> matrices_of(const CalibrationUnit& unit) {
+    std::vector<ShiftedMatrix> out;
+    for (const PredictionTerm& term : unit.terms) out.push_back(term.matrix);
+    return out;
+}
+
+// What rounding does to predictions is within what is allowed, and much less than if entries were rounded
+// each by itself.
 TEST(Rounding, AddsNoMoreThanItsShare) {
     const World w({1, 1});
     FitOptions options;
@@ -190,30 +239,31 @@ TEST(Rounding, AddsNoMoreThanItsShare) {
     const std::vector<std::vector<UnitFit>> sets = {fits};
     const CalibrationData a = to_integers(w.units, sets, w.table, "m", fine);
     const CalibrationData b = to_integers(w.units, sets, w.table, "m", coarse);
+    double compensated = 0, alone = 0;
     for (std::size_t u = 0; u < a.units.size(); ++u) {
-        const double unit = std::ldexp(b.units[u].scale.mantissa, b.units[u].scale.exponent);
-        for (std::size_t i = 0; i < b.units[u].terms.size(); ++i) {
-            const PredictionTerm& exact = a.units[u].terms[i];
-            const PredictionTerm& term = b.units[u].terms[i];
-            if (term.source == PredictionTerm::Source::kTokens) continue;
-            const std::size_t from = w.units.index({u / 2 - term.layers_back, term.plane, 0});
-            const double source_unit = std::ldexp(b.units[from].scale.mantissa, b.units[from].scale.exponent);
-            double noise = 0;  // in the metric, of all channels together
-            for (std::size_t o = 0; o < kWidth; ++o) {
-                double sum = 0;
-                for (std::size_t c = 0; c < kWidth; ++c) {
-                    const double e =
-                        std::ldexp(term.matrix.entries[o * kWidth + c], -int{term.matrix.shifts[o]}) -
-                        std::ldexp(exact.matrix.entries[o * kWidth + c], -int{exact.matrix.shifts[o]});
-                    sum += e * e;
-                }
-                const double weight = fits[u].metric.col(static_cast<Eigen::Index>(o)).squaredNorm();
-                noise += sum * unit * unit * weight * fits[from].energy / kWidth / source_unit / source_unit;
+        ASSERT_EQ(a.units[u].scale.exponent, b.units[u].scale.exponent);
+        const std::vector<ShiftedMatrix> exact = matrices_of(a.units[u]), rounded = matrices_of(b.units[u]);
+        if (exact.empty()) continue;
+        std::vector<ShiftedMatrix> nearest = rounded;
+        for (std::size_t n = 0; n < exact.size(); ++n) {
+            for (std::size_t e = 0; e < nearest[n].entries.size(); ++e) {
+                const std::size_t o = e / nearest[n].inputs;
+                nearest[n].entries[e] = static_cast<std::int16_t>(
+                    std::lround(std::ldexp(exact[n].entries[e], nearest[n].shifts[o] - exact[n].shifts[o])));
             }
-            // Each of the channels has its share; the test's own rounding has a little.
-            EXPECT_LT(noise / kWidth, 1.5 * coarse.rounding * options.step * options.step) << u << ", " << i;
         }
+        const Matrix predictions = predictions_of(w, a, u, exact);
+        const auto noise = [&](const std::vector<ShiftedMatrix>& matrices) {
+            const Matrix error = (predictions_of(w, b, u, matrices) - predictions) *
+                                 (kernels::unit_of(b.units[u].scale) * fits[u].metric.transpose());
+            return static_cast<double>(error.squaredNorm()) / kRows / kWidth;
+        };
+        const double share = coarse.rounding * options.step * options.step;
+        EXPECT_LT(noise(rounded), share * static_cast<double>(exact.size())) << u;
+        compensated += noise(rounded);
+        alone += noise(nearest);
     }
+    EXPECT_LT(compensated, 0.5 * alone);
 }
 
 TEST(Metric, IsFoundAgainInACalibration) {

@@ -519,9 +519,9 @@ class Matrix:
         self.entries = np.stack([block.vector(inputs, -16383, 16383) for _ in range(outputs)])
         need((np.abs(self.entries).sum(1) <= 65024).all(), "norm of a matrix row")
 
-    def __call__(self, features):
-        """features [token][input]."""
-        return (features @ self.entries.T + (1 << self.shifts - 1)) >> self.shifts
+    def __call__(self, x):
+        """x [token][input]."""
+        return (x @ self.entries.T + (1 << self.shifts - 1)) >> self.shifts
 
 
 class Calibration:
@@ -531,7 +531,7 @@ class Calibration:
         self.tables = tables
         need(data[:4] == b"\x89KCL", "bad magic of a calibration")
         r = Reader(data, 4)
-        need((r.fixed("H"), r.fixed("H")) == (1, 0), "unsupported version of a calibration")
+        need((r.fixed("H"), r.fixed("H")) == (2, 0), "unsupported version of a calibration")
         need(r.fixed("Q") == len(data), "length of a calibration")
         need(zlib.crc32(data[:-4]) == struct.unpack("<I", data[-4:])[0], "checksum of a calibration")
         self.id = hashlib.sha256(data).digest()
@@ -574,7 +574,9 @@ class Calibration:
     def unit(self, r, plane):
         width = self.widths[plane]
         mantissa, exponent = r.u8(), r.fixed("h")
-        bias = r.array("<i4", width).astype(np.int64)
+        bias = r.array("<i2", width).astype(np.int64)
+        factors = r.array("<i2", width).astype(np.int64)
+        need((factors >= 128).all(), "factor of a state's feature")
         sources = []
         for _ in range(r.u8()):
             of_unit = r.u8()
@@ -585,7 +587,7 @@ class Calibration:
         terms = [(back, source, Matrix(block, width, n)) for (back, source), n in zip(sources, inputs)]
         classes = np.stack([block.vector(width, -128, 127) for _ in self.levels])
         block.close()
-        return mantissa, exponent, bias, transform, terms, classes
+        return mantissa, exponent, bias, factors, transform, terms, classes
 
     def token_features(self, ids):
         out = np.zeros((len(ids), self.features), np.int64)
@@ -609,7 +611,7 @@ class KltDecoder:
         self.level = [(h.tail_level if tail else h.level) - 1 for tail in self.in_tail]
         self.units = c.sets[c.set_of[h.level - 1]]
         self.tokens = c.token_features(h.ids)
-        self.states = {}  # (layer, plane, part) -> [token][channel]
+        self.features = {}  # (layer, plane, part) -> [token][channel]
 
     def run(self):
         h, block = self.chunk.h, None
@@ -639,16 +641,18 @@ class KltDecoder:
             for tokens, gain in strips_of(self.body[part], gains[part]):
                 level = self.level[tokens[0]]
                 for i in range(width):
-                    c = min(max(int(unit[5][level, i]) + gain, 0), 31)
+                    c = min(max(int(unit[6][level, i]) + gain, 0), 31)
                     out[tokens, i] = block.strip(c, len(tokens)) * self.c.levels[level]
         return sat16(out)
 
     def reconstruct(self, layer, plane, part, q):
-        mantissa, exponent, bias, transform, terms, _ = self.units[layer][plane][part]
+        mantissa, exponent, bias, factors, transform, terms, _ = self.units[layer][plane][part]
         total = bias + transform(q)
         for back, source, matrix in terms:
-            total = total + matrix(self.tokens if source is None else self.states[layer - back, source, part])
-        states = self.states[layer, plane, part] = sat16(total)
+            features = self.tokens if source is None else self.features[layer - back, source, part]
+            total = total + matrix(256 * features)
+        states = sat16(total)
+        self.features[layer, plane, part] = np.clip(((states - bias) * factors + (1 << 14)) >> 15, -128, 127)
         dim, width = self.chunk.layout.planes[plane][1], self.c.widths[plane]
         for first in range(0, width, dim):
             column = part * width + first

@@ -420,7 +420,9 @@ CalibrationData learn(const Material& m, Arguments a, const std::optional<model:
         const Matrix embedding = embedding_of(*runner);
         a.token_features = std::min(a.token_features, static_cast<std::size_t>(embedding.cols()));
         a.fit.step = middle_step(a.steps);
-        const auto fits = fit_all(m, rows_at(embedding, m.token_ids), metrics, a.fit,
+        FitOptions options = a.fit;
+        options.moments = false;
+        const auto fits = fit_all(m, rows_at(embedding, m.token_ids), metrics, options,
                                   "predictions with the whole embedding");
         const FeatureProjection projection =
             project_features(rows_at(embedding, m.token_ids), fits, a.token_features);

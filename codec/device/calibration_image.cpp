@@ -22,7 +22,10 @@ CalibrationImage::CalibrationImage(std::shared_ptr<const Calibration> calibratio
 
 CalibrationImage::Unit CalibrationImage::make_unit(const CalibrationUnit& unit) {
     Unit out;
-    out.bias = append_by_output(bytes_, unit.bias);
+    std::vector<std::uint32_t> channels;
+    for (std::size_t c = 0; c < unit.bias.size(); ++c)
+        channels.push_back(kernels::cuda::channel_word(unit.bias[c], unit.feature_factors[c]));
+    out.channels = append_by_output(bytes_, channels);
     out.transform = append_matrix(bytes_, unit.transform);
     for (const PredictionTerm& term : unit.terms) out.terms.push_back(append_matrix(bytes_, term.matrix));
     return out;

@@ -24,7 +24,7 @@ class CalibrationImage {
 
     // Offsets of arrays in bytes().
     struct Unit {
-        std::size_t bias = 0;  // std::int32_t [width], and more as in MatrixImage
+        std::size_t channels = 0;  // kernels::cuda::channel_word [width], and more as in MatrixImage
         MatrixImage transform;
         std::vector<MatrixImage> terms;
         std::size_t classes = 0;

@@ -10,7 +10,7 @@ namespace {
 
 namespace cuda = kernels::cuda;
 
-// How many layers of a plane's states there are at once. Those that a unit of plane q is predicted from,
+// How many layers of a plane's features there are at once. Those that a unit of plane q is predicted from,
 // `back` layers before, are still there if the unit comes before that of the layer that takes their place.
 std::vector<std::size_t> kept_layers(const CalibrationData& data, const Calibration::Set& set) {
     std::vector<std::size_t> kept(data.parts.size());
@@ -47,7 +47,7 @@ std::optional<ChainLayout> ChainLayout::make(const CalibrationData& data, const 
     for (std::size_t p = 0; p < data.parts.size(); ++p) {
         if (!holds(data, p)) return std::nullopt;
         const std::uint32_t width = u32(data.part_width(p));
-        const std::size_t unit_bytes = cuda::split_bytes(width);
+        const std::size_t unit_bytes = cuda::narrow_bytes(width);
         out.planes_.push_back(
             {kept[p], data.parts[p], out.take(kept[p] * data.parts[p] * unit_bytes), unit_bytes});
         widest = std::max(widest, width);
@@ -60,7 +60,7 @@ std::optional<ChainLayout> ChainLayout::make(const CalibrationData& data, const 
     return out;
 }
 
-std::uint32_t ChainLayout::states(std::size_t layer, std::size_t plane, std::size_t part) const {
+std::uint32_t ChainLayout::features(std::size_t layer, std::size_t plane, std::size_t part) const {
     const Plane& p = planes_[plane];
     if (p.layers == 0) return cuda::kNone;
     return u32(p.offset + (layer % p.layers * p.parts + part) * p.unit_bytes);

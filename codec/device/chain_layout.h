@@ -11,8 +11,8 @@
 
 namespace kvcast::device {
 
-// Of a set of units, for one tile of tokens. A plane's states stay for as many layers as a later unit reaches
-// back to; after that the next layer's take their place.
+// Of a set of units, for one tile of tokens. A plane's features stay for as many layers as a later unit
+// reaches back to; after that the next layer's take their place.
 class ChainLayout {
   public:
     // Nothing where a chain does not hold the units: parts wider than a block of threads makes at once or
@@ -20,9 +20,9 @@ class ChainLayout {
     static std::optional<ChainLayout> make(const CalibrationData& data, const Calibration::Set& set,
                                            std::size_t most_bytes);
 
-    // Offsets in bytes, at multiples of 16. Where the states of a unit are; kernels::cuda::kNone for states
-    // that nothing is predicted from.
-    std::uint32_t states(std::size_t layer, std::size_t plane, std::size_t part) const;
+    // Offsets in bytes, at multiples of 16. Where the features of a unit are; kernels::cuda::kNone for
+    // those that nothing is predicted from.
+    std::uint32_t features(std::size_t layer, std::size_t plane, std::size_t part) const;
     std::uint32_t tokens() const { return tokens_; }
     // Of the units of a chain by turns.
     std::uint32_t coefficients(std::size_t unit) const { return coefficients_[unit % 2]; }

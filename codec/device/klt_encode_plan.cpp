@@ -25,9 +25,9 @@ struct KltPlanBuilder::Coding {
     DeviceCalibration calibration;
     std::uint32_t chunk = 0;
     std::uint32_t rotation = cuda::kNone;
-    std::uint64_t features = 0;  // image
-    std::vector<std::uint64_t> states =
-        {};                  // workspace: [layer][plane]; layers beyond all predictions share them
+    std::uint64_t token_features = 0;  // image
+    // Workspace: [layer][plane]; layers beyond all predictions share them.
+    std::vector<std::uint64_t> features = {};
     std::uint64_t sums = 0;  // workspace, of one plane at a time, as the next four
     std::uint64_t products = 0;
     std::uint64_t unit_features = 0;
@@ -84,7 +84,7 @@ void KltPlanBuilder::add_tokens(Coding& c) {
         tail.push_back(in_tail(h, t) ? 1 : 0);
     }
     for (const std::uint32_t t : h.klt.exact_tokens) chosen[t] = 1;
-    c.features = append<std::int16_t>(plan_.image_, unpack_features(c.data.tokens, h.token_ids));
+    c.token_features = append<std::int8_t>(plan_.image_, unpack_features(c.data.tokens, h.token_ids));
     const std::size_t list = (1 + h.tokens) * sizeof(std::uint32_t);
     chunks_.push_back({.levels = append<std::uint8_t>(plan_.image_, levels),
                        .in_tail = append<std::uint8_t>(plan_.image_, tail),
@@ -103,8 +103,8 @@ void KltPlanBuilder::add_memory(Coding& c) {
     std::size_t widest = 0;
     for (const PlaneShape& p : h.layout.planes) widest = std::max(widest, p.width());
     for (std::size_t i = 0; i < h.layout.layers * planes; ++i) {
-        const std::size_t bytes = h.tokens * h.layout.planes[i % planes].width() * sizeof(std::int16_t);
-        c.states.push_back(i < kept * planes ? workspace_.take(bytes) : c.states[i - kept * planes]);
+        const std::size_t bytes = h.tokens * h.layout.planes[i % planes].width();
+        c.features.push_back(i < kept * planes ? workspace_.take(bytes) : c.features[i - kept * planes]);
     }
     c.sums = workspace_.take(h.tokens * widest * sizeof(std::int32_t));
     c.products = workspace_.take(h.tokens * widest * sizeof(std::int32_t));
@@ -191,7 +191,8 @@ void KltPlanBuilder::add_unit(const Coding& c, std::size_t layer, std::size_t pl
     wave.tokens += h.tokens;
 
     const UnitPlace place = {layer, plane, part};
-    cuda::UnitTask projection = predicted_unit(c.calibration, place, {c.features, c.states, h.tokens});
+    cuda::UnitTask projection =
+        predicted_unit(c.calibration, place, {c.token_features, c.features, {}, h.tokens});
     add_transform(projection, c.calibration, place, unit.features, unit.most_active);
     projection.sums = unit.sums;
     projection.first_tile = u32(wave.projection_tiles);

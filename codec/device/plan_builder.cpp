@@ -255,27 +255,30 @@ struct PlanBuilder::KltChunk {
     const CalibrationData& data;
     Calibration::Set set;
     std::vector<std::uint32_t> body;
-    std::uint64_t body_list;            // image: the body tokens
-    std::uint64_t exact_list;           // image: the exact tokens
-    std::uint64_t features;             // image: features of the body tokens
-    std::vector<std::uint64_t> states;  // workspace: [layer][plane]
+    std::uint64_t body_list;              // image: the body tokens
+    std::uint64_t exact_list;             // image: the exact tokens
+    std::uint64_t token_features;         // image: features of the body tokens
+    std::vector<std::uint64_t> states;    // workspace: [layer][plane]
+    std::vector<std::uint64_t> features;  // the same; layers beyond all predictions share them
     std::optional<ChainLayout> chain;
 };
 
 void PlanBuilder::add_klt(const ChunkSource& c, std::uint32_t index) {
     const ChunkHeader& h = *c.header;
     const Calibration& calibration = c.calibration->calibration();
-    KltChunk k = {c,  h, calibration.data(), calibration.set_of_level(h.level), body_tokens(h), 0, 0, 0,
+    KltChunk k = {c,  h, calibration.data(), calibration.set_of_level(h.level), body_tokens(h), 0, 0, 0, {},
                   {}, {}};
     std::vector<std::int32_t> ids;
     for (const std::uint32_t t : k.body) ids.push_back(h.token_ids[t]);
     k.chain = ChainLayout::make(k.data, k.set, cuda::kMostChainBytes);
     k.body_list = put<std::uint32_t>(k.body);
     k.exact_list = put<std::uint32_t>(h.klt.exact_tokens);
-    k.features = put<std::int16_t>(unpack_features(k.data.tokens, ids));
-    for (std::size_t layer = 0; layer < h.layout.layers; ++layer) {
-        for (const PlaneShape& plane : h.layout.planes)
-            k.states.push_back(workspace_.take(k.body.size() * plane.width() * sizeof(std::int16_t)));
+    k.token_features = put<std::int8_t>(unpack_features(k.data.tokens, ids));
+    const std::size_t planes = h.layout.planes.size(), kept = (calibration.reach() + 1) * planes;
+    for (std::size_t i = 0; i < h.layout.layers * planes; ++i) {
+        const std::size_t values = k.body.size() * h.layout.planes[i % planes].width();
+        k.states.push_back(workspace_.take(values * sizeof(std::int16_t)));
+        k.features.push_back(i < kept ? workspace_.take(values) : k.features[i - kept]);
     }
     add_klt_runs(k, index);
     add_chain(k);
@@ -371,7 +374,8 @@ void PlanBuilder::add_klt_plane(const KltChunk& k, std::size_t layer, std::size_
 void PlanBuilder::add_unit(const KltChunk& k, std::size_t layer, std::size_t plane, std::size_t part) {
     const DeviceCalibration calibration = {*k.source.calibration, k.source.calibration_bytes, k.set};
     const UnitPlace place = {layer, plane, part};
-    cuda::UnitTask task = predicted_unit(calibration, place, {k.features, k.states, k.body.size()});
+    cuda::UnitTask task =
+        predicted_unit(calibration, place, {k.token_features, k.features, k.states, k.body.size()});
     add_transform(task, calibration, place,
                   klt_planes_.back().coefficients + part * task.width * sizeof(std::int16_t), task.width);
     if (task.tokens == 0) return;
@@ -398,7 +402,7 @@ void PlanBuilder::add_chain(const KltChunk& k) {
                        .units = u32(k.header.layout.layers * k.data.units_per_layer()),
                        .tokens = u32(k.body.size()),
                        .features = u32(k.data.tokens.features),
-                       .token_rows = k.features,
+                       .token_rows = k.token_features,
                        .resident = k.chain->tokens()});
 }
 
@@ -406,12 +410,12 @@ void PlanBuilder::chain_unit(const KltChunk& k, cuda::UnitTask unit, std::size_t
                              std::size_t part) {
     const std::vector<PredictionTerm>& terms = k.set.unit(layer, plane, part).terms;
     for (std::size_t n = 0; n < terms.size(); ++n) {
-        unit.terms[n].resident = unit.terms[n].narrow
+        unit.terms[n].resident = terms[n].source == PredictionTerm::Source::kTokens
                                      ? k.chain->tokens()
-                                     : k.chain->states(layer - terms[n].layers_back, terms[n].plane, part);
+                                     : k.chain->features(layer - terms[n].layers_back, terms[n].plane, part);
     }
     unit.terms[terms.size()].resident = k.chain->coefficients(chained_units_.size());
-    unit.resident = k.chain->states(layer, plane, part);
+    unit.resident = k.chain->features(layer, plane, part);
     chained_units_.push_back(unit);
 }
 

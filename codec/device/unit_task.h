@@ -31,12 +31,13 @@ struct UnitPlace {
 
 // Where a chunk's tokens have their features and states.
 struct UnitMemory {
-    std::uint64_t features;                 // image: std::int16_t [token][features]
-    std::span<const std::uint64_t> states;  // workspace: [layer][plane] of std::int16_t [token][width]
+    std::uint64_t token_features;             // image: std::int8_t [token][features]
+    std::span<const std::uint64_t> features;  // workspace: [layer][plane] of std::int8_t [token][width]
+    std::span<const std::uint64_t> states;    // the same of std::int16_t; empty where nobody asks for them
     std::size_t tokens;
 };
 
-// Bias, predictions and states of a unit; the transform is still to be added.
+// Channels, predictions, states and features of a unit; the transform is still to be added.
 kernels::cuda::UnitTask predicted_unit(const DeviceCalibration& calibration, UnitPlace place,
                                        const UnitMemory& memory);
 
@@ -45,7 +46,7 @@ kernels::cuda::UnitTask predicted_unit(const DeviceCalibration& calibration, Uni
 void add_transform(kernels::cuda::UnitTask& task, const DeviceCalibration& calibration, UnitPlace place,
                    std::uint64_t coefficients, std::size_t inputs);
 
-// Features of tokens, std::int16_t [token][features].
-std::vector<std::int16_t> unpack_features(const TokenTable& table, std::span<const std::int32_t> token_ids);
+// Features of tokens, [token][features].
+std::vector<std::int8_t> unpack_features(const TokenTable& table, std::span<const std::int32_t> token_ids);
 
 }  // namespace kvcast::device

@@ -89,8 +89,12 @@ Status read_frame(ByteReader& in, const CalibrationData& data, const Place& at, 
     }
     const std::size_t width = data.part_width(at.plane);
     read_array(in, width, unit.bias);
-    for (const std::int32_t b : unit.bias) {
-        if (b < -Limits::kBias || b > Limits::kBias) return bad(fmt::format("a bias of {}", b));
+    read_array(in, width, unit.feature_factors);
+    for (const std::int16_t f : unit.feature_factors) {
+        if (f < kernels::kLeastFeatureFactor) {
+            return bad(fmt::format("a state's feature has the factor {}, at least {} allowed", f,
+                                   kernels::kLeastFeatureFactor));
+        }
     }
     unit.transform.outputs = unit.transform.inputs = width;
     const auto terms = in.fixed<std::uint8_t>();
@@ -308,6 +312,7 @@ Status write_unit(const CalibrationUnit& unit, std::size_t levels, ByteWriter& o
     out.fixed(static_cast<std::uint8_t>(unit.scale.mantissa));
     out.fixed(static_cast<std::int16_t>(unit.scale.exponent));
     write_array(unit.bias, out);
+    write_array(unit.feature_factors, out);
     out.fixed(static_cast<std::uint8_t>(unit.terms.size()));
     for (const PredictionTerm& term : unit.terms) {
         out.fixed(static_cast<std::uint8_t>(term.source));
@@ -366,13 +371,16 @@ std::size_t CalibrationData::units_per_layer() const {
     return std::accumulate(parts.begin(), parts.end(), std::size_t{0});
 }
 
-void TokenTable::unpack(std::int32_t token_id, std::int16_t* out) const {
+std::span<const std::int8_t> TokenTable::row(std::int32_t token_id) const {
     const auto id = static_cast<std::uint32_t>(token_id);
-    if (id >= vocabulary) {
-        std::fill_n(out, features, std::int16_t{0});
-        return;
-    }
-    std::copy_n(rows.data() + id * features, features, out);
+    if (id >= vocabulary) return {};
+    return std::span(rows).subspan(id * features, features);
+}
+
+void TokenTable::unpack(std::int32_t token_id, std::int16_t* out) const {
+    const auto known = row(token_id);
+    std::ranges::copy(known, out);
+    std::fill_n(out + known.size(), features - known.size(), std::int16_t{0});
 }
 
 namespace {

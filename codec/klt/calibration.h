@@ -3,11 +3,12 @@
 // A plane's heads are split into equal parts, each with a transform of its own (one part unless the plane is
 // wide). Calling one part of one plane of one layer a unit, the reconstructed states of unit u at a token are
 //
-//     state = sat16(bias + T (m q) + sum over terms of M f)
+//     state = sat16(bias + T (m q) + sum over terms of M (256 f))
 //
-// with q the token's decoded coefficients, m the level's multiplier, and f either the token's features or the
-// states of a unit decoded before. All matrices are int16 or int8 with one shift per row; the L1 norm of
-// every row is bounded, so that no input overflows 32-bit sums.
+// with q the token's decoded coefficients, m the level's multiplier, and f either the token's features or
+// those of a unit decoded before, which are how far its states are from their bias, in 8 bits. All matrices
+// are int16 or int8 with one shift per row; the L1 norm of every row is bounded, so that no input overflows
+// 32-bit sums.
 //
 // What predicts best depends on how coarsely the sources are known, so there may be several sets of units,
 // each made for a range of levels. Every set has classes for every level: a chunk keeps to the set of its
@@ -32,7 +33,7 @@
 
 namespace kvcast {
 
-inline constexpr std::uint16_t kCalibrationVersion = 1;
+inline constexpr std::uint16_t kCalibrationVersion = 2;
 
 struct CalibrationLimits {
     static constexpr std::size_t kLevels = 64;
@@ -47,7 +48,6 @@ struct CalibrationLimits {
     static constexpr std::size_t kValuesPerByte = 64;  // of a block, at most
     static constexpr unsigned kShiftMin = 4;
     static constexpr unsigned kShiftMax = 23;
-    static constexpr std::int32_t kBias = 1 << 28;
     static constexpr unsigned kMultiplier = 4096;
     static constexpr std::size_t kBytes = std::size_t{1} << 32;
 };
@@ -75,9 +75,10 @@ struct PredictionTerm {
 };
 
 struct CalibrationUnit {
-    kernels::Scale scale = {128, 0};  // of the states
-    std::vector<std::int32_t> bias;   // [width]
-    ShiftedMatrix transform;          // [width][width]; columns by falling spread
+    kernels::Scale scale = {128, 0};            // of the states
+    std::vector<std::int16_t> bias;             // [width]
+    std::vector<std::int16_t> feature_factors;  // [width]: of kernels::state_feature()
+    ShiftedMatrix transform;                    // [width][width]; columns by falling spread
     std::vector<PredictionTerm> terms;
     std::vector<std::int8_t> classes;  // [level][coefficient]: spread class at gain 0; 0 and below: no bits
 
@@ -107,7 +108,10 @@ struct TokenTable {
     std::vector<std::uint8_t> shifts;  // [features]
     std::vector<std::int8_t> rows;     // [vocabulary][features]: multiples of 2^shift
 
-    // The features of a token; zeros beyond the vocabulary.
+    // The features of a token; none beyond the vocabulary.
+    std::span<const std::int8_t> row(std::int32_t token_id) const;
+
+    // The same; zeros beyond the vocabulary.
     void unpack(std::int32_t token_id, std::int16_t* out) const;
 
     friend bool operator==(const TokenTable&, const TokenTable&) = default;
@@ -137,7 +141,7 @@ struct CalibrationCost {
     std::size_t tokens = 0;  // terms on tokens
     std::size_t token_table = 0;
     std::size_t classes = 0;
-    std::size_t rest = 0;  // biases, coder states, what stands in front
+    std::size_t rest = 0;  // biases, factors of features, coder states, what stands in front
 
     CalibrationCost& operator+=(const CalibrationCost& other);
 };

@@ -122,7 +122,7 @@ unsigned KltDecoder::multiplier_of(TokenSlice slice, std::span<std::int16_t> coe
 void KltDecoder::store_slice(TokenSlice slice, std::size_t plane, const PlaneBuffer& out) const {
     const Layout& layout = chunk_.header->layout;
     const std::size_t dim = layout.planes[plane].head_dim, width = layout.planes[plane].width();
-    const std::int16_t* states = states_.plane(next_layer_, plane) + slice.first * width;
+    const std::int16_t* states = states_.plane(plane) + slice.first * width;
     const bool turned = plane == 0 && chunk_.header->unrotated;
     const auto rotation = turned ? chunk_.absolute->rotation(slice.first) : kernels::Rotation{};
     const std::size_t parts = chunk_.calibration->data().parts[plane];

@@ -5,10 +5,10 @@
 namespace kvcast {
 namespace {
 
-// sums += matrix(features), for some tokens.
+// sums += matrix(multiplier * features), for some tokens.
 void project(const kernels::Ops& ops, const ShiftedMatrix& m, const kernels::PackedMatrix& packed,
              const std::int16_t* features, std::size_t stride, std::size_t tokens, std::int32_t* sums,
-             std::size_t sum_stride, unsigned multiplier = 1) {
+             std::size_t sum_stride, unsigned multiplier) {
     ops.project({features, stride, m.inputs, m.entries.data(), &packed, m.shifts.data(), m.outputs, tokens,
                  sums, sum_stride, static_cast<std::int32_t>(multiplier)});
 }
@@ -37,27 +37,21 @@ void KltStates::reset(const Calibration& calibration, const Calibration::Set& se
         }
     }
     ids_ = ids.size();
-    features_.resize(ids_ * data.tokens.features);
+    token_features_.resize(ids_ * data.tokens.features);
     for (std::size_t i = 0; i < ids_; ++i)
-        data.tokens.unpack(ids[i], features_.data() + i * data.tokens.features);
-    planes_.resize(std::max(planes_.size(), (calibration.reach() + 1) * planes));
-    for (std::size_t i = 0; i < (calibration.reach() + 1) * planes; ++i)
-        planes_[i].resize(tokens * data.layout.planes[i % planes].width());
+        data.tokens.unpack(ids[i], token_features_.data() + i * data.tokens.features);
+    states_.resize(planes);
+    for (std::size_t p = 0; p < planes; ++p) states_[p].resize(tokens * data.layout.planes[p].width());
+    features_.resize((calibration.reach() + 1) * planes);
+    for (std::size_t i = 0; i < features_.size(); ++i)
+        features_[i].resize(tokens * data.layout.planes[i % planes].width());
     starts_.resize(2 * planes);
     for (std::size_t i = 0; i < 2 * planes; ++i)
         starts_[i].resize(ids_ * data.layout.planes[i % planes].width());
 }
 
-std::size_t KltStates::slot(std::size_t layer, std::size_t plane) const {
+std::size_t KltStates::feature_slot(std::size_t layer, std::size_t plane) const {
     return layer % (calibration_->reach() + 1) * calibration_->data().layout.planes.size() + plane;
-}
-
-std::int16_t* KltStates::plane(std::size_t layer, std::size_t plane) {
-    return planes_[slot(layer, plane)].data();
-}
-
-const std::int16_t* KltStates::plane(std::size_t layer, std::size_t plane) const {
-    return planes_[slot(layer, plane)].data();
 }
 
 std::size_t KltStates::start_slot(std::size_t layer, std::size_t plane) const {
@@ -75,7 +69,8 @@ void KltStates::make_starts(const kernels::Ops& ops, std::size_t layer, std::siz
         for (std::size_t i = 0; i < unit.terms.size(); ++i) {
             if (!is_of_tokens(unit.terms[i])) continue;
             project(ops, unit.terms[i].matrix, set_->packed(layer, plane, part).terms[i],
-                    features_.data() + ids.first * features, features, ids.count, sums, row);
+                    token_features_.data() + ids.first * features, features, ids.count, sums, row,
+                    kernels::kFeatureWeight);
         }
     }
 }
@@ -94,10 +89,10 @@ void KltStates::predict(const kernels::Ops& ops, std::size_t layer, std::size_t 
         const PredictionTerm& term = unit.terms[i];
         if (is_of_tokens(term)) continue;
         const std::size_t stride = data.layout.planes[term.plane].width();
-        const std::int16_t* features = this->plane(layer - term.layers_back, term.plane) +
+        const std::int16_t* features = features_[feature_slot(layer - term.layers_back, term.plane)].data() +
                                        slice.first * stride + part * data.part_width(term.plane);
         project(ops, term.matrix, set_->packed(layer, plane, part).terms[i], features, stride, slice.count,
-                sums, width);
+                sums, width, kernels::kFeatureWeight);
     }
 }
 
@@ -105,12 +100,18 @@ void KltStates::reconstruct(const kernels::Ops& ops, std::size_t layer, std::siz
                             TokenSlice slice, const std::int16_t* coefficients, unsigned multiplier,
                             std::int32_t* sums) {
     const CalibrationData& data = calibration_->data();
-    const std::size_t width = data.part_width(plane);
-    project(ops, set_->unit(layer, plane, part).transform, set_->packed(layer, plane, part).transform,
-            coefficients, width, slice.count, sums, width, multiplier);
-    const std::size_t row = data.layout.planes[plane].width();
-    std::int16_t* out = this->plane(layer, plane) + slice.first * row + part * width;
-    for (std::size_t t = 0; t < slice.count; ++t) ops.saturate(sums + t * width, width, out + t * row);
+    const std::size_t width = data.part_width(plane), row = data.layout.planes[plane].width();
+    const CalibrationUnit& unit = set_->unit(layer, plane, part);
+    const Calibration::PackedUnit& packed = set_->packed(layer, plane, part);
+    project(ops, unit.transform, packed.transform, coefficients, width, slice.count, sums, width, multiplier);
+    const std::size_t first = slice.first * row + part * width;
+    std::int16_t* const states = states_[plane].data() + first;
+    std::int16_t* const features = features_[feature_slot(layer, plane)].data() + first;
+    for (std::size_t t = 0; t < slice.count; ++t) {
+        ops.saturate(sums + t * width, width, states + t * row);
+        ops.state_features(states + t * row, unit.bias.data(), unit.feature_factors.data(), width,
+                           features + t * row);
+    }
 }
 
 }  // namespace kvcast

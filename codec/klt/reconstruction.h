@@ -20,8 +20,9 @@ struct TokenSlice {
     std::size_t count = 0;
 };
 
-// Reconstructed states of a chunk's newest layers, as far back as predictions reach, and what the ids of its
-// tokens predict. Slices of tokens are independent: different threads may work on different ones.
+// Reconstructed states of a chunk's newest layer, features of it and the layers before, as far back as
+// predictions reach, and what the ids of its tokens predict. Slices of tokens are independent:
+// different threads may work on different ones.
 class KltStates {
   public:
     void reset(const Calibration& calibration, const Calibration::Set& set,
@@ -33,31 +34,31 @@ class KltStates {
     std::size_t ids() const { return ids_; }
     void make_starts(const kernels::Ops& ops, std::size_t layer, std::size_t plane, TokenSlice ids);
 
-    // States [token][width] of a plane. Those of `reach` layers before the newest one are still there.
-    std::int16_t* plane(std::size_t layer, std::size_t plane);
-    const std::int16_t* plane(std::size_t layer, std::size_t plane) const;
+    // States [token][width] of a plane, of the newest layer that has been reconstructed.
+    const std::int16_t* plane(std::size_t plane) const { return states_[plane].data(); }
 
     // sums[t * part width + c], t counted from the slice's first token, becomes bias + prediction of a unit.
     void predict(const kernels::Ops& ops, std::size_t layer, std::size_t plane, std::size_t part,
                  TokenSlice slice, std::int32_t* sums) const;
 
     // Adds the transform of multiples of coefficients [token of the slice][part width], which fit 16 bits,
-    // and keeps the saturated sums as the unit's states.
+    // and keeps the saturated sums as the unit's states, and what later units are predicted from.
     void reconstruct(const kernels::Ops& ops, std::size_t layer, std::size_t plane, std::size_t part,
                      TokenSlice slice, const std::int16_t* coefficients, unsigned multiplier,
                      std::int32_t* sums);
 
   private:
-    std::size_t slot(std::size_t layer, std::size_t plane) const;
+    std::size_t feature_slot(std::size_t layer, std::size_t plane) const;
     std::size_t start_slot(std::size_t layer, std::size_t plane) const;
 
     const Calibration* calibration_ = nullptr;
     std::optional<Calibration::Set> set_;
-    std::vector<AlignedVector<std::int16_t>> planes_;  // [layer modulo reach + 1][plane]
-    std::size_t ids_ = 0;                              // different ones; 1 where none predicts anything
-    std::vector<std::uint32_t> id_of_;                 // [token]
-    AlignedVector<std::int16_t> features_;             // [id][features]
-    std::vector<AlignedVector<std::int32_t>> starts_;  // [layer modulo 2][plane]: [id][plane width]
+    std::vector<AlignedVector<std::int16_t>> states_;    // [plane]
+    std::vector<AlignedVector<std::int16_t>> features_;  // [layer modulo reach + 1][plane]: as states
+    std::size_t ids_ = 0;                                // different ones; 1 where none predicts anything
+    std::vector<std::uint32_t> id_of_;                   // [token]
+    AlignedVector<std::int16_t> token_features_;         // [id][features]
+    std::vector<AlignedVector<std::int32_t>> starts_;    // [layer modulo 2][plane]: [id][plane width]
 };
 
 using kernels::klt_class;

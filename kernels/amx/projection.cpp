@@ -2,7 +2,7 @@
 //
 // A 16-bit integer is two limbs, x = 256 * high + low, of which only the high one has a sign. Sums of
 // products of limbs, shifted into place modulo 2^32, are exact. What fits 8 bits is one limb with a sign:
-// features of tokens, most coefficients, and the matrices that a calibration stores in bytes.
+// features, most coefficients, and the matrices that a calibration stores in bytes.
 #include <immintrin.h>
 
 #include <algorithm>

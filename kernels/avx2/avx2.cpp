@@ -27,6 +27,7 @@ const Ops& avx2_ops() {
         ops.strips_to_rows = avx2::strips_to_rows;
         ops.rows_to_strips = avx2::rows_to_strips;
         ops.saturate = avx2::saturate;
+        ops.state_features = avx2::state_features;
         ops.project = avx2::project;
         ops.store_head = avx2::store_head;
         ops.store_states = avx2::store_states;

@@ -186,6 +186,18 @@ KVCAST_AVX2 void saturate(const std::int32_t* sums, std::size_t count, std::int1
     scalar::saturate(sums + whole, count - whole, states + whole);
 }
 
+KVCAST_AVX2 void state_features(const std::int16_t* states, const std::int16_t* bias,
+                                const std::int16_t* factors, std::size_t count, std::int16_t* features) {
+    const std::size_t whole = count / 16 * 16;
+    const __m256i least = _mm256_set1_epi16(-128), most = _mm256_set1_epi16(127);
+    for (std::size_t i = 0; i < whole; i += 16) {
+        const __m256i distance = _mm256_subs_epi16(load256(states + i), load256(bias + i));
+        const __m256i rounded = _mm256_mulhrs_epi16(distance, load256(factors + i));
+        store256(features + i, _mm256_max_epi16(least, _mm256_min_epi16(most, rounded)));
+    }
+    scalar::state_features(states + whole, bias + whole, factors + whole, count - whole, features + whole);
+}
+
 void load_rows(const RowLoad& l) {
     const Rotation& r = l.rotation;
     const std::size_t sizes = l.channels | r.pairs | (r.pairs != 0 ? r.first : 0);

@@ -25,6 +25,7 @@ const Ops& avx512_ops() {
         ops.share_exponent = avx512::share_exponent;
         ops.round_steps = avx512::round_steps;
         ops.saturate = avx512::saturate;
+        ops.state_features = avx512::state_features;
         ops.project = avx512::project;
         ops.store_head = avx512::store_head;
         ops.store_states = avx512::store_states;

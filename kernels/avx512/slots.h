@@ -31,6 +31,8 @@ int share_exponent(const float* values, std::size_t count, std::int16_t* integer
 bool round_steps(const std::int32_t* values, std::size_t count, float unit, float step, float most,
                  std::int16_t* q);
 void saturate(const std::int32_t* sums, std::size_t count, std::int16_t* states);
+void state_features(const std::int16_t* states, const std::int16_t* bias, const std::int16_t* factors,
+                    std::size_t count, std::int16_t* features);
 void store_head(const HeadStore& head);
 void store_states(const StateStore& states);
 void store_exact(const ExactStore& head);

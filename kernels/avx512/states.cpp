@@ -227,6 +227,19 @@ KVCAST_AVX512 void saturate(const std::int32_t* sums, std::size_t count, std::in
     }
 }
 
+KVCAST_AVX512 void state_features(const std::int16_t* states, const std::int16_t* bias,
+                                  const std::int16_t* factors, std::size_t count, std::int16_t* features) {
+    const __m512i least = _mm512_set1_epi16(-128), most = _mm512_set1_epi16(127);
+    for (std::size_t i = 0; i < count; i += 32) {
+        const __mmask32 lanes = x86::first_lanes(count - i);
+        const __m512i state = _mm512_maskz_loadu_epi16(lanes, states + i);
+        const __m512i distance = _mm512_subs_epi16(state, _mm512_maskz_loadu_epi16(lanes, bias + i));
+        const __m512i rounded = _mm512_mulhrs_epi16(distance, _mm512_maskz_loadu_epi16(lanes, factors + i));
+        _mm512_mask_storeu_epi16(features + i, lanes,
+                                 _mm512_max_epi16(least, _mm512_min_epi16(most, rounded)));
+    }
+}
+
 void store_states(const StateStore& states) {
     switch (states.dtype) {
         case Dtype::kBf16:

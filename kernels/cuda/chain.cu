@@ -19,7 +19,7 @@ struct Chain {
     std::uint32_t first_token;
     std::uint32_t tokens;  // of the block
 };
-// Features, states and coefficients in shared memory.
+// Features and coefficients in shared memory.
 template <std::uint32_t Tiles>
 __device__ std::byte* place_of(std::uint32_t resident) {
     return dynamic_shared<std::byte>() + resident * Tiles;
@@ -38,7 +38,7 @@ __device__ const ProjectionTerm& transform_of(const UnitTask& unit) {
 template <std::uint32_t Tiles>
 __device__ void load_token_features(const Chain& c, Memory memory) {
     const std::uint32_t features = c.task.features;
-    const auto* rows = reinterpret_cast<const std::int16_t*>(memory.image + c.task.token_rows) +
+    const auto* rows = reinterpret_cast<const std::int8_t*>(memory.image + c.task.token_rows) +
                        std::uint64_t{c.first_token} * features;
     for (std::uint32_t i = threadIdx.x; i < c.tokens * features; i += kProjectThreads)
         NarrowRows<Tiles>::put(place_of<Tiles>(c.task.resident), i / features, i % features, rows[i]);
@@ -202,7 +202,7 @@ class Terms {
                                                    const std::byte* chunk, LimbSums<Tiles>& sums) {
         constexpr std::uint32_t slot = slot_steps(Limbs), all = kChunkSlots * slot;
         if (!kShort && steps - step >= all) {
-            if (Begins) sums.template clear_unused<Rows::kLimbs + Limbs>();
+            if (Begins) sums.template begin_unused<Rows, Limbs>(shifts_);
             multiply_slot<Begins, Limbs>(rows, step, step + all, load_slot(chunk, 0), shifts_, sums);
             KVCAST_UNROLL(kChunkSlots)
             for (std::uint32_t i = 1; i < kChunkSlots; ++i)
@@ -230,6 +230,15 @@ inline std::uint32_t saturated_pair(std::int32_t first, std::int32_t second) {
            std::uint32_t{static_cast<std::uint16_t>(saturate16(second))} << 16;
 }
 
+inline std::uint32_t saturated_bytes(const std::int32_t (&v)[4]) {
+    std::uint32_t bytes = 0;
+    for (unsigned i = 0; i < 4; ++i) {
+        const std::int32_t byte = v[i] < -128 ? -128 : v[i] > 127 ? 127 : v[i];
+        bytes |= static_cast<std::uint32_t>(byte & 255) << 8 * i;
+    }
+    return bytes;
+}
+
 #else
 
 __device__ __forceinline__ std::uint32_t saturated_pair(std::int32_t first, std::int32_t second) {
@@ -238,13 +247,55 @@ __device__ __forceinline__ std::uint32_t saturated_pair(std::int32_t first, std:
     return pair;
 }
 
+__device__ __forceinline__ std::uint32_t saturated_bytes(const std::int32_t (&v)[4]) {
+    std::uint32_t bytes;
+    asm("{\n.reg .b32 upper;\n"
+        "cvt.pack.sat.s8.s32.b32 upper, %4, %3, 0;\n"
+        "cvt.pack.sat.s8.s32.b32 %0, %2, %1, upper;\n}"
+        : "=r"(bytes)
+        : "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]));
+    return bytes;
+}
+
 #endif
 
-// States to the workspace, and to shared memory where units are predicted from them. Of a tile's sums two
-// neighbouring lanes exchange halves: each then has four outputs of a token, one word of either limb.
+// What there is for each of a unit's channels; it comes to shared memory with the unit's coefficients.
+struct alignas(16) Channels {
+    std::uint32_t of[kProjectOutputs];
+
+    __device__ void copy(const UnitTask& unit) {
+        const std::uint32_t first = threadIdx.x * 4;
+        if (first < limb_tiles(unit.width) * kOutputTile) copy_16(of + first, unit.channels + first);
+    }
+
+    // Sums begin with the bias.
+    template <std::uint32_t Tiles>
+    __device__ __forceinline__ void start(Totals<Tiles>& totals, const WarpPlace& at) const {
+        for_all_sums<Tiles>([&](std::uint32_t m, std::uint32_t n, std::uint32_t i) {
+            totals.v[m][n][i] = bias_of(of[at.output_of(n, i)]);
+        });
+    }
+};
+
+// The features of four states, those of channels from `first` on, a multiple of 4.
+__device__ __forceinline__ std::uint32_t four_features(const uint2& states, const Channels& channels,
+                                                       std::uint32_t first) {
+    const uint4 words = *reinterpret_cast<const uint4*>(channels.of + first);
+    const std::uint32_t of[4] = {words.x, words.y, words.z, words.w};
+    std::int32_t features[4];
+    KVCAST_UNROLL(4)
+    for (std::uint32_t i = 0; i < 4; ++i) {
+        const auto state = static_cast<std::int16_t>((i < 2 ? states.x : states.y) >> i % 2 * 16);
+        features[i] = rounded_distance(state, bias_of(of[i]), feature_factor_of(of[i]));
+    }
+    return saturated_bytes(features);
+}
+
+// States to the workspace, and their features to shared memory where units are predicted from them. Of a
+// tile's sums two neighbouring lanes exchange halves: each then has four outputs of a token.
 template <std::uint32_t Tiles>
-__device__ __forceinline__ void put_states(const Chain& c, const UnitTask& unit, Memory memory,
-                                           const WarpPlace& at, const Totals<Tiles>& totals) {
+__device__ __forceinline__ void put_states(const Chain& c, const UnitTask& unit, const Channels& channels,
+                                           Memory memory, const WarpPlace& at, const Totals<Tiles>& totals) {
     const std::uint32_t lane = lane_id(), later = lane % 2;  // by 8 tokens
     const std::uint32_t row = lane / 4 + 8 * later, half = lane % 4 / 2;
     const std::uint32_t width = unit.width, stride = unit.stride, resident = unit.resident, tokens = c.tokens;
@@ -254,7 +305,7 @@ __device__ __forceinline__ void put_states(const Chain& c, const UnitTask& unit,
     for (std::uint32_t n = 0; n < kOutputTiles; ++n) {
         const std::uint32_t first = at.output + n * kOutputTile;
         if (first >= width) break;
-        std::byte* words = place_of<Tiles>(resident) + first / kUnitStep * Tiles * 2 * kFeatureBytes +
+        std::byte* words = place_of<Tiles>(resident) + first / kUnitStep * Tiles * kFeatureBytes +
                            fragment_slot(lane / 4 * 4 + first % kUnitStep / 8) + (later + 2 * half) * 4;
         KVCAST_UNROLL(Tiles)
         for (std::uint32_t m = 0; m < Tiles; ++m) {
@@ -266,34 +317,19 @@ __device__ __forceinline__ void put_states(const Chain& c, const UnitTask& unit,
             if (m * kTokenTile + row < tokens)
                 *reinterpret_cast<uint2*>(states + m * kTokenTile * stride + n * kOutputTile) = four;
             if (resident == kNone) continue;
-            std::byte* low = words + m * 2 * kFeatureBytes;
-            *reinterpret_cast<std::uint32_t*>(low) = __byte_perm(four.x, four.y, 0x6420);
-            *reinterpret_cast<std::uint32_t*>(low + kFeatureBytes) = __byte_perm(four.x, four.y, 0x7531);
+            *reinterpret_cast<std::uint32_t*>(words + m * kFeatureBytes) =
+                four_features(four, channels, first + 4 * half);
         }
     }
 }
 
-// A unit's sums begin with its bias, which comes to shared memory with its coefficients.
-struct alignas(16) Bias {
-    std::int32_t of[kProjectOutputs];
-
-    __device__ void copy(const UnitTask& unit) {
-        const std::uint32_t first = threadIdx.x * 4;
-        if (first < limb_tiles(unit.width) * kOutputTile) copy_16(of + first, unit.bias + first);
-    }
-
-    template <std::uint32_t Tiles>
-    __device__ __forceinline__ void start(Totals<Tiles>& totals, const WarpPlace& at) const {
-        for_all_sums<Tiles>([&](std::uint32_t m, std::uint32_t n, std::uint32_t i) {
-            totals.v[m][n][i] = of[at.output_of(n, i)];
-        });
-    }
-};
+// The unit whose states are put last, the one whose sums begin, and the one after that.
+constexpr std::uint32_t kUnitsWithChannels = 3;
 
 // What a block of threads has at hand beside its places in shared memory.
 struct AtHand {
     ChainUnit units[kUnitsAtHand];
-    Bias biases[2];  // of units by turns
+    Channels channels[kUnitsWithChannels];  // of units by turns
     Chain chain;
 };
 static_assert(sizeof(AtHand) <= kChainTaskBytes);
@@ -307,7 +343,9 @@ __global__ void __launch_bounds__(kProjectThreads, 1)
     AtHand& held = *(Tiles == kMostHeight ? &shared : fixed_shared(&shared));
     Chain& c = held.chain;
     ChainUnit(&units)[kUnitsAtHand] = held.units;
-    Bias(&biases)[2] = held.biases;
+    const auto channels_of = [&](std::uint32_t u) -> Channels& {
+        return held.channels[u % kUnitsWithChannels];
+    };
     if (threadIdx.x == 0) {
         const ChainTile tile = tiles[blockIdx.x];
         c.task = chains[tile.chain];
@@ -326,7 +364,7 @@ __global__ void __launch_bounds__(kProjectThreads, 1)
     const WarpPlace at = {warp * kWarpOutputs};
     const Coefficients<Tiles> coefficients(c, warp);
     coefficients.copy(units[0].task, memory);
-    biases[0].copy(units[0].task);
+    channels_of(0).copy(units[0].task);
     commit_copies();
     const bool counts = CodedSteps<Tiles>::mine(warp);
     for (std::uint32_t u = 0; u < 2 && u < count; ++u)
@@ -341,11 +379,11 @@ __global__ void __launch_bounds__(kProjectThreads, 1)
     Totals<Tiles> totals;
     // The predictions of a unit and, while other warps still make its states, the transform of the next one.
     for (std::uint32_t u = 0; u <= count; ++u) {
-        __syncthreads();  // there are coefficients, and the states of all units before the predicted one
+        __syncthreads();  // there are coefficients, and the features of all units before the predicted one
         const UnitTask& predicted = at_hand(u + kUnitsAtHand - 1).task;
         if (u + 1 < count) {
             coefficients.copy(at_hand(u + 1).task, memory);
-            biases[(u + 1) % 2].copy(at_hand(u + 1).task);
+            channels_of(u + 1).copy(at_hand(u + 1).task);
         }
         if (u + kUnitsAhead < count) copy_task(at_hand(u + kUnitsAhead).task, tasks[u + kUnitsAhead]);
         commit_copies();
@@ -355,9 +393,9 @@ __global__ void __launch_bounds__(kProjectThreads, 1)
         const std::uint32_t predictions = u == 0 ? 0 : predicted.term_count - 1;
         for (std::uint32_t k = 0; k <= predictions; ++k) {
             if (k == predictions) {
-                if (u != 0) put_states<Tiles>(c, predicted, memory, at, totals);
+                if (u != 0) put_states<Tiles>(c, predicted, channels_of(u - 1), memory, at, totals);
                 if (u == count) break;
-                biases[u % 2].start(totals, at);
+                channels_of(u).start(totals, at);
             }
             terms.add(totals);
         }

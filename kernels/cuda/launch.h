@@ -68,7 +68,8 @@ struct ChainBatch {
 cudaError_t launch_chain(Memory memory, const ChainBatch& batch, cudaStream_t stream);
 
 // The steps of an encoder's loop: bias and predictions into UnitTask::sums; of other tasks, all terms alone
-// into theirs; then the predictions and the last term, the transform, to states.
+// into theirs; then the predictions and the last term, the transform, to states or, where nobody asks for
+// those, to features only.
 cudaError_t launch_predict(Memory memory, const UnitTask* units, std::uint32_t count, std::uint32_t tiles,
                            cudaStream_t stream);
 cudaError_t launch_product(Memory memory, const UnitTask* units, std::uint32_t count, std::uint32_t tiles,

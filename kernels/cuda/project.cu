@@ -1,5 +1,5 @@
-// States of units that do not depend on each other, by tiles: waves of a plan, and the steps of an encoder's
-// loop. FORMAT.md, section 11.3.
+// States and features of units that do not depend on each other, by tiles: waves of a plan, and the steps of
+// an encoder's loop. FORMAT.md, section 11.3.
 #include "kernels/cuda/project.cuh"
 
 namespace kvcast::kernels::cuda {
@@ -27,17 +27,18 @@ struct Piece {
     }
 };
 
-// Rows of 16-bit elements on their way to shared memory: `tokens` rows of `inputs` elements, by all threads.
+// Rows of features on their way to shared memory: `tokens` rows of `inputs` elements, by all threads.
 // Elements beyond them are left alone: they meet zeros of the matrix, or tokens that nobody asks for.
-__device__ void stage_rows(std::byte* to, std::uint32_t pitch, const std::int16_t* from, std::uint64_t stride,
+template <typename Feature>
+__device__ void stage_rows(std::byte* to, std::uint32_t pitch, const Feature* from, std::uint64_t stride,
                            std::uint32_t tokens, std::uint32_t inputs) {
-    constexpr std::uint32_t unit = 8;  // elements of a copy
+    constexpr std::uint32_t unit = 16 / sizeof(Feature);  // elements of a copy
     const bool aligned = reinterpret_cast<std::uintptr_t>(from) % 16 == 0 && stride % unit == 0;
     const std::uint32_t pieces = div_up(inputs, unit);
     for (std::uint32_t i = threadIdx.x; i < tokens * pieces; i += blockDim.x) {
         const std::uint32_t t = i / pieces, first = i % pieces * unit;
-        const std::int16_t* source = from + t * stride + first;
-        auto* target = reinterpret_cast<std::int16_t*>(to + t * pitch) + first;
+        const Feature* source = from + t * stride + first;
+        auto* target = reinterpret_cast<Feature*>(to + t * pitch) + first;
         if (aligned && first + unit <= inputs) {
             copy_16(target, source);
         } else {
@@ -62,10 +63,10 @@ class Pipeline {
     }
 
     // The next piece, whose rows have arrived. By all threads.
-    __device__ WideRows take() {
+    __device__ const std::byte* take() {
         wait_copies<1>();
         __syncthreads();
-        return {buffers_[taken_ % 2].bytes, wide_pitch(kPieceInputs)};
+        return buffers_[taken_ % 2].bytes;
     }
 
     // The piece has been used by this thread.
@@ -78,16 +79,25 @@ class Pipeline {
   private:
     __device__ void send() {
         if (ahead_.term < end_) {
-            const ProjectionTerm& term = unit_.terms[ahead_.term];
-            const auto* rows = reinterpret_cast<const std::int16_t*>(
-                (term.in_image ? memory_.image : memory_.workspace) + term.features);
-            stage_rows(buffers_[sent_ % 2].bytes, wide_pitch(kPieceInputs),
-                       rows + std::uint64_t{first_token_} * term.stride + ahead_.first, term.stride, tokens_,
-                       lesser(kPieceInputs, term.inputs - ahead_.first));
+            if (unit_.terms[ahead_.term].narrow) {
+                send<std::int8_t>(narrow_pitch(kPieceInputs));
+            } else {
+                send<std::int16_t>(wide_pitch(kPieceInputs));
+            }
             ahead_.next(unit_);
         }
         ++sent_;
         commit_copies();  // of nothing at the end, so that they are counted alike
+    }
+
+    template <typename Feature>
+    __device__ void send(std::uint32_t pitch) {
+        const ProjectionTerm& term = unit_.terms[ahead_.term];
+        const auto* rows = reinterpret_cast<const Feature*>(
+            (term.in_image ? memory_.image : memory_.workspace) + term.features);
+        stage_rows(buffers_[sent_ % 2].bytes, pitch,
+                   rows + std::uint64_t{first_token_} * term.stride + ahead_.first, term.stride, tokens_,
+                   lesser(kPieceInputs, term.inputs - ahead_.first));
     }
 
     PieceRows (&buffers_)[2];
@@ -181,8 +191,12 @@ __device__ void multiply_term(Pipeline& pipeline, const ProjectionTerm& term, st
     MatrixSteps<Limbs> matrix;
     for (std::uint32_t first = 0; first * kUnitStep < term.inputs; first += piece) {
         matrix.begin(term, output, first, first < steps ? lesser(piece, steps - first) : 0);
-        const WideRows rows = pipeline.take();
-        matrix.multiply(rows, sums);
+        const std::byte* rows = pipeline.take();
+        if (term.narrow) {
+            matrix.multiply(ByteRows{rows, narrow_pitch(kPieceInputs)}, sums);
+        } else {
+            matrix.multiply(WideRows{rows, wide_pitch(kPieceInputs)}, sums);
+        }
         pipeline.release();
     }
 }
@@ -203,7 +217,9 @@ __global__ void __launch_bounds__(kProjectThreads, 1)
     const WarpPlace at = {first_output + warp_id() * kWarpOutputs};
     const bool outside = at.output >= unit.outputs;
     auto* kept = reinterpret_cast<std::int32_t*>(memory.workspace + unit.sums);
-    auto* states = reinterpret_cast<std::int16_t*>(memory.workspace + unit.states);
+    auto* states =
+        unit.states == kNowhere ? nullptr : reinterpret_cast<std::int16_t*>(memory.workspace + unit.states);
+    auto* features = reinterpret_cast<std::int8_t*>(memory.workspace + unit.features);
     Totals<kTiles> totals = {};
     const auto for_all_inside = [&](auto work) {
         for_all_sums<kTiles>([&](std::uint32_t m, std::uint32_t n, std::uint32_t i) {
@@ -217,7 +233,7 @@ __global__ void __launch_bounds__(kProjectThreads, 1)
         if constexpr (S == Stage::kReconstruction) {
             total = kept[index];
         } else if constexpr (S != Stage::kProduct) {
-            total = unit.bias[output];
+            total = bias_of(unit.channels[output]);
         }
     });
     const std::uint32_t first = S == Stage::kReconstruction ? unit.term_count - 1 : 0;
@@ -242,11 +258,14 @@ __global__ void __launch_bounds__(kProjectThreads, 1)
         totals.add(sums, shifts);
     }
     wait_copies<0>();
-    for_all_inside([&](std::int32_t& total, std::uint32_t, std::uint64_t index) {
+    for_all_inside([&](std::int32_t& total, std::uint32_t output, std::uint64_t index) {
         if constexpr (S == Stage::kPrediction || S == Stage::kProduct) {
             kept[index] = total;
         } else {
-            states[index] = saturate16(total);
+            const std::uint32_t channel = unit.channels[output];
+            const std::int16_t state = saturate16(total);
+            if (states != nullptr) states[index] = state;
+            features[index] = state_feature(state, bias_of(channel), feature_factor_of(channel));
         }
     });
 }

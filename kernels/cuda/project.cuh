@@ -1,10 +1,11 @@
 // Products of features and matrices on the tensor cores, as a block of threads makes them: some tiles of 16
 // tokens x 192 outputs, a warp 24 of the outputs, inputs by steps of 32. FORMAT.md, section 11.3.
 //
-// Features lie in shared memory: as fragments in limbs of 8 bits, or as rows that a warp splits into limbs as
-// it loads them. Matrices come from global memory in the order of their fragments (kernels/cuda/limbs.h),
-// each to one warp, some slots ahead of their use. Sums are exact: limb by limb in 32 bits, together modulo
-// 2^32, and the calibration's reader bounds every row's norm so that the whole fits.
+// What is multiplied lies in shared memory, features in one limb of 8 bits, coefficients in two: as
+// fragments, or as rows, whose 16-bit integers a warp splits into limbs as it loads them. Matrices come from
+// global memory in the order of their fragments (kernels/cuda/limbs.h), each to one warp, some slots ahead of
+// their use. Sums are exact: limb by limb in 32 bits, together modulo 2^32, and the calibration's reader
+// bounds every row's norm so that the whole fits.
 #pragma once
 
 #include "kernels/cuda/copy.cuh"
@@ -37,7 +38,11 @@ struct Features {
     FragmentA limbs[Limbs];
 };
 
-// Eight neighbouring 16-bit features of two tokens, 8 tokens apart, as a lane holds them in fragments.
+// Sums of products are kept in places that count 1, 2^8 and 2^16; that of the lowest limbs of both sides is
+// added at kLowest. Features of one limb count kFeatureWeight times.
+static_assert(kFeatureWeight == 1 << 8);
+
+// Eight neighbouring 16-bit integers of two tokens, 8 tokens apart, as a lane holds them in fragments.
 __device__ __forceinline__ Features<2> split(const uint4& token, const uint4& later) {
     const auto limb = [&](std::uint32_t bytes) {
         return FragmentA{{__byte_perm(token.x, token.y, bytes), __byte_perm(later.x, later.y, bytes),
@@ -46,9 +51,9 @@ __device__ __forceinline__ Features<2> split(const uint4& token, const uint4& la
     return {{limb(0x6420), limb(0x7531)}};
 }
 
-// 16-bit features in shared memory, `pitch` bytes from token to token.
+// 16-bit integers in shared memory, `pitch` bytes from token to token.
 struct WideRows {
-    static constexpr std::uint32_t kLimbs = 2;
+    static constexpr std::uint32_t kLimbs = 2, kLowest = 0;
     const std::byte* rows;
     std::uint32_t pitch;
 
@@ -56,6 +61,21 @@ struct WideRows {
         const std::byte* at = rows + (kTokenTile * tile + lane_id() / 4) * pitch +
                               (step * kUnitStep + lane_id() % 4 * 8) * sizeof(std::int16_t);
         return split(*reinterpret_cast<const uint4*>(at), *reinterpret_cast<const uint4*>(at + 8 * pitch));
+    }
+};
+
+// Features in shared memory, in the same way.
+struct ByteRows {
+    static constexpr std::uint32_t kLimbs = 1, kLowest = 1;
+    const std::byte* rows;
+    std::uint32_t pitch;
+
+    __device__ Features<1> load(std::uint32_t tile, std::uint32_t step) const {
+        const std::byte* at =
+            rows + (kTokenTile * tile + lane_id() / 4) * pitch + step * kUnitStep + lane_id() % 4 * 8;
+        const uint2 token = *reinterpret_cast<const uint2*>(at);
+        const uint2 later = *reinterpret_cast<const uint2*>(at + 8 * pitch);
+        return {{{{token.x, later.x, token.y, later.y}}}};
     }
 };
 
@@ -70,10 +90,10 @@ __device__ __forceinline__ FragmentA load_fragment(const std::byte* fragment) {
     return {{v.x, v.y, v.z, v.w}};
 }
 
-// 16-bit features that lie in shared memory as fragments, [step][token tile][limb].
+// 16-bit integers that lie in shared memory as fragments, [step][token tile][limb].
 template <std::uint32_t Tiles>
 struct SplitRows {
-    static constexpr std::uint32_t kLimbs = 2;
+    static constexpr std::uint32_t kLimbs = 2, kLowest = 0;
     const std::byte* fragments;
 
     __device__ Features<2> load(std::uint32_t tile, std::uint32_t step) const {
@@ -82,10 +102,10 @@ struct SplitRows {
     }
 };
 
-// Features of 8 bits as fragments, [step][token tile].
+// Features as fragments, [step][token tile].
 template <std::uint32_t Tiles>
 struct NarrowRows {
-    static constexpr std::uint32_t kLimbs = 1;
+    static constexpr std::uint32_t kLimbs = 1, kLowest = 1;
     const std::byte* fragments;
 
     __device__ Features<1> load(std::uint32_t tile, std::uint32_t step) const {
@@ -93,7 +113,7 @@ struct NarrowRows {
     }
 
     static __device__ void put(std::byte* fragments, std::uint32_t token, std::uint32_t feature,
-                               std::int16_t value) {
+                               std::int8_t value) {
         const std::uint32_t index = feature / kUnitStep * Tiles + token / kTokenTile;
         const std::uint32_t lane = token % 8 * 4 + feature % kUnitStep / 8;
         const std::uint32_t word = token % kTokenTile / 8 + feature % 8 / 4 * 2;
@@ -163,12 +183,14 @@ struct LimbSums {
         });
     }
 
-    // Those that no product of so many limbs adds to.
-    template <std::uint32_t Limbs>
-    __device__ __forceinline__ void clear_unused() {
+    // Those that no product with so many limbs of a matrix adds to, as they begin.
+    template <typename Rows, std::uint32_t Limbs>
+    __device__ __forceinline__ void begin_unused(const Shifts& shifts) {
+        constexpr std::uint32_t end = Rows::kLowest + Rows::kLimbs + Limbs - 1;
         for_all_sums<Tiles>([&](std::uint32_t m, std::uint32_t n, std::uint32_t i) {
-            if (Limbs < 4) of[2][m][n].r[i] = 0;
-            if (Limbs < 3) of[1][m][n].r[i] = 0;
+            if (Rows::kLowest == 1) of[0][m][n].r[i] = half_of(shifts, n, i);
+            if (end < 3) of[2][m][n].r[i] = 0;
+            if (end < 2) of[1][m][n].r[i] = 0;
         });
     }
 
@@ -194,9 +216,10 @@ __device__ __forceinline__ void multiply_step(const Rows& rows, std::uint32_t st
                 const bool begins = Begins && (i == 0 || k + 1 == Limbs);  // those that count as much
                 KVCAST_UNROLL(kOutputTiles)
                 for (std::uint32_t n = 0; n < kOutputTiles; ++n) {
-                    Sums& sum = sums.of[i + k][m][n];
+                    const std::uint32_t place = Rows::kLowest + i + k;
+                    Sums& sum = sums.of[place][m][n];
                     for (std::uint32_t j = 0; begins && j < 4; ++j)
-                        sum.r[j] = i + k == 0 ? half_of(shifts, n, j) : 0;
+                        sum.r[j] = place == 0 ? half_of(shifts, n, j) : 0;
                     multiply_add(sum, f.limbs[i], matrix.half(n, first + k), i + 1 == Rows::kLimbs,
                                  k + 1 == Limbs);
                 }

@@ -13,7 +13,8 @@
 namespace kvcast::kernels::cuda {
 
 inline constexpr std::uint32_t kNone = 0xffffffffu;
-inline constexpr std::uint32_t kTables = 25;  // of the format
+inline constexpr std::uint64_t kNowhere = ~std::uint64_t{0};  // in the workspace
+inline constexpr std::uint32_t kTables = 25;                  // of the format
 
 // What is wrong with a block, as bits of its status word. FORMAT.md, sections 5.4, 5.6 and 7.
 enum BlockFault : std::uint32_t {
@@ -209,7 +210,8 @@ struct KltRunTask {
 
 // One matrix of a unit: the sums over inputs, shifted, are added to the unit's states.
 struct ProjectionTerm {
-    std::uint64_t features;      // workspace, or image where in_image is set: std::int16_t [token][stride]
+    std::uint64_t features;      // workspace, or image where in_image is set: [token][stride] of std::int16_t
+                                 // or, where narrow is set, std::int8_t
     const std::uint8_t* matrix;  // device, at a multiple of 16: LimbMatrix (kernels/cuda/limbs.h)
     const std::uint8_t* shifts;  // device: [width], and more as the matrix has tiles
     std::uint32_t limbs;
@@ -218,26 +220,40 @@ struct ProjectionTerm {
     std::uint32_t inputs;    // at most 4096, and no more than the matrix has
     std::uint32_t resident;  // chains: where the features go in shared memory, see ChainTask
     bool in_image;
-    bool narrow;  // features are within 8 bits
+    bool narrow;  // features have 8 bits, and count kFeatureWeight times
 };
 
 inline constexpr std::uint32_t kMostTerms = 7;  // six predictions and the transform
 
-// One part of one plane of one layer of a chunk: states = sat16(bias + sum over the terms).
+// What there is for a channel of a unit, its states' bias and the factor of their features, in one word.
+KVCAST_HD constexpr std::uint32_t channel_word(std::int16_t bias, std::int16_t feature_factor) {
+    return static_cast<std::uint16_t>(bias) | std::uint32_t{static_cast<std::uint16_t>(feature_factor)} << 16;
+}
+KVCAST_HD constexpr std::int16_t bias_of(std::uint32_t word) {
+    return static_cast<std::int16_t>(word & 0xffff);
+}
+KVCAST_HD constexpr std::int16_t feature_factor_of(std::uint32_t word) {
+    return static_cast<std::int16_t>(word >> 16);
+}
+
+// One part of one plane of one layer of a chunk: states = sat16(bias + sum over the terms), and what other
+// units are predicted from.
 struct alignas(16) UnitTask {
     ProjectionTerm terms[kMostTerms];
-    const std::int32_t* bias;  // device, at a multiple of 16: [width], and more as the matrices have tiles
-    std::uint64_t states;      // workspace: std::int16_t [token][stride]
-    std::uint64_t sums;        // workspace: std::int32_t [token][stride], where an encoder asks for them
-    std::uint64_t masks;       // workspace: std::uint32_t [token], where has_masks is set: which groups of 32
-                               // inputs the last term's features are not zero in
+    const std::uint32_t* channels;  // device, at a multiple of 16: [width] of channel_word, and more as the
+                                    // matrices have tiles
+    std::uint64_t states;    // workspace: std::int16_t [token][stride]; kNowhere where nobody asks for them
+    std::uint64_t features;  // workspace: std::int8_t [token][stride]; chains have their own
+    std::uint64_t sums;      // workspace: std::int32_t [token][stride], where an encoder asks for them
+    std::uint64_t masks;     // workspace: std::uint32_t [token], where has_masks is set: which groups of 32
+                             // inputs the last term's features are not zero in
     std::uint32_t stride;
     std::uint32_t width;    // of the matrices' outputs
     std::uint32_t outputs;  // the first ones, which are made: not all for an encoder's coefficients
     std::uint32_t tokens;
     std::uint32_t term_count;
     std::uint32_t first_tile;  // tiles of the launch's units before this one
-    std::uint32_t resident;    // chains: where the states go in shared memory; kNone: nowhere
+    std::uint32_t resident;    // chains: where the features go in shared memory; kNone: nowhere
     bool has_masks;
 };
 
@@ -268,12 +284,15 @@ KVCAST_HD constexpr std::uint64_t tiles_of(const UnitTask& u) {
     return std::uint64_t{div_up(u.outputs, kProjectOutputs)} * div_up(u.tokens, kProjectTokens);
 }
 
-// Bytes from row to row of features in shared memory, 64 modulo 128: what lies side by side there is in
-// different banks.
-KVCAST_HD constexpr std::uint32_t wide_pitch(std::uint32_t inputs) {
-    return (div_up(inputs, kUnitStep) | 1) * kUnitStep * 2;
+// Bytes from row to row of features in shared memory, an odd number of steps: what lies side by side there is
+// in different banks.
+KVCAST_HD constexpr std::uint32_t narrow_pitch(std::uint32_t inputs) {
+    return (div_up(inputs, kUnitStep) | 1) * kUnitStep;
 }
-// Bytes of a token tile's features as fragments: 16-bit ones in two limbs, and those of 8 bits.
+KVCAST_HD constexpr std::uint32_t wide_pitch(std::uint32_t inputs) {
+    return narrow_pitch(inputs) * 2;
+}
+// Bytes of a token tile's features as fragments, or 16-bit integers in two limbs.
 KVCAST_HD constexpr std::uint32_t split_bytes(std::uint32_t inputs) {
     return kTokenTile * div_up(inputs, kUnitStep) * kUnitStep * 2;
 }
@@ -282,13 +301,13 @@ KVCAST_HD constexpr std::uint32_t narrow_bytes(std::uint32_t inputs) {
 }
 
 // All units of a chunk, in order, for some of its tokens: no token's states depend on another token. One
-// block of threads takes a chain from its first unit to its last, states staying in shared memory as long as
-// units are predicted from them. A block has `height` tiles of tokens, up to kMostHeight: a launch chooses,
-// so that a chunk alone gets many blocks, and a large batch's blocks load few matrices. Places in shared
-// memory are in bytes for a block of one tile: others multiply them by their height. Widths of units are
-// whole tiles of outputs. While a unit's states are made, its predictions may still be read, and the next
-// unit's coefficients: no two of these are in one place, nor are two units' coefficients that follow each
-// other.
+// block of threads takes a chain from its first unit to its last, features staying in shared memory as long
+// as units are predicted from them. A block has `height` tiles of tokens, up to kMostHeight: a launch
+// chooses, so that a chunk alone gets many blocks, and a large batch's blocks load few matrices. Places in
+// shared memory are in bytes for a block of one tile: others multiply them by their height. Widths of units
+// are whole tiles of outputs. While a unit's features are made, its predictions may still be read, and the
+// next unit's coefficients: no two of these are in one place, nor are two units' coefficients that follow
+// each other.
 inline constexpr std::uint32_t kMostHeight = 4;
 
 struct ChainTask {
@@ -296,14 +315,14 @@ struct ChainTask {
     std::uint32_t units;
     std::uint32_t tokens;
     std::uint32_t features;    // of tokens; 0: nothing is predicted from them
-    std::uint64_t token_rows;  // image: std::int16_t [token][features], within 8 bits
+    std::uint64_t token_rows;  // image: std::int8_t [token][features]
     std::uint32_t resident;    // where they go in shared memory
 };
 
-// Shared memory of a chain's block: the tasks and biases that it keeps at hand; for each warp's matrices a
-// ring of so many chunks, of some slots each; and the places above. Compute capability 9.0 and 10.0 give a
-// block of threads 227 KiB.
-inline constexpr std::uint32_t kChainTaskBytes = 4 << 10;
+// Shared memory of a chain's block: the tasks and channels' words that it keeps at hand; for each warp's
+// matrices a ring of so many chunks, of some slots each; and the places above. Compute capability 9.0
+// and 10.0 give a block of threads 227 KiB.
+inline constexpr std::uint32_t kChainTaskBytes = 5 << 10;
 inline constexpr std::uint32_t kChunkSlots = 3;
 inline constexpr std::uint32_t kRingChunks[] = {4, 3, 2};  // the first that there is room for
 KVCAST_HD constexpr std::uint32_t ring_bytes(std::uint32_t chunks) {

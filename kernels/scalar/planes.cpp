@@ -239,6 +239,11 @@ void saturate(const std::int32_t* sums, std::size_t count, std::int16_t* states)
     for (std::size_t i = 0; i < count; ++i) states[i] = saturate16(sums[i]);
 }
 
+void state_features(const std::int16_t* states, const std::int16_t* bias, const std::int16_t* factors,
+                    std::size_t count, std::int16_t* features) {
+    for (std::size_t i = 0; i < count; ++i) features[i] = state_feature(states[i], bias[i], factors[i]);
+}
+
 void store_head(const HeadStore& head) {
     switch (head.dtype) {
         case Dtype::kBf16:

@@ -25,6 +25,7 @@ const Ops& scalar_ops() {
         .strips_to_rows = scalar::strips_to_rows,
         .rows_to_strips = scalar::rows_to_strips,
         .saturate = scalar::saturate,
+        .state_features = scalar::state_features,
         .project = scalar::project,
         .store_head = scalar::store_head,
         .store_states = scalar::store_states,

@@ -38,6 +38,8 @@ void strips_to_rows(const std::int16_t* tile, std::size_t coefficients, std::int
 void rows_to_strips(const std::int16_t* const* rows, std::size_t tokens, std::size_t coefficients,
                     std::int16_t* tile);
 void saturate(const std::int32_t* sums, std::size_t count, std::int16_t* states);
+void state_features(const std::int16_t* states, const std::int16_t* bias, const std::int16_t* factors,
+                    std::size_t count, std::int16_t* features);
 void store_head(const HeadStore& head);
 void store_states(const StateStore& states);
 void store_exact(const ExactStore& head);

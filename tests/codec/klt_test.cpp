@@ -153,7 +153,7 @@ TEST(Klt, IdsPredictAlikeWhereverTheyStand) {
                     const bool known = ids[t] >= 0 && ids[t] < beyond;
                     for (std::size_t i = 0; known && i < m.inputs; ++i) {
                         const std::size_t at = static_cast<std::size_t>(ids[t]) * m.inputs + i;
-                        sum += m.entries[o * m.inputs + i] * data.tokens.rows[at];
+                        sum += 256 * m.entries[o * m.inputs + i] * data.tokens.rows[at];
                     }
                     ASSERT_EQ(sums[t * m.outputs + o], unit.bias[o] + (sum >> m.shifts[o])) << ids[t];
                 }
@@ -441,8 +441,10 @@ TEST(CalibrationFile, DamageIsNamed) {
     bytes[0] = 0;
     EXPECT_EQ(code(bytes), ErrorCode::kBadMagic);
     bytes = good;
-    bytes[4] = 2;
-    EXPECT_EQ(code(bytes), ErrorCode::kUnsupportedVersion);
+    for (const int version : {0, 1, 3}) {
+        bytes[4] = static_cast<std::uint8_t>(version);
+        EXPECT_EQ(code(bytes), ErrorCode::kUnsupportedVersion);
+    }
     bytes = good;
     bytes[100] ^= 1;
     EXPECT_EQ(code(bytes), ErrorCode::kHeaderChecksum);
@@ -512,7 +514,9 @@ TEST(CalibrationFile, RulesAreChecked) {
     EXPECT_EQ(broken([](CalibrationData& d) { d.units[0].transform.entries.pop_back(); }), kBad);
     EXPECT_EQ(broken([](CalibrationData& d) { d.units[0].scale.mantissa = 1; }), kBad);
     EXPECT_EQ(broken([](CalibrationData& d) { d.units[0].scale.exponent = 104; }), kBad);
-    EXPECT_EQ(broken([](CalibrationData& d) { d.units[0].bias[0] = (1 << 28) + 1; }), kBad);
+    EXPECT_EQ(broken([](CalibrationData& d) { d.units[0].feature_factors[0] = 127; }), kBad);
+    EXPECT_EQ(broken([](CalibrationData& d) { d.units[0].feature_factors[1] = -128; }), kBad);
+    EXPECT_EQ(broken([](CalibrationData& d) { d.units[0].feature_factors.pop_back(); }), kBad);
     EXPECT_EQ(broken([](CalibrationData& d) { d.units[0].transform.shifts[3] = 3; }), kBad);
     EXPECT_EQ(broken([](CalibrationData& d) { d.units[0].transform.shifts[3] = 24; }), kBad);
     EXPECT_EQ(broken([](CalibrationData& d) {
@@ -558,7 +562,7 @@ class HandMade {
     using Vector = std::vector<std::int16_t>;
 
     std::vector<std::uint8_t> bytes() const {
-        std::vector<std::uint8_t> out = {0x89, 0x4b, 0x43, 0x4c, 1, 0, 0, 0};
+        std::vector<std::uint8_t> out = {0x89, 0x4b, 0x43, 0x4c, 2, 0, 0, 0};
         ByteWriter w(out);
         w.fixed(std::uint64_t{0});
         w.fixed(std::uint8_t{0});  // model
@@ -572,8 +576,9 @@ class HandMade {
         block({Vector(vocabulary, feature), Vector(vocabulary, 0)}, table_cut, table_more, w);
         w.fixed(std::uint8_t{128});
         w.fixed(std::int16_t{0});
-        w.fixed(std::uint64_t{0});  // bias
-        w.fixed(std::uint8_t{0});   // terms
+        w.fixed(std::uint32_t{0});           // bias
+        w.fixed(std::uint32_t{0x01000080});  // factors of features
+        w.fixed(std::uint8_t{0});            // terms
         block({{row_shift, 10}, {entry, 0}, {0, 1}, {spread_class}}, unit_cut, unit_more, w);
         const std::uint64_t length = out.size() + 4;
         std::memcpy(out.data() + 8, &length, sizeof(length));

@@ -47,7 +47,10 @@ CalibrationUnit make_unit(Numbers& numbers, const CalibrationData& data, std::si
     const std::size_t width = data.part_width(plane);
     CalibrationUnit unit;
     unit.scale = {200, -17};
-    for (std::size_t i = 0; i < width; ++i) unit.bias.push_back(numbers.within(300));
+    for (std::size_t i = 0; i < width; ++i) {
+        unit.bias.push_back(static_cast<std::int16_t>(numbers.within(300)));
+        unit.feature_factors.push_back(static_cast<std::int16_t>(128 + 32639 * i / width));
+    }
     unit.transform = set == 0 ? make_matrix(numbers, width, width, 150, 16000)
                               : make_matrix(numbers, width, width, 2, 120, 4);
     for (std::size_t back = 2; back >= 1; --back) {

@@ -673,6 +673,26 @@ TEST_P(Backend, ChoosesExponentsBesideZeros) {
     }
 }
 
+// Distances from the bias, multiplied, rounded half up and cut off.
+TEST(StateFeatures, AreRoundedDistances) {
+    EXPECT_EQ(state_feature(7, 4, 16384), 2);
+    EXPECT_EQ(state_feature(4, 7, 16384), -1);
+    EXPECT_EQ(state_feature(1000, 0, 128), 4);
+    EXPECT_EQ(state_feature(32767, -32768, 128), 127);
+    EXPECT_EQ(state_feature(-32768, 32767, 32767), -128);
+    for (int state = -32768; state <= 32767; state += 3) {
+        for (const int bias : {-32768, -777, 0, 32767}) {
+            for (const int factor : {128, 129, 1000, 20001, 32767}) {
+                const double distance = (state - bias) * std::ldexp(factor, -15);
+                const double rounded = std::floor(distance + 0.5);
+                ASSERT_EQ(state_feature(static_cast<std::int16_t>(state), static_cast<std::int16_t>(bias),
+                                        static_cast<std::int16_t>(factor)),
+                          std::clamp(rounded, -128.0, 127.0));
+            }
+        }
+    }
+}
+
 // The smallest sum of what exponents cost, found in the plainest way.
 TEST(ScalarExponents, AreTheCheapestOfThreeCenters) {
     std::mt19937_64 random(4);
@@ -1195,6 +1215,26 @@ TEST_P(Backend, SaturatesLikeScalar) {
     }
 }
 
+TEST_P(Backend, MakesFeaturesOfStatesLikeScalar) {
+    for (const std::size_t count : kCounts) {
+        std::mt19937_64 random(count);
+        std::vector<std::int16_t> drawn[3];
+        for (std::size_t i = 0; i < count; ++i) {
+            drawn[0].push_back(static_cast<std::int16_t>(random()));
+            drawn[1].push_back(
+                static_cast<std::int16_t>(static_cast<std::int16_t>(random()) >> random() % 16));
+            drawn[2].push_back(static_cast<std::int16_t>(128 + random() % 32640));
+        }
+        const Guarded<std::int16_t> states(drawn[0]), bias(drawn[1]), factors(drawn[2]);
+        const auto run = [&](const Ops& ops) {
+            return written<std::int16_t>(count, 99, [&](std::int16_t* features) {
+                ops.state_features(states.data(), bias.data(), factors.data(), count, features);
+            });
+        };
+        ASSERT_EQ(run(*GetParam()), run(scalar_ops())) << count;
+    }
+}
+
 TEST_P(Backend, SharesExponentsLikeScalar) {
     for (const std::size_t count : kCounts) {
         for (const float range : {0.0f, 1e-3f, 0.9f, 3.0f, 500.0f, 32000.0f, 2.2e9f}) {
@@ -1229,8 +1269,8 @@ TEST_P(Backend, IsComplete) {
     EXPECT_TRUE(o.decode_strips && o.encode_strips && o.decode_floats && o.encode_floats &&
                 o.choose_exponents && o.value_costs && o.load_head && o.load_rows && o.load_elements &&
                 o.turns && o.moments && o.rounded_sum && o.quantise && o.reconstruct && o.residual &&
-                o.round_steps && o.strips_to_rows && o.rows_to_strips && o.saturate && o.project &&
-                o.share_exponent && o.store_head && o.store_states && o.store_exact);
+                o.round_steps && o.strips_to_rows && o.rows_to_strips && o.saturate && o.state_features &&
+                o.project && o.share_exponent && o.store_head && o.store_states && o.store_exact);
 }
 
 std::vector<const Ops*> backends() {

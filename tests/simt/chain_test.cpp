@@ -1,4 +1,4 @@
-// launch_chain against the scalar backend's project: blocks of every height, states that go through shared
+// launch_chain against the scalar backend's project: blocks of every height, features that go through shared
 // memory, coefficients that end early.
 #include <gtest/gtest.h>
 
@@ -40,7 +40,7 @@ class TestedChain {
     // States of all units, with blocks of such a height and such rings.
     std::vector<std::vector<std::int16_t>> run(std::uint32_t height, std::uint32_t chunks) const {
         const Guarded<std::byte> workspace((std::span<const std::byte>(workspace_)));
-        const Guarded<std::int16_t> image((std::span<const std::int16_t>(token_rows_)));
+        const Guarded<std::int8_t> image((std::span<const std::int8_t>(token_rows_)));
         const cuda::ChainTask task = {.first_unit = 0,
                                       .units = static_cast<std::uint32_t>(units_.size()),
                                       .tokens = p_.tokens,
@@ -70,8 +70,14 @@ class TestedChain {
     const std::vector<std::vector<std::int16_t>>& expected() const { return states_; }
 
   private:
-    std::uint32_t tokens_at() const {
-        return static_cast<std::uint32_t>(p_.sources.size() + 2) * cuda::split_bytes(p_.width);
+    std::uint32_t tokens_at() const { return coefficients_at(2); }
+    // Of units by turns.
+    std::uint32_t coefficients_at(std::size_t turn) const {
+        return features_at(p_.sources.size()) +
+               static_cast<std::uint32_t>(turn) * cuda::split_bytes(p_.width);
+    }
+    std::uint32_t features_at(std::size_t unit) const {
+        return static_cast<std::uint32_t>(unit) * cuda::narrow_bytes(p_.width);
     }
 
     template <typename T>
@@ -95,20 +101,26 @@ class TestedChain {
     void add_unit(const std::vector<int>& sources) {
         cuda::UnitTask unit = {};
         std::vector<std::int32_t> sums(std::size_t{p_.tokens} * p_.width);
-        auto& bias = *biases_.emplace_back(by_output<std::int32_t>(p_.width));
-        for (auto& b : bias) b = static_cast<std::int32_t>(random_() % 60000) - 30000;
-        for (std::size_t i = 0; i < sums.size(); ++i) sums[i] = bias[i % p_.width];
+        auto& channels = *channels_.emplace_back(by_output<std::uint32_t>(p_.width));
+        draw_channels(channels, random_);
+        for (std::size_t i = 0; i < sums.size(); ++i) sums[i] = cuda::bias_of(channels[i % p_.width]);
         for (const int source : sources) add_prediction(unit, source, sums);
         add_transform(unit, sums);
-        unit.bias = bias.data();
+        unit.channels = channels.data();
         unit.stride = unit.width = unit.outputs = p_.width;
         unit.tokens = p_.tokens;
-        unit.resident = static_cast<std::uint32_t>(units_.size()) * cuda::split_bytes(p_.width);
+        unit.resident = features_at(units_.size());
         if (units_.size() + 1 == p_.sources.size()) unit.resident = cuda::kNone;
         unit.has_masks = true;
         std::vector<std::int16_t> states(sums.size());
         std::transform(sums.begin(), sums.end(), states.begin(), saturate16);
         unit.states = append<std::int16_t>(std::vector<std::int16_t>(sums.size()));
+        std::vector<std::int8_t>& features = features_.emplace_back();
+        for (std::size_t i = 0; i < states.size(); ++i) {
+            const std::uint32_t channel = channels[i % p_.width];
+            features.push_back(
+                state_feature(states[i], cuda::bias_of(channel), cuda::feature_factor_of(channel)));
+        }
         states_.push_back(std::move(states));
         units_.push_back(unit);
     }
@@ -118,11 +130,12 @@ class TestedChain {
         const bool tokens = source == kTokens;
         const DeviceMatrix& m = matrix(tokens ? p_.features : p_.width);
         m.describe(term);
-        term.narrow = tokens;
-        term.resident =
-            tokens ? tokens_at() : static_cast<std::uint32_t>(source) * cuda::split_bytes(p_.width);
-        const auto& features = tokens ? token_rows_ : states_[static_cast<std::size_t>(source)];
-        m.add(features.data(), term.inputs, p_.tokens, sums.data());
+        term.narrow = true;
+        const auto unit_index = static_cast<std::size_t>(source);
+        term.resident = tokens ? tokens_at() : features_at(unit_index);
+        const auto& bytes = tokens ? token_rows_ : features_[unit_index];
+        const std::vector<std::int16_t> features(bytes.begin(), bytes.end());
+        m.add(features.data(), term.inputs, p_.tokens, sums.data(), kFeatureWeight);
     }
 
     // Of coefficients that end at another group in every unit, and in a third of the tokens before that.
@@ -142,20 +155,20 @@ class TestedChain {
         m.describe(term);
         m.add(coefficients.data(), p_.width, p_.tokens, sums.data());
         term.stride = p_.width;
-        term.resident =
-            static_cast<std::uint32_t>(p_.sources.size() + units_.size() % 2) * cuda::split_bytes(p_.width);
+        term.resident = coefficients_at(units_.size() % 2);
         term.features = append<std::int16_t>(coefficients);
         unit.masks = append<std::uint32_t>(masks);
     }
 
     Problem p_;
     std::mt19937_64 random_;
-    std::vector<std::int16_t> token_rows_;
+    std::vector<std::int8_t> token_rows_;
     std::vector<std::byte> workspace_;
     std::vector<DeviceMatrix> matrices_;
-    std::vector<std::unique_ptr<Guarded<std::int32_t>>> biases_;
+    std::vector<std::unique_ptr<Guarded<std::uint32_t>>> channels_;
     std::vector<cuda::UnitTask> units_;
     std::vector<std::vector<std::int16_t>> states_;
+    std::vector<std::vector<std::int8_t>> features_;
 };
 
 class DeviceChain : public testing::TestWithParam<simt::Schedule> {
@@ -205,8 +218,8 @@ TEST_P(DeviceChain, GoesThroughUnitsThatHaveNothingToMultiply) {
         {64, 17, 5, {{}, {}, {}, {}, {}, {}, {}, {kTokens}, {}, {0}, {}, {}, {}, {}, {}}, true});
 }
 
-// Every unit's states are written while other warps still read what they are predicted from.
-TEST(ChainLayout, KeepsStatesWhileUnitsArePredictedFromThem) {
+// Every unit's features are written while other warps still read what they are predicted from.
+TEST(ChainLayout, KeepsFeaturesWhileUnitsArePredictedFromThem) {
     std::size_t predictions = 0;
     for (const Case& c : conformance_cases()) {
         if (c.options.calibration == nullptr) continue;
@@ -219,12 +232,12 @@ TEST(ChainLayout, KeepsStatesWhileUnitsArePredictedFromThem) {
         for (std::size_t layer = 0; layer < data.layout.layers; ++layer) {
             for (std::size_t plane = 0; plane < data.parts.size(); ++plane) {
                 for (std::size_t part = 0; part < data.parts[plane]; ++part) {
-                    held[layout->states(layer, plane, part)] = {layer, plane, part};
+                    held[layout->features(layer, plane, part)] = {layer, plane, part};
                     for (const PredictionTerm& term : set.unit(layer, plane, part).terms) {
                         if (term.source == PredictionTerm::Source::kTokens) continue;
                         const std::size_t from = layer - term.layers_back;
                         const std::array<std::size_t, 3> source = {from, term.plane, part};
-                        EXPECT_EQ(held.at(layout->states(from, term.plane, part)), source) << c.name;
+                        EXPECT_EQ(held.at(layout->features(from, term.plane, part)), source) << c.name;
                         ++predictions;
                     }
                 }

@@ -18,6 +18,15 @@ std::unique_ptr<simt::Guarded<T>> by_output(std::uint32_t outputs) {
                                               kernels::cuda::kOutputTile);
 }
 
+// Any bias that leaves room for sums, any factor of features.
+template <typename Random>
+void draw_channels(simt::Guarded<std::uint32_t>& channels, Random& random) {
+    for (auto& c : channels) {
+        const auto bias = static_cast<std::int16_t>(static_cast<int>(random() % 60000) - 30000);
+        c = kernels::cuda::channel_word(bias, static_cast<std::int16_t>(128 + random() % 32640));
+    }
+}
+
 class DeviceMatrix {
   public:
     // `entries` is [output][input]. Shifts are drawn.
@@ -45,11 +54,11 @@ class DeviceMatrix {
     }
 
     // To sums [token][output].
-    void add(const std::int16_t* features, std::size_t stride, std::uint32_t tokens,
-             std::int32_t* sums) const {
+    void add(const std::int16_t* features, std::size_t stride, std::uint32_t tokens, std::int32_t* sums,
+             std::int32_t multiplier = 1) const {
         const kernels::PackedMatrix packed = kernels::pack_matrix(entries_, outputs_, inputs_);
         kernels::scalar_ops().project({features, stride, inputs_, entries_.data(), &packed, shifts_->data(),
-                                       outputs_, tokens, sums, outputs_});
+                                       outputs_, tokens, sums, outputs_, multiplier});
     }
 
   private:

@@ -28,22 +28,26 @@ struct Problem {
 class Unit {
   public:
     Unit(const Problem& p, std::uint64_t seed) : random_(seed) {
-        bias_ = by_output<std::int32_t>(p.width);
-        for (auto& b : *bias_) b = static_cast<std::int32_t>(random_() % 60000) - 30000;
-        task.bias = bias_->data();
+        channels_ = by_output<std::uint32_t>(p.width);
+        draw_channels(*channels_, random_);
+        task.channels = channels_->data();
         task.width = task.outputs = p.width;
         task.tokens = p.tokens;
         task.stride = p.width + static_cast<std::uint32_t>(seed % 3);
         sums_.resize(std::size_t{p.tokens} * p.width);
-        for (std::size_t i = 0; i < sums_.size(); ++i) sums_[i] = (*bias_)[i % p.width];
+        for (std::size_t i = 0; i < sums_.size(); ++i) sums_[i] = cuda::bias_of((*channels_)[i % p.width]);
         for (const std::uint32_t inputs : p.inputs) add_term(p, inputs);
     }
 
     cuda::UnitTask task = {};
-    std::vector<std::vector<std::int16_t>> features;  // of each term, [token][stride]
+    std::vector<std::vector<std::byte>> features;  // of each term, [token][stride]
 
-    std::int16_t expected(std::size_t token, std::size_t output) const {
+    std::int16_t state(std::size_t token, std::size_t output) const {
         return saturate16(sums_[token * task.width + output]);
+    }
+    std::int8_t feature(std::size_t token, std::size_t output) const {
+        const std::uint32_t channel = (*channels_)[output];
+        return state_feature(state(token, output), cuda::bias_of(channel), cuda::feature_factor_of(channel));
     }
 
   private:
@@ -51,13 +55,17 @@ class Unit {
         cuda::ProjectionTerm& term = task.terms[task.term_count++];
         term.inputs = inputs;
         term.stride = inputs + static_cast<std::uint32_t>(random_() % 3);
-        auto& f = features.emplace_back(std::size_t{p.tokens} * term.stride);
+        term.narrow = task.term_count % 3 == 2;
+        std::vector<std::int16_t> f(std::size_t{p.tokens} * term.stride);
         for (auto& v : f) {
             const bool zero = std::uniform_real_distribution<double>(0, 1)(random_) < p.zeros;
-            v = zero        ? std::int16_t{0}
-                : p.extreme ? std::int16_t{-32768}
-                            : static_cast<std::int16_t>(random_());
+            const auto any = static_cast<std::int16_t>(p.extreme ? -32768 : random_());
+            v = static_cast<std::int16_t>(zero ? 0 : term.narrow ? any >> 8 : any);
         }
+        const std::vector<std::int8_t> bytes(f.begin(), f.end());
+        const auto whole = std::as_bytes(std::span(f)), narrow = std::as_bytes(std::span(bytes));
+        features.emplace_back(term.narrow ? narrow.begin() : whole.begin(),
+                              term.narrow ? narrow.end() : whole.end());
         auto most = static_cast<std::int64_t>(65024 / std::max(inputs, 2u));
         if (p.small) most = std::min<std::int64_t>(most, 127);
         std::vector<std::int16_t> entries(std::size_t{inputs} * p.width);  // [output][input]
@@ -68,11 +76,11 @@ class Unit {
         const DeviceMatrix& matrix = matrices_.emplace_back(std::move(entries), p.width, random_);
         EXPECT_EQ(matrix.limbs(), most <= 127 ? 1u : matrix.limbs());
         matrix.describe(term);
-        matrix.add(f.data(), term.stride, p.tokens, sums_.data());
+        matrix.add(f.data(), term.stride, p.tokens, sums_.data(), term.narrow ? kFeatureWeight : 1);
     }
 
     std::mt19937_64 random_;
-    std::unique_ptr<Guarded<std::int32_t>> bias_;
+    std::unique_ptr<Guarded<std::uint32_t>> channels_;
     std::vector<DeviceMatrix> matrices_;
     std::vector<std::int32_t> sums_;
 };
@@ -95,8 +103,7 @@ void expect_like_scalar(std::span<const Problem> problems) {
             term.in_image = n % 2 == 0;
             auto& memory = term.in_image ? in_image : in_workspace;
             term.features = memory.size();
-            const auto bytes = std::as_bytes(std::span(unit->features[n]));
-            memory.insert(memory.end(), bytes.begin(), bytes.end());
+            memory.insert(memory.end(), unit->features[n].begin(), unit->features[n].end());
             memory.resize(round_up(memory.size()));
         }
         unit->task.first_tile = tiles;
@@ -104,8 +111,10 @@ void expect_like_scalar(std::span<const Problem> problems) {
     }
     std::size_t bytes = in_workspace.size();
     for (const auto& unit : units) {
+        const std::size_t elements = std::size_t{unit->task.tokens} * unit->task.stride;
         unit->task.states = bytes;
-        bytes = round_up(bytes + std::size_t{unit->task.tokens} * unit->task.stride * sizeof(std::int16_t));
+        unit->task.features = round_up(bytes + elements * sizeof(std::int16_t));
+        bytes = round_up(unit->task.features + elements);
         tasks.push_back(unit->task);
     }
     const Guarded<std::byte> image((std::span<const std::byte>(in_image))), workspace(bytes);
@@ -118,11 +127,15 @@ void expect_like_scalar(std::span<const Problem> problems) {
     for (std::size_t i = 0; i < units.size(); ++i) {
         const cuda::UnitTask& task = tasks[i];
         const auto* states = reinterpret_cast<const std::int16_t*>(workspace.data() + task.states);
+        const auto* features = reinterpret_cast<const std::int8_t*>(workspace.data() + task.features);
         for (std::size_t t = 0; t < task.tokens; ++t) {
             for (std::size_t o = 0; o < task.stride; ++o) {
-                const std::int16_t wanted =
-                    o < task.width ? units[i]->expected(t, o) : std::int16_t(0xa5a5 - 65536);
-                ASSERT_EQ(states[t * task.stride + o], wanted)
+                const bool made = o < task.width;
+                const std::int16_t state = made ? units[i]->state(t, o) : std::int16_t(0xa5a5 - 65536);
+                const std::int8_t feature = made ? units[i]->feature(t, o) : std::int8_t(0xa5 - 256);
+                ASSERT_EQ(states[t * task.stride + o], state)
+                    << "unit " << i << " token " << t << " output " << o;
+                ASSERT_EQ(features[t * task.stride + o], feature)
                     << "unit " << i << " token " << t << " output " << o;
             }
         }

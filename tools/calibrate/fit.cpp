@@ -134,11 +134,14 @@ class Fitter {
         moments_ = MatrixD::Zero(index_of(features), index_of(features));
         cross_ = MatrixD::Zero(index_of(features), width);
         own_ = MatrixD::Zero(width, width);
+        Eigen::VectorXd squares = Eigen::VectorXd::Zero(width);
+        out.farthest = Eigen::VectorXf::Zero(width);
         each_block([&](std::size_t first, std::size_t count) {
             auto y = target_.middleRows(index_of(first), index_of(count));
             const Matrix centred = rows_of(units_, rows_, at, first, count).rowwise() - out.mean.transpose();
             y.noalias() = centred * out.metric.transpose();
-            out.energy += centred.squaredNorm() / static_cast<double>(rows_.rows());
+            squares += centred.colwise().squaredNorm().transpose().cast<double>();
+            out.farthest = out.farthest.cwiseMax(centred.colwise().lpNorm<Eigen::Infinity>().transpose());
             const Matrix f = features_of(at, out, first, count);
             const Matrix fy = f.transpose() * y;
             cross_ += fy.cast<double>();
@@ -149,6 +152,7 @@ class Fitter {
             const Matrix ft = f.leftCols(others).transpose() * f.rightCols(tokens);
             moments_.topRightCorner(others, tokens) += ft.cast<double>();
         });
+        out.deviation = (squares / static_cast<double>(rows_.rows())).cwiseSqrt().cast<float>();
         const Eigen::Index tokens = tokens_of(out), others = moments_.cols() - tokens;
         moments_.bottomLeftCorner(tokens, others) = moments_.topRightCorner(others, tokens).transpose();
         if (tokens != 0) moments_.bottomRightCorner(tokens, tokens) = token_moments_;
@@ -183,6 +187,7 @@ class Fitter {
         }
         moments_.conservativeResize(used, used);
         cross_.conservativeResize(used, cross_.cols());
+        if (options_.moments) out.moments = (moments_ / n).cast<float>();
     }
 
     void transform(UnitFit& out) {

@@ -42,18 +42,21 @@ struct FitOptions {
     bool same_layer = true;       // V from K
     double least_gain = 0.01;     // token features are used where they save this share of a unit's bits
     double ridge = 1e-3;          // of the mean diagonal of the features' second moments
+    bool moments = true;          // kept in fits: to_integers() wants them
 };
 
 struct UnitFit {
     Eigen::VectorXf mean;
-    Matrix metric;          // R
-    Matrix inverse_metric;  // R^-1
+    Eigen::VectorXf deviation;  // standard, of channels
+    Eigen::VectorXf farthest;   // from the mean, of channels
+    Matrix metric;              // R
+    Matrix inverse_metric;      // R^-1
     std::vector<Source> sources;
     Matrix prediction;  // A, rows in the order of the sources
+    Matrix moments;     // second ones of the features, in the same order, where they were asked for
     Matrix transform;   // U, columns by falling variance
     Eigen::VectorXf variance;
     float largest = 0;         // magnitude in the rows
-    double energy = 0;         // mean squared norm of a row less the mean
     double step = 0;           // of the closed loop that it was made in
     std::vector<double> bits;  // estimated bits per row with none, one, ... all sources that were tried
 };

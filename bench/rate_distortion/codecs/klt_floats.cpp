@@ -36,7 +36,7 @@ Rows matrix_of(const ShiftedMatrix& m) {
     return out;
 }
 
-Rows features_of(const TokenTable& table, std::span<const std::int32_t> token_ids) {
+Rows token_features_of(const TokenTable& table, std::span<const std::int32_t> token_ids) {
     RowMajor<std::int16_t> features(token_ids.size(), table.features);
     for (std::size_t t = 0; t < token_ids.size(); ++t) table.unpack(token_ids[t], features.row(t).data());
     return features.cast<float>();
@@ -72,7 +72,7 @@ class FloatChunk {
           header_(plan_header(input, options)),
           level_(options.level - 1),
           chosen_(body_tokens(header_)),
-          features_(features_of(data_.tokens, input.token_ids)),
+          features_(token_features_of(data_.tokens, input.token_ids)),
           unfit_(header_.tokens),
           writer_(ops_) {}
 
@@ -146,19 +146,33 @@ class FloatChunk {
 
     Rows predicted(std::size_t layer, std::size_t plane, std::size_t part) const {
         const CalibrationUnit& unit = set_.unit(layer, plane, part);
-        const Eigen::Map<const Eigen::Matrix<std::int32_t, 1, Eigen::Dynamic>> bias(
-            unit.bias.data(), static_cast<Eigen::Index>(unit.bias.size()));
-        Rows out = bias.cast<float>().replicate(static_cast<Eigen::Index>(header_.tokens), 1);
+        Rows out = bias_of(unit).replicate(static_cast<Eigen::Index>(header_.tokens), 1);
         for (const PredictionTerm& term : unit.terms) {
-            const Rows matrix = matrix_of(term.matrix);
+            const Rows matrix = matrix_of(term.matrix) * static_cast<float>(kernels::kFeatureWeight);
             if (term.source == PredictionTerm::Source::kTokens) {
                 out.noalias() += features_ * matrix.transpose();
             } else {
-                const Rows& source =
-                    states_[(layer - term.layers_back) * data_.layout.planes.size() + term.plane];
-                out.noalias() += source.middleCols(part * matrix.cols(), matrix.cols()) * matrix.transpose();
+                const std::size_t from = layer - term.layers_back;
+                const Rows& source = states_[from * data_.layout.planes.size() + term.plane];
+                const Rows states = source.middleCols(part * matrix.cols(), matrix.cols());
+                out.noalias() += features_of(set_.unit(from, term.plane, part), states) * matrix.transpose();
             }
         }
+        return out;
+    }
+
+    static Eigen::RowVectorXf bias_of(const CalibrationUnit& unit) {
+        const Eigen::Map<const Eigen::Matrix<std::int16_t, 1, Eigen::Dynamic>> bias(
+            unit.bias.data(), static_cast<Eigen::Index>(unit.bias.size()));
+        return bias.cast<float>();
+    }
+
+    // Neither rounded nor cut off.
+    static Rows features_of(const CalibrationUnit& unit, const Rows& states) {
+        Rows out = states.rowwise() - bias_of(unit);
+        for (Eigen::Index c = 0; c < out.cols(); ++c)
+            out.col(c) *=
+                std::ldexp(static_cast<float>(unit.feature_factors[static_cast<std::size_t>(c)]), -15);
         return out;
     }
 
