@@ -47,8 +47,8 @@ cudaError_t decode_batch(const DecodePlan& plan, const void* image, void* worksp
 
 // The same in parts, for a plan of one chunk whose bytes come piece by piece: decode_begin() once, then
 // layers first to end - 1 as soon as their blocks are in the payload. In the klt profile layers come in
-// order, each once, and `first` and `end` are multiples of the header's klt.run_layers, or all layers. Status words of
-// layers that were left out stay as they are.
+// order, each once, and `first` and `end` are multiples of the header's klt.run_layers, or all layers. Status
+// words of layers that were left out stay as they are.
 cudaError_t decode_begin(const DecodePlan& plan, const void* image, void* workspace, cudaStream_t stream);
 cudaError_t decode_layers(const DecodePlan& plan, std::size_t first, std::size_t end, const void* image,
                           void* workspace, std::uint32_t* status, cudaStream_t stream);
