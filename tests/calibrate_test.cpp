@@ -266,6 +266,21 @@ TEST(Rounding, AddsNoMoreThanItsShare) {
     EXPECT_LT(compensated, 0.5 * alone);
 }
 
+// However fine entries may be: what their errors are made up by must not take rows beyond their bounds.
+TEST(Rounding, KeepsRowsWithinTheirBounds) {
+    const World w({1, 1});
+    FitOptions options;
+    options.step = 0.3;
+    const std::vector<std::vector<UnitFit>> sets = {fit(w, options)};
+    for (const unsigned bits : {2u, 8u, 12u, 15u}) {
+        IntegerOptions integers;
+        integers.rounding = 1e-12;
+        integers.term_bits = bits;
+        const auto bytes = write_calibration(to_integers(w.units, sets, w.table, "m", integers));
+        EXPECT_TRUE(bytes.ok()) << bits << ": " << bytes.status().message();
+    }
+}
+
 TEST(Metric, IsFoundAgainInACalibration) {
     const World w({1, 1});
     std::vector<MatrixD> fisher;

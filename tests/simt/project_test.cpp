@@ -173,8 +173,10 @@ TEST_P(DeviceProjection, SkipsZerosAndNothingElse) {
 }
 
 TEST_P(DeviceProjection, DoesNotOverflowAtTheBoundsOfACalibration) {
-    const Problem problems[] = {
-        {{192}, 20, 5, 0, true}, {{2}, 40, 5, 0, true}, {{512}, 9, 17, 0, true, true}};
+    const Problem problems[] = {{{192}, 20, 5, 0, true},
+                                {{2}, 40, 5, 0, true},
+                                {{512}, 9, 17, 0, true, true},
+                                {{8, 192}, 20, 5, 0, true}};
     expect_like_scalar(problems);
 }
 

@@ -194,7 +194,9 @@ class Converter {
         // A coarser scale until every row fits: the transform's rows are the ones that may not.
         while (!fill(at, fit, before, out)) ++out.scale.exponent;
         const float unit = unit_of(out.scale);
-        for (const float m : fit.mean) out.bias.push_back(static_cast<std::int16_t>(std::lround(m / unit)));
+        for (const float m : fit.mean)
+            out.bias.push_back(
+                static_cast<std::int16_t>(std::lround(std::clamp(m / unit, -32768.0f, 32767.0f))));
         const Eigen::VectorXf reach = fit.farthest.cwiseMin(kMostDeviations * fit.deviation);
         for (const float r : reach) out.feature_factors.push_back(feature_factor(r / unit));
         return out;
@@ -209,46 +211,56 @@ class Converter {
             scaled(back * fit.transform.cast<double>() * options_.unit_step, {options_.transform_bits});
         if (!transform) return false;
         out.transform = rounded(*transform);
+        out.classes.assign(units_.width(at.plane), 0);
+        out.terms.clear();
+        if (fit.sources.empty()) return true;
         Rounding rounding = {options_.term_bits, noise_of(fit, unit)};
         std::vector<Fine> matrices;
-        MatrixD to_terms =
-            MatrixD::Zero(fit.moments.rows(), fit.moments.cols());  // features of the fit to terms'
-        out.terms.clear();
+        MatrixD from_fit = MatrixD::Zero(fit.moments.rows(), fit.moments.cols());
         Eigen::Index row = 0;
         for (const Source& s : fit.sources) {
             PredictionTerm& term = out.terms.emplace_back();
             term.source = s.tokens ? PredictionTerm::Source::kTokens : PredictionTerm::Source::kUnit;
             term.layers_back = s.layers_back;
             term.plane = s.plane;
-            MatrixD forward;  // the term's features to those of the fit
-            if (s.tokens) {
-                const Eigen::Index n = fit.prediction.rows() - row;
-                constexpr double kDeviation = kTokenFeatureScale * kernels::kFeatureWeight;
-                forward = MatrixD::Identity(n, n) / kDeviation;
-                to_terms.block(row, row, n, n) = MatrixD::Identity(n, n) * kDeviation;
-                rounding.energy = static_cast<double>(n) * kDeviation * kDeviation;
-            } else {
-                const std::size_t from = units_.index({at.layer - s.layers_back, s.plane, at.part});
-                const Eigen::VectorXd units = feature_units(before[from]);
-                const Eigen::Index n = units.size();
-                forward = fits_[from].metric.cast<double>() * units.asDiagonal();
-                to_terms.block(row, row, n, n) =
-                    units.cwiseInverse().asDiagonal() * fits_[from].inverse_metric.cast<double>();
-                rounding.energy = fits_[from].deviation.cast<double>().cwiseQuotient(units).squaredNorm();
-            }
-            const MatrixD a = fit.prediction.middleRows(row, forward.rows()).cast<double>();
-            row += forward.rows();
-            auto matrix = scaled(back * a.transpose() * forward, rounding);
+            const TermFeatures f =
+                s.tokens ? of_tokens(fit.prediction.rows() - row)
+                         : of_unit(units_.index({at.layer - s.layers_back, s.plane, at.part}), before);
+            const Eigen::Index count = f.to_fit.rows();
+            from_fit.block(row, row, count, count) = f.from_fit;
+            rounding.energy = f.energy;
+            const MatrixD a = fit.prediction.middleRows(row, count).cast<double>();
+            auto matrix = scaled(back * a.transpose() * f.to_fit, rounding);
             if (!matrix) return false;
             matrices.push_back(std::move(*matrix));
+            row += count;
         }
-        if (!matrices.empty()) {
-            const MatrixD moments = to_terms * fit.moments.cast<double>() * to_terms.transpose();
-            auto together = rounded_together(matrices, moments, options_.term_bits);
-            for (std::size_t t = 0; t < together.size(); ++t) out.terms[t].matrix = std::move(together[t]);
-        }
-        out.classes.assign(units_.width(at.plane), 0);
+        const MatrixD moments = from_fit * fit.moments.cast<double>() * from_fit.transpose();
+        auto together = rounded_together(matrices, moments, options_.term_bits);
+        for (std::size_t t = 0; t < together.size(); ++t) out.terms[t].matrix = std::move(together[t]);
         return true;
+    }
+
+    // Features as a term's matrix takes them, beside those of the fit.
+    struct TermFeatures {
+        MatrixD to_fit;
+        MatrixD from_fit;
+        double energy;  // their variances together
+    };
+
+    static TermFeatures of_tokens(Eigen::Index count) {
+        constexpr double kDeviation = kTokenFeatureScale * kernels::kFeatureWeight;
+        const MatrixD identity = MatrixD::Identity(count, count);
+        return {identity / kDeviation, identity * kDeviation,
+                static_cast<double>(count) * kDeviation * kDeviation};
+    }
+
+    TermFeatures of_unit(std::size_t from, std::span<const CalibrationUnit> before) const {
+        const UnitFit& fit = fits_[from];
+        const Eigen::VectorXd units = feature_units(before[from]);
+        return {fit.metric.cast<double>() * units.asDiagonal(),
+                units.cwiseInverse().asDiagonal() * fit.inverse_metric.cast<double>(),
+                fit.deviation.cast<double>().cwiseQuotient(units).squaredNorm()};
     }
 
     // [channel]: what rounding may add to a state's variance, so that all channels add the same in the
