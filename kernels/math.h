@@ -170,9 +170,9 @@ KVCAST_HD constexpr std::int32_t rounded_distance(std::int16_t state, std::int16
                                                   std::int16_t factor) {
     return ((state - bias) * factor + (1 << 14)) >> 15;
 }
-KVCAST_HD constexpr std::int8_t state_feature(std::int16_t state, std::int16_t bias, std::int16_t factor) {
+KVCAST_HD constexpr std::int16_t state_feature(std::int16_t state, std::int16_t bias, std::int16_t factor) {
     const std::int32_t rounded = rounded_distance(state, bias, factor);
-    return static_cast<std::int8_t>(rounded < -128 ? -128 : rounded > 127 ? 127 : rounded);
+    return static_cast<std::int16_t>(rounded < -128 ? -128 : rounded > 127 ? 127 : rounded);
 }
 
 // klt: one projection's contribution to a state.

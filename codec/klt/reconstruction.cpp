@@ -43,7 +43,7 @@ void KltStates::reset(const Calibration& calibration, const Calibration::Set& se
     states_.resize(planes);
     for (std::size_t p = 0; p < planes; ++p) states_[p].resize(tokens * data.layout.planes[p].width());
     features_.resize((calibration.reach() + 1) * planes);
-    for (std::size_t i = 0; i < features_.size(); ++i)
+    for (std::size_t i = 0; i < (calibration.reach() + 1) * planes; ++i)
         features_[i].resize(tokens * data.layout.planes[i % planes].width());
     starts_.resize(2 * planes);
     for (std::size_t i = 0; i < 2 * planes; ++i)

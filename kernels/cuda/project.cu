@@ -265,7 +265,8 @@ __global__ void __launch_bounds__(kProjectThreads, 1)
             const std::uint32_t channel = unit.channels[output];
             const std::int16_t state = saturate16(total);
             if (states != nullptr) states[index] = state;
-            features[index] = state_feature(state, bias_of(channel), feature_factor_of(channel));
+            features[index] =
+                static_cast<std::int8_t>(state_feature(state, bias_of(channel), feature_factor_of(channel)));
         }
     });
 }

@@ -118,8 +118,8 @@ class TestedChain {
         std::vector<std::int8_t>& features = features_.emplace_back();
         for (std::size_t i = 0; i < states.size(); ++i) {
             const std::uint32_t channel = channels[i % p_.width];
-            features.push_back(
-                state_feature(states[i], cuda::bias_of(channel), cuda::feature_factor_of(channel)));
+            features.push_back(static_cast<std::int8_t>(
+                state_feature(states[i], cuda::bias_of(channel), cuda::feature_factor_of(channel))));
         }
         states_.push_back(std::move(states));
         units_.push_back(unit);

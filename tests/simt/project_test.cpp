@@ -47,7 +47,8 @@ class Unit {
     }
     std::int8_t feature(std::size_t token, std::size_t output) const {
         const std::uint32_t channel = (*channels_)[output];
-        return state_feature(state(token, output), cuda::bias_of(channel), cuda::feature_factor_of(channel));
+        return static_cast<std::int8_t>(
+            state_feature(state(token, output), cuda::bias_of(channel), cuda::feature_factor_of(channel)));
     }
 
   private:
