@@ -25,10 +25,9 @@ struct KltPlanBuilder::Coding {
     DeviceCalibration calibration;
     std::uint32_t chunk = 0;
     std::uint32_t rotation = cuda::kNone;
-    std::uint64_t token_features = 0;  // image
-    // Workspace: [layer][plane]; layers beyond all predictions share them.
-    std::vector<std::uint64_t> features = {};
-    std::uint64_t sums = 0;  // workspace, of one plane at a time, as the next four
+    std::uint64_t token_features = 0;          // image
+    std::vector<std::uint64_t> features = {};  // workspace: [layer][plane]
+    std::uint64_t sums = 0;                    // workspace, of one plane at a time, as the next four
     std::uint64_t products = 0;
     std::uint64_t unit_features = 0;
     std::uint64_t units = 0;
@@ -99,13 +98,9 @@ void KltPlanBuilder::add_tokens(Coding& c) {
 
 void KltPlanBuilder::add_memory(Coding& c) {
     const ChunkHeader& h = c.header;
-    const std::size_t planes = h.layout.planes.size(), kept = options_.calibration->reach() + 1;
     std::size_t widest = 0;
     for (const PlaneShape& p : h.layout.planes) widest = std::max(widest, p.width());
-    for (std::size_t i = 0; i < h.layout.layers * planes; ++i) {
-        const std::size_t bytes = h.tokens * h.layout.planes[i % planes].width();
-        c.features.push_back(i < kept * planes ? workspace_.take(bytes) : c.features[i - kept * planes]);
-    }
+    c.features = take_features(workspace_, *options_.calibration, h.tokens);
     c.sums = workspace_.take(h.tokens * widest * sizeof(std::int32_t));
     c.products = workspace_.take(h.tokens * widest * sizeof(std::int32_t));
     c.unit_features = workspace_.take(h.tokens * widest * sizeof(std::int16_t));

@@ -259,7 +259,7 @@ struct PlanBuilder::KltChunk {
     std::uint64_t exact_list;             // image: the exact tokens
     std::uint64_t token_features;         // image: features of the body tokens
     std::vector<std::uint64_t> states;    // workspace: [layer][plane]
-    std::vector<std::uint64_t> features;  // the same; layers beyond all predictions share them
+    std::vector<std::uint64_t> features;  // the same
     std::optional<ChainLayout> chain;
 };
 
@@ -274,12 +274,11 @@ void PlanBuilder::add_klt(const ChunkSource& c, std::uint32_t index) {
     k.body_list = put<std::uint32_t>(k.body);
     k.exact_list = put<std::uint32_t>(h.klt.exact_tokens);
     k.token_features = put<std::int8_t>(unpack_features(k.data.tokens, ids));
-    const std::size_t planes = h.layout.planes.size(), kept = (calibration.reach() + 1) * planes;
-    for (std::size_t i = 0; i < h.layout.layers * planes; ++i) {
-        const std::size_t values = k.body.size() * h.layout.planes[i % planes].width();
-        k.states.push_back(workspace_.take(values * sizeof(std::int16_t)));
-        k.features.push_back(i < kept ? workspace_.take(values) : k.features[i - kept]);
+    for (std::size_t layer = 0; layer < h.layout.layers; ++layer) {
+        for (const PlaneShape& plane : h.layout.planes)
+            k.states.push_back(workspace_.take(k.body.size() * plane.width() * sizeof(std::int16_t)));
     }
+    k.features = take_features(workspace_, calibration, k.body.size());
     add_klt_runs(k, index);
     add_chain(k);
     for (std::size_t layer = 0; layer < h.layout.layers; ++layer) {

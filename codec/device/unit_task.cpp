@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "codec/device/image.h"
-
 namespace kvcast::device {
 namespace {
 
@@ -32,6 +30,16 @@ void add_term(cuda::UnitTask& task, const DeviceCalibration& calibration, const 
 }
 
 }  // namespace
+
+std::vector<std::uint64_t> take_features(Workspace& workspace, const Calibration& calibration,
+                                         std::size_t tokens) {
+    const Layout& layout = calibration.data().layout;
+    const std::size_t planes = layout.planes.size(), kept = (calibration.reach() + 1) * planes;
+    std::vector<std::uint64_t> out;
+    for (std::size_t i = 0; i < layout.layers * planes; ++i)
+        out.push_back(i < kept ? workspace.take(tokens * layout.planes[i % planes].width()) : out[i - kept]);
+    return out;
+}
 
 cuda::UnitTask predicted_unit(const DeviceCalibration& calibration, UnitPlace place,
                               const UnitMemory& memory) {

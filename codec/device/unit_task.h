@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "codec/device/calibration_image.h"
+#include "codec/device/image.h"
 #include "kernels/cuda/tasks.h"
 
 namespace kvcast::device {
@@ -36,6 +37,10 @@ struct UnitMemory {
     std::span<const std::uint64_t> states;    // the same of std::int16_t; empty where nobody asks for them
     std::size_t tokens;
 };
+
+// Room for UnitMemory::features: layers beyond all predictions share it, so that units come layer by layer.
+std::vector<std::uint64_t> take_features(Workspace& workspace, const Calibration& calibration,
+                                         std::size_t tokens);
 
 // Channels, predictions, states and features of a unit; the transform is still to be added.
 kernels::cuda::UnitTask predicted_unit(const DeviceCalibration& calibration, UnitPlace place,
