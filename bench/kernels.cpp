@@ -491,6 +491,14 @@ std::size_t FSE_decompress_wksp_bmi2(void* out, std::size_t room, const void* in
                                      int bmi2);
 }
 
+bool bmi2_available() {
+#ifdef __x86_64__
+    return __builtin_cpu_supports("bmi2");
+#else
+    return false;
+#endif
+}
+
 // zstd's tANS, its table made from the data and sent along, as zstd itself does for its sequences.
 class Fse {
   public:
@@ -514,7 +522,7 @@ class Fse {
     void decode() {
         checked(FSE_decompress_wksp_bmi2(out_.data(), out_.size(), coded_.data(), bytes_, kMostLog,
                                          workspace_.data(), 4 * workspace_.size(),
-                                         __builtin_cpu_supports("bmi2")));
+                                         bmi2_available()));
     }
 
     bool same() const { return out_ == symbols_; }

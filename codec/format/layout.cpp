@@ -29,10 +29,52 @@ std::vector<std::uint64_t> series(std::uint64_t first, std::uint64_t ratio, std:
     return terms;
 }
 
+// The upper half of a product.
+Wide upper_product(Wide a, Wide b) {
+    const auto low = [](Wide x) { return static_cast<Wide>(static_cast<std::uint64_t>(x)); };
+    const Wide middle_a = (a >> 64) * low(b) + (low(a) * low(b) >> 64);
+    const Wide middle_b = low(a) * (b >> 64) + low(middle_a);
+    return (a >> 64) * (b >> 64) + (middle_a >> 64) + (middle_b >> 64);
+}
+
+// mantissa * 2^exponent, the mantissa's first bit set. Products are cut off behind 128 bits.
+struct Number {
+    Wide mantissa;
+    int exponent;
+
+    static Number of(Wide integer, int exponent) {
+        while (integer >> 127 == 0) integer <<= 1, --exponent;
+        return {integer, exponent};
+    }
+    Number operator*(const Number& other) const {
+        return of(upper_product(mantissa, other.mantissa), exponent + other.exponent + 128);
+    }
+    bool below_one() const { return exponent < -127; }
+};
+
+Number power(Number base, std::size_t n) {
+    Number result = Number::of(1, 0);
+    for (; n != 0; n /= 2, base = base * base) {
+        if (n % 2 != 0) result = result * base;
+    }
+    return result;
+}
+
+// theta^(-2 / dim) in units of 2^-64, rounded: the largest r with ((2 r - 1) / 2^65)^(dim / 2) theta < 1. In
+// integers, since platforms differ in what a long double is, and readers compare layouts for equality.
 std::uint64_t ratio_of(double theta, std::size_t dim) {
-    const long double ratio =
-        std::pow(static_cast<long double>(theta), -2.0L / static_cast<long double>(dim));
-    return ratio >= 1.0L ? ~std::uint64_t{0} : static_cast<std::uint64_t>(std::floor(ratio * 0x1p64L + 0.5L));
+    if (!(theta > 1)) return ~std::uint64_t{0};
+    if (std::isinf(theta)) return 0;
+    int exponent = 0;
+    const double fraction = std::frexp(theta, &exponent);
+    const Number base = Number::of(static_cast<std::uint64_t>(std::ldexp(fraction, 53)), exponent - 53);
+    std::uint64_t ratio = 0;
+    for (int bit = 63; bit >= 0; --bit) {
+        const std::uint64_t larger = ratio | std::uint64_t{1} << bit;
+        const Number middle = Number::of(static_cast<Wide>(larger) * 2 - 1, -65);
+        if ((power(middle, dim / 2) * base).below_one()) ratio = larger;
+    }
+    return ratio;
 }
 
 // The ratio that makes `frequencies` a geometric series, or 0.

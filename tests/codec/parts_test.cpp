@@ -251,6 +251,26 @@ TEST(Rope, TheBaseOfAGeometricSeriesIsFoundAgain) {
     EXPECT_EQ(geometric_theta({1, 2, 3}), 0);
 }
 
+// Values of 80 digits' arithmetic: who publishes and who fetches may have unlike long doubles.
+TEST(Rope, TheRatioOfASeriesIsTheSameOnEveryPlatform) {
+    const auto ratio = [](double theta, std::size_t dim) {
+        std::vector<std::uint8_t> bytes;
+        ByteWriter writer(bytes);
+        Layout layout = make_layout(1, {{1, dim}}, Dtype::kBf16, RopePairing::kHalf);
+        layout.rope.frequencies = geometric_frequencies(theta, dim);
+        write_layout(layout, writer);
+        std::uint64_t last = 0;
+        std::memcpy(&last, bytes.data() + bytes.size() - sizeof last, sizeof last);
+        return last;
+    };
+    EXPECT_EQ(ratio(10000, 64), 13833106561912589467u);
+    EXPECT_EQ(ratio(10000, 128), 15974222249986187368u);
+    EXPECT_EQ(ratio(100000, 64), 12872702205717009733u);
+    EXPECT_EQ(ratio(500000, 128), 15027035630984883927u);
+    EXPECT_EQ(ratio(1000000, 128), 14865164601434254472u);
+    EXPECT_EQ(ratio(8000000, 80), 12397738531080135014u);
+}
+
 TEST(Rope, OneRadianIsTheFirstTermOfEverySeries) {
     EXPECT_EQ(frequency_from_radians(1.0), geometric_frequencies(10000, 64)[0]);
     EXPECT_EQ(frequency_from_radians(-1.0), -geometric_frequencies(10000, 64)[0]);
