@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "streamer/rules/outlook.h"
 
@@ -22,7 +23,7 @@ Controller::Controller(std::shared_ptr<const Rule> rule, ControllerOptions optio
 
 void Controller::begin(std::vector<ChunkView> chunks, std::uint64_t bytes_per_token) {
     views_ = std::move(chunks);
-    started_.resize(views_.size());
+    begun_.resize(views_.size());
     options_.compute.bytes_per_token = bytes_per_token;
     if (recording_) {
         recording_->chunks = views_;
@@ -36,6 +37,7 @@ void Controller::take(const Event& e) {
         case Event::Kind::kRequest:
             return network_.on_request(e.time);
         case Event::Kind::kFirstByte:
+            (e.chunk == kNoChunk ? other_begun_ : begun_[e.chunk]).has_first_byte = true;
             return network_.on_first_byte(e.time, e.seconds);
         case Event::Kind::kBytes:
             network_.on_bytes(e.time, e.bytes);
@@ -45,7 +47,7 @@ void Controller::take(const Event& e) {
             }
             return;
         case Event::Kind::kEnd:
-            return network_.on_end(e.time, e.bytes, e.seconds);
+            return end_transfer(other_begun_, e.time, e.bytes, e.seconds);
         case Event::Kind::kOther:
             other_bytes_ = e.total;
             return;
@@ -53,7 +55,7 @@ void Controller::take(const Event& e) {
         case Event::Kind::kFailed: {
             ChunkView& v = views_[e.chunk];
             if (v.status == ChunkStatus::kLoading)
-                network_.on_end(e.time, v.received, e.time - started_[e.chunk]);
+                end_transfer(begun_[e.chunk], e.time, v.received, e.time - begun_[e.chunk].time);
             v.status = e.kind == Event::Kind::kArrived ? ChunkStatus::kDecoding : ChunkStatus::kPending;
             return;
         }
@@ -182,7 +184,7 @@ void Controller::apply(const Decision& d, Seconds now) {
         v.status = ChunkStatus::kLoading;
         v.choice = d.choice;
         v.received = 0;
-        started_[d.chunk] = now;
+        begun_[d.chunk] = {now, false};
         network_.on_request(now);
     }
     if (recording_) recording_->decisions.push_back(record);
@@ -190,9 +192,13 @@ void Controller::apply(const Decision& d, Seconds now) {
     if (d.kind == Decision::Kind::kLoad) owner_.start(d.chunk, d.choice);
 }
 
+void Controller::end_transfer(Begun& begun, Seconds now, std::uint64_t bytes, Seconds seconds) {
+    network_.on_end(now, bytes, seconds, std::exchange(begun.has_first_byte, false));
+}
+
 void Controller::stop(std::size_t chunk, Seconds now) {
     if (views_[chunk].status != ChunkStatus::kLoading) return;
-    network_.on_end(now, views_[chunk].received, now - started_[chunk]);
+    end_transfer(begun_[chunk], now, views_[chunk].received, now - begun_[chunk].time);
     owner_.stop(chunk);
 }
 

@@ -129,7 +129,15 @@ class Controller {
     ControllerOptions options_;
     Owner& owner_;
     std::vector<ChunkView> views_;
-    std::vector<Seconds> started_;  // [chunk]: its transfer
+    // What Throughput is told at a transfer's end.
+    struct Begun {
+        Seconds time = 0;  // of its request
+        bool has_first_byte = false;
+    };
+    void end_transfer(Begun& begun, Seconds now, std::uint64_t bytes, Seconds seconds);
+
+    std::vector<Begun> begun_;  // [chunk]
+    Begun other_begun_;         // the manifest or the calibration
     Throughput network_;
     std::uint64_t other_bytes_ = 0;
     std::size_t computing_first_ = 0, computing_end_ = 0;  // what the engine works on; empty: nothing

@@ -37,12 +37,12 @@ void Throughput::on_bytes(Seconds now, std::uint64_t bytes) {
     if ((open_.time >= kSliceTime && open_.bytes >= kSliceBytes) || open_.time >= kLongSlice) close_slice();
 }
 
-void Throughput::on_end(Seconds now, std::uint64_t bytes, Seconds seconds) {
-    if (busy_ > 0) {
+void Throughput::on_end(Seconds now, std::uint64_t bytes, Seconds seconds, bool had_first_byte) {
+    if (had_first_byte && busy_ > 0) {
         open_.time += now - last_change_;
         last_change_ = now;
         --busy_;
-    } else if (silent(now)) {
+    } else if (busy_ == 0 && silent(now)) {
         open_.time += now - last_byte_;  // given up in silence: that is evidence too
     }
     if (silent(now)) last_byte_ = now;  // it is in the slice

@@ -38,8 +38,8 @@ class Throughput {
     void on_request(Seconds now);
     void on_first_byte(Seconds now, Seconds latency);
     void on_bytes(Seconds now, std::uint64_t bytes);
-    // A transfer ends, whole or not: `bytes` in `seconds` since its request.
-    void on_end(Seconds now, std::uint64_t bytes, Seconds seconds);
+    // A transfer ends, whole or not: `bytes` in `seconds` since its request; whether it had its first byte.
+    void on_end(Seconds now, std::uint64_t bytes, Seconds seconds, bool had_first_byte);
 
     ThroughputEstimate estimate(Seconds now) const;
 

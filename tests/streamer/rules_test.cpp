@@ -473,7 +473,7 @@ Seconds transfer(Throughput& t, Seconds now, double bytes, double rate, Seconds 
         t.on_bytes(now, static_cast<std::uint64_t>(part));
         left -= part;
     }
-    t.on_end(now, static_cast<std::uint64_t>(bytes), now - start);
+    t.on_end(now, static_cast<std::uint64_t>(bytes), now - start, true);
     return now;
 }
 
@@ -557,12 +557,24 @@ TEST(ThroughputTest, SilenceLowersTheEstimate) {
     EXPECT_LT(t.estimate(now + 5).mean, 0.1 * before);
 }
 
+// A request that was answered 404, say, while another one streams.
+TEST(ThroughputTest, ATransferThatEndsWithoutAFirstByteTakesNothingFromOthers) {
+    Throughput t({5e6, 0.01});
+    t.on_request(0);
+    t.on_request(0);
+    t.on_first_byte(0.01, 0.01);
+    t.on_end(0.02, 0, 0.02, false);
+    for (int i = 1; i <= 2000; ++i) t.on_bytes(0.02 + i * 0.001, 1000);
+    EXPECT_TRUE(t.estimate(2.02).measured);
+    EXPECT_NEAR(t.estimate(2.02).mean, 1e6, 1e4);
+}
+
 TEST(ThroughputTest, SilenceThatWasGivenUpIsRemembered) {
     Throughput t({5e6, 0.01});
     t.on_request(0);
     t.on_request(0);
-    t.on_end(1, 0, 1);
-    t.on_end(1, 0, 1);
+    t.on_end(1, 0, 1, false);
+    t.on_end(1, 0, 1, false);
     EXPECT_LT(t.estimate(1).mean, 0.1 * 5e6);
     t.on_request(1);
     EXPECT_LT(t.estimate(1).mean, 0.1 * 5e6);
