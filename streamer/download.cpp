@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 namespace kvcast::streamer {
 namespace {
@@ -19,20 +20,53 @@ class Download::Attempt final : public HttpHandler {
     Attempt(Download& download, std::uint64_t from)
         : owner(download), position(from), asked_from(from), started(download.loop_.now()), heard(started) {}
 
-    bool on_head(const HttpHead& head) override { return owner.accept(*this, head); }
-    bool on_body(std::span<const std::uint8_t> bytes) override { return owner.take(*this, bytes); }
-    void on_end(const HttpResult& result) override { owner.conclude(*this, result); }
+    void on_sent() override {
+        sent = true;
+        if (!has_body) started = heard = owner.loop_.now();
+        owner.arm();
+    }
+    bool on_head(const HttpHead& head) override {
+        return unless_thrown([&] { return owner.accept(*this, head); });
+    }
+    bool on_body(std::span<const std::uint8_t> bytes) override {
+        return unless_thrown([&] { return owner.take(*this, bytes); });
+    }
+    void on_end(const HttpResult& result) override {
+        owner.carry_out([&] { owner.conclude(*this, result); });
+    }
 
     Download& owner;
     Transport::Id id = 0;
     std::uint64_t position;
     const std::uint64_t asked_from;
-    const Time started;
+    Time started;  // when it was sent
     Time heard;
+    bool sent = false;
     bool has_body = false;
     std::optional<HttpResult> refused;  // why the answer is not wanted
     std::size_t drained = 0;
+
+  private:
+    template <typename Call>
+    bool unless_thrown(const Call& call) noexcept {
+        try {
+            return call();
+        } catch (...) {
+            refused = HttpResult{status_of_exception(), 0, std::nullopt};
+            return false;
+        }
+    }
 };
+
+// What the network or a timer brings about; where it throws, the download has failed.
+template <typename Step>
+void Download::carry_out(const Step& step) noexcept {
+    try {
+        step();
+    } catch (...) {
+        finish(status_of_exception(), 0);
+    }
+}
 
 Download::Download(EventLoop& loop, Transport& transport, DownloadRequest request,
                    const DownloadOptions& options, DownloadObserver& observer, std::uint64_t seed)
@@ -46,7 +80,12 @@ Download::Download(EventLoop& loop, Transport& transport, DownloadRequest reques
     bytes_.clear();
     if (!request_.front.empty()) bytes_ = std::move(request_.front);
     most_bytes_ = bytes_.size();
-    begin_attempt();
+    try {
+        begin_attempt();
+    } catch (...) {
+        loop_.cancel(timer_);
+        throw;
+    }
 }
 
 Download::~Download() {
@@ -71,8 +110,8 @@ void Download::begin_attempt() {
         request.if_range = etag_;
     }
     ++requests_;
-    attempt.id = transport_.start(std::move(request), attempt);
     arm();
+    attempt.id = transport_.start(std::move(request), attempt);  // the last thing that may throw
 }
 
 void Download::end_attempt(Attempt& attempt) {
@@ -123,26 +162,28 @@ bool Download::accept(Attempt& attempt, const HttpHead& head) {
 }
 
 bool Download::take(Attempt& attempt, std::span<const std::uint8_t> bytes) {
-    observer_.on_bytes(bytes.size());
     attempt.heard = loop_.now();
-    if (attempt.refused) return (attempt.drained += bytes.size()) <= kDrainedBytes;
-    if (!attempt.has_body) {
-        attempt.has_body = true;
-        observer_.on_first_byte(attempt.heard - attempt.started);
+    if (attempt.refused) {
+        observer_.on_bytes(bytes.size());
+        return (attempt.drained += bytes.size()) <= kDrainedBytes;
     }
     const std::uint64_t most = std::min(request_.bytes.value_or(request_.limit), request_.limit);
-    if (attempt.position + bytes.size() > most) {
+    const bool fits = attempt.position + bytes.size() <= most;
+    if (fits) {
+        // An attempt starts where bytes_ ended, or before that.
+        const std::uint64_t known = std::min<std::uint64_t>(bytes_.size() - attempt.position, bytes.size());
+        bytes_.insert(bytes_.end(), bytes.begin() + static_cast<std::ptrdiff_t>(known), bytes.end());
+        attempt.position += bytes.size();
+    } else {
         attempt.refused =
             HttpResult{{ErrorCode::kObjectMismatch, fmt::format("the object goes on after {} bytes", most)},
                        200,
                        std::nullopt};
-        return false;
     }
-    // An attempt starts where bytes_ ended, or before that.
-    const std::uint64_t known = std::min<std::uint64_t>(bytes_.size() - attempt.position, bytes.size());
-    bytes_.insert(bytes_.end(), bytes.begin() + static_cast<std::ptrdiff_t>(known), bytes.end());
-    attempt.position += bytes.size();
-    return true;
+    const bool first = !std::exchange(attempt.has_body, true);
+    observer_.on_bytes(bytes.size());
+    if (first) observer_.on_first_byte(attempt.heard - attempt.started);
+    return fits;
 }
 
 void Download::conclude(Attempt& attempt, const HttpResult& result) {
@@ -170,7 +211,7 @@ void Download::fail(Attempt& attempt, HttpResult result) {
     const auto delay = retry_delay(options_.retry, ++failures_, result, random_);
     if (!delay) return finish(std::move(result.status), result.http_status);
     loop_.cancel(timer_);
-    timer_ = loop_.after(*delay, [this] { begin_attempt(); });
+    timer_ = loop_.after(*delay, [this] { carry_out([this] { begin_attempt(); }); });
 }
 
 void Download::finish(Result<std::vector<std::uint8_t>> object, int http_status) {
@@ -181,31 +222,40 @@ void Download::finish(Result<std::vector<std::uint8_t>> object, int http_status)
     observer_.on_finished(std::move(object), http_status);
 }
 
+// How long it may be silent.
+Duration Download::patience(const Attempt& attempt) const {
+    if (attempt.has_body) return options_.stall_timeout;
+    return attempt.sent ? options_.first_byte_timeout : options_.queue_timeout;
+}
+
 void Download::arm() {
     loop_.cancel(timer_);
     Time next = Time::max();
     for (const Attempt& a : attempts_) {
-        next = std::min(next, a.heard + (a.has_body ? options_.stall_timeout : options_.first_byte_timeout));
-        if (options_.hedge_after && attempts_.size() == 1)
+        next = std::min(next, a.heard + patience(a));
+        if (options_.hedge_after && attempts_.size() == 1 && a.sent)
             next = std::min(next, a.heard + *options_.hedge_after);
     }
-    timer_ = loop_.after(std::max(next - loop_.now(), Duration(0)), [this] { check_silence(); });
+    timer_ = loop_.after(std::max(next - loop_.now(), Duration(0)),
+                         [this] { carry_out([this] { check_silence(); }); });
 }
 
 void Download::check_silence() {
     const Time now = loop_.now();
     for (Attempt& a : attempts_) {
-        const Duration patience = a.has_body ? options_.stall_timeout : options_.first_byte_timeout;
-        if (now - a.heard < patience) continue;
+        if (now - a.heard < patience(a)) continue;
         transport_.cancel(a.id);
         const auto silent = std::chrono::duration_cast<std::chrono::milliseconds>(now - a.heard).count();
         const bool another = attempts_.size() > 1;
         // The last attempt's failure may be the download's end, in which the observer may destroy it.
-        fail(a, {{ErrorCode::kTimeout, fmt::format("no byte for {} ms", silent)}, 0, std::nullopt});
+        fail(a, {{ErrorCode::kTimeout,
+                  fmt::format("no {} for {} ms", a.sent ? "byte" : "connection to be had", silent)},
+                 0,
+                 std::nullopt});
         if (another) arm();
         return;
     }
-    if (options_.hedge_after && attempts_.size() == 1 &&
+    if (options_.hedge_after && attempts_.size() == 1 && attempts_.front().sent &&
         now - attempts_.front().heard >= *options_.hedge_after)
         return begin_attempt();
     arm();

@@ -3,7 +3,8 @@
 // Bytes that came stay, whichever attempt brought them; every attempt asks for what is missing only. What the
 // bytes hash to is checked by the caller, who knows what was promised.
 //
-// All on the event loop's thread. No exceptions but for memory exhaustion.
+// All on the event loop's thread. Only the constructor throws (std::bad_alloc): a download that has no memory
+// for what comes ends with kOutOfMemory.
 #pragma once
 
 #include <list>
@@ -18,7 +19,8 @@ namespace kvcast::streamer {
 
 struct DownloadOptions {
     RetryPolicy retry = {};
-    Duration first_byte_timeout = std::chrono::seconds(5);  // from the request to its answer's body
+    Duration queue_timeout = std::chrono::seconds(30);  // until a connection is there and the request is sent
+    Duration first_byte_timeout = std::chrono::seconds(5);  // from then on, to the answer's body
     Duration stall_timeout = std::chrono::seconds(5);       // between bytes
     // After this much silence a second request goes out beside the first; the faster one wins.
     std::optional<Duration> hedge_after = std::nullopt;
@@ -33,15 +35,18 @@ struct DownloadRequest {
         {};  // instead: bytes from the object's front that are there; the rest is asked for
 };
 
+// Throws nothing.
 class DownloadObserver {
   public:
     virtual ~DownloadObserver() = default;
     // A request has had its first body byte, `latency` after it was sent.
     virtual void on_first_byte(Duration latency) = 0;
-    // `count` bytes came over the network, whether new or not.
+    // `count` bytes came over the network, whether new or not, an error's body among them: received() has
+    // moved if they are the object's.
     virtual void on_bytes(std::size_t count) = 0;
     // Last call; the observer may destroy the download in it. Failures: kNetwork, kTls, kHttpStatus,
-    // kProtocol, kTimeout, kObjectMismatch (another size than promised, or beyond the limit), kBadArgument.
+    // kProtocol, kTimeout, kObjectMismatch (another size than promised, or beyond the limit), kBadArgument,
+    // kOutOfMemory.
     // `http_status` is the last answer's, 0 where there was none.
     virtual void on_finished(Result<std::vector<std::uint8_t>> object, int http_status) = 0;
 };
@@ -75,6 +80,9 @@ class Download {
     void fail(Attempt& attempt, HttpResult result);
     void finish(Result<std::vector<std::uint8_t>> object, int http_status);
     bool complete() const { return request_.bytes && bytes_.size() == *request_.bytes; }
+    template <typename Step>
+    void carry_out(const Step& step) noexcept;
+    Duration patience(const Attempt& attempt) const;
     void arm();
     void check_silence();
 

@@ -2,7 +2,7 @@
 // this interface.
 //
 // Everything but post() is called on the loop's thread, and every callback runs there. Callbacks may call any
-// of these functions.
+// of these functions, and throw nothing: what leaves one ends the process.
 #pragma once
 
 #include <chrono>
@@ -49,7 +49,8 @@ class EventLoop {
     virtual void watch(int descriptor, Interest interest, std::function<void(Interest ready)> callback) = 0;
 };
 
-// A loop with a thread of its own (epoll). The destructor drops tasks that have not run, and joins.
+// A loop with a thread of its own (epoll). Throws std::system_error where the system has no thread or
+// descriptor left for it.
 class ThreadLoop final : public EventLoop {
   public:
     ThreadLoop();
@@ -66,8 +67,13 @@ class ThreadLoop final : public EventLoop {
     // Whether the calling thread is the loop's.
     bool is_current() const;
 
-    // Runs `task` on the loop and returns when it has run. Not from the loop's own thread.
+    // Runs `task` on the loop and returns when it has run; what it throws is thrown here. Not from the loop's
+    // own thread.
     void run(const std::function<void()>& task);
+
+    // Ends the thread once it has run what was posted before; what is posted later is dropped. The destructor
+    // does so, too. Afterwards everything but run() may be called from one thread, and does nothing any more.
+    void stop();
 
   private:
     struct Impl;

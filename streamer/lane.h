@@ -16,7 +16,7 @@ class Lane {
     Lane(const Lane&) = delete;
     Lane& operator=(const Lane&) = delete;
 
-    // Once stopped, tasks are dropped: they may own whoever owns the lane.
+    // Tasks throw nothing. Once stopped, they are dropped: they may own whoever owns the lane.
     void run(std::function<void()> task) {
         {
             const std::scoped_lock lock(mutex_);
@@ -36,7 +36,7 @@ class Lane {
         {
             const std::scoped_lock lock(mutex_);
             stop_ = true;
-            if (drop) tasks_ = {};
+            while (drop && !tasks_.empty()) tasks_.pop();
         }
         wake_.notify_one();
         if (thread_.joinable()) thread_.join();

@@ -74,6 +74,14 @@ void Locator::probe() {
 
 void Locator::on_finished(Result<std::vector<std::uint8_t>> object, int http_status) {
     const std::unique_ptr<Download> ended = std::move(download_);
+    try {
+        go_on(std::move(object), http_status);
+    } catch (...) {
+        end(status_of_exception());
+    }
+}
+
+void Locator::go_on(Result<std::vector<std::uint8_t>> object, int http_status) {
     if (manifest_url_.empty()) return on_pointer(std::move(object), http_status);
     if (!object.ok()) {
         const Status s = object.status();

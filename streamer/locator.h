@@ -36,7 +36,8 @@ struct Located {
     std::vector<std::int32_t> token_ids;  // the caller's, or else the manifest's where it has them
 };
 
-// On the loop's thread. Every byte is fetched with the same options; `observer` sees the traffic.
+// On the loop's thread. Every byte is fetched with the same options. Only the constructor throws
+// (std::bad_alloc).
 class Locator final : public DownloadObserver {
   public:
     struct Environment {
@@ -49,9 +50,9 @@ class Locator final : public DownloadObserver {
     };
     // Called once; may destroy the locator. Failures: those of Download, kNotStored (no prefix of the
     // tokens), kBadManifest, kUnsigned, kBadSignature, kExpired, kForeign (another model or layout, other
-    // tokens), kBadArgument.
+    // tokens), kBadArgument. Throws nothing.
     using Done = std::function<void(Result<Located>)>;
-    // Latency of a first byte.
+    // Latency of a first byte. Throws nothing.
     using Heard = std::function<void(Duration)>;
 
     // `wanted` passed check_wanted().
@@ -65,6 +66,7 @@ class Locator final : public DownloadObserver {
     void on_bytes(std::size_t) override {}
     void on_finished(Result<std::vector<std::uint8_t>> object, int http_status) override;
 
+    void go_on(Result<std::vector<std::uint8_t>> object, int http_status);
     void fetch(std::string url, std::uint64_t limit);
     void probe();
     void end(Result<Located> located);

@@ -15,7 +15,13 @@ class Lookup {
         : loop_(loop), transport_(transport), options_(options) {}
 
     Result<Located> run(Wanted wanted) {
-        loop_.post([this, wanted = std::move(wanted)]() mutable { begin(std::move(wanted)); });
+        loop_.post([this, wanted = std::move(wanted)]() mutable {
+            try {
+                begin(std::move(wanted));
+            } catch (...) {
+                end(status_of_exception());
+            }
+        });
         std::unique_lock lock(mutex_);
         answered_.wait(lock, [this] { return answer_.has_value(); });
         return std::move(*answer_);

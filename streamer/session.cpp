@@ -7,8 +7,8 @@
 #include <condition_variable>
 #include <list>
 #include <mutex>
-#include <new>
 #include <random>
+#include <utility>
 
 #include "codec/format/chain.h"
 #include "streamer/lane.h"
@@ -57,7 +57,7 @@ class Session::Impl : public std::enable_shared_from_this<Impl>, private Control
     }
 
     void begin();
-    void request_cancel();
+    void abandon(Status why);
     void close();
     Summary wait();
     bool wait_for(Duration patience);
@@ -96,7 +96,27 @@ class Session::Impl : public std::enable_shared_from_this<Impl>, private Control
         const std::scoped_lock lock(sink_mutex_);
         if (!closed_) call();
     }
+    // What happens on the loop's thread. Where it throws, be it that memory is used up or that the sink has
+    // failed, the session ends; where there is no memory even for that, the process does.
+    template <typename Step>
+    void carry_out(Step&& step) noexcept {
+        try {
+            step();
+        } catch (...) {
+            abandon(status_of_exception());
+        }
+    }
+    template <typename Step>
+    void post(Step step) {
+        loop_.post([self = shared_from_this(), step = std::move(step)]() mutable { self->carry_out(step); });
+    }
+    // The same for what happens on a lane.
+    template <typename Task>
+    void run(Lane& lane, Task task) {
+        lane.run([self = shared_from_this(), task = std::move(task)]() mutable { self->carry_out(task); });
+    }
 
+    void locate();
     void on_located(Result<Located> located);
     void all_text(const Status& why);
     Status check_memory() const;
@@ -122,6 +142,7 @@ class Session::Impl : public std::enable_shared_from_this<Impl>, private Control
 
     void on_transfer(Transfer& ended, Result<std::vector<std::uint8_t>> object, int http_status);
     void on_calibration(Result<std::vector<std::uint8_t>> object, bool resumed);
+    Status add_calibration_on_lane(std::span<const std::uint8_t> file);
     void calibration_is_there(const Status& status);
     void note_failure(std::size_t chunk, std::size_t choice, const Status& status);
     void add_trouble(std::size_t chunk, unsigned level, const std::string& what);
@@ -136,6 +157,7 @@ class Session::Impl : public std::enable_shared_from_this<Impl>, private Control
 
     void finish_when_complete();
     void finish(const Status& status);
+    void summarise(const Status& status);
     const std::vector<ChunkView>& views() const { return controller_.chunks(); }
     const ManifestObject& promised(std::size_t chunk, std::size_t choice) const {
         return located_.manifest.chunks[chunk].objects[choice];
@@ -192,33 +214,42 @@ Session::Impl::Transfer::Transfer(Impl& o, std::size_t chunk_, std::size_t choic
 }
 
 void Session::Impl::Transfer::on_first_byte(Duration latency) {
-    if (!busy) owner.controller_.take({Kind::kFirstByte, owner.now(), chunk, 0, 0, to_seconds(latency)});
-    busy = true;
+    if (std::exchange(busy, true)) return;
+    owner.carry_out([&] {
+        owner.controller_.take({Kind::kFirstByte, owner.now(), chunk, 0, 0, to_seconds(latency)});
+    });
 }
 
 void Session::Impl::Transfer::on_bytes(std::size_t count) {
     came += count;
-    const std::uint64_t total = std::min<std::uint64_t>(download->received() + count, bytes);
-    owner.controller_.take({Kind::kBytes, owner.now(), chunk, count, total, 0});
-    const bool awaited = owner.calibration_ == CalibrationState::kAsked;
-    if (chunk == kCalibration && awaited)
-        owner.controller_.take({Kind::kOther, owner.now(), 0, 0, bytes - total, 0});
+    owner.carry_out([&] {
+        const std::uint64_t total = std::min<std::uint64_t>(download->received(), bytes);
+        owner.controller_.take({Kind::kBytes, owner.now(), chunk, count, total, 0});
+        const bool awaited = owner.calibration_ == CalibrationState::kAsked;
+        if (chunk == kCalibration && awaited)
+            owner.controller_.take({Kind::kOther, owner.now(), 0, 0, bytes - total, 0});
+    });
 }
 
 void Session::Impl::Transfer::on_finished(Result<std::vector<std::uint8_t>> object, int http_status) {
-    owner.on_transfer(*this, std::move(object), http_status);
+    Impl& session = owner;  // which destroys this
+    session.carry_out([&] { session.on_transfer(*this, std::move(object), http_status); });
 }
 
 // ---- the beginning ----
 
 void Session::Impl::begin() {
+    carry_out([this] { locate(); });
+}
+
+void Session::Impl::locate() {
     if (ended_) return;
     if (const Status s = check_wanted(wanted_); !s.ok()) return finish(s);
     const Seconds all = options_.compute.prefill_time(0, wanted_.token_ids.size()) * kTextMargin;
     if (!wanted_.token_ids.empty() && all < options_.deadline && options_.deadline < 1e9) {
         patience_ = loop_.after(from_seconds(options_.deadline - all), [this] {
             locator_.reset();
-            all_text({ErrorCode::kTimeout, "no manifest before recomputing was due"});
+            carry_out([this] { all_text({ErrorCode::kTimeout, "no manifest before recomputing was due"}); });
         });
     }
     const Locator::Environment environment = {loop_,
@@ -228,15 +259,17 @@ void Session::Impl::begin() {
                                               options_.wall_clock ? options_.wall_clock() : system_seconds(),
                                               random_()};
     const auto heard = [this](Duration latency) {
-        controller_.take({Kind::kRequest, now(), kNoChunk, 0, 0, 0});
-        controller_.take({Kind::kFirstByte, now(), kNoChunk, 0, 0, to_seconds(latency)});
-        controller_.take({Kind::kEnd, now(), kNoChunk, 0, 0, 0});
+        carry_out([&] {
+            controller_.take({Kind::kRequest, now(), kNoChunk, 0, 0, 0});
+            controller_.take({Kind::kFirstByte, now(), kNoChunk, 0, 0, to_seconds(latency)});
+            controller_.take({Kind::kEnd, now(), kNoChunk, 0, 0, 0});
+        });
     };
-    locator_ = std::make_unique<Locator>(environment, wanted_, heard,
-                                         [weak = weak_from_this()](Result<Located> located) {
-                                             if (const auto self = weak.lock())
-                                                 self->on_located(std::move(located));
-                                         });
+    const auto done = [weak = weak_from_this()](Result<Located> located) {
+        const auto self = weak.lock();
+        if (self) self->carry_out([&] { self->on_located(std::move(located)); });
+    };
+    locator_ = std::make_unique<Locator>(environment, wanted_, heard, done);
 }
 
 void Session::Impl::on_located(Result<Located> located) {
@@ -362,15 +395,15 @@ bool Session::Impl::expects_calibrated() const {
 // The codec may have to read it from somewhere, which takes its time. Chunks come meanwhile.
 void Session::Impl::ask_for_calibration() {
     calibration_ = CalibrationState::kAsked;
-    calibration_lane_.run([self = shared_from_this()] {
-        if (self->cancelled_) return;
-        const Hash& id = self->located_.manifest.calibration->id;
-        const bool there = self->codec_.has_calibration(id);
-        auto front = there ? std::vector<std::uint8_t>() : self->codec_.begun_calibration(id);
-        self->loop_.post([self, there, front = std::move(front)]() mutable {
-            if (self->ended_ || self->cancelled_) return;
-            there ? self->calibration_is_there({}) : self->fetch_calibration(std::move(front));
-            self->pump();
+    run(calibration_lane_, [this] {
+        if (cancelled_) return;
+        const Hash& id = located_.manifest.calibration->id;
+        const bool there = codec_.has_calibration(id);
+        auto front = there ? std::vector<std::uint8_t>() : codec_.begun_calibration(id);
+        post([this, there, front = std::move(front)]() mutable {
+            if (ended_ || cancelled_) return;
+            there ? calibration_is_there({}) : fetch_calibration(std::move(front));
+            pump();
         });
     });
 }
@@ -392,9 +425,8 @@ void Session::Impl::fetch_calibration(std::vector<std::uint8_t> front) {
 void Session::Impl::keep_begun(Transfer& calibration) {
     std::vector<std::uint8_t> front = calibration.download->release();
     if (front.size() <= calibration.begun) return;
-    calibration_lane_.run([self = shared_from_this(), front = std::move(front)] {
-        self->codec_.keep_begun(self->located_.manifest.calibration->id, front);
-    });
+    run(calibration_lane_,
+        [this, front = std::move(front)] { codec_.keep_begun(located_.manifest.calibration->id, front); });
 }
 
 // ---- decisions ----
@@ -407,7 +439,7 @@ void Session::Impl::pump() {
     // One that nobody waits for comes as long as nothing else does.
     if (calibration_ == CalibrationState::kSettled && controller_.loading()) drop_calibration();
     loop_.cancel(tick_);
-    tick_ = loop_.after(kTick, [this] { pump(); });
+    tick_ = loop_.after(kTick, [this] { carry_out([this] { pump(); }); });
     finish_when_complete();
 }
 
@@ -515,24 +547,33 @@ void Session::Impl::on_calibration(Result<std::vector<std::uint8_t>> object, boo
         calibration_is_there(object.status());
         return pump();
     }
-    calibration_lane_.run([self = shared_from_this(), file = std::move(object.value()), resumed] {
-        const Hash& id = self->located_.manifest.calibration->id;
+    run(calibration_lane_, [this, file = std::move(object.value()), resumed] {
+        const Hash& id = located_.manifest.calibration->id;
         const bool sound = sha256(file) == id;
         Status status = {ErrorCode::kObjectMismatch, "the calibration's bytes do not hash to its name"};
-        if (sound) status = self->codec_.add_calibration(file);
+        if (sound) status = add_calibration_on_lane(file);
         // Whose fault it is, the kept bytes' or the new ones', cannot be told: all of it anew.
         const bool again = !sound && resumed;
-        if (again) self->codec_.keep_begun(id, {});
-        self->loop_.post([self, status, again] {
-            if (self->ended_ || self->cancelled_) return;
-            if (again && self->calibration_ == CalibrationState::kAsked) {
-                self->fetch_calibration({});
+        if (again) codec_.keep_begun(id, {});
+        post([this, status, again] {
+            if (ended_ || cancelled_) return;
+            if (again && calibration_ == CalibrationState::kAsked) {
+                fetch_calibration({});
             } else {
-                self->calibration_is_there(status);
+                calibration_is_there(status);
             }
-            self->pump();
+            pump();
         });
     });
+}
+
+// One that the codec cannot take rules out the levels that need it, like one that does not come.
+Status Session::Impl::add_calibration_on_lane(std::span<const std::uint8_t> file) {
+    try {
+        return codec_.add_calibration(file);
+    } catch (...) {
+        return status_of_exception();
+    }
 }
 
 // Chunks that waited are decoded, or have to come at another level.
@@ -571,11 +612,11 @@ void Session::Impl::decode(std::size_t chunk, std::vector<std::uint8_t> object) 
         held_.push_back({chunk, std::move(object)});
         return;
     }
-    decode_lane_.run([self = shared_from_this(), chunk, &promise, object = std::move(object)]() mutable {
-        const Status status = self->decode_on_lane(chunk, promise, object);
-        self->loop_.post([self, chunk, object = std::move(object), status]() mutable {
-            self->on_decoded(chunk, std::move(object), status);
-            self->pump();
+    run(decode_lane_, [this, chunk, &promise, object = std::move(object)]() mutable {
+        const Status status = decode_on_lane(chunk, promise, object);
+        post([this, chunk, object = std::move(object), status]() mutable {
+            on_decoded(chunk, std::move(object), status);
+            pump();
         });
     });
 }
@@ -586,12 +627,17 @@ Status Session::Impl::decode_on_lane(std::size_t chunk, const ManifestObject& pr
     Status status = verify_object(object, located_.manifest, chunk, promise);
     if (!status.ok()) return status;
     const TokenRange tokens = reports_[chunk].tokens;
+    bool handed_over = false;
     try {
         return codec_.decode(object, [&](std::size_t layer, std::span<const DecodedPlane> planes) {
+            handed_over = true;
             if (!cancelled_) sink_.on_layer(chunk, tokens, layer, planes);
         });
-    } catch (const std::bad_alloc&) {
-        return {ErrorCode::kLimitExceeded, "no memory to decode the chunk in"};
+    } catch (...) {
+        // A sink never gets the first layers of a chunk twice.
+        if (handed_over) throw;
+        const Status why = status_of_exception();
+        return {why.code(), "decoding: " + why.message()};
     }
 }
 
@@ -622,12 +668,12 @@ void Session::Impl::on_decoded(std::size_t chunk, std::vector<std::uint8_t> obje
 void Session::Impl::recompute(std::size_t first, std::size_t end) {
     const TokenRange tokens = {views()[first].first_token,
                                views()[end - 1].first_token + views()[end - 1].tokens};
-    compute_lane_.run([self = shared_from_this(), first, end, tokens] {
-        const std::span<const std::int32_t> known = self->located_.token_ids;
+    run(compute_lane_, [this, first, end, tokens] {
+        const std::span<const std::int32_t> known = located_.token_ids;
         const auto ids = tokens.end <= known.size() ? known.subspan(tokens.first, tokens.end - tokens.first)
                                                     : std::span<const std::int32_t>();
-        if (!self->cancelled_) self->sink_.on_recompute(tokens, ids);
-        self->loop_.post([self, first, end] { self->on_recomputed(first, end); });
+        if (!cancelled_) sink_.on_recompute(tokens, ids);
+        post([this, first, end] { on_recomputed(first, end); });
     });
 }
 
@@ -650,9 +696,24 @@ void Session::Impl::finish(const Status& status) {
     loop_.cancel(tick_);
     loop_.cancel(patience_);
     locator_.reset();
-    drop_calibration();
-    transfers_.clear();
-    held_.clear();
+    try {
+        drop_calibration();
+        transfers_.clear();
+        held_.clear();
+        summarise(status);
+        tell([&] { sink_.on_finish(summary_); });
+    } catch (...) {
+        transfers_.clear();
+        summary_.status = status_of_exception();
+    }
+    {
+        const std::scoped_lock lock(done_mutex_);
+        done_ = true;
+    }
+    done_condition_.notify_all();
+}
+
+void Session::Impl::summarise(const Status& status) {
     summary_.status = status;
     summary_.publication = publication_;
     summary_.time = now();
@@ -672,22 +733,20 @@ void Session::Impl::finish(const Status& status) {
     if (summary_.tokens > summary_.text_tokens)
         summary_.kl = known ? kl / static_cast<double>(summary_.tokens - summary_.text_tokens) : -1;
     summary_.chunks = reports_;
-    tell([&] { sink_.on_finish(summary_); });
-    {
-        const std::scoped_lock lock(done_mutex_);
-        done_ = true;
-    }
-    done_condition_.notify_all();
 }
 
-// Once tasks that the lanes have begun are over, on_finish() is the last callback.
-void Session::Impl::request_cancel() {
+// Ends the session early, from any thread. Once tasks that the lanes have begun are over, on_finish() is the
+// last callback.
+void Session::Impl::abandon(Status why) {
     if (cancelled_.exchange(true)) return;
-    decode_lane_.run([self = shared_from_this()] {
-        self->compute_lane_.run([self] {
-            self->loop_.post([self] { self->finish({ErrorCode::kCancelled, "the session was cancelled"}); });
+    try {
+        run(decode_lane_, [this, why = std::move(why)] {
+            run(compute_lane_, [this, why] { post([this, why] { finish(why); }); });
         });
-    });
+    } catch (...) {
+        cancelled_ = false;
+        throw;
+    }
 }
 
 void Session::Impl::close() {
@@ -699,9 +758,7 @@ void Session::Impl::close() {
         const std::scoped_lock lock(sink_mutex_);
         closed_ = true;
     }
-    loop_.post([self = shared_from_this()] {
-        self->finish({ErrorCode::kCancelled, "the session was destroyed"});
-    });
+    post([this] { finish({ErrorCode::kCancelled, "the session was destroyed"}); });
 }
 
 Summary Session::Impl::wait() {
@@ -726,7 +783,7 @@ Session::~Session() {
 }
 
 void Session::cancel() {
-    impl_->request_cancel();
+    impl_->abandon({ErrorCode::kCancelled, "the session was cancelled"});
 }
 
 Summary Session::wait() {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <exception>
 #include <future>
 #include <map>
 #include <mutex>
@@ -18,6 +19,8 @@
 
 namespace kvcast::streamer {
 namespace {
+
+constexpr Duration kLongest = std::chrono::hours(24 * 365);  // of a delay, so that sums stay in range
 
 class Descriptor {
   public:
@@ -52,7 +55,8 @@ struct ThreadLoop::Impl {
         epoll_event event = {};
         event.events = EPOLLIN;
         event.data.fd = wake.get();
-        ::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, wake.get(), &event);
+        if (::epoll_ctl(epoll.get(), EPOLL_CTL_ADD, wake.get(), &event) != 0)
+            throw std::system_error(errno, std::generic_category(), "epoll_ctl");
     }
 
     void notify() const {
@@ -94,16 +98,17 @@ struct ThreadLoop::Impl {
     // Runs what was posted; false when it is time to end.
     bool run_posted() {
         std::vector<std::function<void()>> tasks;
+        bool last = false;
         {
             const std::scoped_lock lock(mutex);
-            if (stop) return false;
+            last = stop;
             tasks.swap(posted);
         }
         for (const auto& task : tasks) task();
-        return true;
+        return !last;
     }
 
-    void serve() {
+    void serve() noexcept {
         std::array<epoll_event, 64> events;
         while (run_posted()) {
             const int count = ::epoll_wait(epoll.get(), events.data(), events.size(), patience());
@@ -118,12 +123,16 @@ ThreadLoop::ThreadLoop() : impl_(std::make_unique<Impl>()) {
 }
 
 ThreadLoop::~ThreadLoop() {
+    stop();
+}
+
+void ThreadLoop::stop() {
     {
         const std::scoped_lock lock(impl_->mutex);
         impl_->stop = true;
     }
     impl_->notify();
-    impl_->thread.join();
+    if (impl_->thread.joinable()) impl_->thread.join();
 }
 
 bool ThreadLoop::is_current() const {
@@ -133,6 +142,7 @@ bool ThreadLoop::is_current() const {
 void ThreadLoop::post(std::function<void()> task) {
     {
         const std::scoped_lock lock(impl_->mutex);
+        if (impl_->stop) return;
         impl_->posted.push_back(std::move(task));
     }
     impl_->notify();
@@ -140,7 +150,7 @@ void ThreadLoop::post(std::function<void()> task) {
 
 EventLoop::TimerId ThreadLoop::after(Duration delay, std::function<void()> task) {
     const TimerId id = impl_->next_timer++;
-    impl_->timers.emplace(Clock::now() + delay, std::pair(id, std::move(task)));
+    impl_->timers.emplace(Clock::now() + std::min<Duration>(delay, kLongest), std::pair(id, std::move(task)));
     return id;
 }
 
@@ -168,10 +178,14 @@ void ThreadLoop::watch(int descriptor, Interest interest, std::function<void(Int
 void ThreadLoop::run(const std::function<void()>& task) {
     std::promise<void> done;
     post([&] {
-        task();
-        done.set_value();
+        try {
+            task();
+            done.set_value();
+        } catch (...) {
+            done.set_exception(std::current_exception());
+        }
     });
-    done.get_future().wait();
+    done.get_future().get();
 }
 
 }  // namespace kvcast::streamer

@@ -48,9 +48,13 @@ struct HttpResult {
     std::optional<Duration> retry_after;
 };
 
+// Throws nothing.
 class HttpHandler {
   public:
     virtual ~HttpHandler() = default;
+    // A connection is there, and the request is sent on it; again after a redirect. Maybe from within
+    // start(). Until then the request may have waited for others to the same host to end.
+    virtual void on_sent() {}
     // Once, before the body; after redirects. False ends the exchange: on_end() follows with kCancelled.
     virtual bool on_head(const HttpHead& head) = 0;
     // Parts of the body, in order. False as above.
@@ -64,7 +68,8 @@ class Transport {
     using Id = std::uint64_t;
 
     virtual ~Transport() = default;
-    // Starts an exchange; the handler must live until on_end() or cancel().
+    // Starts an exchange, or queues it; the handler must live until on_end() or cancel(). Throws
+    // std::bad_alloc.
     virtual Id start(HttpRequest request, HttpHandler& handler) = 0;
     // No call to the handler after this. Unknown and past ids are ignored.
     virtual void cancel(Id id) = 0;

@@ -1,11 +1,19 @@
 #include "codec/format/error.h"
 
+#include <exception>
+#include <new>
+#include <system_error>
+
 namespace kvcast {
 
 const char* error_name(ErrorCode code) {
     switch (code) {
         case ErrorCode::kOk:
             return "ok";
+        case ErrorCode::kOutOfMemory:
+            return "out-of-memory";
+        case ErrorCode::kSystem:
+            return "system";
         case ErrorCode::kTruncated:
             return "truncated";
         case ErrorCode::kBadMagic:
@@ -62,12 +70,28 @@ const char* error_name(ErrorCode code) {
             return "not-stored";
         case ErrorCode::kCancelled:
             return "cancelled";
+        case ErrorCode::kThrown:
+            return "thrown";
         case ErrorCode::kNoDevice:
             return "no-device";
         case ErrorCode::kDevice:
             return "device";
     }
     return "unknown";
+}
+
+Status status_of_exception() {
+    try {
+        throw;
+    } catch (const std::bad_alloc&) {
+        return {ErrorCode::kOutOfMemory, "out of memory"};
+    } catch (const std::system_error& e) {
+        return {ErrorCode::kSystem, e.what()};
+    } catch (const std::exception& e) {
+        return {ErrorCode::kThrown, e.what()};
+    } catch (...) {
+        return {ErrorCode::kThrown, "an exception of a type of its own"};
+    }
 }
 
 }  // namespace kvcast

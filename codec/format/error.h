@@ -13,6 +13,9 @@ namespace kvcast {
 
 enum class ErrorCode : std::uint16_t {
     kOk = 0,
+    // The machine.
+    kOutOfMemory = 1,
+    kSystem = 3,  // no thread, or no file descriptor, to be had
     // The bytes are not a chunk object that this library reads.
     kTruncated = 10,
     kBadMagic = 11,
@@ -49,6 +52,7 @@ enum class ErrorCode : std::uint16_t {
     kForeign = 114,    // of another model, layout, or other tokens
     kNotStored = 115,  // no part of the context is in the store
     kCancelled = 120,
+    kThrown = 121,  // a callback, or a codec, threw an exception
     // Devices.
     kNoDevice = 130,  // none in this machine, or none that this build can use
     kDevice = 131,    // it failed, or its memory is used up
@@ -71,6 +75,9 @@ class [[nodiscard]] Status {
     ErrorCode code_ = ErrorCode::kOk;
     std::string message_;
 };
+
+// Of the exception that is being handled: kOutOfMemory, kSystem, or kThrown with what it says.
+Status status_of_exception();
 
 // A value, or the status that explains why there is none.
 template <typename T>

@@ -10,14 +10,18 @@
 
 namespace kvcast::streamer {
 
-// Shared by any number of sessions, which must end before it. Thread-safe.
+// Shared by any number of sessions, which must end before it. Thread-safe; what transport() returns is the
+// loop's, as sessions use it.
 class Client {
   public:
+    // Throws what ThreadLoop and CurlTransport do.
     explicit Client(HttpOptions options) {
         loop_.run([&] { transport_ = std::make_unique<CurlTransport>(loop_, std::move(options)); });
     }
+    // Sessions that were destroyed a moment ago are done with the transport when the loop has stopped.
     ~Client() {
-        loop_.run([&] { transport_.reset(); });
+        loop_.stop();
+        transport_.reset();
     }
     Client(const Client&) = delete;
     Client& operator=(const Client&) = delete;

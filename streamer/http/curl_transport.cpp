@@ -17,6 +17,7 @@ namespace kvcast::streamer {
 namespace {
 
 constexpr long kRedirects = 5;
+constexpr curl_off_t kLongestWait = 86400;  // seconds that a server may ask for; more is as much
 constexpr long kBufferBytes = 128 * 1024;
 
 // curl_global_init() is not thread-safe everywhere; a static is.
@@ -81,6 +82,16 @@ void read_content_range(std::string_view value, HttpHead& head) {
     head.object_bytes = whole_number(value.substr(slash + 1));
 }
 
+// What a callback of libcurl returns, its own code being C, which nothing may be thrown through.
+template <typename Call, typename Failure>
+auto shielded(Failure failure, const Call& call) noexcept -> decltype(call()) {
+    try {
+        return call();
+    } catch (...) {
+        return failure;
+    }
+}
+
 }  // namespace
 
 struct CurlTransport::Impl {
@@ -125,7 +136,10 @@ struct CurlTransport::Impl {
 
     ~Impl() {
         *self = nullptr;
-        for (auto& [id, exchange] : exchanges) release(*exchange);
+        for (auto& [id, exchange] : exchanges) {
+            detach(*exchange);
+            curl_easy_cleanup(exchange->easy);
+        }
         for (CURL* easy : idle) curl_easy_cleanup(easy);
         curl_multi_cleanup(multi);
         loop.cancel(timer);
@@ -134,29 +148,35 @@ struct CurlTransport::Impl {
     Impl(const Impl&) = delete;
     Impl& operator=(const Impl&) = delete;
 
+    // Neither callback ever fails, since libcurl would end all exchanges then, and (7.88) forget a half-added
+    // one's place in its list. What could not be watched stalls, and whoever waits has patience of his own.
     static int on_socket(CURL*, curl_socket_t fd, int what, void* data, void*) {
         auto& self = *static_cast<Impl*>(data);
-        std::erase(self.watched, fd);
+        return shielded(0, [&] { return self.watch(fd, what); });
+    }
+    int watch(curl_socket_t fd, int what) {
         if (what == CURL_POLL_REMOVE) {
-            self.loop.watch(fd, {}, {});
+            std::erase(watched, fd);
+            loop.watch(fd, {}, {});
             return 0;
         }
-        self.watched.push_back(fd);
-        self.loop.watch(
-            fd, {(what & CURL_POLL_IN) != 0, (what & CURL_POLL_OUT) != 0}, [&self, fd](Interest ready) {
-                self.drive(fd,
-                           (ready.readable ? CURL_CSELECT_IN : 0) | (ready.writable ? CURL_CSELECT_OUT : 0));
-            });
+        if (std::ranges::find(watched, fd) == watched.end()) watched.push_back(fd);
+        loop.watch(fd, {(what & CURL_POLL_IN) != 0, (what & CURL_POLL_OUT) != 0}, [this, fd](Interest ready) {
+            drive(fd, (ready.readable ? CURL_CSELECT_IN : 0) | (ready.writable ? CURL_CSELECT_OUT : 0));
+        });
         return 0;
     }
 
     static int on_timer(CURLM*, long milliseconds, void* data) {
         auto& self = *static_cast<Impl*>(data);
-        self.loop.cancel(self.timer);
-        self.timer = 0;
+        return shielded(0, [&] { return self.set_timer(milliseconds); });
+    }
+    int set_timer(long milliseconds) {
+        loop.cancel(timer);
+        timer = 0;
         if (milliseconds >= 0) {
-            self.timer = self.loop.after(std::chrono::milliseconds(milliseconds),
-                                         [&self] { self.drive(CURL_SOCKET_TIMEOUT, 0); });
+            timer = loop.after(std::chrono::milliseconds(milliseconds),
+                               [this] { drive(CURL_SOCKET_TIMEOUT, 0); });
         }
         return 0;
     }
@@ -190,7 +210,7 @@ struct CurlTransport::Impl {
         result.http_status = static_cast<int>(status);
         curl_off_t wait = 0;
         if (curl_easy_getinfo(exchange.easy, CURLINFO_RETRY_AFTER, &wait) == CURLE_OK && wait > 0)
-            result.retry_after = std::chrono::seconds(wait);
+            result.retry_after = std::chrono::seconds(std::min(wait, kLongestWait));
         if (code != CURLE_OK) {
             const char* detail = exchange.error[0] != 0 ? exchange.error.data() : curl_easy_strerror(code);
             result.status = {code_of(code), detail};
@@ -206,11 +226,17 @@ struct CurlTransport::Impl {
         exchanges.erase(exchange.id);
     }
 
+    // There is room for it: easy_handle() has made some.
     void release(Exchange& exchange) {
-        curl_multi_remove_handle(multi, exchange.easy);
-        curl_slist_free_all(exchange.headers);
+        if (exchange.easy == nullptr) return;
+        detach(exchange);
         curl_easy_reset(exchange.easy);
         idle.push_back(exchange.easy);
+    }
+
+    void detach(Exchange& exchange) const {
+        curl_multi_remove_handle(multi, exchange.easy);
+        curl_slist_free_all(exchange.headers);
     }
 
     static bool give_head(Exchange& exchange) {
@@ -223,9 +249,21 @@ struct CurlTransport::Impl {
         return exchange.handler->on_head(exchange.head) && exchange.handler != nullptr;
     }
 
+    // The connection is there, and the request is about to be sent.
+    static int on_ready(void* user, char*, char*, int, int) {
+        const auto& exchange = *static_cast<const Exchange*>(user);
+        return shielded(CURL_PREREQFUNC_ABORT, [&] {
+            if (exchange.handler != nullptr) exchange.handler->on_sent();
+            return CURL_PREREQFUNC_OK;
+        });
+    }
+
     static std::size_t on_header(char* data, std::size_t size, std::size_t count, void* user) {
-        auto& head = static_cast<Exchange*>(user)->head;
-        const std::string_view line(data, size * count);
+        return shielded(std::size_t{0}, [&] {
+            return read_header({data, size * count}, static_cast<Exchange*>(user)->head);
+        });
+    }
+    static std::size_t read_header(std::string_view line, HttpHead& head) {
         if (line.starts_with("HTTP/")) head = {};  // of a redirect, or an interim answer before
         const std::size_t colon = line.find(':');
         if (colon == std::string_view::npos) return line.size();
@@ -240,8 +278,10 @@ struct CurlTransport::Impl {
     static std::size_t on_body(char* data, std::size_t size, std::size_t count, void* user) {
         auto& exchange = *static_cast<Exchange*>(user);
         const std::span bytes(reinterpret_cast<const std::uint8_t*>(data), size * count);
-        if (!give_head(exchange) || !exchange.handler->on_body(bytes)) return CURL_WRITEFUNC_ERROR;
-        return bytes.size();
+        return shielded(std::size_t{CURL_WRITEFUNC_ERROR}, [&]() -> std::size_t {
+            const bool wanted = give_head(exchange) && exchange.handler->on_body(bytes);
+            return wanted ? bytes.size() : CURL_WRITEFUNC_ERROR;
+        });
     }
 
     static std::size_t on_upload(char* out, std::size_t size, std::size_t count, void* user) {
@@ -334,13 +374,18 @@ struct CurlTransport::Impl {
         curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, kBufferBytes);
         curl_easy_setopt(easy, CURLOPT_USERAGENT, options.user_agent.c_str());
         curl_easy_setopt(easy, CURLOPT_HTTP_CONTENT_DECODING, 0L);
-        if (!options.ca_file.empty()) curl_easy_setopt(easy, CURLOPT_CAINFO, options.ca_file.c_str());
+        if (!options.ca_file.empty()) {
+            curl_easy_setopt(easy, CURLOPT_CAINFO, options.ca_file.c_str());
+            curl_easy_setopt(easy, CURLOPT_CAPATH, nullptr);  // the system's
+        }
     }
 
     void set_callbacks(Exchange& exchange) {
         CURL* easy = exchange.easy;
         curl_easy_setopt(easy, CURLOPT_PRIVATE, &exchange);
         curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, exchange.error.data());
+        curl_easy_setopt(easy, CURLOPT_PREREQFUNCTION, on_ready);
+        curl_easy_setopt(easy, CURLOPT_PREREQDATA, &exchange);
         curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, on_header);
         curl_easy_setopt(easy, CURLOPT_HEADERDATA, &exchange);
         curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, on_body);
@@ -348,6 +393,7 @@ struct CurlTransport::Impl {
     }
 
     CURL* easy_handle() {
+        idle.reserve(exchanges.size() + 1);
         if (idle.empty()) {
             CURL* easy = curl_easy_init();
             if (easy == nullptr) throw std::bad_alloc();
@@ -363,25 +409,34 @@ struct CurlTransport::Impl {
         Exchange& exchange = *owned;
         exchange.owner = this;
         exchange.id = next_id++;
-        exchange.handler = &handler;
         exchange.request = std::move(request);
-        exchange.easy = easy_handle();
-        set_connection(exchange);
-        set_callbacks(exchange);
-        set_method(exchange);
-        set_headers(exchange);
         exchanges.emplace(exchange.id, std::move(owned));
-        if (inside) {
-            later([this, id = exchange.id] { admit(id); });
-        } else {
-            admit(exchange.id);
+        try {
+            exchange.easy = easy_handle();
+            set_connection(exchange);
+            set_callbacks(exchange);
+            set_method(exchange);
+            set_headers(exchange);
+            if (inside) {
+                later([this, id = exchange.id] { admit(id); });
+            } else {
+                admit(exchange.id);
+            }
+        } catch (...) {
+            remove(exchange);
+            throw;
         }
+        exchange.handler = &handler;
         return exchange.id;
     }
 
     void admit(Id id) {
         const auto it = exchanges.find(id);
-        if (it != exchanges.end()) curl_multi_add_handle(multi, it->second->easy);
+        if (it == exchanges.end() || curl_multi_add_handle(multi, it->second->easy) == CURLM_OK) return;
+        later([this, id] {
+            const auto refused = exchanges.find(id);
+            if (refused != exchanges.end()) finish(*refused->second, CURLE_FAILED_INIT);
+        });
     }
 
     void cancel(Id id) {

@@ -24,11 +24,11 @@ struct S3Credentials {
 };
 
 struct HttpOptions {
-    std::string ca_file;  // PEM; empty: the system's
+    std::string ca_file;  // PEM, instead of the system's authorities; empty: those
     std::string user_agent = "kvcast";
-    std::size_t connections_per_host = 8;
-    Duration connect_timeout = std::chrono::seconds(3);
-    bool http2_without_tls = false;  // HTTP/2 by prior knowledge on http:// URLs
+    std::size_t connections_per_host = 8;                // with HTTP/1.1; requests beyond wait for one
+    Duration connect_timeout = std::chrono::seconds(3);  // names, TCP and TLS
+    bool http2_without_tls = false;                      // HTTP/2 by prior knowledge on http:// URLs
     std::optional<S3Credentials> s3;
 };
 

@@ -32,7 +32,10 @@ class DownloadTest : public testing::Test, public DownloadObserver {
     }
 
     void on_first_byte(Duration latency) override { latencies.push_back(latency); }
-    void on_bytes(std::size_t count) override { received += count; }
+    void on_bytes(std::size_t count) override {
+        received += count;
+        progress = download->received();
+    }
     void on_finished(Result<Bytes> result, int status) override {
         outcome.emplace(std::move(result));
         http_status = status;
@@ -83,6 +86,7 @@ class DownloadTest : public testing::Test, public DownloadObserver {
     int http_status = 0;
     std::vector<Duration> latencies;
     std::size_t received = 0;
+    std::uint64_t progress = 0;  // received() when bytes came last
 };
 
 TEST_F(DownloadTest, BringsAnObjectOfKnownSize) {
@@ -312,6 +316,56 @@ TEST_F(DownloadTest, SilenceBeforeTheFirstByteIsAFailure) {
     pass(options.first_byte_timeout * 4);
     expect_failure(ErrorCode::kTimeout);
     EXPECT_EQ(network.requests.size(), 3u);
+}
+
+// Others to the same host come first: that says nothing about the server.
+TEST_F(DownloadTest, ARequestThatWaitsForAConnectionIsNotSilence) {
+    network.queues = true;
+    options.hedge_after = milliseconds(200);
+    begin();
+    pass(options.first_byte_timeout * 3);
+    EXPECT_TRUE(network.waits(0));
+    EXPECT_EQ(network.requests.size(), 1u) << "nor is it a reason for a hedge";
+    network.send(0);
+    pass(milliseconds(100));
+    network.head(0, whole());
+    network.body(0, part(0));
+    network.end(0, good());
+    expect_object();
+    EXPECT_EQ(latencies, std::vector<Duration>{milliseconds(100)});
+}
+
+TEST_F(DownloadTest, AConnectionThatIsNeverToBeHadIsAFailure) {
+    network.queues = true;
+    begin();
+    pass(options.queue_timeout * 4);
+    expect_failure(ErrorCode::kTimeout);
+    EXPECT_NE(outcome->status().message().find("no connection"), std::string::npos);
+}
+
+TEST_F(DownloadTest, AnErrorsBodyIsTrafficAndNoProgress) {
+    begin();
+    HttpHead head;
+    head.status = 503;
+    network.head(0, head);
+    network.body(0, part(0, 60'000));
+    EXPECT_EQ(received, 60'000u);
+    EXPECT_EQ(download->received(), 0u);
+    EXPECT_EQ(progress, 0u);
+    EXPECT_TRUE(latencies.empty());
+}
+
+TEST_F(DownloadTest, AHedgeThatLagsBehindIsNoProgress) {
+    options.hedge_after = milliseconds(200);
+    begin();
+    network.head(0, whole());
+    network.body(0, part(0, 150'000));
+    pass(milliseconds(250));
+    ASSERT_TRUE(network.waits(1));
+    network.head(1, whole());
+    network.body(1, part(0, 50'000));
+    EXPECT_EQ(received, 200'000u);
+    EXPECT_EQ(progress, 150'000u);
 }
 
 TEST_F(DownloadTest, AStallIsResumed) {

@@ -51,6 +51,7 @@ class FakeTransport final : public streamer::Transport {
 
     Id start(streamer::HttpRequest request, streamer::HttpHandler& handler) override {
         requests.push_back({std::move(request), &handler});
+        if (!queues) handler.on_sent();
         return requests.size();
     }
     void cancel(Id id) override { requests[id - 1].handler = nullptr; }
@@ -73,7 +74,10 @@ class FakeTransport final : public streamer::Transport {
         handler->on_end(result);
     }
 
+    void send(std::size_t i) { requests[i].handler->on_sent(); }
+
     std::vector<Pending> requests;
+    bool queues = false;  // requests are sent by send()
 };
 
 }  // namespace kvcast::test

@@ -1,6 +1,7 @@
 // Whatever servers and networks do: the sink gets verified data only, what is missing is asked for as text,
 // the deadline holds, and nothing leaks.
 #include <arpa/inet.h>
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
@@ -474,6 +475,29 @@ TEST_F(FaultTest, WithoutItsCalibrationAnotherProfileIsTaken) {
         EXPECT_EQ(s.text_tokens, 0u);
         for (const ChunkReport& c : s.chunks) EXPECT_EQ(c.level, 0u) << kind;
     }
+}
+
+// Eight connections to a host, or one: who has to wait for it is not told that the server is silent.
+TEST_F(FaultTest, RequestsThatWaitForAConnectionDoNotTimeOut) {
+    serve();
+    http.connections_per_host = 1;
+    options.deadline = 30;
+    options.compute.prefill.clear();
+    const std::uint64_t bytes = published->manifest.chunks[0].objects[1].bytes;
+    fault("kvc$", fmt::format(R"("fault": "pace", "rate": {})", static_cast<double>(bytes) / 0.4));
+    const Summary s = fetch_completely();
+    EXPECT_GT(s.time, to_seconds(options.download.first_byte_timeout));
+    for (const ChunkReport& c : s.chunks) EXPECT_EQ(c.requests, 1u) << c.trouble;
+}
+
+// More than a clock can count.
+TEST_F(FaultTest, AServerThatAsksForCenturiesIsGivenUp) {
+    serve();
+    be_patient();
+    fault("kvc$", R"("fault": "status", "status": 503, "retry_after": "18446744074")");
+    const Summary s = fetch_completely();
+    EXPECT_EQ(s.text_tokens, kTokens);
+    for (const ChunkReport& c : s.chunks) EXPECT_LE(c.requests, 1u);
 }
 
 TEST_F(FaultTest, ManySessionsShareAClient) {
