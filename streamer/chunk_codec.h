@@ -22,7 +22,8 @@ using LayerCallback = std::function<void(std::size_t layer, std::span<const Deco
 
 // A session calls decode() on one thread and all that is about calibrations on another, one call at a time on
 // each. Sessions that share a codec must not overlap, from constructor to destructor, unless the
-// implementation says that they may.
+// implementation says that they may. What decode() or add_calibration() throws counts as an error that they
+// return; what others throw ends the session.
 class ChunkCodec {
   public:
     virtual ~ChunkCodec() = default;

@@ -47,7 +47,7 @@ class Session::Impl : public std::enable_shared_from_this<Impl>, private Control
           options_(std::move(options)),
           codec_(codec),
           sink_(sink),
-          start_(loop.now()),
+          start_(options_.start.value_or(loop.now())),
           controller_(options_.rule ? options_.rule : std::shared_ptr<const Rule>(two_pointer_rule()),
                       {options_.deadline, options_.compute, options_.network, options_.transfers,
                        options_.memory_bytes},

@@ -63,6 +63,7 @@ struct Summary {
 };
 
 // Callbacks of a session. Those on the loop's thread must return soon. None comes after Session's destructor.
+// What one throws ends the session: kOutOfMemory, kSystem or kThrown, with what the exception says.
 class Sink {
   public:
     virtual ~Sink() = default;
@@ -86,7 +87,8 @@ class Sink {
 };
 
 struct SessionOptions {
-    Seconds deadline = std::numeric_limits<Seconds>::infinity();  // since the session's start
+    Seconds deadline = std::numeric_limits<Seconds>::infinity();  // since the session's start, which is
+    std::optional<Time> start = std::nullopt;                     // this, or its construction
     std::shared_ptr<const Rule> rule;                             // default: two_pointer_rule()
     ComputeModel compute = {};
     NetworkPrior network = {};

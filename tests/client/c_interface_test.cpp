@@ -315,9 +315,12 @@ TEST(CCodec, EveryCodeHasTheLibrarysName) {
         {KVCAST_FOREIGN, ErrorCode::kForeign},
         {KVCAST_NOT_STORED, ErrorCode::kNotStored},
         {KVCAST_CANCELLED, ErrorCode::kCancelled},
+        {KVCAST_THROWN, ErrorCode::kThrown},
         {KVCAST_NO_DEVICE, ErrorCode::kNoDevice},
         {KVCAST_DEVICE, ErrorCode::kDevice},
     };
+    EXPECT_EQ(KVCAST_OUT_OF_MEMORY, static_cast<int>(ErrorCode::kOutOfMemory));
+    EXPECT_EQ(KVCAST_SYSTEM, static_cast<int>(ErrorCode::kSystem));
     std::size_t named = 0;
     for (int code = 4; code < 1000; ++code) named += std::strcmp(kvcast_code_name(code), "unknown") != 0;
     EXPECT_EQ(named, std::size(twins));
@@ -446,6 +449,7 @@ class CSession : public testing::Test {
         summary = {};
         summary.struct_bytes = sizeof summary;
         code = kvcast_session_wait(session, -1, &summary);
+        troubles = kvcast_session_troubles(session);
         kvcast_session_close(session);
         EXPECT_TRUE(engine.finished);
         return code;
@@ -456,6 +460,7 @@ class CSession : public testing::Test {
     std::optional<FaultServer> server;
     kvcast_client* client = nullptr;
     kvcast_summary summary = {};
+    std::string troubles;
     kvcast_stored stored = {};
 };
 
@@ -653,12 +658,23 @@ TEST_F(CSession, AsksTheEngineForWhatCannotBeHad) {
     EXPECT_EQ(engine.computed(), kTokens);
     EXPECT_EQ(summary.text_tokens, kTokens);
     EXPECT_TRUE(engine.is_exact());
+    EXPECT_THAT(troubles, testing::HasSubstr("tokens 64 to 127: level "));
+    EXPECT_THAT(troubles, testing::HasSubstr("HTTP status 404"));
 
     r.model = "another model";
     Engine other(given);
     ASSERT_EQ(fetch(r, other), KVCAST_OK);
     EXPECT_EQ(summary.publication, KVCAST_FOREIGN);
     EXPECT_EQ(other.computed(), kTokens);
+    EXPECT_THAT(troubles, testing::HasSubstr("of model"));
+}
+
+TEST_F(CSession, HasNoTroublesWhereThereWereNone) {
+    const std::string url = publish(given.publication());
+    Engine engine(given);
+    ASSERT_EQ(fetch(request(url), engine), KVCAST_OK) << kvcast_message();
+    EXPECT_EQ(troubles, "");
+    EXPECT_EQ(kvcast_session_troubles(nullptr), nullptr);
 }
 
 TEST_F(CSession, TakesNoMoreTokensThanThereIsRoomFor) {

@@ -68,6 +68,7 @@ def load(url, stored):
         engine = Engine()
         with client.fetch(LAYOUT, MODEL, PROMPT, manifest=found.manifest_url, **engine.callbacks()) as session:
             summary = session.wait()
+            expect(summary.troubles == "", summary.troubles)
         expect(engine.planes == stored and not engine.computed, "what was loaded is not what was stored")
         print("%d tokens in %.0f ms, by kvcast %s" % (summary.tokens, summary.time * 1e3, kvcast.version()))
 
@@ -77,6 +78,7 @@ def load(url, stored):
         with client.fetch(LAYOUT, "another model", PROMPT, manifest=url, **engine.callbacks()) as session:
             summary = session.wait(60)
         expect(summary.text_tokens == TOKENS and engine.computed == [(0, TOKENS)], "not all was recomputed")
+        expect(summary.troubles != "", "nothing was said about why")
 
         # What a callback raises comes out of wait().
         class Full(Exception):

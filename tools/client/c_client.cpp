@@ -83,16 +83,9 @@ struct kvcast_client {
     // A codec decodes one session at a time, and remembers calibrations for the next. `placed`: on a device,
     // KV goes where the session's sink says. kNoDevice, kDevice.
     Result<SessionCodec> take_codec(bool placed) {
-        const std::scoped_lock lock(mutex);
-        const auto known =
-            std::ranges::find(idle, placed, [](const SessionCodec& c) { return c.sink != nullptr; });
-        if (known == idle.end()) {
-            idle.reserve(kMostIdle);
-            return open_codec(placed);
-        }
-        SessionCodec codec = std::move(*known);
-        idle.erase(known);
-        return codec;
+        std::optional<SessionCodec> codec = idle_codec(placed);
+        if (codec) return std::move(*codec);
+        return open_codec(placed);
     }
     void give_back(SessionCodec codec) {
         const std::scoped_lock lock(mutex);
@@ -106,16 +99,10 @@ struct kvcast_client {
         url = std::move(at.value().url);
         const std::optional<streamer::S3Credentials>& keys = at.value().s3;
         if (!keys) return connections;
-        const std::scoped_lock lock(mutex);
-        const auto known = std::ranges::find(signed_connections, *keys, &SignedConnections::keys);
-        if (known != signed_connections.end()) return known->connections;
-        // Keys that are temporary have successors; whoever still uses old ones keeps their connections.
-        if (signed_connections.size() == kMostKeys) signed_connections.erase(signed_connections.begin());
+        if (const Connections known = known_connections(*keys)) return known;
         streamer::HttpOptions with_keys = http;
         with_keys.s3 = keys;
-        const auto made = std::make_shared<streamer::Client>(std::move(with_keys));
-        signed_connections.push_back({*keys, made});
-        return made;
+        return remember({*keys, std::make_shared<streamer::Client>(std::move(with_keys))});
     }
 
     const std::size_t threads;
@@ -124,6 +111,43 @@ struct kvcast_client {
     const streamer::HttpOptions http;
 
   private:
+    // With the keys of a store in S3.
+    struct SignedConnections {
+        streamer::S3Credentials keys;
+        Connections connections;
+    };
+
+    // What takes its time, opening and closing codecs and connections, is done without the lock.
+    std::optional<SessionCodec> idle_codec(bool placed) {
+        const std::scoped_lock lock(mutex);
+        idle.reserve(kMostIdle);
+        const auto known =
+            std::ranges::find(idle, placed, [](const SessionCodec& c) { return c.sink != nullptr; });
+        if (known == idle.end()) return std::nullopt;
+        SessionCodec codec = std::move(*known);
+        idle.erase(known);
+        return codec;
+    }
+    Connections known_connections(const streamer::S3Credentials& keys) {
+        const std::scoped_lock lock(mutex);
+        const auto known = std::ranges::find(signed_connections, keys, &SignedConnections::keys);
+        return known != signed_connections.end() ? known->connections : nullptr;
+    }
+    // Those of the same keys that another thread has made meanwhile win. Keys that are temporary have
+    // successors; whoever still uses old ones keeps their connections.
+    Connections remember(SignedConnections made) {
+        Connections oldest;  // ends behind the lock
+        const std::scoped_lock lock(mutex);
+        const auto known = std::ranges::find(signed_connections, made.keys, &SignedConnections::keys);
+        if (known != signed_connections.end()) return known->connections;
+        if (signed_connections.size() == kMostKeys) {
+            oldest = std::move(signed_connections.front().connections);
+            signed_connections.erase(signed_connections.begin());
+        }
+        signed_connections.push_back(made);
+        return made.connections;
+    }
+
     Result<SessionCodec> open_codec(bool placed) const {
         if (!on_device) return SessionCodec{std::make_unique<CodecAdapter>(threads, cache_folder), nullptr};
         auto decoder = device::DeviceDecoder::open({});
@@ -138,12 +162,6 @@ struct kvcast_client {
     }
 
     static constexpr std::size_t kMostIdle = 8;
-
-    // With the keys of a store in S3.
-    struct SignedConnections {
-        streamer::S3Credentials keys;
-        Connections connections;
-    };
     static constexpr std::size_t kMostKeys = 4;
 
     const Connections connections;
@@ -341,12 +359,33 @@ struct kvcast_session {
         client.give_back(std::move(codec));
     }
 
+    // Of a session that has ended.
+    const char* troubles() {
+        const std::scoped_lock lock(mutex);
+        if (!troubles_told) troubles_told = lines_of(session->wait());
+        return troubles_told->c_str();
+    }
+
     kvcast_client& client;
     const Connections connections;
     const std::string url;
     SessionCodec codec;
     CSink sink;
     std::optional<streamer::Session> session;
+
+  private:
+    static std::string lines_of(const streamer::Summary& s) {
+        std::string lines;
+        if (!s.publication.ok()) lines += s.publication.message() + "\n";
+        for (const streamer::ChunkReport& c : s.chunks) {
+            if (!c.trouble.empty())
+                lines += fmt::format("tokens {} to {}: {}\n", c.tokens.first, c.tokens.end - 1, c.trouble);
+        }
+        return lines;
+    }
+
+    std::mutex mutex;
+    std::optional<std::string> troubles_told;  // guarded by mutex
 };
 
 extern "C" {
@@ -395,6 +434,7 @@ int kvcast_publish(kvcast_client* client, const char* destination, const kvcast_
 int kvcast_fetch(kvcast_client* client, const kvcast_request* request, const kvcast_sink* sink,
                  kvcast_session** session) {
     return guarded([&]() -> Status {
+        const streamer::Time called = streamer::Clock::now();
         if (client == nullptr || session == nullptr)
             return bad_argument("no client, or no place for the session given");
         *session = nullptr;
@@ -409,6 +449,7 @@ int kvcast_fetch(kvcast_client* client, const kvcast_request* request, const kvc
         Result<streamer::SessionOptions> options = options_of(*client, *request, to.value().wanted);
         if (!options.ok()) return options.status();
         options.value().memory = to.value().connections->memory();
+        options.value().start = called;
         Result<SessionCodec> codec = client->take_codec(placed);
         if (!codec.ok()) return codec.status();
         *session = std::make_unique<kvcast_session>(*client, std::move(codec.value()), std::move(to.value()),
@@ -453,8 +494,21 @@ int kvcast_session_wait(kvcast_session* session, double seconds, kvcast_summary*
     return pending ? told(KVCAST_PENDING, "the session has not ended yet") : code;
 }
 
+const char* kvcast_session_troubles(kvcast_session* session) {
+    const char* lines = nullptr;
+    guarded([&]() -> Status {
+        if (session == nullptr) return bad_argument("no session given");
+        if (session->session->wait_for(streamer::Duration(0))) lines = session->troubles();
+        return {};
+    });
+    return lines;
+}
+
 void kvcast_session_cancel(kvcast_session* session) {
-    if (session != nullptr) session->session->cancel();
+    guarded([&]() -> Status {
+        if (session != nullptr) session->session->cancel();
+        return {};
+    });
 }
 
 void kvcast_session_close(kvcast_session* session) {

@@ -159,9 +159,7 @@ const char* kvcast_version(void) {
 }
 
 const char* kvcast_code_name(int code) {
-    if (code == KVCAST_OUT_OF_MEMORY) return "out-of-memory";
     if (code == KVCAST_PENDING) return "pending";
-    if (code == KVCAST_SYSTEM) return "system";
     return code < 0 || code > 0xffff ? "unknown" : error_name(static_cast<ErrorCode>(code));
 }
 

@@ -2,11 +2,12 @@
  * and brought back before a deadline.
  *
  * Calls return KVCAST_OK or a code whose meaning never changes; kvcast_message() has the sentence. The
- * library neither prints nor exits, and no exception leaves a call; that a client's own threads find no
- * memory ends the process. Callbacks do not throw. A forked child opens its own. Strings are UTF-8 and end
- * with a zero. Pointers that a call is given are read during that call only, if nothing else is said.
- * Structures that may grow begin with struct_bytes: their own size, so that a program and a library of
- * different ages find out. What a caller leaves zero is the default.
+ * library neither prints nor exits, and no exception leaves a call. A session that runs out of memory ends
+ * with KVCAST_OUT_OF_MEMORY; that there is not even enough to say so ends the process. Callbacks do not
+ * throw. A forked child opens its own. Strings are UTF-8 and end with a zero. Pointers that a call is given
+ * are read during that call only, if nothing else is said. Structures that may grow begin with struct_bytes:
+ * their own size, so that a program and a library of different ages find out. What a caller leaves zero is
+ * the default.
  */
 #ifndef KVCAST_H
 #define KVCAST_H
@@ -62,6 +63,7 @@ enum kvcast_code {
     KVCAST_FOREIGN = 114,    /* of another model, layout, or other tokens */
     KVCAST_NOT_STORED = 115, /* no part of the context is in the store */
     KVCAST_CANCELLED = 120,
+    KVCAST_THROWN = 121, /* a fault of the library: an exception that nobody expected */
     KVCAST_NO_DEVICE = 130,
     KVCAST_DEVICE = 131
 };
@@ -303,6 +305,10 @@ KVCAST_API int kvcast_fetch(kvcast_client* client, const kvcast_request* request
  * negative. KVCAST_OK: every token was loaded or recomputed. `summary` may be NULL. Not from a call of the
  * sink. */
 KVCAST_API int kvcast_session_wait(kvcast_session* session, double seconds, kvcast_summary* summary);
+/* For a log: why nothing could be loaded, and why chunks came at another level than was chosen first, or as
+ * text; a line for each, "" where there was no trouble. NULL while the session runs. Valid until it is
+ * closed. */
+KVCAST_API const char* kvcast_session_troubles(kvcast_session* session);
 /* Nothing new is fetched or given to the sink; on_finish comes, and waiters get KVCAST_CANCELLED. From any
  * thread. */
 KVCAST_API void kvcast_session_cancel(kvcast_session* session);

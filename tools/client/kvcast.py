@@ -135,6 +135,9 @@ class Stored(_Sized):
 class Summary(_Sized):
     """kvcast_summary: how a session went."""
 
+    # kvcast_session_troubles(): why not all came as it was chosen first, for a log.
+    troubles = ""
+
     _fields_ = [("struct_bytes", c_size_t), ("time", c_double), ("manifest_time", c_double),
                 ("network_bytes", c_uint64), ("tokens", c_size_t), ("text_tokens", c_size_t), ("kl", c_double),
                 ("publication", c_int32), ("_reserved", c_int32)]
@@ -196,11 +199,12 @@ def _open_library():
         "kvcast_session_wait": (c_void_p, c_double, POINTER(Summary)),
         "kvcast_code_name": (c_int,),
     }
-    for name in ("kvcast_codec_close", "kvcast_client_close", "kvcast_session_cancel", "kvcast_session_close"):
+    for name in ("kvcast_codec_close", "kvcast_client_close", "kvcast_session_cancel", "kvcast_session_close",
+                 "kvcast_session_troubles"):
         signatures[name] = (c_void_p,)
     for name, arguments in signatures.items():
         getattr(library, name).argtypes = arguments
-    for name in ("kvcast_version", "kvcast_code_name", "kvcast_message"):
+    for name in ("kvcast_version", "kvcast_code_name", "kvcast_message", "kvcast_session_troubles"):
         getattr(library, name).restype = c_char_p
     return library
 
@@ -573,6 +577,8 @@ class Session(_Handle):
             with self._waiting:
                 code = _library.kvcast_session_wait(self._open(), max(left, 0.0), byref(summary))
                 sentence = _library.kvcast_message()
+                if code == OK:
+                    summary.troubles = _library.kvcast_session_troubles(self._open()).decode()
             if code == PENDING and end is not None and time.monotonic() >= end:
                 return None
         self._raise_failure()
