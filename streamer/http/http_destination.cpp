@@ -5,6 +5,7 @@
 
 #include <future>
 #include <pugixml.hpp>
+#include <set>
 #include <thread>
 
 #include "streamer/http/client.h"
@@ -117,6 +118,7 @@ class Server final : public Destination {
         const std::string prefix = bucket_end == std::string::npos ? "" : url_.substr(bucket_end + 1) + "/";
         std::vector<StoredObject> out;
         std::string token;
+        std::set<std::string> tokens;
         do {
             // Parameters in the order of their names, as the signature wants them.
             const std::string continued = token.empty() ? "" : "continuation-token=" + escaped(token) + "&";
@@ -125,6 +127,10 @@ class Server final : public Destination {
                     fmt::format("{}?{}list-type=2&prefix={}", bucket, continued, escaped(prefix)), {});
             if (!good(a)) return failed("listing", a);
             if (Status s = read_page(a.body, prefix, out, token); !s.ok()) return s;
+            if (!token.empty() && !tokens.insert(token).second)
+                return Status(
+                    ErrorCode::kProtocol,
+                    fmt::format("listing: expected another NextContinuationToken, found '{}' again", token));
         } while (!token.empty());
         return out;
     }
@@ -142,8 +148,13 @@ class Server final : public Destination {
             out.push_back({key.substr(prefix.size()), entry.child("Size").text().as_ullong(),
                            listed_time(entry.child_value("LastModified"))});
         }
-        token = page.child("IsTruncated").text().as_bool() ? page.child_value("NextContinuationToken") : "";
-        return {};
+        token.clear();
+        if (!page.child("IsTruncated").text().as_bool()) return {};
+        token = page.child_value("NextContinuationToken");
+        if (!token.empty()) return {};
+        // Taken for the last, the page would have all that follows it collected.
+        return {ErrorCode::kProtocol,
+                "listing: IsTruncated is true, expected a NextContinuationToken and found none"};
     }
 
     Answer ask(HttpRequest::Method method, const std::string& url, std::span<const std::uint8_t> body) {
