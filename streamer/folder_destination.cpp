@@ -50,6 +50,10 @@ bool write_all(int fd, std::span<const std::uint8_t> bytes) {
     return true;
 }
 
+StoredObject stored(const std::string& name, const struct stat& s) {
+    return {name, static_cast<std::uint64_t>(s.st_size), static_cast<std::int64_t>(s.st_mtime)};
+}
+
 class Folder final : public Destination {
   public:
     explicit Folder(std::string path) : root_(std::move(path)) {}
@@ -58,10 +62,7 @@ class Folder final : public Destination {
 
     Result<std::optional<StoredObject>> find(const std::string& name) override {
         struct stat s = {};
-        if (::stat(path(name).c_str(), &s) == 0) {
-            return std::optional(StoredObject{name, static_cast<std::uint64_t>(s.st_size),
-                                              static_cast<std::int64_t>(s.st_mtime)});
-        }
+        if (::stat(path(name).c_str(), &s) == 0) return std::optional(stored(name, s));
         if (errno == ENOENT || errno == ENOTDIR) return std::optional<StoredObject>();
         return failed(path(name), "look at it");
     }
@@ -114,10 +115,13 @@ class Folder final : public Destination {
         std::error_code error;
         fs::recursive_directory_iterator it(root_, error);
         for (; !error && it != fs::recursive_directory_iterator(); it.increment(error)) {
-            if (!it->is_regular_file()) continue;
-            const std::string name = fs::relative(it->path(), root_).generic_string();
-            Result<std::optional<StoredObject>> found = find(name);
-            if (found.ok() && found.value() && name != kLockFile) out.push_back(*found.value());
+            struct stat s = {};
+            if (::stat(it->path().c_str(), &s) != 0) {
+                if (errno == ENOENT) continue;  // gone since
+                return failed(it->path(), "look at it");
+            }
+            const std::string name = it->path().lexically_relative(root_).generic_string();
+            if (S_ISREG(s.st_mode) && name != kLockFile) out.push_back(stored(name, s));
         }
         if (error) return Status(ErrorCode::kNetwork, fmt::format("{}: {}", root_, error.message()));
         return out;

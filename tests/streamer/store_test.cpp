@@ -213,6 +213,27 @@ TEST_F(StoreTest, AnUnreadableManifestStopsCollection) {
     EXPECT_EQ(names(), before);
 }
 
+// ELOOP stands for whatever a file system may fail with, since it fails for every user.
+TEST_F(StoreTest, AFileThatCannotBeLookedAtStopsCollection) {
+    small.ttl = 10;
+    publish(*store, small);
+    const auto before = names();
+    const std::string loop = folder / ("store/manifests/" + std::string(64, 'a') + ".json");
+    std::filesystem::create_symlink(loop, loop);
+    EXPECT_THAT(store->list().status().message(), HasSubstr(loop));
+    const Result<Collection> c = collect(*store, {system_seconds() + 7200, {}, kGraceSeconds, false});
+    EXPECT_EQ(c.status().code(), ErrorCode::kNetwork);
+    std::filesystem::remove(loop);
+    EXPECT_EQ(names(), before);
+}
+
+// A link to nowhere looks like a name whose file has gone since.
+TEST_F(StoreTest, AFileThatVanishesWhileItIsListedIsNotThere) {
+    const Published p = publish(*store, small);
+    std::filesystem::create_symlink(folder / "nowhere", folder / "store/manifests/gone.json");
+    EXPECT_EQ(names(), named_by(p));
+}
+
 TEST_F(StoreTest, WhatAKilledPublisherLeftIsCollectedOnceItIsOld) {
     const Published p = publish(*store, small);
     const ManifestChunk& c = p.manifest.chunks[0];
