@@ -9,8 +9,6 @@
 #include <chrono>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 
 #include "streamer/destination.h"
 
@@ -48,6 +46,20 @@ bool write_all(int fd, std::span<const std::uint8_t> bytes) {
         bytes = bytes.subspan(static_cast<std::size_t>(written));
     }
     return true;
+}
+
+bool read_all(int fd, std::vector<std::uint8_t>& bytes) {
+    constexpr std::size_t kStep = std::size_t{1} << 16;
+    std::size_t size = 0;
+    for (;;) {
+        bytes.resize(size + kStep);
+        const ssize_t got = ::read(fd, bytes.data() + size, kStep);
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) return false;
+        size += static_cast<std::size_t>(got);
+        bytes.resize(size);
+        if (got == 0) return true;
+    }
 }
 
 StoredObject stored(const std::string& name, const struct stat& s) {
@@ -95,10 +107,12 @@ class Folder final : public Destination {
     }
 
     Result<std::vector<std::uint8_t>> get(const std::string& name) override {
-        std::ifstream in(path(name), std::ios::binary);
-        if (!in) return failed(path(name), "open it");
-        std::vector<std::uint8_t> bytes{std::istreambuf_iterator<char>(in), {}};
-        if (in.bad()) return failed(path(name), "read it");
+        const File file(path(name), O_RDONLY);
+        if (file.get() < 0 && (errno == ENOENT || errno == ENOTDIR))
+            return Status(ErrorCode::kNotStored, fmt::format("{}: not in the store", path(name)));
+        if (file.get() < 0) return failed(path(name), "open it");
+        std::vector<std::uint8_t> bytes;
+        if (!read_all(file.get(), bytes)) return failed(path(name), "read it");
         return bytes;
     }
 

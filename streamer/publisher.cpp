@@ -72,36 +72,42 @@ Result<std::string> Publisher::finish(const Manifest& manifest, const PrivateKey
 }
 
 Status Publisher::put_pointer(const std::string& name, const std::string& target, const Manifest& manifest) {
-    Result<std::optional<StoredObject>> found = destination_->find(name);
-    if (!found.ok()) return found.status();
-    if (found.value()) {
-        Result<std::vector<std::uint8_t>> present = destination_->get(name);
-        if (!present.ok()) return present.status();
-        const auto other = manifest_of_pointer(present.value());
-        if (other && (*other == target || outlives(*other, manifest))) return {};
+    const Result<std::vector<std::uint8_t>> present = destination_->get(name);
+    if (!present.ok() && present.status().code() != ErrorCode::kNotStored) return present.status();
+    const auto other = present.ok() ? manifest_of_pointer(present.value()) : std::nullopt;
+    if (other == target) return {};
+    if (other) {
+        const Result<bool> stays = outlives(*other, manifest);
+        if (!stays.ok()) return stays.status();
+        if (stays.value()) return {};
     }
     const std::string pointer = pointer_to(target);
     return destination_->put(name, {reinterpret_cast<const std::uint8_t*>(pointer.data()), pointer.size()});
 }
 
-// Whether another manifest is there and lives longer than ours.
-bool Publisher::outlives(const std::string& other_name, const Manifest& manifest) {
-    if (longer_lived_.contains(other_name)) return true;
-    if (shorter_lived_.contains(other_name)) return false;
-    const auto longer = [&] {
-        Result<std::vector<std::uint8_t>> document = destination_->get(other_name);
-        if (!document.ok()) return false;
-        const auto& bytes = document.value();
-        Result<std::string> json =
-            open_manifest({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, {});
-        if (!json.ok()) return false;
-        const Result<Manifest> other = read_manifest(json.value());
-        if (!other.ok()) return false;
-        const auto& expires = other.value().expires;
-        return !expires || (manifest.expires && *expires > *manifest.expires);
-    }();
-    (longer ? longer_lived_ : shorter_lived_).insert(other_name);
+// As lives_longer(), which is asked once of each manifest.
+Result<bool> Publisher::outlives(const std::string& other_name, const Manifest& manifest) {
+    const auto known = outlives_.find(other_name);
+    if (known != outlives_.end()) return known->second;
+    Result<bool> longer = lives_longer(other_name, manifest);
+    if (longer.ok()) outlives_.emplace(other_name, longer.value());
     return longer;
+}
+
+// Whether another manifest is there, and lives longer than ours. One that cannot be had at the moment may be,
+// and its pointers must not be led to ours.
+Result<bool> Publisher::lives_longer(const std::string& other_name, const Manifest& manifest) {
+    const Result<std::vector<std::uint8_t>> document = destination_->get(other_name);
+    if (document.status().code() == ErrorCode::kNotStored) return false;
+    if (!document.ok()) return document.status();
+    const auto& bytes = document.value();
+    const Result<std::string> json =
+        open_manifest({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, {});
+    if (!json.ok()) return false;  // no reader takes it either
+    const Result<Manifest> other = read_manifest(json.value());
+    if (!other.ok()) return false;
+    const auto& expires = other.value().expires;
+    return !expires || (manifest.expires && *expires > *manifest.expires);
 }
 
 }  // namespace kvcast::streamer

@@ -98,6 +98,8 @@ class Server final : public Destination {
 
     Result<std::vector<std::uint8_t>> get(const std::string& name) override {
         Answer a = ask(HttpRequest::Method::kGet, join_url(url_, name), {});
+        if (a.result.status.ok() && a.result.http_status == 404)
+            return Status(ErrorCode::kNotStored, fmt::format("{}: not in the store", name));
         if (!good(a)) return failed(name, a);
         return std::move(a.body);
     }

@@ -14,6 +14,9 @@ using testing::HasSubstr;
 
 class DestinationTest : public testing::Test {
   protected:
+    std::unique_ptr<Destination> plain() {
+        return std::move(http_destination(server.url("kv"), {}, process_variables).value());
+    }
     std::unique_ptr<Destination> s3() {
         const auto variables = [this](const char* name) -> const char* {
             return std::string(name).starts_with("AWS_ENDPOINT") ? endpoint.c_str() : "key";
@@ -68,6 +71,12 @@ TEST_F(DestinationTest, AListingThatGoesInCirclesIsRefused) {
         EXPECT_EQ(s.code(), ErrorCode::kProtocol);
         EXPECT_THAT(s.message(), HasSubstr(std::string("'") + again + "'"));
     }
+}
+
+TEST_F(DestinationTest, WhatIsNotThereIsToldFromWhatCannotBeHad) {
+    EXPECT_EQ(plain()->get("none").status().code(), ErrorCode::kNotStored);
+    server.fault(R"({"match": "none", "fault": "status", "status": 403})");
+    EXPECT_EQ(plain()->get("none").status().code(), ErrorCode::kHttpStatus);
 }
 
 }  // namespace

@@ -22,6 +22,28 @@ namespace {
 using namespace streamer;
 using testing::HasSubstr;
 
+// A store that cannot give one of its objects at the moment.
+class Failing final : public Destination {
+  public:
+    Failing(Destination& store, std::string lost) : store_(store), lost_(std::move(lost)) {}
+
+    const std::string& root() const override { return store_.root(); }
+    Result<std::optional<StoredObject>> find(const std::string& name) override { return store_.find(name); }
+    Status put(const std::string& name, std::span<const std::uint8_t> bytes) override {
+        return store_.put(name, bytes);
+    }
+    Result<std::vector<std::uint8_t>> get(const std::string& name) override {
+        if (name == lost_) return Status(ErrorCode::kHttpStatus, name + ": HTTP status 503");
+        return store_.get(name);
+    }
+    Status remove(const std::string& name) override { return store_.remove(name); }
+    Result<std::vector<StoredObject>> list() override { return store_.list(); }
+
+  private:
+    Destination& store_;
+    const std::string lost_;
+};
+
 class StoreTest : public testing::Test {
   protected:
     StoreTest() : store(std::move(folder_destination(folder / "store").value())) {
@@ -49,6 +71,9 @@ class StoreTest : public testing::Test {
             collect(*store, {system_seconds() + later, std::move(session), kGraceSeconds, dry});
         EXPECT_TRUE(c.ok()) << c.status().message();
         return c.ok() ? c.value() : Collection();
+    }
+    std::string target_of_pointer(const Hash& chain) {
+        return manifest_of_pointer(store->get(pointer_name(chain)).value()).value_or("");
     }
     Manifest stored(const std::string& name) {
         const auto bytes = store->get(name).value();
@@ -234,6 +259,38 @@ TEST_F(StoreTest, AFileThatVanishesWhileItIsListedIsNotThere) {
     EXPECT_EQ(names(), named_by(p));
 }
 
+TEST_F(StoreTest, WhatIsNotThereIsToldFromWhatCannotBeRead) {
+    const Published p = publish(*store, small);
+    EXPECT_EQ(store->get("manifests/none.json").status().code(), ErrorCode::kNotStored);
+    EXPECT_EQ(store->get("none/manifest").status().code(), ErrorCode::kNotStored);
+    EXPECT_EQ(store->get("manifests").status().code(), ErrorCode::kNetwork);
+}
+
+TEST_F(StoreTest, APointerThatCannotBeReadIsLeftAlone) {
+    small.ttl = 3600;
+    const Published p = publish(*store, small);
+    const std::string pointer = pointer_name(p.manifest.chain());
+    Failing failing(*store, pointer);
+    for (const std::int64_t later : {0, 7200}) {
+        const Result<Collection> c = collect(failing, {system_seconds() + later, {}, kGraceSeconds, false});
+        EXPECT_EQ(c.status().code(), ErrorCode::kHttpStatus) << later;
+        EXPECT_TRUE(names().contains(pointer)) << later;
+    }
+    gc(7200);  // another time it can be read
+    EXPECT_TRUE(names().empty());
+}
+
+TEST_F(StoreTest, PointersThatAnInterruptedCollectionLeftAreRepaired) {
+    small.session = "brief";
+    const Published dead = publish(*store, small);
+    small.session.clear();
+    const Published living = publish(*store, small);
+    ASSERT_EQ(target_of_pointer(living.manifest.chain()), dead.name);
+    ASSERT_TRUE(store->remove(dead.name).ok());
+    gc();
+    for (const ManifestChunk& c : living.manifest.chunks) EXPECT_EQ(target_of_pointer(c.chain), living.name);
+}
+
 TEST_F(StoreTest, WhatAKilledPublisherLeftIsCollectedOnceItIsOld) {
     const Published p = publish(*store, small);
     const ManifestChunk& c = p.manifest.chunks[0];
@@ -261,6 +318,26 @@ TEST_F(StoreTest, APointerStaysWithTheLongerLivedManifest) {
     small.ttl = 60;
     publish(*store, small);
     EXPECT_EQ(manifest_of_pointer(store->get(pointer_name(forever.manifest.chain())).value()), forever.name);
+}
+
+TEST_F(StoreTest, AManifestThatCannotBeReadKeepsItsPointers) {
+    const Published forever = publish(*store, small);
+    Manifest brief = forever.manifest;
+    brief.session = "brief";
+    brief.expires = brief.created + 60;
+    Failing failing(*store, forever.name);
+    auto publisher = Publisher::open(failing, system_seconds());
+    EXPECT_EQ(publisher.value().finish(brief, nullptr).status().code(), ErrorCode::kHttpStatus);
+    EXPECT_EQ(target_of_pointer(brief.chain()), forever.name);
+}
+
+TEST_F(StoreTest, AManifestThatIsGoneKeepsNoPointers) {
+    const Published forever = publish(*store, small);
+    ASSERT_TRUE(store->remove(forever.name).ok());
+    small.session = "brief";
+    small.ttl = 60;
+    const Published brief = publish(*store, small);
+    EXPECT_EQ(target_of_pointer(brief.manifest.chain()), brief.name);
 }
 
 TEST_F(StoreTest, CollectionWaitsForPublishers) {
