@@ -3,9 +3,25 @@
 #include <fmt/format.h>
 
 #include "codec/format/chain.h"
+#include "streamer/encoding.h"
 #include "streamer/store.h"
 
 namespace kvcast::streamer {
+namespace {
+
+// What the manifest is as a file. One that no reader accepts would stop every later collection, too.
+Result<std::string> readable_document(const Manifest& m) {
+    for (const auto& [name, text] : {std::pair("model", &m.model), std::pair("session", &m.session)}) {
+        if (!is_utf8(*text))
+            return Status(ErrorCode::kBadArgument, fmt::format("manifest: '{}' is not UTF-8", name));
+    }
+    std::string document = write_manifest(m);
+    const Result<Manifest> back = read_manifest(document);
+    if (back.ok()) return document;
+    return Status(ErrorCode::kBadArgument, "no reader would accept the " + back.status().message());
+}
+
+}  // namespace
 
 Result<Publisher> Publisher::open(Destination& destination, std::int64_t now) {
     Result<std::shared_ptr<void>> lock = destination.lock(false);
@@ -59,9 +75,11 @@ Status Publisher::check_all_there(const Manifest& manifest) {
 }
 
 Result<std::string> Publisher::finish(const Manifest& manifest, const PrivateKey* key) {
+    Result<std::string> readable = readable_document(manifest);
+    if (!readable.ok()) return readable.status();
     if (Status s = check_all_there(manifest); !s.ok()) return s;
     const std::string name = manifest_name(manifest);
-    std::string document = write_manifest(manifest);
+    std::string document = std::move(readable.value());
     if (key != nullptr) document = sign_manifest(document, *key);
     Status s =
         destination_->put(name, {reinterpret_cast<const std::uint8_t*>(document.data()), document.size()});

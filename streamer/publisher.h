@@ -36,8 +36,9 @@ class Publisher {
                                       std::span<const std::uint8_t> object);
     Result<ManifestCalibration> put_calibration(std::span<const std::uint8_t> file);
 
-    // Checks that every object the manifest names is there, writes the manifest (signed where a key is given)
-    // and then the chunks' pointers. Returns the manifest's name.
+    // Checks that readers will accept the manifest (else kBadArgument) and that every object it names is
+    // there, writes the manifest (signed where a key is given) and then the chunks' pointers. Returns the
+    // manifest's name.
     Result<std::string> finish(const Manifest& manifest, const PrivateKey* key);
 
     const PublishedBytes& bytes() const { return bytes_; }

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <chrono>
 #include <filesystem>
+#include <functional>
 #include <set>
 #include <thread>
 
@@ -144,6 +145,27 @@ TEST_F(StoreTest, NoManifestIsWrittenWhereAnObjectIsMissing) {
     auto publisher = Publisher::open(*store, system_seconds());
     EXPECT_EQ(publisher.value().finish(p.manifest, nullptr).status().code(), ErrorCode::kObjectMismatch);
     EXPECT_FALSE(names().contains(p.name));
+}
+
+TEST_F(StoreTest, NoManifestIsWrittenThatNoReaderAccepts) {
+    const Published p = publish(*store, small);
+    const auto before = names();
+    const auto refused = [&](const char* why, const std::function<void(Manifest&)>& change) {
+        SCOPED_TRACE(why);
+        Manifest wrong = p.manifest;
+        change(wrong);
+        auto publisher = Publisher::open(*store, system_seconds());
+        const Status s = publisher.value().finish(wrong, nullptr).status();
+        EXPECT_EQ(s.code(), ErrorCode::kBadArgument);
+        EXPECT_THAT(s.message(), HasSubstr(why));
+        EXPECT_EQ(names(), before);
+        EXPECT_EQ(stored(p.name), p.manifest);
+    };
+    refused("token id", [](Manifest& m) { m.chunks[1].token_ids[3] = -1; });
+    refused("bytes, at most", [](Manifest& m) { m.session.assign(ManifestLimits::kBytes, 'x'); });
+    refused("model", [](Manifest& m) { m.model += '\xff'; });
+    refused("session", [](Manifest& m) { m.session += "\xc0\x80"; });
+    refused("created", [](Manifest& m) { m.created = std::int64_t{1} << 40; });
 }
 
 // A prefix is shared: engines publish it at the same time, in threads of one process too.
