@@ -51,6 +51,8 @@ struct HttpResult {
 class HttpHandler {
   public:
     virtual ~HttpHandler() = default;
+    // A part of the request's body is on its way.
+    virtual void on_sent() {}
     // Once, before the body; after redirects. False ends the exchange: on_end() follows with kCancelled.
     virtual bool on_head(const HttpHead& head) = 0;
     // Parts of the body, in order. False as above.

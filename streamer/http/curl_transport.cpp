@@ -249,6 +249,7 @@ struct CurlTransport::Impl {
         const std::size_t part = std::min(size * count, exchange.request.body.size() - exchange.sent);
         std::memcpy(out, exchange.request.body.data() + exchange.sent, part);
         exchange.sent += part;
+        if (exchange.handler != nullptr) exchange.handler->on_sent();
         return part;
     }
 

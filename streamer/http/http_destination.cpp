@@ -3,6 +3,7 @@
 #include <curl/curl.h>
 #include <fmt/format.h>
 
+#include <atomic>
 #include <future>
 #include <pugixml.hpp>
 #include <set>
@@ -16,7 +17,6 @@ namespace kvcast::streamer {
 namespace {
 
 constexpr std::uint64_t kMostAnswerBytes = std::uint64_t{256} << 20;
-constexpr Duration kPatience = std::chrono::seconds(60);
 
 struct Answer {
     HttpResult result;
@@ -26,11 +26,14 @@ struct Answer {
 
 class Collect final : public HttpHandler {
   public:
+    void on_sent() override { moved = Clock::now(); }
     bool on_head(const HttpHead& head) override {
+        moved = Clock::now();
         answer.head = head;
         return true;
     }
     bool on_body(std::span<const std::uint8_t> bytes) override {
+        moved = Clock::now();
         answer.body.insert(answer.body.end(), bytes.begin(), bytes.end());
         return answer.body.size() <= kMostAnswerBytes;
     }
@@ -41,6 +44,7 @@ class Collect final : public HttpHandler {
 
     Answer answer;
     std::promise<void> done;
+    std::atomic<Time> moved = Clock::now();  // when bytes last did
 };
 
 Status failed(const std::string& name, const Answer& a) {
@@ -72,10 +76,11 @@ std::int64_t listed_time(std::string_view text) {
 
 class Server final : public Destination {
   public:
-    Server(std::string shown, std::string url, HttpOptions options)
+    Server(std::string shown, std::string url, HttpOptions options, Duration patience)
         : shown_(std::move(shown)),
           url_(std::move(url)),
           s3_(options.s3.has_value()),
+          patience_(patience),
           client_(std::move(options)) {
         while (url_.ends_with('/')) url_.pop_back();
     }
@@ -179,16 +184,27 @@ class Server final : public Destination {
         Transport::Id id = 0;
         client_.loop().run([&] { id = client_.transport().start(std::move(request), handler); });
         std::future<void> done = handler.done.get_future();
-        if (done.wait_for(kPatience) == std::future_status::ready) return std::move(handler.answer);
+        Time silent = handler.moved.load() + patience_;
+        while (done.wait_until(silent) != std::future_status::ready) {
+            const Time later = handler.moved.load() + patience_;
+            if (later == silent) return give_up(id);
+            silent = later;
+        }
+        return std::move(handler.answer);
+    }
+
+    Answer give_up(Transport::Id id) {
         client_.loop().run([&] { client_.transport().cancel(id); });
         Answer late;
-        late.result.status = {ErrorCode::kTimeout, "no answer"};
+        late.result.status = {ErrorCode::kTimeout,
+                              fmt::format("silence for {:g} seconds", to_seconds(patience_))};
         return late;
     }
 
     std::string shown_;
     std::string url_;
     bool s3_;
+    Duration patience_;
     Client client_;
     std::mt19937_64 random_{std::random_device()()};
 };
@@ -196,13 +212,13 @@ class Server final : public Destination {
 }  // namespace
 
 Result<std::unique_ptr<Destination>> http_destination(const std::string& url, HttpOptions options,
-                                                      const Variables& variables) {
+                                                      const Variables& variables, Duration patience) {
     if (Status s = check_destination(url); !s.ok()) return s;
     Result<Location> location = locate(url, variables);
     if (!location.ok()) return location.status();
     options.s3 = std::move(location.value().s3);
     return std::unique_ptr<Destination>(
-        std::make_unique<Server>(url, location.value().url, std::move(options)));
+        std::make_unique<Server>(url, location.value().url, std::move(options), patience));
 }
 
 Result<std::unique_ptr<Destination>> open_destination(const std::string& target, const HttpOptions& options,

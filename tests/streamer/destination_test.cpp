@@ -1,6 +1,9 @@
-// Servers that are written to: nothing is concluded from half an answer.
+// Servers that are written to: nothing is concluded from half an answer, and silence is all that ends an
+// exchange.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+
+#include <filesystem>
 
 #include "streamer/http/http_destination.h"
 #include "tests/streamer/fault_server.h"
@@ -10,12 +13,13 @@ namespace kvcast::test {
 namespace {
 
 using namespace streamer;
+using std::chrono::milliseconds;
 using testing::HasSubstr;
 
 class DestinationTest : public testing::Test {
   protected:
-    std::unique_ptr<Destination> plain() {
-        return std::move(http_destination(server.url("kv"), {}, process_variables).value());
+    std::unique_ptr<Destination> plain(Duration patience = kPatience) {
+        return std::move(http_destination(server.url("kv"), {}, process_variables, patience).value());
     }
     std::unique_ptr<Destination> s3() {
         const auto variables = [this](const char* name) -> const char* {
@@ -77,6 +81,39 @@ TEST_F(DestinationTest, WhatIsNotThereIsToldFromWhatCannotBeHad) {
     EXPECT_EQ(plain()->get("none").status().code(), ErrorCode::kNotStored);
     server.fault(R"({"match": "none", "fault": "status", "status": 403})");
     EXPECT_EQ(plain()->get("none").status().code(), ErrorCode::kHttpStatus);
+}
+
+// Of more bytes than sockets hold: what waits there counts as sent.
+TEST_F(DestinationTest, AnUploadMayTakeLongerThanThePatience) {
+    server.fault(R"({"match": "slow", "fault": "slow-read", "rate": 25e6})");
+    const std::vector<std::uint8_t> bytes(std::size_t{32} << 20, 7);
+    const Time start = Clock::now();
+    const Status s = plain(milliseconds(500))->put("slow", bytes);
+    EXPECT_TRUE(s.ok()) << s.message();
+    EXPECT_GT(Clock::now() - start, milliseconds(1000));
+    EXPECT_EQ(server.count("slow"), 1u);
+    EXPECT_EQ(std::filesystem::file_size(folder / "kv/slow"), bytes.size());
+}
+
+TEST_F(DestinationTest, AnAnswerMayTakeLongerThanThePatience) {
+    std::filesystem::create_directory(folder / "kv");
+    tools::store(folder / "kv/slow", std::string(100'000, 'x'));
+    server.fault(R"({"match": "slow", "fault": "pace", "rate": 1e5})");
+    const auto got = plain(milliseconds(300))->get("slow");
+    ASSERT_TRUE(got.ok()) << got.status().message();
+    EXPECT_EQ(got.value().size(), 100'000u);
+    EXPECT_EQ(server.count("slow"), 1u);
+}
+
+TEST_F(DestinationTest, AServerThatFallsSilentIsGivenUpAfterThePatience) {
+    server.fault(R"({"match": "deaf", "fault": "never-reads"})");
+    const std::vector<std::uint8_t> bytes(1000, 7);
+    const Time start = Clock::now();
+    EXPECT_EQ(plain(milliseconds(300))->put("deaf", bytes).code(), ErrorCode::kTimeout);
+    const std::size_t requests = server.count("deaf");
+    EXPECT_GT(requests, 1u);
+    EXPECT_GE(Clock::now() - start, requests * milliseconds(300));
+    EXPECT_LT(Clock::now() - start, std::chrono::seconds(20));
 }
 
 }  // namespace
