@@ -4,11 +4,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <cerrno>
-#include <chrono>
 #include <cstring>
 #include <filesystem>
+#include <memory>
+#include <random>
 
 #include "streamer/destination.h"
 
@@ -81,20 +81,22 @@ class Folder final : public Destination {
 
     Status put(const std::string& name, std::span<const std::uint8_t> bytes) override {
         const std::string target = path(name);
-        static std::atomic<std::uint32_t> puts = 0;  // other threads, too, may put the same
-        const std::uint64_t writer = static_cast<std::uint64_t>(::getpid()) << 32 | puts++;
-        const std::string temporary = fmt::format("{}.{}{}", target, writer, kTemporarySuffix);
         std::error_code error;
         fs::create_directories(fs::path(target).parent_path(), error);
-        {
-            const File file(temporary, O_WRONLY | O_CREAT | O_TRUNC);
-            if (file.get() < 0) return failed(temporary, "create it");
-            if (!write_all(file.get(), bytes) || ::fdatasync(file.get()) != 0) {
-                Status status = failed(temporary, "write it");
-                ::unlink(temporary.c_str());
-                return status;
-            }
+        // Others may put the same at this moment, from containers whose processes have our id, too.
+        std::string temporary;
+        std::unique_ptr<const File> file;
+        do {
+            temporary = fmt::format("{}.{}{}", target, random_number(), kTemporarySuffix);
+            file = std::make_unique<const File>(temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW);
+        } while (file->get() < 0 && errno == EEXIST);
+        if (file->get() < 0) return failed(temporary, "create it");
+        if (!write_all(file->get(), bytes) || ::fdatasync(file->get()) != 0) {
+            Status status = failed(temporary, "write it");
+            ::unlink(temporary.c_str());
+            return status;
         }
+        file.reset();
         if (::rename(temporary.c_str(), target.c_str()) == 0) return {};
         Status status = failed(target, "rename it");
         ::unlink(temporary.c_str());
@@ -152,7 +154,10 @@ class Folder final : public Destination {
   private:
     std::string path(const std::string& name) const { return root_ + "/" + name; }
 
+    std::uint64_t random_number() { return static_cast<std::uint64_t>(random_()) << 32 | random_(); }
+
     std::string root_;
+    std::random_device random_;
 };
 
 }  // namespace

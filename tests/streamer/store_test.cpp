@@ -2,6 +2,9 @@
 // needs.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/inotify.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -185,6 +188,46 @@ TEST_F(StoreTest, ThreadsMayPutTheSameAtTheSameTime) {
     EXPECT_EQ(names().size(), 1u);
 }
 
+TEST_F(StoreTest, ProcessesMayPutTheSameAtTheSameTime) {
+    const std::vector<std::uint8_t> bytes(100'000, 7);
+    std::vector<pid_t> children;
+    for (int i = 0; i < 4; ++i) {
+        const pid_t child = ::fork();
+        ASSERT_GE(child, 0);
+        if (child == 0) {
+            bool good = true;
+            for (int round = 0; round < 25; ++round) {
+                for (const char* name : {"manifests/one.json", "manifests/other.json"})
+                    good = store->put(name, bytes).ok() && store->get(name).value() == bytes && good;
+            }
+            ::_exit(good ? 0 : 1);
+        }
+        children.push_back(child);
+    }
+    for (const pid_t child : children) {
+        int status = -1;
+        ASSERT_EQ(::waitpid(child, &status, 0), child);
+        EXPECT_EQ(status, 0);
+    }
+    EXPECT_EQ(names(), std::set<std::string>({"manifests/one.json", "manifests/other.json"}));
+}
+
+// Names of a process' id and a count can be foreseen, and processes of two containers may have the same.
+TEST_F(StoreTest, ALinkThatWaitsForATemporaryFileIsNotFollowed) {
+    std::filesystem::create_directory(folder / "store/manifests");
+    for (std::uint64_t put = 0; put < 4096; ++put) {
+        const std::uint64_t writer = static_cast<std::uint64_t>(::getpid()) << 32 | put;
+        std::string temporary = folder / "store/manifests/a.json.";
+        temporary.append(std::to_string(writer)).append(".part");
+        std::filesystem::create_symlink(folder / "elsewhere", temporary);
+    }
+    const std::vector<std::uint8_t> bytes(10, 7);
+    ASSERT_TRUE(store->put("manifests/a.json", bytes).ok());
+    EXPECT_EQ(store->get("manifests/a.json").value(), bytes);
+    EXPECT_FALSE(std::filesystem::is_symlink(folder / "store/manifests/a.json"));
+    EXPECT_FALSE(std::filesystem::exists(folder / "elsewhere"));
+}
+
 TEST_F(StoreTest, NothingPartialIsLeft) {
     publish(*store, small);
     for (const std::string& name : names()) EXPECT_THAT(name, Not(HasSubstr(".part")));
@@ -311,6 +354,24 @@ TEST_F(StoreTest, PointersThatAnInterruptedCollectionLeftAreRepaired) {
     ASSERT_TRUE(store->remove(dead.name).ok());
     gc();
     for (const ManifestChunk& c : living.manifest.chunks) EXPECT_EQ(target_of_pointer(c.chain), living.name);
+}
+
+// What put() writes to, seen while it does.
+TEST_F(StoreTest, TheCollectorKnowsTemporaryFilesByTheirNames) {
+    const std::string chain(64, 'c');
+    std::filesystem::create_directory(folder / ("store/" + chain));
+    const int watcher = ::inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
+    ASSERT_GE(::inotify_add_watch(watcher, (folder / ("store/" + chain)).c_str(), IN_CREATE), 0);
+    ASSERT_TRUE(store->put(chain + "/2-0123456789abcdef.kvc", {}).ok());
+    alignas(inotify_event) char events[4096] = {};
+    ASSERT_GT(::read(watcher, events, sizeof events), 0);
+    ::close(watcher);
+    const std::string temporary = chain + "/" + reinterpret_cast<const inotify_event*>(events)->name;
+    EXPECT_THAT(temporary, testing::EndsWith(".part"));
+    tools::store(folder / ("store/" + temporary), "");
+    EXPECT_TRUE(names().contains(temporary));
+    EXPECT_EQ(gc(7200).objects_removed, 2u);
+    EXPECT_TRUE(names().empty());
 }
 
 TEST_F(StoreTest, WhatAKilledPublisherLeftIsCollectedOnceItIsOld) {
