@@ -118,7 +118,9 @@ class Server final : public Destination {
     Result<std::vector<StoredObject>> list() override {
         if (!s3_)
             return Status(ErrorCode::kBadArgument,
-                          fmt::format("{}: only folders and s3:// can be listed", shown_));
+                          fmt::format("{}: a server that only takes PUT cannot list what it has, expected a "
+                                      "folder or s3:// to collect",
+                                      shown_));
         const std::size_t scheme = url_.find("://") + 3;
         const std::size_t bucket_end = url_.find('/', url_.find('/', scheme) + 1);
         const std::string bucket = url_.substr(0, bucket_end);

@@ -83,6 +83,12 @@ TEST_F(DestinationTest, WhatIsNotThereIsToldFromWhatCannotBeHad) {
     EXPECT_EQ(plain()->get("none").status().code(), ErrorCode::kHttpStatus);
 }
 
+TEST_F(DestinationTest, AServerThatCannotBeListedSaysWhatCan) {
+    const Status s = plain()->list().status();
+    EXPECT_EQ(s.code(), ErrorCode::kBadArgument);
+    EXPECT_THAT(s.message(), AllOf(HasSubstr(server.url("kv")), HasSubstr("a folder or s3://")));
+}
+
 // Of more bytes than sockets hold: what waits there counts as sent.
 TEST_F(DestinationTest, AnUploadMayTakeLongerThanThePatience) {
     server.fault(R"({"match": "slow", "fault": "slow-read", "rate": 25e6})");
