@@ -51,6 +51,19 @@ TEST(RunTool, TellsDamageFromOtherFailures) {
     EXPECT_EQ(run_with("1", [] { throw Error("missing"); }), kExitFailure);
 }
 
+TEST(RunTool, ShowsItsExitCodesOrATools) {
+    const auto help = [](const std::string& own) {
+        CLI::App app("a test", "tool");
+        if (!own.empty()) app.footer(own);
+        std::string name = "tool";
+        char* argv[] = {name.data(), nullptr};
+        EXPECT_EQ(run_tool(app, 1, argv, [] {}), kExitOk);
+        return app.help();
+    };
+    EXPECT_THAT(help(""), HasSubstr(kExitCodes));
+    EXPECT_THAT(help("Exit codes: 4 tired."), HasSubstr("Exit codes: 4 tired."));
+}
+
 TEST(Raise, BlamesTheInputForDamageOnly) {
     for (const ErrorCode code : {ErrorCode::kTruncated, ErrorCode::kBlockChecksum, ErrorCode::kBadManifest,
                                  ErrorCode::kBadSignature, ErrorCode::kForeign})
