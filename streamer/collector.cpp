@@ -43,10 +43,12 @@ Result<Manifest> read_stored(Destination& destination, const std::string& name) 
 
 // What living manifests name.
 struct Living {
+    std::set<std::string> manifests;
     std::set<std::string> objects;
     std::map<std::string, std::string> pointers;  // name -> what it should say
 
-    void add(const Manifest& m) {
+    void add(const std::string& name, const Manifest& m) {
+        manifests.insert(name);
         for (const ManifestChunk& c : m.chunks) {
             for (const ManifestObject& o : c.objects) objects.insert(object_name(c.chain, o));
             pointers.emplace(pointer_name(c.chain), pointer_to(manifest_name(m)));
@@ -87,7 +89,7 @@ class Collector {
             if (expired || (options_.session && m.session == *options_.session)) {
                 dead_.insert(o.name);
             } else {
-                living_.add(m);
+                living_.add(o.name, m);
                 ++result_.manifests_kept;
             }
         }
@@ -115,26 +117,30 @@ class Collector {
         return remove(object);
     }
 
+    // Stays while it leads to a manifest, is led to a living one, or goes.
     Status visit_pointer(const StoredObject& object) {
-        const auto wanted = living_.pointers.find(object.name);
-        if (wanted == living_.pointers.end()) {
-            Result<std::vector<std::uint8_t>> present = destination_.get(object.name);
-            const auto target = present.ok() ? manifest_of_pointer(present.value()) : std::nullopt;
-            // A pointer to a manifest that we have not seen is that of a publication just finished.
-            if (target && !dead_.contains(*target)) {
-                Result<std::optional<StoredObject>> manifest = destination_.find(*target);
-                if (!manifest.ok()) return manifest.status();
-                if (manifest.value()) return {};
-            }
-            return remove(object);
+        const Result<std::vector<std::uint8_t>> present = destination_.get(object.name);
+        if (!present.ok() && present.status().code() != ErrorCode::kNotStored) return present.status();
+        if (const auto target = present.ok() ? manifest_of_pointer(present.value()) : std::nullopt) {
+            const Result<bool> there = is_there(*target);
+            if (!there.ok()) return there.status();
+            if (there.value()) return {};
         }
-        Result<std::vector<std::uint8_t>> present = destination_.get(object.name);
-        const auto target = present.ok() ? manifest_of_pointer(present.value()) : std::nullopt;
-        if (target && !dead_.contains(*target)) return {};
+        const auto wanted = living_.pointers.find(object.name);
+        if (wanted == living_.pointers.end()) return remove(object);
         if (options_.dry_run) return {};
         const std::string& text = wanted->second;
         return destination_.put(object.name,
                                 {reinterpret_cast<const std::uint8_t*>(text.data()), text.size()});
+    }
+
+    Result<bool> is_there(const std::string& manifest) {
+        if (living_.manifests.contains(manifest)) return true;
+        if (dead_.contains(manifest)) return false;
+        // One that was not listed is that of a publication just finished.
+        const Result<std::optional<StoredObject>> found = destination_.find(manifest);
+        if (!found.ok()) return found.status();
+        return found.value().has_value();
     }
 
     Status remove(const StoredObject& object) {

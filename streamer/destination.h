@@ -32,6 +32,7 @@ class Destination {
     virtual Status refresh(const std::string& name, std::span<const std::uint8_t> bytes) {
         return put(name, bytes);
     }
+    // kNotStored where there is no such object, as opposed to one that cannot be had at the moment.
     virtual Result<std::vector<std::uint8_t>> get(const std::string& name) = 0;
     // Removing what is not there succeeds.
     virtual Status remove(const std::string& name) = 0;

@@ -20,8 +20,8 @@ class Download::Attempt final : public HttpHandler {
     Attempt(Download& download, std::uint64_t from)
         : owner(download), position(from), asked_from(from), started(download.loop_.now()), heard(started) {}
 
-    void on_sent() override {
-        sent = true;
+    void on_connected() override {
+        connected = true;
         if (!has_body) started = heard = owner.loop_.now();
         owner.arm();
     }
@@ -39,9 +39,9 @@ class Download::Attempt final : public HttpHandler {
     Transport::Id id = 0;
     std::uint64_t position;
     const std::uint64_t asked_from;
-    Time started;  // when it was sent
+    Time started;  // when it was sent: with a connection
     Time heard;
-    bool sent = false;
+    bool connected = false;
     bool has_body = false;
     std::optional<HttpResult> refused;  // why the answer is not wanted
     std::size_t drained = 0;
@@ -225,7 +225,7 @@ void Download::finish(Result<std::vector<std::uint8_t>> object, int http_status)
 // How long it may be silent.
 Duration Download::patience(const Attempt& attempt) const {
     if (attempt.has_body) return options_.stall_timeout;
-    return attempt.sent ? options_.first_byte_timeout : options_.queue_timeout;
+    return attempt.connected ? options_.first_byte_timeout : options_.queue_timeout;
 }
 
 void Download::arm() {
@@ -233,7 +233,7 @@ void Download::arm() {
     Time next = Time::max();
     for (const Attempt& a : attempts_) {
         next = std::min(next, a.heard + patience(a));
-        if (options_.hedge_after && attempts_.size() == 1 && a.sent)
+        if (options_.hedge_after && attempts_.size() == 1 && a.connected)
             next = std::min(next, a.heard + *options_.hedge_after);
     }
     timer_ = loop_.after(std::max(next - loop_.now(), Duration(0)),
@@ -249,13 +249,13 @@ void Download::check_silence() {
         const bool another = attempts_.size() > 1;
         // The last attempt's failure may be the download's end, in which the observer may destroy it.
         fail(a, {{ErrorCode::kTimeout,
-                  fmt::format("no {} for {} ms", a.sent ? "byte" : "connection to be had", silent)},
+                  fmt::format("no {} for {} ms", a.connected ? "byte" : "connection to be had", silent)},
                  0,
                  std::nullopt});
         if (another) arm();
         return;
     }
-    if (options_.hedge_after && attempts_.size() == 1 && attempts_.front().sent &&
+    if (options_.hedge_after && attempts_.size() == 1 && attempts_.front().connected &&
         now - attempts_.front().heard >= *options_.hedge_after)
         return begin_attempt();
     arm();

@@ -29,4 +29,23 @@ std::optional<std::vector<std::uint8_t>> base64_decode(std::string_view text) {
     return out;
 }
 
+bool is_utf8(std::string_view text) {
+    constexpr char32_t kLeast[] = {0, 0, 0x80, 0x800, 0x10000};  // by length
+    while (!text.empty()) {
+        const auto lead = static_cast<unsigned char>(text[0]);
+        const std::size_t length = lead < 0x80 ? 1 : lead < 0xc0 ? 0 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
+        if (length == 0 || lead >= 0xf8 || length > text.size()) return false;
+        char32_t value = length == 1 ? lead : lead & (0x7fu >> length);
+        for (const char c : text.substr(1, length - 1)) {
+            const auto next = static_cast<unsigned char>(c);
+            if ((next & 0xc0) != 0x80) return false;
+            value = value << 6 | (next & 0x3fu);
+        }
+        const bool surrogate = value >= 0xd800 && value < 0xe000;
+        if (value < kLeast[length] || value > 0x10ffff || surrogate) return false;
+        text.remove_prefix(length);
+    }
+    return true;
+}
+
 }  // namespace kvcast::streamer

@@ -4,13 +4,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <cerrno>
-#include <chrono>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
+#include <memory>
+#include <random>
 
 #include "streamer/destination.h"
 
@@ -50,6 +48,24 @@ bool write_all(int fd, std::span<const std::uint8_t> bytes) {
     return true;
 }
 
+bool read_all(int fd, std::vector<std::uint8_t>& bytes) {
+    constexpr std::size_t kStep = std::size_t{1} << 16;
+    std::size_t size = 0;
+    for (;;) {
+        bytes.resize(size + kStep);
+        const ssize_t got = ::read(fd, bytes.data() + size, kStep);
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) return false;
+        size += static_cast<std::size_t>(got);
+        bytes.resize(size);
+        if (got == 0) return true;
+    }
+}
+
+StoredObject stored(const std::string& name, const struct stat& s) {
+    return {name, static_cast<std::uint64_t>(s.st_size), static_cast<std::int64_t>(s.st_mtime)};
+}
+
 class Folder final : public Destination {
   public:
     explicit Folder(std::string path) : root_(std::move(path)) {}
@@ -58,30 +74,29 @@ class Folder final : public Destination {
 
     Result<std::optional<StoredObject>> find(const std::string& name) override {
         struct stat s = {};
-        if (::stat(path(name).c_str(), &s) == 0) {
-            return std::optional(StoredObject{name, static_cast<std::uint64_t>(s.st_size),
-                                              static_cast<std::int64_t>(s.st_mtime)});
-        }
+        if (::stat(path(name).c_str(), &s) == 0) return std::optional(stored(name, s));
         if (errno == ENOENT || errno == ENOTDIR) return std::optional<StoredObject>();
         return failed(path(name), "look at it");
     }
 
     Status put(const std::string& name, std::span<const std::uint8_t> bytes) override {
         const std::string target = path(name);
-        static std::atomic<std::uint32_t> puts = 0;  // other threads, too, may put the same
-        const std::uint64_t writer = static_cast<std::uint64_t>(::getpid()) << 32 | puts++;
-        const std::string temporary = fmt::format("{}.{}{}", target, writer, kTemporarySuffix);
         std::error_code error;
         fs::create_directories(fs::path(target).parent_path(), error);
-        {
-            const File file(temporary, O_WRONLY | O_CREAT | O_TRUNC);
-            if (file.get() < 0) return failed(temporary, "create it");
-            if (!write_all(file.get(), bytes) || ::fdatasync(file.get()) != 0) {
-                Status status = failed(temporary, "write it");
-                ::unlink(temporary.c_str());
-                return status;
-            }
+        // Others may put the same at this moment, from containers whose processes have our id, too.
+        std::string temporary;
+        std::unique_ptr<const File> file;
+        do {
+            temporary = fmt::format("{}.{}{}", target, random_number(), kTemporarySuffix);
+            file = std::make_unique<const File>(temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW);
+        } while (file->get() < 0 && errno == EEXIST);
+        if (file->get() < 0) return failed(temporary, "create it");
+        if (!write_all(file->get(), bytes) || ::fdatasync(file->get()) != 0) {
+            Status status = failed(temporary, "write it");
+            ::unlink(temporary.c_str());
+            return status;
         }
+        file.reset();
         if (::rename(temporary.c_str(), target.c_str()) == 0) return {};
         Status status = failed(target, "rename it");
         ::unlink(temporary.c_str());
@@ -94,10 +109,12 @@ class Folder final : public Destination {
     }
 
     Result<std::vector<std::uint8_t>> get(const std::string& name) override {
-        std::ifstream in(path(name), std::ios::binary);
-        if (!in) return failed(path(name), "open it");
-        std::vector<std::uint8_t> bytes{std::istreambuf_iterator<char>(in), {}};
-        if (in.bad()) return failed(path(name), "read it");
+        const File file(path(name), O_RDONLY);
+        if (file.get() < 0 && (errno == ENOENT || errno == ENOTDIR))
+            return Status(ErrorCode::kNotStored, fmt::format("{}: not in the store", path(name)));
+        if (file.get() < 0) return failed(path(name), "open it");
+        std::vector<std::uint8_t> bytes;
+        if (!read_all(file.get(), bytes)) return failed(path(name), "read it");
         return bytes;
     }
 
@@ -114,10 +131,13 @@ class Folder final : public Destination {
         std::error_code error;
         fs::recursive_directory_iterator it(root_, error);
         for (; !error && it != fs::recursive_directory_iterator(); it.increment(error)) {
-            if (!it->is_regular_file()) continue;
-            const std::string name = fs::relative(it->path(), root_).generic_string();
-            Result<std::optional<StoredObject>> found = find(name);
-            if (found.ok() && found.value() && name != kLockFile) out.push_back(*found.value());
+            struct stat s = {};
+            if (::stat(it->path().c_str(), &s) != 0) {
+                if (errno == ENOENT) continue;  // gone since
+                return failed(it->path(), "look at it");
+            }
+            const std::string name = it->path().lexically_relative(root_).generic_string();
+            if (S_ISREG(s.st_mode) && name != kLockFile) out.push_back(stored(name, s));
         }
         if (error) return Status(ErrorCode::kNetwork, fmt::format("{}: {}", root_, error.message()));
         return out;
@@ -134,7 +154,10 @@ class Folder final : public Destination {
   private:
     std::string path(const std::string& name) const { return root_ + "/" + name; }
 
+    std::uint64_t random_number() { return static_cast<std::uint64_t>(random_()) << 32 | random_(); }
+
     std::string root_;
+    std::random_device random_;
 };
 
 }  // namespace

@@ -74,6 +74,7 @@ struct Manifest {
     friend bool operator==(const Manifest&, const Manifest&) = default;
 };
 
+// Its text is UTF-8.
 std::string write_manifest(const Manifest& manifest);
 
 // Parses and checks shape, ranges and order: kBadManifest with the field at fault. Never throws.

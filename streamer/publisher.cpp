@@ -3,9 +3,25 @@
 #include <fmt/format.h>
 
 #include "codec/format/chain.h"
+#include "streamer/encoding.h"
 #include "streamer/store.h"
 
 namespace kvcast::streamer {
+namespace {
+
+// What the manifest is as a file. One that no reader accepts would stop every later collection, too.
+Result<std::string> readable_document(const Manifest& m) {
+    for (const auto& [name, text] : {std::pair("model", &m.model), std::pair("session", &m.session)}) {
+        if (!is_utf8(*text))
+            return Status(ErrorCode::kBadArgument, fmt::format("manifest: '{}' is not UTF-8", name));
+    }
+    std::string document = write_manifest(m);
+    const Result<Manifest> back = read_manifest(document);
+    if (back.ok()) return document;
+    return Status(ErrorCode::kBadArgument, "no reader would accept the " + back.status().message());
+}
+
+}  // namespace
 
 Result<Publisher> Publisher::open(Destination& destination, std::int64_t now) {
     Result<std::shared_ptr<void>> lock = destination.lock(false);
@@ -59,9 +75,11 @@ Status Publisher::check_all_there(const Manifest& manifest) {
 }
 
 Result<std::string> Publisher::finish(const Manifest& manifest, const PrivateKey* key) {
+    Result<std::string> readable = readable_document(manifest);
+    if (!readable.ok()) return readable.status();
     if (Status s = check_all_there(manifest); !s.ok()) return s;
     const std::string name = manifest_name(manifest);
-    std::string document = write_manifest(manifest);
+    std::string document = std::move(readable.value());
     if (key != nullptr) document = sign_manifest(document, *key);
     Status s =
         destination_->put(name, {reinterpret_cast<const std::uint8_t*>(document.data()), document.size()});
@@ -72,36 +90,42 @@ Result<std::string> Publisher::finish(const Manifest& manifest, const PrivateKey
 }
 
 Status Publisher::put_pointer(const std::string& name, const std::string& target, const Manifest& manifest) {
-    Result<std::optional<StoredObject>> found = destination_->find(name);
-    if (!found.ok()) return found.status();
-    if (found.value()) {
-        Result<std::vector<std::uint8_t>> present = destination_->get(name);
-        if (!present.ok()) return present.status();
-        const auto other = manifest_of_pointer(present.value());
-        if (other && (*other == target || outlives(*other, manifest))) return {};
+    const Result<std::vector<std::uint8_t>> present = destination_->get(name);
+    if (!present.ok() && present.status().code() != ErrorCode::kNotStored) return present.status();
+    const auto other = present.ok() ? manifest_of_pointer(present.value()) : std::nullopt;
+    if (other == target) return {};
+    if (other) {
+        const Result<bool> stays = outlives(*other, manifest);
+        if (!stays.ok()) return stays.status();
+        if (stays.value()) return {};
     }
     const std::string pointer = pointer_to(target);
     return destination_->put(name, {reinterpret_cast<const std::uint8_t*>(pointer.data()), pointer.size()});
 }
 
-// Whether another manifest is there and lives longer than ours.
-bool Publisher::outlives(const std::string& other_name, const Manifest& manifest) {
-    if (longer_lived_.contains(other_name)) return true;
-    if (shorter_lived_.contains(other_name)) return false;
-    const auto longer = [&] {
-        Result<std::vector<std::uint8_t>> document = destination_->get(other_name);
-        if (!document.ok()) return false;
-        const auto& bytes = document.value();
-        Result<std::string> json =
-            open_manifest({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, {});
-        if (!json.ok()) return false;
-        const Result<Manifest> other = read_manifest(json.value());
-        if (!other.ok()) return false;
-        const auto& expires = other.value().expires;
-        return !expires || (manifest.expires && *expires > *manifest.expires);
-    }();
-    (longer ? longer_lived_ : shorter_lived_).insert(other_name);
+// As lives_longer(), which is asked once of each manifest.
+Result<bool> Publisher::outlives(const std::string& other_name, const Manifest& manifest) {
+    const auto known = outlives_.find(other_name);
+    if (known != outlives_.end()) return known->second;
+    Result<bool> longer = lives_longer(other_name, manifest);
+    if (longer.ok()) outlives_.emplace(other_name, longer.value());
     return longer;
+}
+
+// Whether another manifest is there, and lives longer than ours. One that cannot be had at the moment may be,
+// and its pointers must not be led to ours.
+Result<bool> Publisher::lives_longer(const std::string& other_name, const Manifest& manifest) {
+    const Result<std::vector<std::uint8_t>> document = destination_->get(other_name);
+    if (document.status().code() == ErrorCode::kNotStored) return false;
+    if (!document.ok()) return document.status();
+    const auto& bytes = document.value();
+    const Result<std::string> json =
+        open_manifest({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, {});
+    if (!json.ok()) return false;  // no reader takes it either
+    const Result<Manifest> other = read_manifest(json.value());
+    if (!other.ok()) return false;
+    const auto& expires = other.value().expires;
+    return !expires || (manifest.expires && *expires > *manifest.expires);
 }
 
 }  // namespace kvcast::streamer

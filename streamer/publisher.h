@@ -2,8 +2,8 @@
 // names. STORE.md, section 4.
 #pragma once
 
+#include <map>
 #include <optional>
-#include <set>
 #include <span>
 #include <string>
 
@@ -36,8 +36,9 @@ class Publisher {
                                       std::span<const std::uint8_t> object);
     Result<ManifestCalibration> put_calibration(std::span<const std::uint8_t> file);
 
-    // Checks that every object the manifest names is there, writes the manifest (signed where a key is given)
-    // and then the chunks' pointers. Returns the manifest's name.
+    // Checks that readers will accept the manifest (else kBadArgument) and that every object it names is
+    // there, writes the manifest (signed where a key is given) and then the chunks' pointers. Returns the
+    // manifest's name.
     Result<std::string> finish(const Manifest& manifest, const PrivateKey* key);
 
     const PublishedBytes& bytes() const { return bytes_; }
@@ -49,14 +50,14 @@ class Publisher {
     Status put_once(const std::string& name, std::span<const std::uint8_t> bytes);
     Status check_all_there(const Manifest& manifest);
     Status put_pointer(const std::string& name, const std::string& manifest_name, const Manifest& manifest);
-    bool outlives(const std::string& other_name, const Manifest& manifest);
+    Result<bool> outlives(const std::string& other_name, const Manifest& manifest);
+    Result<bool> lives_longer(const std::string& other_name, const Manifest& manifest);
 
     Destination* destination_;
     std::int64_t now_;
     std::shared_ptr<void> lock_;
     PublishedBytes bytes_;
-    std::set<std::string> longer_lived_;  // manifests that other pointers may keep naming
-    std::set<std::string> shorter_lived_;
+    std::map<std::string, bool> outlives_;  // by manifest: whether other pointers may keep naming it
 };
 
 struct Collection {
@@ -76,7 +77,8 @@ struct CollectOptions {
 };
 
 // Removes expired manifests, those of a session, and then every object that no other manifest names. Removes
-// nothing if any manifest cannot be read, since what it names cannot be known.
+// nothing if the store cannot be listed to its end or any manifest cannot be read, since what is named cannot
+// be known. Stops at a pointer that cannot be read; what was removed by then was to go.
 Result<Collection> collect(Destination& destination, const CollectOptions& options);
 
 }  // namespace kvcast::streamer

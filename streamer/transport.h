@@ -54,6 +54,8 @@ class HttpHandler {
     virtual ~HttpHandler() = default;
     // A connection is there, and the request is sent on it; again after a redirect. Maybe from within
     // start(). Until then the request may have waited for others to the same host to end.
+    virtual void on_connected() {}
+    // A part of the request's body is on its way.
     virtual void on_sent() {}
     // Once, before the body; after redirects. False ends the exchange: on_end() follows with kCancelled.
     virtual bool on_head(const HttpHead& head) = 0;

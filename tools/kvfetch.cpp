@@ -362,6 +362,7 @@ int main(int argc, char** argv) {
                  "kvfetch");
     Arguments a;
     declare(app, a);
+    app.footer(fmt::format("{}, {} tokens are left to be recomputed.", kExitCodes, kExitIncomplete));
     int code = kExitOk;
     const int failed = run_tool(app, argc, argv, [&] {
         if (!a.model.empty()) prepare_for_engine(argv);

@@ -46,11 +46,12 @@ struct Arguments {
 };
 
 void declare(CLI::App& app, Arguments& a) {
-    app.add_option("IN", a.input, "KV cache (safetensors: k, v, token_ids); with --gc: DEST");
+    app.add_option("IN", a.input, "KV cache (safetensors: k, v, token_ids); with --gc: a folder or s3://");
     app.add_option("DEST", a.target,
                    "folder to be served, or http://, https:// or s3://BUCKET/PREFIX, written with PUT");
     app.add_option("--levels", a.levels,
                    "all, or a list such as 0,2-5: 0 is lossless, then from finest to coarsest")
+        ->check(level_list())
         ->capture_default_str();
     app.add_option("--calibration", a.calibration,
                    "publish the klt profile with this .kvcal; default: delta");

@@ -50,7 +50,7 @@ enum class ErrorCode : std::uint16_t {
     kBadSignature = 112,
     kExpired = 113,
     kForeign = 114,    // of another model, layout, or other tokens
-    kNotStored = 115,  // no part of the context is in the store
+    kNotStored = 115,  // no part of the context is in the store, or no such object
     kCancelled = 120,
     kThrown = 121,  // a callback, or a codec, threw an exception
     // Devices.

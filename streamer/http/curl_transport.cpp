@@ -253,7 +253,7 @@ struct CurlTransport::Impl {
     static int on_ready(void* user, char*, char*, int, int) {
         const auto& exchange = *static_cast<const Exchange*>(user);
         return shielded(CURL_PREREQFUNC_ABORT, [&] {
-            if (exchange.handler != nullptr) exchange.handler->on_sent();
+            if (exchange.handler != nullptr) exchange.handler->on_connected();
             return CURL_PREREQFUNC_OK;
         });
     }
@@ -289,6 +289,7 @@ struct CurlTransport::Impl {
         const std::size_t part = std::min(size * count, exchange.request.body.size() - exchange.sent);
         std::memcpy(out, exchange.request.body.data() + exchange.sent, part);
         exchange.sent += part;
+        if (exchange.handler != nullptr) exchange.handler->on_sent();
         return part;
     }
 

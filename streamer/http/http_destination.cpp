@@ -3,8 +3,10 @@
 #include <curl/curl.h>
 #include <fmt/format.h>
 
+#include <atomic>
 #include <future>
 #include <pugixml.hpp>
+#include <set>
 #include <thread>
 
 #include "streamer/http/client.h"
@@ -15,7 +17,6 @@ namespace kvcast::streamer {
 namespace {
 
 constexpr std::uint64_t kMostAnswerBytes = std::uint64_t{256} << 20;
-constexpr Duration kPatience = std::chrono::seconds(60);
 
 struct Answer {
     HttpResult result;
@@ -25,21 +26,30 @@ struct Answer {
 
 class Collect final : public HttpHandler {
   public:
+    void on_connected() override { moved = Clock::now(); }
+    void on_sent() override { moved = Clock::now(); }
     bool on_head(const HttpHead& head) override {
+        moved = Clock::now();
         answer.head = head;
         return true;
     }
     bool on_body(std::span<const std::uint8_t> bytes) override {
+        moved = Clock::now();
         answer.body.insert(answer.body.end(), bytes.begin(), bytes.end());
         return answer.body.size() <= kMostAnswerBytes;
     }
     void on_end(const HttpResult& result) override {
-        answer.result = result;
+        try {
+            answer.result = result;
+        } catch (...) {
+            answer.result = {status_of_exception(), 0, std::nullopt};
+        }
         done.set_value();
     }
 
     Answer answer;
     std::promise<void> done;
+    std::atomic<Time> moved = Clock::now();  // when bytes last did
 };
 
 Status failed(const std::string& name, const Answer& a) {
@@ -71,10 +81,11 @@ std::int64_t listed_time(std::string_view text) {
 
 class Server final : public Destination {
   public:
-    Server(std::string shown, std::string url, HttpOptions options)
+    Server(std::string shown, std::string url, HttpOptions options, Duration patience)
         : shown_(std::move(shown)),
           url_(std::move(url)),
           s3_(options.s3.has_value()),
+          patience_(patience),
           client_(std::move(options)) {
         while (url_.ends_with('/')) url_.pop_back();
     }
@@ -97,6 +108,8 @@ class Server final : public Destination {
 
     Result<std::vector<std::uint8_t>> get(const std::string& name) override {
         Answer a = ask(HttpRequest::Method::kGet, join_url(url_, name), {});
+        if (a.result.status.ok() && a.result.http_status == 404)
+            return Status(ErrorCode::kNotStored, fmt::format("{}: not in the store", name));
         if (!good(a)) return failed(name, a);
         return std::move(a.body);
     }
@@ -110,13 +123,16 @@ class Server final : public Destination {
     Result<std::vector<StoredObject>> list() override {
         if (!s3_)
             return Status(ErrorCode::kBadArgument,
-                          fmt::format("{}: only folders and s3:// can be listed", shown_));
+                          fmt::format("{}: a server that only takes PUT cannot list what it has, expected a "
+                                      "folder or s3:// to collect",
+                                      shown_));
         const std::size_t scheme = url_.find("://") + 3;
         const std::size_t bucket_end = url_.find('/', url_.find('/', scheme) + 1);
         const std::string bucket = url_.substr(0, bucket_end);
         const std::string prefix = bucket_end == std::string::npos ? "" : url_.substr(bucket_end + 1) + "/";
         std::vector<StoredObject> out;
         std::string token;
+        std::set<std::string> tokens;
         do {
             // Parameters in the order of their names, as the signature wants them.
             const std::string continued = token.empty() ? "" : "continuation-token=" + escaped(token) + "&";
@@ -125,6 +141,10 @@ class Server final : public Destination {
                     fmt::format("{}?{}list-type=2&prefix={}", bucket, continued, escaped(prefix)), {});
             if (!good(a)) return failed("listing", a);
             if (Status s = read_page(a.body, prefix, out, token); !s.ok()) return s;
+            if (!token.empty() && !tokens.insert(token).second)
+                return Status(
+                    ErrorCode::kProtocol,
+                    fmt::format("listing: expected another NextContinuationToken, found '{}' again", token));
         } while (!token.empty());
         return out;
     }
@@ -142,8 +162,13 @@ class Server final : public Destination {
             out.push_back({key.substr(prefix.size()), entry.child("Size").text().as_ullong(),
                            listed_time(entry.child_value("LastModified"))});
         }
-        token = page.child("IsTruncated").text().as_bool() ? page.child_value("NextContinuationToken") : "";
-        return {};
+        token.clear();
+        if (!page.child("IsTruncated").text().as_bool()) return {};
+        token = page.child_value("NextContinuationToken");
+        if (!token.empty()) return {};
+        // Taken for the last, the page would have all that follows it collected.
+        return {ErrorCode::kProtocol,
+                "listing: IsTruncated is true, expected a NextContinuationToken and found none"};
     }
 
     Answer ask(HttpRequest::Method method, const std::string& url, std::span<const std::uint8_t> body) {
@@ -166,16 +191,27 @@ class Server final : public Destination {
         Transport::Id id = 0;
         client_.loop().run([&] { id = client_.transport().start(std::move(request), handler); });
         std::future<void> done = handler.done.get_future();
-        if (done.wait_for(kPatience) == std::future_status::ready) return std::move(handler.answer);
+        Time silent = handler.moved.load() + patience_;
+        while (done.wait_until(silent) != std::future_status::ready) {
+            const Time later = handler.moved.load() + patience_;
+            if (later == silent) return give_up(id);
+            silent = later;
+        }
+        return std::move(handler.answer);
+    }
+
+    Answer give_up(Transport::Id id) {
         client_.loop().run([&] { client_.transport().cancel(id); });
         Answer late;
-        late.result.status = {ErrorCode::kTimeout, "no answer"};
+        late.result.status = {ErrorCode::kTimeout,
+                              fmt::format("silence for {:g} seconds", to_seconds(patience_))};
         return late;
     }
 
     std::string shown_;
     std::string url_;
     bool s3_;
+    Duration patience_;
     Client client_;
     std::mt19937_64 random_{std::random_device()()};
 };
@@ -183,13 +219,13 @@ class Server final : public Destination {
 }  // namespace
 
 Result<std::unique_ptr<Destination>> http_destination(const std::string& url, HttpOptions options,
-                                                      const Variables& variables) {
+                                                      const Variables& variables, Duration patience) {
     if (Status s = check_destination(url); !s.ok()) return s;
     Result<Location> location = locate(url, variables);
     if (!location.ok()) return location.status();
     options.s3 = std::move(location.value().s3);
     return std::unique_ptr<Destination>(
-        std::make_unique<Server>(url, location.value().url, std::move(options)));
+        std::make_unique<Server>(url, location.value().url, std::move(options), patience));
 }
 
 Result<std::unique_ptr<Destination>> open_destination(const std::string& target, const HttpOptions& options,

@@ -11,10 +11,14 @@
 
 namespace kvcast::streamer {
 
+inline constexpr Duration kPatience = std::chrono::seconds(60);
+
 // `url` is http://, https:// or s3:// (location.h says where its server and keys come from). Requests that
-// fail for the moment are repeated. kBadArgument as check_destination() and locate() have it.
+// fail for the moment are repeated. `patience`: how long neither side may say anything before a request is
+// given up; one whose bytes flow may take any time. kBadArgument as check_destination() and locate() have it.
 Result<std::unique_ptr<Destination>> http_destination(const std::string& url, HttpOptions options,
-                                                      const Variables& variables);
+                                                      const Variables& variables,
+                                                      Duration patience = kPatience);
 
 // That, or a folder.
 Result<std::unique_ptr<Destination>> open_destination(const std::string& target, const HttpOptions& options,

@@ -817,6 +817,11 @@ TEST_F(CSession, NamesWhatIsWrongWithAPublication) {
     refused([](P& p) { p.ttl = -5; }, "life");
     refused([](P& p) { p.calibration = "x", p.calibration_bytes = 1; }, "", KVCAST_BAD_MAGIC);
     refused([](P& p) { p.key = "x"; }, "");
+    static const std::vector<std::int32_t> negative(kTokens, -1);
+    refused([](P& p) { p.token_ids = negative.data(); }, "token id -1");
+    refused([](P& p) { p.model = "\xff"; }, "UTF-8");
+    refused([](P& p) { p.session = "\xff"; }, "UTF-8");
+    EXPECT_EQ(folder.entries(), 0u);
     // What is stored is said even where the URL has no room.
     refused([](P&) {}, "stored at", KVCAST_BUFFER_TOO_SMALL);
     EXPECT_EQ(kvcast_publish(client, nullptr, nullptr, nullptr, 0), KVCAST_BAD_ARGUMENT);

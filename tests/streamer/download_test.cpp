@@ -326,7 +326,7 @@ TEST_F(DownloadTest, ARequestThatWaitsForAConnectionIsNotSilence) {
     pass(options.first_byte_timeout * 3);
     EXPECT_TRUE(network.waits(0));
     EXPECT_EQ(network.requests.size(), 1u) << "nor is it a reason for a hedge";
-    network.send(0);
+    network.connect(0);
     pass(milliseconds(100));
     network.head(0, whole());
     network.body(0, part(0));

@@ -51,7 +51,7 @@ class FakeTransport final : public streamer::Transport {
 
     Id start(streamer::HttpRequest request, streamer::HttpHandler& handler) override {
         requests.push_back({std::move(request), &handler});
-        if (!queues) handler.on_sent();
+        if (!queues) handler.on_connected();
         return requests.size();
     }
     void cancel(Id id) override { requests[id - 1].handler = nullptr; }
@@ -74,10 +74,10 @@ class FakeTransport final : public streamer::Transport {
         handler->on_end(result);
     }
 
-    void send(std::size_t i) { requests[i].handler->on_sent(); }
+    void connect(std::size_t i) { requests[i].handler->on_connected(); }
 
     std::vector<Pending> requests;
-    bool queues = false;  // requests are sent by send()
+    bool queues = false;  // requests get a connection by connect()
 };
 
 }  // namespace kvcast::test

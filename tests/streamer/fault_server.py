@@ -8,6 +8,8 @@ Prints its port, then reads faults from standard input, one JSON object a line, 
     {"match": REGEX, "fault": NAME, "times": N, ...}     N requests whose path matches; without times: all
     {"clear": true}                                       no faults, counters at zero
     {"count": REGEX}                                      how many requests matched so far
+
+What is PUT lies in the folder from then on. Such a request knows the faults slow-read (with its rate) and never-reads.
 """
 import gzip
 import json
@@ -50,7 +52,7 @@ def load(path):
 
 
 def head(status, headers):
-    reasons = {200: "OK", 206: "Partial Content", 302: "Found", 403: "Forbidden", 404: "Not Found",
+    reasons = {200: "OK", 201: "Created", 206: "Partial Content", 302: "Found", 403: "Forbidden", 404: "Not Found",
                416: "Range Not Satisfiable", 429: "Too Many Requests", 503: "Service Unavailable"}
     lines = ["HTTP/1.1 %d %s" % (status, reasons.get(status, "Status"))]
     return "\r\n".join(lines + ["%s: %s" % h for h in headers] + ["", ""]).encode()
@@ -157,6 +159,33 @@ def answer(sock, path, headers):
         raise Gone
 
 
+def take(sock, path, headers, front):
+    """A PUT, of whose body front has come. Returns what came behind it."""
+    fault = choose(path)
+    if fault["fault"] == "never-reads":
+        time.sleep(FOREVER)
+        raise Gone
+    if "expect" in headers:
+        sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+    if fault["fault"] == "slow-read":
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # what waits there counts as sent
+    length = int(headers["content-length"])
+    body = bytearray(front)
+    while len(body) < length:
+        got = sock.recv(65536)
+        if not got:
+            raise Gone
+        body += got
+        if fault["fault"] == "slow-read":
+            time.sleep(len(got) / fault["rate"])
+    name = os.path.join(FOLDER, path.lstrip("/"))
+    os.makedirs(os.path.dirname(name), exist_ok=True)
+    with open(name, "wb") as f:
+        f.write(body[:length])
+    sock.sendall(head(201, [("Content-Length", 0)]))
+    return bytes(body[length:])
+
+
 def serve_h1(sock):
     buffer = b""
     while True:
@@ -168,7 +197,11 @@ def serve_h1(sock):
         text, buffer = buffer.split(b"\r\n\r\n", 1)
         lines = text.decode("latin-1").split("\r\n")
         headers = dict((k.strip().lower(), v.strip()) for k, v in (line.split(":", 1) for line in lines[1:]))
-        answer(sock, lines[0].split(" ")[1], headers)
+        method, path = lines[0].split(" ")[:2]
+        if method == "PUT":
+            buffer = take(sock, path, headers, buffer)
+        else:
+            answer(sock, path, headers)
 
 
 def serve_h2(sock):

@@ -2,11 +2,15 @@
 // needs.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/inotify.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <filesystem>
+#include <functional>
 #include <set>
 #include <thread>
 
@@ -21,6 +25,28 @@ namespace {
 
 using namespace streamer;
 using testing::HasSubstr;
+
+// A store that cannot give one of its objects at the moment.
+class Failing final : public Destination {
+  public:
+    Failing(Destination& store, std::string lost) : store_(store), lost_(std::move(lost)) {}
+
+    const std::string& root() const override { return store_.root(); }
+    Result<std::optional<StoredObject>> find(const std::string& name) override { return store_.find(name); }
+    Status put(const std::string& name, std::span<const std::uint8_t> bytes) override {
+        return store_.put(name, bytes);
+    }
+    Result<std::vector<std::uint8_t>> get(const std::string& name) override {
+        if (name == lost_) return Status(ErrorCode::kHttpStatus, name + ": HTTP status 503");
+        return store_.get(name);
+    }
+    Status remove(const std::string& name) override { return store_.remove(name); }
+    Result<std::vector<StoredObject>> list() override { return store_.list(); }
+
+  private:
+    Destination& store_;
+    const std::string lost_;
+};
 
 class StoreTest : public testing::Test {
   protected:
@@ -49,6 +75,9 @@ class StoreTest : public testing::Test {
             collect(*store, {system_seconds() + later, std::move(session), kGraceSeconds, dry});
         EXPECT_TRUE(c.ok()) << c.status().message();
         return c.ok() ? c.value() : Collection();
+    }
+    std::string target_of_pointer(const Hash& chain) {
+        return manifest_of_pointer(store->get(pointer_name(chain)).value()).value_or("");
     }
     Manifest stored(const std::string& name) {
         const auto bytes = store->get(name).value();
@@ -121,6 +150,27 @@ TEST_F(StoreTest, NoManifestIsWrittenWhereAnObjectIsMissing) {
     EXPECT_FALSE(names().contains(p.name));
 }
 
+TEST_F(StoreTest, NoManifestIsWrittenThatNoReaderAccepts) {
+    const Published p = publish(*store, small);
+    const auto before = names();
+    const auto refused = [&](const char* why, const std::function<void(Manifest&)>& change) {
+        SCOPED_TRACE(why);
+        Manifest wrong = p.manifest;
+        change(wrong);
+        auto publisher = Publisher::open(*store, system_seconds());
+        const Status s = publisher.value().finish(wrong, nullptr).status();
+        EXPECT_EQ(s.code(), ErrorCode::kBadArgument);
+        EXPECT_THAT(s.message(), HasSubstr(why));
+        EXPECT_EQ(names(), before);
+        EXPECT_EQ(stored(p.name), p.manifest);
+    };
+    refused("token id", [](Manifest& m) { m.chunks[1].token_ids[3] = -1; });
+    refused("bytes, at most", [](Manifest& m) { m.session.assign(ManifestLimits::kBytes, 'x'); });
+    refused("model", [](Manifest& m) { m.model += '\xff'; });
+    refused("session", [](Manifest& m) { m.session += "\xc0\x80"; });
+    refused("created", [](Manifest& m) { m.created = std::int64_t{1} << 40; });
+}
+
 // A prefix is shared: engines publish it at the same time, in threads of one process too.
 TEST_F(StoreTest, ThreadsMayPutTheSameAtTheSameTime) {
     const std::vector<std::uint8_t> bytes(100'000, 7);
@@ -136,6 +186,46 @@ TEST_F(StoreTest, ThreadsMayPutTheSameAtTheSameTime) {
     EXPECT_EQ(failures, 0u);
     EXPECT_EQ(store->get("manifests/same.json").value(), bytes);
     EXPECT_EQ(names().size(), 1u);
+}
+
+TEST_F(StoreTest, ProcessesMayPutTheSameAtTheSameTime) {
+    const std::vector<std::uint8_t> bytes(100'000, 7);
+    std::vector<pid_t> children;
+    for (int i = 0; i < 4; ++i) {
+        const pid_t child = ::fork();
+        ASSERT_GE(child, 0);
+        if (child == 0) {
+            bool good = true;
+            for (int round = 0; round < 25; ++round) {
+                for (const char* name : {"manifests/one.json", "manifests/other.json"})
+                    good = store->put(name, bytes).ok() && store->get(name).value() == bytes && good;
+            }
+            ::_exit(good ? 0 : 1);
+        }
+        children.push_back(child);
+    }
+    for (const pid_t child : children) {
+        int status = -1;
+        ASSERT_EQ(::waitpid(child, &status, 0), child);
+        EXPECT_EQ(status, 0);
+    }
+    EXPECT_EQ(names(), std::set<std::string>({"manifests/one.json", "manifests/other.json"}));
+}
+
+// Names of a process' id and a count can be foreseen, and processes of two containers may have the same.
+TEST_F(StoreTest, ALinkThatWaitsForATemporaryFileIsNotFollowed) {
+    std::filesystem::create_directory(folder / "store/manifests");
+    for (std::uint64_t put = 0; put < 4096; ++put) {
+        const std::uint64_t writer = static_cast<std::uint64_t>(::getpid()) << 32 | put;
+        std::string temporary = folder / "store/manifests/a.json.";
+        temporary.append(std::to_string(writer)).append(".part");
+        std::filesystem::create_symlink(folder / "elsewhere", temporary);
+    }
+    const std::vector<std::uint8_t> bytes(10, 7);
+    ASSERT_TRUE(store->put("manifests/a.json", bytes).ok());
+    EXPECT_EQ(store->get("manifests/a.json").value(), bytes);
+    EXPECT_FALSE(std::filesystem::is_symlink(folder / "store/manifests/a.json"));
+    EXPECT_FALSE(std::filesystem::exists(folder / "elsewhere"));
 }
 
 TEST_F(StoreTest, NothingPartialIsLeft) {
@@ -213,6 +303,77 @@ TEST_F(StoreTest, AnUnreadableManifestStopsCollection) {
     EXPECT_EQ(names(), before);
 }
 
+// ELOOP stands for whatever a file system may fail with, since it fails for every user.
+TEST_F(StoreTest, AFileThatCannotBeLookedAtStopsCollection) {
+    small.ttl = 10;
+    publish(*store, small);
+    const auto before = names();
+    const std::string loop = folder / ("store/manifests/" + std::string(64, 'a') + ".json");
+    std::filesystem::create_symlink(loop, loop);
+    EXPECT_THAT(store->list().status().message(), HasSubstr(loop));
+    const Result<Collection> c = collect(*store, {system_seconds() + 7200, {}, kGraceSeconds, false});
+    EXPECT_EQ(c.status().code(), ErrorCode::kNetwork);
+    std::filesystem::remove(loop);
+    EXPECT_EQ(names(), before);
+}
+
+// A link to nowhere looks like a name whose file has gone since.
+TEST_F(StoreTest, AFileThatVanishesWhileItIsListedIsNotThere) {
+    const Published p = publish(*store, small);
+    std::filesystem::create_symlink(folder / "nowhere", folder / "store/manifests/gone.json");
+    EXPECT_EQ(names(), named_by(p));
+}
+
+TEST_F(StoreTest, WhatIsNotThereIsToldFromWhatCannotBeRead) {
+    const Published p = publish(*store, small);
+    EXPECT_EQ(store->get("manifests/none.json").status().code(), ErrorCode::kNotStored);
+    EXPECT_EQ(store->get("none/manifest").status().code(), ErrorCode::kNotStored);
+    EXPECT_EQ(store->get("manifests").status().code(), ErrorCode::kNetwork);
+}
+
+TEST_F(StoreTest, APointerThatCannotBeReadIsLeftAlone) {
+    small.ttl = 3600;
+    const Published p = publish(*store, small);
+    const std::string pointer = pointer_name(p.manifest.chain());
+    Failing failing(*store, pointer);
+    for (const std::int64_t later : {0, 7200}) {
+        const Result<Collection> c = collect(failing, {system_seconds() + later, {}, kGraceSeconds, false});
+        EXPECT_EQ(c.status().code(), ErrorCode::kHttpStatus) << later;
+        EXPECT_TRUE(names().contains(pointer)) << later;
+    }
+    gc(7200);  // another time it can be read
+    EXPECT_TRUE(names().empty());
+}
+
+TEST_F(StoreTest, PointersThatAnInterruptedCollectionLeftAreRepaired) {
+    small.session = "brief";
+    const Published dead = publish(*store, small);
+    small.session.clear();
+    const Published living = publish(*store, small);
+    ASSERT_EQ(target_of_pointer(living.manifest.chain()), dead.name);
+    ASSERT_TRUE(store->remove(dead.name).ok());
+    gc();
+    for (const ManifestChunk& c : living.manifest.chunks) EXPECT_EQ(target_of_pointer(c.chain), living.name);
+}
+
+// What put() writes to, seen while it does.
+TEST_F(StoreTest, TheCollectorKnowsTemporaryFilesByTheirNames) {
+    const std::string chain(64, 'c');
+    std::filesystem::create_directory(folder / ("store/" + chain));
+    const int watcher = ::inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
+    ASSERT_GE(::inotify_add_watch(watcher, (folder / ("store/" + chain)).c_str(), IN_CREATE), 0);
+    ASSERT_TRUE(store->put(chain + "/2-0123456789abcdef.kvc", {}).ok());
+    alignas(inotify_event) char events[4096] = {};
+    ASSERT_GT(::read(watcher, events, sizeof events), 0);
+    ::close(watcher);
+    const std::string temporary = chain + "/" + reinterpret_cast<const inotify_event*>(events)->name;
+    EXPECT_THAT(temporary, testing::EndsWith(".part"));
+    tools::store(folder / ("store/" + temporary), "");
+    EXPECT_TRUE(names().contains(temporary));
+    EXPECT_EQ(gc(7200).objects_removed, 2u);
+    EXPECT_TRUE(names().empty());
+}
+
 TEST_F(StoreTest, WhatAKilledPublisherLeftIsCollectedOnceItIsOld) {
     const Published p = publish(*store, small);
     const ManifestChunk& c = p.manifest.chunks[0];
@@ -240,6 +401,26 @@ TEST_F(StoreTest, APointerStaysWithTheLongerLivedManifest) {
     small.ttl = 60;
     publish(*store, small);
     EXPECT_EQ(manifest_of_pointer(store->get(pointer_name(forever.manifest.chain())).value()), forever.name);
+}
+
+TEST_F(StoreTest, AManifestThatCannotBeReadKeepsItsPointers) {
+    const Published forever = publish(*store, small);
+    Manifest brief = forever.manifest;
+    brief.session = "brief";
+    brief.expires = brief.created + 60;
+    Failing failing(*store, forever.name);
+    auto publisher = Publisher::open(failing, system_seconds());
+    EXPECT_EQ(publisher.value().finish(brief, nullptr).status().code(), ErrorCode::kHttpStatus);
+    EXPECT_EQ(target_of_pointer(brief.chain()), forever.name);
+}
+
+TEST_F(StoreTest, AManifestThatIsGoneKeepsNoPointers) {
+    const Published forever = publish(*store, small);
+    ASSERT_TRUE(store->remove(forever.name).ok());
+    small.session = "brief";
+    small.ttl = 60;
+    const Published brief = publish(*store, small);
+    EXPECT_EQ(target_of_pointer(brief.manifest.chain()), brief.name);
 }
 
 TEST_F(StoreTest, CollectionWaitsForPublishers) {

@@ -29,10 +29,12 @@ bool blames_the_input(Call call) {
 }
 
 // Runs a tool of one option --value, and says how it ended.
-int run_with(const std::string& value, const std::function<void()>& body) {
-    double number = 0;
+template <typename Value = double>
+int run_with(const std::string& value, const std::function<void()>& body,
+             const CLI::Validator& validator = positive_number()) {
+    Value taken = {};
     CLI::App app("a test", "tool");
-    app.add_option("--value", number)->check(positive_number());
+    app.add_option("--value", taken)->check(validator);
     std::string name = "tool", option = "--value=" + value;
     char* argv[] = {name.data(), option.data(), nullptr};
     return run_tool(app, 2, argv, body);
@@ -49,6 +51,19 @@ TEST(RunTool, TellsDamageFromOtherFailures) {
     EXPECT_EQ(run_with("1", [] { throw Error("missing"); }), kExitFailure);
 }
 
+TEST(RunTool, ShowsItsExitCodesOrATools) {
+    const auto help = [](const std::string& own) {
+        CLI::App app("a test", "tool");
+        if (!own.empty()) app.footer(own);
+        std::string name = "tool";
+        char* argv[] = {name.data(), nullptr};
+        EXPECT_EQ(run_tool(app, 1, argv, [] {}), kExitOk);
+        return app.help();
+    };
+    EXPECT_THAT(help(""), HasSubstr(kExitCodes));
+    EXPECT_THAT(help("Exit codes: 4 tired."), HasSubstr("Exit codes: 4 tired."));
+}
+
 TEST(Raise, BlamesTheInputForDamageOnly) {
     for (const ErrorCode code : {ErrorCode::kTruncated, ErrorCode::kBlockChecksum, ErrorCode::kBadManifest,
                                  ErrorCode::kBadSignature, ErrorCode::kForeign})
@@ -63,6 +78,15 @@ TEST(ParseRange, SaysThatARangeEndsBeforeItBegins) {
               "--layers is 5-3, which ends before it begins");
     EXPECT_EQ(error_of([] { parse_range("3-30", 30, "layers"); }),
               "--layers is 3-30, the file has layers 0-29");
+}
+
+TEST(LevelList, HasNoEmptyPieces) {
+    const auto code = [](const char* text) {
+        return run_with<std::string>(
+            text, [] {}, level_list());
+    };
+    for (const char* good : {"all", "0", "0,2-5", "7,0"}) EXPECT_EQ(code(good), kExitOk) << good;
+    for (const char* bad : {"", ",", "0,", ",0", "0,,2"}) EXPECT_EQ(code(bad), kExitUsage) << bad;
 }
 
 TEST(ParseDuration, NeedsAUnit) {

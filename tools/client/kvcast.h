@@ -183,9 +183,9 @@ KVCAST_API void kvcast_client_close(kvcast_client* client);
 typedef struct kvcast_publication {
     size_t struct_bytes;
     const kvcast_layout* layout;
-    const char* model;
-    const char* salt; /* or NULL */
-    const int32_t* token_ids;
+    const char* model;        /* UTF-8 */
+    const char* salt;         /* or NULL */
+    const int32_t* token_ids; /* none of them negative */
     size_t tokens;
     uint64_t base_position;
     const kvcast_rows* planes; /* rows of all tokens */
@@ -195,7 +195,7 @@ typedef struct kvcast_publication {
     size_t calibration_bytes;
     size_t chunk_tokens;    /* 0: 256 */
     int64_t ttl;            /* seconds that the publication lives; 0: no end */
-    const char* session;    /* a tag by which it may be collected; or NULL */
+    const char* session;    /* a tag by which it may be collected, UTF-8; or NULL */
     const char* key;        /* an Ed25519 private key (PEM) that signs the manifest; or NULL */
     int32_t without_tokens; /* keeps the token ids out of the manifest */
     int32_t reserved;

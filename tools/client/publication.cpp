@@ -6,6 +6,8 @@
 #include <functional>
 #include <numeric>
 
+#include "streamer/encoding.h"
+
 namespace kvcast::client {
 namespace {
 
@@ -30,13 +32,24 @@ std::vector<unsigned> wanted_levels(const PublishOptions& options) {
     return all;
 }
 
+Status check_ids(std::span<const std::int32_t> ids) {
+    if (ids.empty()) return {ErrorCode::kBadArgument, "a context of no tokens"};
+    const auto bad = std::ranges::find_if(ids, [](std::int32_t id) { return id < 0; });
+    if (bad == ids.end()) return {};
+    return {ErrorCode::kBadArgument,
+            fmt::format("token id {} at {}, expected 0 to {}", *bad, bad - ids.begin(), INT32_MAX)};
+}
+
 Status check(const Context& context, const PublishOptions& options, const std::vector<unsigned>& levels) {
     if (context.layout == nullptr) return {ErrorCode::kBadArgument, "no layout given"};
     const unsigned last = last_level(options.calibration.get());
     if (std::ranges::adjacent_find(levels, std::greater_equal()) != levels.end() || levels.back() > last)
         return {ErrorCode::kBadArgument, fmt::format("levels that do not ascend from 0 to {}", last)};
     if (options.chunk_tokens == 0) return {ErrorCode::kBadArgument, "chunks of no tokens"};
-    if (context.token_ids.empty()) return {ErrorCode::kBadArgument, "a context of no tokens"};
+    if (Status s = check_ids(context.token_ids); !s.ok()) return s;
+    if (!streamer::is_utf8(context.model)) return {ErrorCode::kBadArgument, "a model id that is not UTF-8"};
+    if (!streamer::is_utf8(options.session))
+        return {ErrorCode::kBadArgument, "a session tag that is not UTF-8"};
     if ((options.calibration == nullptr) != options.calibration_file.empty())
         return {ErrorCode::kBadArgument, "a calibration without its file, or the other way round"};
     constexpr std::int64_t kLongest = std::int64_t{100} * 365 * 86400;

@@ -20,9 +20,9 @@ namespace kvcast::client {
 // A context and its KV in the caller's memory, which is read during the call.
 struct Context {
     const Layout* layout = nullptr;
-    std::string_view model;
-    std::string_view salt;  // keeps the chunks' identities apart from other tenants'; may be empty
-    std::span<const std::int32_t> token_ids;
+    std::string_view model;  // UTF-8
+    std::string_view salt;   // keeps the chunks' identities apart from other tenants'; may be empty
+    std::span<const std::int32_t> token_ids;  // not negative
     std::uint64_t base_position = 0;
     std::span<const PlaneRows> planes;  // [layer][plane], rows of all tokens
 };
@@ -37,7 +37,7 @@ struct PublishOptions {
     std::size_t chunk_tokens = 256;
     std::int64_t now = 0;                       // seconds since 1970
     std::optional<std::int64_t> ttl;            // seconds from now on; default: no end
-    std::string session;                        // a tag for collection; may be empty
+    std::string session;                        // a tag for collection, UTF-8; may be empty
     bool with_tokens = true;                    // put the token ids into the manifest
     const streamer::PrivateKey* key = nullptr;  // signs the manifest
     // Told how many tokens a chunk has that was stored; where it returns false, the rest is not (kCancelled).

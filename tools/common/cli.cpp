@@ -41,7 +41,7 @@ int parse_failed(const CLI::App& app, const CLI::ParseError& e) {
 
 int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& body) {
     app.set_version_flag("--version", std::string("kvcast ") + KVCAST_VERSION);
-    app.footer(kExitCodes);
+    if (app.get_footer().empty()) app.footer(std::string(kExitCodes) + ".");
     try {
         app.parse(argc, argv);
     } catch (const CLI::ParseError& e) {

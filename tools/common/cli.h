@@ -11,11 +11,13 @@ namespace kvcast::tools {
 
 enum ExitCode : int { kExitOk = 0, kExitFailure = 1, kExitUsage = 2, kExitDamaged = 3 };
 
+// A sentence without its end, which tools that have more codes go on with.
 inline constexpr const char* kExitCodes =
     "Exit codes: 0 success, 1 failure (files, arguments that do not fit), 2 usage, 3 damaged or foreign "
-    "input.";
+    "input";
 
 // Parses the arguments and runs the tool; every exception becomes one sentence on stderr and an exit code.
+// --help ends with kExitCodes, or with the footer that the app has.
 int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& body);
 
 // The option --device: where to encode or decode.

@@ -48,6 +48,18 @@ std::int64_t parse_duration(const std::string& option, const std::string& text) 
     return value * scale;
 }
 
+const CLI::Validator& level_list() {
+    static const CLI::Validator validator(
+        [](const std::string& text) {
+            const std::string framed = "," + text + ",";
+            return framed.find(",,") == std::string::npos
+                       ? std::string()
+                       : fmt::format("'{}' has an empty piece, expected all, or a list such as 0,2-5", text);
+        },
+        "LEVELS");
+    return validator;
+}
+
 std::vector<std::int32_t> read_token_ids(const std::string& path) {
     const auto json = nlohmann::json::parse(text_of(path), nullptr, false);
     constexpr std::uint64_t kMost = std::numeric_limits<std::int32_t>::max();
