@@ -162,7 +162,8 @@ KVCAST_API int kvcast_decode(kvcast_codec* codec, const void* object, size_t byt
 /* ---- storing and fetching ----
  *
  * Stores are at http://, https:// or s3:// URLs. The latter's server and keys are read, at each call, from
- * AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN. */
+ * AWS_ENDPOINT_URL_S3 or else AWS_ENDPOINT_URL, AWS_REGION or else AWS_DEFAULT_REGION, AWS_ACCESS_KEY_ID,
+ * AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN. */
 
 /* Connections, and codecs for sessions. Any number of threads. */
 typedef struct kvcast_client kvcast_client;
