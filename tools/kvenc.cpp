@@ -62,20 +62,12 @@ void declare(CLI::App& app, Arguments& a) {
         ->check(CLI::IsMember({"mean", "anchor"}))
         ->capture_default_str();
     app.add_flag("--as-stored", a.as_stored, "code K as stored instead of un-rotating it first");
-    app.add_option("--layer-steps", a.layer_steps,
-                   "flat, thirds, or a JSON file {\"k\": [...], \"v\": [...]} of step multipliers per layer")
-        ->capture_default_str();
+    declare_coding(app, a.layer_steps, a.block_heads, a.run_layers);
     app.add_option("--calibration", a.calibration, "calibration of the klt profile (.kvcal)");
     app.add_option("--sinks", a.sinks,
                    "first tokens of the context that are stored exactly; default: 4, klt: 1");
     app.add_option("--tail-tokens", a.tail_tokens, "klt: last tokens of the context that are coded finer");
     app.add_option("--tail-level", a.tail_level, "klt: their level")->check(CLI::Range(1u, 255u));
-    app.add_option("--block-heads", a.block_heads, "heads per block (parallelism of decoders); 0 chooses")
-        ->capture_default_str();
-    app.add_option("--run-layers", a.run_layers,
-                   "klt: layers that share coder states; 1 suits GPUs, and costs 1 %")
-        ->check(CLI::Range(std::size_t{1}, std::size_t{4096}))
-        ->capture_default_str();
     app.add_option("--salt", a.salt, "secret that keeps the chunks' identities apart from other tenants'");
     app.add_flag("-q,--quiet", a.quiet, "print nothing on success");
 }

@@ -16,6 +16,7 @@
 #include "tools/common/cli.h"
 #include "tools/common/file.h"
 #include "tools/common/kv_file.h"
+#include "tools/common/layer_steps.h"
 #include "tools/common/progress.h"
 #include "tools/stream/options.h"
 
@@ -31,6 +32,9 @@ struct Arguments {
     std::string levels = "all";
     std::string calibration;
     std::string quality;
+    std::string layer_steps = "flat";
+    std::size_t block_heads = EncodeOptions{}.block_heads;
+    std::size_t run_layers = EncodeOptions{}.run_layers;
     std::size_t chunk_tokens = 256;
     std::string ttl;
     std::string session;
@@ -56,6 +60,7 @@ void declare(CLI::App& app, Arguments& a) {
     app.add_option("--calibration", a.calibration,
                    "publish the klt profile with this .kvcal; default: delta");
     app.add_option("--quality", a.quality, "what delta's levels cost this model: JSON as in data/quality");
+    declare_coding(app, a.layer_steps, a.block_heads, a.run_layers);
     app.add_option("-c,--chunk", a.chunk_tokens, "tokens per chunk")
         ->check(CLI::Range(std::size_t{1}, ChunkLimits::kTokens))
         ->capture_default_str();
@@ -92,8 +97,9 @@ std::vector<unsigned> parse_levels(const std::string& text, unsigned last) {
     return out;
 }
 
-// KL by level of the delta profile, measured on `model`, from a file as bench/rd writes it.
-std::map<unsigned, double> read_quality(const std::string& path, const std::string& model) {
+// KL by level of the delta profile with such steps, measured on `model`, from a file as bench/rd writes it.
+std::map<unsigned, double> read_quality(const std::string& path, const std::string& model,
+                                        const std::string& layer_steps) {
     std::map<unsigned, double> out;
     if (path.empty()) return out;
     const MappedFile file(path);
@@ -102,7 +108,9 @@ std::map<unsigned, double> read_quality(const std::string& path, const std::stri
     std::string of = model;
     try {
         of = json.value("model", model);
-        for (const auto& row : json.at("profiles").at("kvcast delta, flat steps"))
+        const char* const profile =
+            layer_steps == "flat" ? "kvcast delta, flat steps" : "kvcast delta, measured steps";
+        for (const auto& row : json.at("profiles").at(profile))
             out[row.at("level").get<unsigned>()] = std::max(row.at("kl").get<double>(), 0.0);
     } catch (const nlohmann::json::exception&) {
         throw DamagedInput(
@@ -143,7 +151,10 @@ void publish(const Arguments& a) {
         options.calibration = read_calibration(*calibration, a.calibration);
     }
     options.levels = parse_levels(a.levels, client::last_level(options.calibration.get()));
-    options.delta_kl = read_quality(a.quality, kv.model());
+    options.delta_kl = read_quality(a.quality, kv.model(), a.layer_steps);
+    options.layer_steps = choose_layer_steps(a.layer_steps, kv.layout());
+    options.block_heads = a.block_heads;
+    options.run_layers = a.run_layers;
     options.chunk_tokens = a.chunk_tokens;
     options.now = system_seconds();
     if (!a.ttl.empty()) options.ttl = parse_duration("--ttl", a.ttl);
@@ -190,6 +201,10 @@ void run(const Arguments& a) {
     if (a.dry_run || !a.grace.empty()) throw Error("--dry-run and --grace need --gc");
     if (!a.quality.empty() && !a.calibration.empty())
         throw Error("--quality is for delta; a calibration knows its own");
+    if (!a.quality.empty() && a.layer_steps == "thirds")
+        throw Error("--quality knows flat steps and measured ones, not thirds");
+    if (a.layer_steps != "flat" && !a.calibration.empty())
+        throw Error("--layer-steps is for delta; a calibration has its own metric");
     if (!a.ttl.empty() && parse_duration("--ttl", a.ttl) == 0)
         throw Error("--ttl is 0: the publication would never be valid");
     require(check_destination(a.target));

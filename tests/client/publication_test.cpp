@@ -4,8 +4,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
 
+#include "streamer/store.h"
 #include "tests/codec/synthetic.h"
 #include "tests/tools/scratch.h"
 
@@ -47,6 +49,32 @@ TEST_F(PublishTest, StoresAContext) {
     EXPECT_EQ(store->list().value().size(), 7u);  // two chunks of two levels, two pointers, the manifest
     options.session = "caf\xc3\xa9 \xe2\x82\xac \xf0\x9f\x98\x80";
     EXPECT_TRUE(publish().ok());
+}
+
+// Of the first chunk's object of a level.
+class PublishedHeader : public PublishTest {
+  protected:
+    ChunkHeader header(unsigned level) {
+        const auto published = publish();
+        EXPECT_TRUE(published.ok()) << published.status().message();
+        const streamer::ManifestChunk& chunk = published.value().manifest.chunks.front();
+        const auto o = std::ranges::find(chunk.objects, level, &streamer::ManifestObject::level);
+        return read_header(store->get(streamer::object_name(chunk.chain, *o)).value()).value();
+    }
+};
+
+TEST_F(PublishedHeader, HasTheStepsOfItsLayers) {
+    const double flat = header(5).planes.front().scale.mantissa;
+    options.layer_steps = {1.5, 1, 1, 1};
+    EXPECT_NE(header(5).planes.front().scale.mantissa, flat);
+    options.layer_steps = {1.5, 1};
+    EXPECT_EQ(publish().status().code(), ErrorCode::kBadArgument);
+}
+
+TEST_F(PublishedHeader, HasAsManyBlocksAsItsReadersWant) {
+    EXPECT_EQ(header(5).block_bytes.size(), 2u) << "a layer's four heads are few values";
+    options.block_heads = 1;
+    EXPECT_EQ(header(5).block_bytes.size(), 8u);
 }
 
 TEST_F(PublishTest, RefusesTokenIdsThatNoManifestHolds) {

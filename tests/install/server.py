@@ -201,7 +201,8 @@ def store(folder, stored):
     with kvcast.Client() as client:
         arguments = (folder, LAYOUT, MODEL, PROMPT, stored)
         expect_error("cancelled", client.publish, *arguments, levels=[0, 5], on_chunk=lambda tokens: True)
-        print(client.publish(*arguments, levels=[0, 5], on_chunk=told.append))
+        print(client.publish(*arguments, levels=[0, 5], on_chunk=told.append, block_heads=1,
+                             layer_steps=[1.25] * (LAYERS * PLANES)))
         expect(told == [256, 256, 88], "chunks of %s" % told)
         expect_error("bad-argument", client.publish, *arguments, levels=[5, 0])
 

@@ -319,6 +319,10 @@ Result<std::string> publish_to(kvcast_client& client, const std::string& target,
         options.calibration = std::move(calibration.value());
     }
     if (p.chunk_tokens != 0) options.chunk_tokens = p.chunk_tokens;
+    const auto steps = span_of(p.layer_steps, layout.value().layers * layout.value().planes.size());
+    options.layer_steps.assign(steps.begin(), steps.end());
+    options.block_heads = p.block_heads;
+    if (p.run_layers != 0) options.run_layers = p.run_layers;
     options.now = streamer::system_seconds();
     if (p.ttl > 0) options.ttl = p.ttl;
     options.session = text_or_none(p.session);

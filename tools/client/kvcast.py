@@ -162,7 +162,8 @@ class _Publication(_Sized):
                 ("token_ids", POINTER(c_int32)), ("tokens", c_size_t), ("base_position", c_uint64),
                 ("planes", POINTER(Rows)), ("levels", POINTER(c_uint32)), ("level_count", c_size_t),
                 ("calibration", c_char_p), ("calibration_bytes", c_size_t), ("chunk_tokens", c_size_t), ("ttl", c_int64),
-                ("session", c_char_p), ("key", c_char_p), ("without_tokens", c_int32), ("reserved", c_int32),
+                ("session", c_char_p), ("key", c_char_p), ("without_tokens", c_int32), ("block_heads", c_uint32),
+                ("run_layers", c_uint32), ("reserved", c_int32), ("layer_steps", POINTER(c_double)),
                 ("on_chunk", _OnChunk), ("user", c_void_p)]
 
 
@@ -417,10 +418,12 @@ class Client(_Handle):
         super().close()
 
     def publish(self, destination, layout, model, token_ids, planes, levels=None, calibration=None, salt=None,
-                base_position=0, chunk_tokens=0, ttl=0, session=None, key=None, without_tokens=False, on_chunk=None):
+                base_position=0, chunk_tokens=0, ttl=0, session=None, key=None, without_tokens=False, on_chunk=None,
+                block_heads=0, run_layers=0, layer_steps=None):
         """Stores a context at several levels, and returns where its manifest is: under the destination, which has to
         be served where it is a folder. on_chunk(tokens), from another thread: whether to stop. `key`: the content of a
-        PEM file; `ttl` in seconds."""
+        PEM file; `ttl` in seconds. For readers that decode on GPUs: block_heads=1, run_layers=1. `layer_steps`: delta's
+        step multipliers, a number for each plane of each layer."""
         ids, calibration, failed = _ids(token_ids), _content(calibration), []
 
         def told(_, tokens):
@@ -434,12 +437,17 @@ class Client(_Handle):
             if len(levels) == 0:
                 raise ValueError("no levels; None is all of them")
             levels = (c_uint32 * len(levels))(*(_uint32("level", l) for l in levels))
+        if layer_steps is not None:
+            if len(layer_steps) != layout.layers * layout.planes:
+                raise ValueError("%d step multipliers for %d planes" % (len(layer_steps), layout.layers * layout.planes))
+            layer_steps = (c_double * len(layer_steps))(*layer_steps)
         publication = _Publication(
             layout=ctypes.pointer(layout), model=_text(model), salt=_text(salt), token_ids=ids, tokens=len(ids),
             base_position=base_position, planes=_rows(layout, planes, len(ids)), levels=levels,
             level_count=len(levels or ()), calibration=calibration, calibration_bytes=len(calibration or b""),
             chunk_tokens=chunk_tokens, ttl=ttl, session=_text(session), key=_text(key),
-            without_tokens=bool(without_tokens), on_chunk=_OnChunk(told))
+            without_tokens=bool(without_tokens), block_heads=_uint32("block_heads", block_heads),
+            run_layers=_uint32("run_layers", run_layers), layer_steps=layer_steps, on_chunk=_OnChunk(told))
         handle, target, url, ended = self._open(), _path(destination), ctypes.create_string_buffer(4096), []
 
         def run():

@@ -46,6 +46,11 @@ Status check(const Context& context, const PublishOptions& options, const std::v
     if (std::ranges::adjacent_find(levels, std::greater_equal()) != levels.end() || levels.back() > last)
         return {ErrorCode::kBadArgument, fmt::format("levels that do not ascend from 0 to {}", last)};
     if (options.chunk_tokens == 0) return {ErrorCode::kBadArgument, "chunks of no tokens"};
+    if (options.calibration != nullptr && !options.layer_steps.empty())
+        return {ErrorCode::kBadArgument, "step multipliers are for delta; a calibration has its own metric"};
+    if (!options.layer_steps.empty()) {
+        if (Status s = check_layer_steps(options.layer_steps, *context.layout); !s.ok()) return s;
+    }
     if (Status s = check_ids(context.token_ids); !s.ok()) return s;
     if (!streamer::is_utf8(context.model)) return {ErrorCode::kBadArgument, "a model id that is not UTF-8"};
     if (!streamer::is_utf8(options.session))
@@ -71,8 +76,13 @@ class Publishing {
           levels_(std::move(levels)),
           publisher_(publisher),
           executor_(executor) {
-        for (const unsigned level : levels_)
-            encoders_.emplace_back(level_options(level, options.calibration));
+        for (const unsigned level : levels_) {
+            EncodeOptions o = level_options(level, options.calibration);
+            if (o.profile == Profile::kDelta) o.layer_steps = options.layer_steps;
+            o.block_heads = options.block_heads;
+            o.run_layers = options.run_layers;
+            encoders_.emplace_back(std::move(o));
+        }
     }
 
     Result<Published> run() {

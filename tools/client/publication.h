@@ -35,6 +35,11 @@ struct PublishOptions {
     std::span<const std::uint8_t> calibration_file;
     std::map<unsigned, double> delta_kl;  // what delta's levels cost the model, in nats, where that is known
     std::size_t chunk_tokens = 256;
+    // As EncodeOptions has them: delta's step multipliers, and how much decoders can do side by side (1 and 1
+    // for GPUs).
+    LayerSteps layer_steps = {};
+    std::size_t block_heads = EncodeOptions{}.block_heads;
+    std::size_t run_layers = EncodeOptions{}.run_layers;
     std::int64_t now = 0;                       // seconds since 1970
     std::optional<std::int64_t> ttl;            // seconds from now on; default: no end
     std::string session;                        // a tag for collection, UTF-8; may be empty

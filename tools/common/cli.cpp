@@ -72,6 +72,21 @@ void declare_device(CLI::App& app, std::string& device) {
         ->capture_default_str();
 }
 
+void declare_coding(CLI::App& app, std::string& layer_steps, std::size_t& block_heads,
+                    std::size_t& run_layers) {
+    app.add_option(
+           "--layer-steps", layer_steps,
+           "delta: flat, thirds, or a JSON file {\"k\": [...], \"v\": [...]} of step multipliers per layer")
+        ->capture_default_str();
+    app.add_option("--block-heads", block_heads,
+                   "heads per block: 1 lets a GPU decode most side by side; 0 chooses")
+        ->capture_default_str();
+    app.add_option("--run-layers", run_layers,
+                   "klt: layers that share coder states; 1 suits GPUs, and costs 1 %")
+        ->check(CLI::Range(std::size_t{1}, std::size_t{4096}))
+        ->capture_default_str();
+}
+
 const CLI::Validator& positive_number() {
     static const CLI::Validator validator(
         [](const std::string& text) {

@@ -23,6 +23,10 @@ int run_tool(CLI::App& app, int argc, char** argv, const std::function<void()>& 
 // The option --device: where to encode or decode.
 void declare_device(CLI::App& app, std::string& device);
 
+// What encoders may be told about: delta's steps (see layer_steps.h), and what decoders can do side by side.
+void declare_coding(CLI::App& app, std::string& layer_steps, std::size_t& block_heads,
+                    std::size_t& run_layers);
+
 // Of numbers that are measured: finite and above 0.
 const CLI::Validator& positive_number();
 
