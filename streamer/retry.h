@@ -10,7 +10,7 @@
 namespace kvcast::streamer {
 
 struct RetryPolicy {
-    std::size_t attempts = 5;                              // in all, since bytes last came
+    std::size_t attempts = 5;                              // in all, since bytes last came in quantity
     Duration first_delay = std::chrono::milliseconds(50);  // doubles each time
     Duration longest_delay = std::chrono::seconds(2);
     Duration longest_retry_after = std::chrono::seconds(30);  // a server that asks for more is given up

@@ -551,6 +551,7 @@ class Calibration:
         need(all(s < sets for s in self.set_of), "set of a level")
         self.features, self.vocabulary = r.varint(), r.varint()
         need(self.features <= 4096 and self.vocabulary <= 1 << 22, "token table beyond the limits")
+        need(self.features * self.vocabulary <= 1 << 30, "a token table beyond the limits")
         need((self.features == 0) == (self.vocabulary == 0), "an empty token table with a shape")
         if self.features:
             self.read_table(r)

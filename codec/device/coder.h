@@ -3,8 +3,8 @@
 // without CUDA, where open() says kNoDevice.
 //
 // Bytes and values are those of ChunkEncoder and ChunkDecoder. Both classes keep their memory, on the device
-// and pinned, between calls; one thread at a time. The device is the one that is current in the calling
-// thread.
+// and pinned, between calls; one thread at a time. The device is the one that was current in the thread that
+// called open(); later calls may come from any thread, and leave its current device as it was.
 #pragma once
 
 #include <cstddef>
@@ -51,7 +51,7 @@ class DeviceDecoder {
     DeviceDecoder(DeviceDecoder&&) noexcept;
     DeviceDecoder& operator=(DeviceDecoder&&) noexcept;
 
-    // For chunks from now on.
+    // For chunks from now on. Where it fails (kDevice), there is none.
     Status set_calibration(std::shared_ptr<const Calibration> calibration);
 
     // Decodes an object straight into its place. Blocks go through two pinned buffers, some layers at a time:

@@ -224,7 +224,12 @@ Status DeviceDecoder::set_calibration(std::shared_ptr<const Calibration> calibra
     const OnDevice scope(state_->device);
     state_->options.calibration = std::move(calibration);
     state_->calibration.reset();
-    return state_->load_calibration();
+    Status s = state_->load_calibration();
+    if (!s.ok()) {
+        state_->options.calibration.reset();
+        state_->calibration.reset();
+    }
+    return s;
 }
 
 Status DeviceDecoder::decode(std::span<const std::uint8_t> object, const Placement& place) {

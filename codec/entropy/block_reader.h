@@ -21,7 +21,7 @@ struct SideVector {
 
 class BlockReader {
   public:
-    // `block` holds at least the 128 bytes of coder states and outlives the reader.
+    // `block` outlives the reader. One that is shorter than its 128 bytes of states is found by check_used().
     BlockReader(const kernels::Ops& ops, std::span<const std::uint8_t> block);
 
     std::uint16_t word();

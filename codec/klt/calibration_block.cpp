@@ -59,7 +59,8 @@ void place_columns(const std::vector<std::int16_t>& columns, std::size_t first, 
 }  // namespace
 
 Status check_shape(const TokenTable& table) {
-    if (table.features > Limits::kFeatures || table.vocabulary > Limits::kVocabulary) {
+    if (table.features > Limits::kFeatures || table.vocabulary > Limits::kVocabulary ||
+        table.features * table.vocabulary > Limits::kTable) {
         return {ErrorCode::kLimitExceeded,
                 fmt::format("a token table of {} x {} exceeds the limits", table.vocabulary, table.features)};
     }

@@ -11,7 +11,6 @@ namespace {
 constexpr std::size_t kAlwaysInFlight = 2;
 constexpr Seconds kNextLook = 0.02;   // until a rule is asked again at the latest
 constexpr Seconds kTextAhead = 0.03;  // text is begun this much before the last moment for it
-constexpr double kHope = 2;           // times the time left: beyond, loading will not be in time
 constexpr double kTextAdvantage = 0.5;
 
 }  // namespace

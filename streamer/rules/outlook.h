@@ -84,6 +84,9 @@ inline double bytes_at(const ChunkView& chunk, unsigned level, std::size_t hint)
     return hint == kNoLevel ? 0 : static_cast<double>(levels[hint].bytes);
 }
 
+// Times the time left: what takes longer to load will not be in time, even if the link gets better.
+inline constexpr double kHope = 2;
+
 // Until everything that is missing is recomputed, after what the engine has to do already.
 Seconds text_time(const RuleState& state);
 

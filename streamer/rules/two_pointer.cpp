@@ -54,7 +54,6 @@ namespace {
 constexpr double kRateMargin = 0.5;     // of the robust rate
 constexpr double kTextMargin = 0.97;    // of the time left
 constexpr Seconds kGuard = 0.01;        // before the deadline
-constexpr double kHope = 2;             // times the time left: beyond, loading will not be in time
 constexpr Seconds kEngineAhead = 0.03;  // the engine is given more when less than this is left for it
 constexpr double kTakeOver = 0.5;       // of the time that what is in flight takes
 constexpr double kEnough = 0.02;        // of the coarsest level's KL

@@ -10,6 +10,7 @@
 #include "codec/entropy/block_writer.h"
 #include "codec/format/byte_writer.h"
 #include "codec/format/chain.h"
+#include "codec/klt/calibration_block.h"
 #include "codec/klt/klt_analysis.h"
 #include "codec/klt/klt_chunk.h"
 #include "codec/klt/reconstruction.h"
@@ -625,6 +626,16 @@ TEST(CalibrationFile, BlocksAreChecked) {
         EXPECT_EQ(changed([&](HandMade& f) { f.unit_more = n; }), kBad) << n;
     }
     EXPECT_EQ(changed([](HandMade& f) { f.table_cut = 100; }), kBad);  // not even states
+}
+
+// Whatever a file has bytes for.
+TEST(CalibrationFile, ATokenTableHasAtMostAGibibyte) {
+    TokenTable table;
+    table.features = 1 << 12;
+    table.vocabulary = 1 << 18;
+    EXPECT_TRUE(check_shape(table).ok());
+    table.vocabulary += 1;
+    EXPECT_EQ(check_shape(table).code(), ErrorCode::kLimitExceeded);
 }
 
 // Equal values cost nothing: 132 bytes would stand for any number of them.

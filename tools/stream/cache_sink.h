@@ -17,8 +17,7 @@ using Recompute = std::function<KvCache(const KvCache& context, std::span<const 
 
 class CacheSink final : public streamer::Sink {
   public:
-    // Without `recompute`, text is noted and left out. `progress` is called on the loop's thread with the
-    // tokens that are there.
+    // Without `recompute`, text is noted and left out.
     explicit CacheSink(Recompute recompute) : recompute_(std::move(recompute)) {}
 
     void on_manifest(const streamer::Manifest& manifest, std::size_t chunks) override;
