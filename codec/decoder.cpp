@@ -413,7 +413,6 @@ Status ChunkDecoder::decode_layer(std::size_t layer, std::span<const PlaneBuffer
 Status ChunkDecoder::decode_layers(std::size_t first, std::size_t end, std::span<const PlaneBuffer> planes,
                                    Executor& executor, std::span<DecodeWorkspace> workspaces) const {
     const std::size_t per_layer = header().layout.planes.size();
-    const std::size_t blocks = header().blocks_per_layer();
     if (first > end || end > header().layout.layers)
         return {ErrorCode::kBadArgument, fmt::format("no layers {} to {}", first, end)};
     if (planes.size() != (end - first) * per_layer || workspaces.size() < executor.workers()) {
@@ -421,23 +420,45 @@ Status ChunkDecoder::decode_layers(std::size_t first, std::size_t end, std::span
                 fmt::format("{} plane buffers and {} workspaces, {} and {} needed", planes.size(),
                             workspaces.size(), (end - first) * per_layer, executor.workers())};
     }
-    const bool klt = header().profile == Profile::kKlt;
-    if (klt) {
-        for (std::size_t l = 0; l < end; ++l) {
-            if (Status s = verify_layer(l); !s.ok()) return s;
-        }
-        const auto planes_of = [&](std::size_t l) {
-            return l < first ? std::span<const PlaneBuffer>()
-                             : planes.subspan((l - first) * per_layer, per_layer);
-        };
-        for (std::size_t l = 0; l < end; ++l) {
-            const std::span<const PlaneBuffer> ahead = l + 1 < end ? planes_of(l + 1) : planes_of(l);
-            Status s =
-                decode_klt_layer(l, planes_of(l), l + 1 < end ? &ahead : nullptr, executor, workspaces[0]);
-            if (!s.ok()) return s;
-        }
-        return {};
+    return header().profile == Profile::kKlt ? decode_klt_layers(first, end, planes, executor, workspaces[0])
+                                             : decode_block_layers(first, end, planes, executor, workspaces);
+}
+
+Status ChunkDecoder::decode_klt_layers(std::size_t first, std::size_t end,
+                                       std::span<const PlaneBuffer> planes, Executor& executor,
+                                       DecodeWorkspace& workspace) const {
+    for (std::size_t l = 0; l < end; ++l) {
+        if (Status s = verify_layer(l); !s.ok()) return s;
     }
+    const std::size_t per_layer = header().layout.planes.size();
+    const auto planes_of = [&](std::size_t l) {
+        return l < first ? std::span<const PlaneBuffer>()
+                         : planes.subspan((l - first) * per_layer, per_layer);
+    };
+    for (std::size_t l = 0; l < end; ++l) {
+        const std::span<const PlaneBuffer> ahead = l + 1 < end ? planes_of(l + 1) : planes_of(l);
+        Status s = decode_klt_layer(l, planes_of(l), l + 1 < end ? &ahead : nullptr, executor, workspace);
+        if (!s.ok()) return s;
+    }
+    return {};
+}
+
+Status ChunkDecoder::decode_block_layers(std::size_t first, std::size_t end,
+                                         std::span<const PlaneBuffer> planes, Executor& executor,
+                                         std::span<DecodeWorkspace> workspaces) const {
+    const std::size_t per_layer = header().layout.planes.size();
+    const std::size_t blocks = header().blocks_per_layer();
+    // Who comes first to a layer verifies it.
+    struct Verified {
+        std::once_flag once;
+        Status status;
+    };
+    std::vector<Verified> verified(end - first);
+    const auto verify = [&](std::size_t layer) -> const Status& {
+        Verified& v = verified[layer - first];
+        std::call_once(v.once, [&] { v.status = verify_layer(layer); });
+        return v.status;
+    };
     // Side by side as many as leave every worker some.
     const std::size_t count = (end - first) * blocks;
     const std::size_t abreast = std::clamp<std::size_t>(count / executor.workers(), 1, kAbreast);
@@ -451,7 +472,7 @@ Status ChunkDecoder::decode_layers(std::size_t first, std::size_t end, std::span
         const auto from_layer = planes.subspan((begin / blocks - first) * per_layer);
         std::pair<std::size_t, Status> ended;
         for (std::size_t l = begin / blocks; l <= (begin + size - 1) / blocks && ended.second.ok(); ++l)
-            ended = {l * blocks, verify_layer(l)};
+            ended = {l * blocks, verify(l)};
         if (ended.second.ok()) ended = decode_group(begin, size, from_layer, workspaces[worker]);
         StagedRows::settle(*state_->ops);
         auto& [at, status] = ended;

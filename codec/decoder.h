@@ -110,6 +110,10 @@ class ChunkDecoder {
     Status decode_klt_layer(std::size_t layer, std::span<const PlaneBuffer> planes,
                             const std::span<const PlaneBuffer>* ahead, Executor& executor,
                             DecodeWorkspace& workspace) const;
+    Status decode_klt_layers(std::size_t first, std::size_t end, std::span<const PlaneBuffer> planes,
+                             Executor& executor, DecodeWorkspace& workspace) const;
+    Status decode_block_layers(std::size_t first, std::size_t end, std::span<const PlaneBuffer> planes,
+                               Executor& executor, std::span<DecodeWorkspace> workspaces) const;
     explicit ChunkDecoder(std::unique_ptr<State> state);
     std::unique_ptr<State> state_;
 };
