@@ -69,9 +69,7 @@ class Cache {
         }
     }
 
-    std::size_t plane_row(std::size_t i) const {
-        return layout_.planes[i % layout_.planes.size()].width() * kernels::dtype_bytes(layout_.dtype);
-    }
+    std::size_t plane_row(std::size_t i) const { return layout_.row_bytes(i); }
 
     std::vector<PlaneBuffer> buffers(std::size_t token) {
         std::vector<PlaneBuffer> out;

@@ -521,8 +521,7 @@ class Fse {
 
     void decode() {
         checked(FSE_decompress_wksp_bmi2(out_.data(), out_.size(), coded_.data(), bytes_, kMostLog,
-                                         workspace_.data(), 4 * workspace_.size(),
-                                         bmi2_available()));
+                                         workspace_.data(), 4 * workspace_.size(), bmi2_available()));
     }
 
     bool same() const { return out_ == symbols_; }

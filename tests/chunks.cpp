@@ -39,7 +39,7 @@ bool repair_chunk(std::vector<std::uint8_t>& chunk, const Hash* calibration) {
 HostPlanes::HostPlanes(const ChunkHeader& header, Dtype dtype, std::size_t layers) {
     const std::size_t planes = header.layout.planes.size();
     for (std::size_t i = 0; i < layers * planes; ++i) {
-        const std::size_t row = header.layout.planes[i % planes].width() * kernels::dtype_bytes(dtype);
+        const std::size_t row = header.layout.row_bytes(i, dtype);
         bytes_.emplace_back(row * header.tokens);
         planes_.push_back({bytes_.back().data(), row});
     }

@@ -95,7 +95,7 @@ class Output {
         const std::size_t per_layer = layout_.planes.size();
         for (std::size_t l = layers_.first; l < layers_.end; ++l) {
             for (std::size_t p = 0; p < per_layer; ++p) {
-                const std::size_t row = layout_.planes[p].width() * kernels::dtype_bytes(layout_.dtype);
+                const std::size_t row = layout_.row_bytes(p);
                 const auto& bytes = planes[(l - layers_.first) * per_layer + p];
                 const auto part = std::span(bytes).subspan((begin - first) * row, (end - begin) * row);
                 const std::size_t at =
@@ -145,7 +145,7 @@ std::vector<PlaneBuffer> buffers_for(std::size_t tokens, Range layers, const Lay
     std::vector<PlaneBuffer> buffers;
     planes.resize((layers.end - layers.first) * per_layer);
     for (std::size_t i = 0; i < planes.size(); ++i) {
-        const std::size_t row = layout.planes[i % per_layer].width() * kernels::dtype_bytes(layout.dtype);
+        const std::size_t row = layout.row_bytes(i);
         planes[i].resize(row * tokens);
         buffers.push_back({planes[i].data(), row});
     }

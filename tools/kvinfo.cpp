@@ -99,8 +99,8 @@ Spent verify(std::span<const std::uint8_t> bytes, const std::vector<ChunkInFile>
         const Layout& layout = c.header.layout;
         std::vector<std::vector<std::uint8_t>> planes;
         std::vector<PlaneBuffer> buffers;
-        for (const PlaneShape& p : layout.planes) {
-            const std::size_t row = p.width() * kernels::dtype_bytes(layout.dtype);
+        for (std::size_t p = 0; p < layout.planes.size(); ++p) {
+            const std::size_t row = layout.row_bytes(p);
             planes.emplace_back(row * c.header.tokens);
             buffers.push_back({planes.back().data(), row});
         }

@@ -162,19 +162,16 @@ Status DeviceDecoder::State::decode(const ChunkDecoder& chunk, std::span<const s
 // Planes [layer][plane] of the chunk, contiguous in `rows`.
 Result<std::vector<DevicePlane>> DeviceDecoder::State::own_planes(const ChunkDecoder& chunk) {
     const Layout& layout = chunk.header().layout;
-    const std::size_t unit = kernels::dtype_bytes(chunk.dtype());
     std::vector<std::size_t> offsets;
     std::size_t bytes = 0;
     for (std::size_t i = 0; i < layout.layers * layout.planes.size(); ++i) {
         offsets.push_back(bytes);
-        const std::size_t row_bytes = layout.planes[i % layout.planes.size()].width() * unit;
-        bytes += round_up(chunk.header().tokens * row_bytes, kAlignment);
+        bytes += round_up(chunk.header().tokens * layout.row_bytes(i, chunk.dtype()), kAlignment);
     }
     if (Status s = rows.reserve(bytes); !s.ok()) return s;
     std::vector<DevicePlane> planes;
     for (std::size_t i = 0; i < offsets.size(); ++i) {
-        planes.push_back({.rows = rows.data() + offsets[i],
-                          .row_bytes = layout.planes[i % layout.planes.size()].width() * unit});
+        planes.push_back({.rows = rows.data() + offsets[i], .row_bytes = layout.row_bytes(i, chunk.dtype())});
     }
     return planes;
 }

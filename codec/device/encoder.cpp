@@ -49,9 +49,7 @@ Status DeviceEncoder::State::load_calibration() {
 Status DeviceEncoder::State::upload(const ChunkInput& input) {
     const Layout& layout = *input.layout;
     const std::size_t tokens = input.token_ids.size();
-    const auto row_bytes = [&](std::size_t i) {
-        return layout.planes[i % layout.planes.size()].width() * kernels::dtype_bytes(layout.dtype);
-    };
+    const auto row_bytes = [&](std::size_t i) { return layout.row_bytes(i); };
     std::size_t bytes = 0;
     for (std::size_t i = 0; i < input.planes.size(); ++i)
         bytes += round_up(tokens * row_bytes(i), kAlignment);

@@ -55,6 +55,11 @@ struct Layout {
     Rope rope;
 
     std::size_t heads_per_layer() const;
+    // Of one token, in a plane of [layer][plane]; of the layout's elements, or of others.
+    std::size_t row_bytes(std::size_t plane) const { return row_bytes(plane, dtype); }
+    std::size_t row_bytes(std::size_t plane, Dtype elements) const {
+        return planes[plane % planes.size()].width() * kernels::dtype_bytes(elements);
+    }
     std::size_t values_per_token() const;  // of all layers and planes
     friend bool operator==(const Layout&, const Layout&) = default;
 };

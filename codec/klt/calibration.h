@@ -43,8 +43,8 @@ struct CalibrationLimits {
     static constexpr std::size_t kFeatures = 4096;
     static constexpr std::size_t kVocabulary = std::size_t{1} << 22;
     static constexpr std::size_t kTable = std::size_t{1} << 30;  // features * vocabulary
-    static constexpr std::uint32_t kRowNorm = 65024;  // sum of magnitudes of a matrix row
-    static constexpr std::int32_t kEntry = 16383;     // magnitude of a matrix entry
+    static constexpr std::uint32_t kRowNorm = 65024;             // sum of magnitudes of a matrix row
+    static constexpr std::int32_t kEntry = 16383;                // magnitude of a matrix entry
     static constexpr unsigned kFeatureShift = 7;
     static constexpr std::size_t kValuesPerByte = 64;  // of a block, at most
     static constexpr unsigned kShiftMin = 4;

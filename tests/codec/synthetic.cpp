@@ -84,7 +84,7 @@ Layout make_layout(std::size_t layers, std::vector<PlaneShape> planes, Dtype dty
 }
 
 std::size_t Cache::row_bytes(std::size_t plane) const {
-    return layout.planes[plane % layout.planes.size()].width() * kernels::dtype_bytes(layout.dtype);
+    return layout.row_bytes(plane);
 }
 
 std::vector<PlaneRows> Cache::rows(std::size_t token) const {

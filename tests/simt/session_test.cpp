@@ -41,9 +41,7 @@ class EngineMemory {
             out.push_back({.rows = row(i, header.first_token), .row_bytes = row_bytes(i)});
         return out;
     }
-    std::size_t row_bytes(std::size_t plane) const {
-        return layout_.planes[plane % layout_.planes.size()].width() * kernels::dtype_bytes(layout_.dtype);
-    }
+    std::size_t row_bytes(std::size_t plane) const { return layout_.row_bytes(plane); }
     std::byte* row(std::size_t plane, std::size_t token) const {
         return planes_[plane] + token * row_bytes(plane);
     }

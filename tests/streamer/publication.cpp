@@ -21,8 +21,8 @@ Planes decoded(std::span<const std::uint8_t> object, const std::shared_ptr<const
     Planes out;
     std::vector<PlaneBuffer> buffers;
     for (std::size_t l = 0; l < h.layout.layers; ++l) {
-        for (const PlaneShape& s : h.layout.planes) {
-            const std::size_t row = s.width() * kernels::dtype_bytes(h.layout.dtype);
+        for (std::size_t p = 0; p < h.layout.planes.size(); ++p) {
+            const std::size_t row = h.layout.row_bytes(p);
             auto& plane = out.emplace_back(h.tokens * row);
             buffers.push_back({plane.data(), row});
         }

@@ -74,8 +74,7 @@ Result<std::vector<Out>> rows_that_hold(const Given* given, const Layout& layout
                                         const char* name) {
     std::vector<Out> out;
     for (std::size_t i = 0; i < layout.layers * layout.planes.size(); ++i) {
-        const std::size_t row =
-            layout.planes[i % layout.planes.size()].width() * kernels::dtype_bytes(layout.dtype);
+        const std::size_t row = layout.row_bytes(i);
         const std::size_t there = given[i].rows != nullptr ? given[i].row_bytes : 0;
         if (there < row)
             return Status(code, fmt::format("{} {}: rows of {} bytes, {} are needed", name, i, there, row));

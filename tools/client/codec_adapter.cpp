@@ -27,8 +27,7 @@ Status CodecAdapter::decode(std::span<const std::uint8_t> object, const streamer
     std::vector<PlaneBuffer> buffers;
     std::uint64_t bytes = 0;
     for (std::size_t i = 0; i < planes_.size(); ++i) {
-        const std::size_t row =
-            header.layout.planes[i % per_layer].width() * kernels::dtype_bytes(decoder.value().dtype());
+        const std::size_t row = header.layout.row_bytes(i, decoder.value().dtype());
         planes_[i].resize(row * header.tokens);
         buffers.push_back({planes_[i].data(), row});
         bytes += planes_[i].size();

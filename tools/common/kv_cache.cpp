@@ -18,7 +18,7 @@ std::uint32_t load_element(Dtype dtype, const std::byte* at) {
 }  // namespace
 
 std::size_t KvCache::row_bytes(std::size_t plane) const {
-    return layout.planes[plane].width() * kernels::dtype_bytes(layout.dtype);
+    return layout.row_bytes(plane);
 }
 
 std::vector<PlaneRows> KvCache::rows(std::size_t token) const {

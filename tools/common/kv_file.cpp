@@ -152,7 +152,7 @@ std::vector<PlaneRows> KvInput::rows(std::size_t token) const {
     const std::size_t tokens = token_ids_.size();
     for (std::size_t l = 0; l < layout_.layers; ++l) {
         for (std::size_t p = 0; p < planes_.size(); ++p) {
-            const std::size_t row_bytes = layout_.planes[p].width() * kernels::dtype_bytes(layout_.dtype);
+            const std::size_t row_bytes = layout_.row_bytes(p);
             out.push_back({planes_[p]->data.data() + (l * tokens + token) * row_bytes, row_bytes});
         }
     }
