@@ -135,7 +135,7 @@ struct kvcast_client {
     }
     // Those of the same keys that another thread has made meanwhile win. Keys that are temporary have
     // successors; whoever still uses old ones keeps their connections.
-    Connections remember(SignedConnections made) {
+    Connections remember(const SignedConnections& made) {
         Connections oldest;  // ends behind the lock
         const std::scoped_lock lock(mutex);
         const auto known = std::ranges::find(signed_connections, made.keys, &SignedConnections::keys);
