@@ -7,8 +7,6 @@
 
 namespace kvcast::streamer {
 
-using Kind = Event::Kind;
-
 void CalibrationFetch::begin(const ManifestCalibration& calibration, std::string url) {
     calibration_ = calibration;
     url_ = std::move(url);
@@ -26,14 +24,14 @@ void CalibrationFetch::go_on() {
 }
 
 void CalibrationFetch::give_up(const Status& why) {
-    controller_.take({Kind::kOther, steps_.now(), 0, 0, 0, 0});
+    controller_.take(Event::other(steps_.now(), 0));
     settle(why);
 }
 
 void CalibrationFetch::drop() {
     if (!transfer_) return;
     const Seconds now = steps_.now();
-    controller_.take({Kind::kEnd, now, kNoChunk, transfer_->came, 0, now - transfer_->started});
+    controller_.take(Event::end(now, transfer_->came, now - transfer_->started));
     keep_begun(*transfer_);
     transfer_.reset();
 }
@@ -61,8 +59,8 @@ void CalibrationFetch::fetch(std::vector<std::uint8_t> front) {
     request.bytes = request.limit = calibration_.bytes;
     request.front = std::move(front);
     const std::uint64_t begun = request.front.size();
-    controller_.take({Kind::kRequest, steps_.now(), kNoChunk, 0, 0, 0});
-    controller_.take({Kind::kOther, steps_.now(), 0, 0, calibration_.bytes - begun, 0});
+    controller_.take(Event::request(steps_.now()));
+    controller_.take(Event::other(steps_.now(), calibration_.bytes - begun));
     Transfer transfer;
     transfer.begun = begun;
     transfer.started = steps_.now();
@@ -80,18 +78,17 @@ void CalibrationFetch::keep_begun(const Transfer& transfer) {
 
 void CalibrationFetch::on_first_byte(Duration latency) {
     if (std::exchange(transfer_->busy, true)) return;
-    steps_.carry_out([&] {
-        controller_.take({Kind::kFirstByte, steps_.now(), kNoChunk, 0, 0, to_seconds(latency)});
-    });
+    steps_.carry_out(
+        [&] { controller_.take(Event::first_byte(steps_.now(), kNoChunk, to_seconds(latency))); });
 }
 
 void CalibrationFetch::on_bytes(std::size_t count) {
     transfer_->came += count;
     steps_.carry_out([&] {
         const std::uint64_t received = std::min(transfer_->download->received(), calibration_.bytes);
-        controller_.take({Kind::kBytes, steps_.now(), kNoChunk, count, received, 0});
+        controller_.take(Event::bytes(steps_.now(), kNoChunk, count, received));
         if (state_ == State::kAsked)
-            controller_.take({Kind::kOther, steps_.now(), 0, 0, calibration_.bytes - received, 0});
+            controller_.take(Event::other(steps_.now(), calibration_.bytes - received));
     });
 }
 
@@ -100,8 +97,8 @@ void CalibrationFetch::on_finished(Result<std::vector<std::uint8_t>> object, int
         const Transfer ended = std::move(*transfer_);  // lives to the end of this function
         transfer_.reset();
         const Seconds now = steps_.now();
-        controller_.take({Kind::kEnd, now, kNoChunk, object.ok() ? ended.came : 0, 0, now - ended.started});
-        controller_.take({Kind::kOther, now, 0, 0, 0, 0});
+        controller_.take(Event::end(now, object.ok() ? ended.came : 0, now - ended.started));
+        controller_.take(Event::other(now, 0));
         if (object.ok()) return on_file(std::move(object.value()), ended.begun > 0);
         keep_begun(ended);
         settle(object.status());

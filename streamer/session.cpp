@@ -88,8 +88,6 @@ class Session::Impl : public Steps, private Controller::Owner, private Calibrati
         std::vector<std::uint8_t> object;
     };
 
-    using Kind = Event::Kind;
-
     template <typename Call>
     void tell(const Call& call) {
         const std::scoped_lock lock(sink_mutex_);
@@ -181,15 +179,14 @@ Session::Impl::Transfer::Transfer(Impl& o, std::size_t chunk_, std::size_t choic
 
 void Session::Impl::Transfer::on_first_byte(Duration latency) {
     if (std::exchange(busy, true)) return;
-    owner.carry_out([&] {
-        owner.controller_.take({Kind::kFirstByte, owner.now(), chunk, 0, 0, to_seconds(latency)});
-    });
+    owner.carry_out(
+        [&] { owner.controller_.take(Event::first_byte(owner.now(), chunk, to_seconds(latency))); });
 }
 
 void Session::Impl::Transfer::on_bytes(std::size_t count) {
     owner.carry_out([&] {
-        const std::uint64_t total = std::min<std::uint64_t>(download->received(), bytes);
-        owner.controller_.take({Kind::kBytes, owner.now(), chunk, count, total, 0});
+        const std::uint64_t received = std::min<std::uint64_t>(download->received(), bytes);
+        owner.controller_.take(Event::bytes(owner.now(), chunk, count, received));
     });
 }
 
@@ -222,9 +219,9 @@ void Session::Impl::locate() {
                                               random_()};
     const auto heard = [this](Duration latency) {
         carry_out([&] {
-            controller_.take({Kind::kRequest, now(), kNoChunk, 0, 0, 0});
-            controller_.take({Kind::kFirstByte, now(), kNoChunk, 0, 0, to_seconds(latency)});
-            controller_.take({Kind::kEnd, now(), kNoChunk, 0, 0, 0});
+            controller_.take(Event::request(now()));
+            controller_.take(Event::first_byte(now(), kNoChunk, to_seconds(latency)));
+            controller_.take(Event::end(now(), 0, 0));
         });
     };
     const auto done = [this, weak = weak_from_this()](Result<Located> located) {
@@ -361,7 +358,7 @@ bool Session::Impl::expects_calibrated() const {
 void Session::Impl::pump() {
     if (is_over()) return;
     give_up_late_calibration();
-    controller_.take({Kind::kLook, now(), 0, 0, 0, 0});
+    controller_.take(Event::look(now()));
     calibration_.go_on();
     loop_.cancel(tick_);
     tick_ = loop_.after(kTick, [this] { carry_out([this] { pump(); }); });
@@ -408,7 +405,7 @@ void Session::Impl::on_transfer(Transfer& ended, Result<std::vector<std::uint8_t
     report.requests += transfer->download->requests();
     if (object.ok()) {
         network_failures_ = 0;
-        controller_.take({Kind::kArrived, now(), transfer->chunk, 0, 0, 0});
+        controller_.take(Event::arrived(now(), transfer->chunk));
         report.received = now();
         decode(transfer->chunk, std::move(object.value()));
     } else {
@@ -418,7 +415,7 @@ void Session::Impl::on_transfer(Transfer& ended, Result<std::vector<std::uint8_t
 }
 
 void Session::Impl::note_failure(std::size_t chunk, std::size_t choice, const Status& status) {
-    controller_.take({Kind::kFailed, now(), chunk, 0, 0, 0});
+    controller_.take(Event::failed(now(), chunk));
     add_trouble(chunk, views()[chunk].levels[choice].level, status.message());
 }
 
@@ -440,7 +437,7 @@ void Session::Impl::on_chunk_failed(std::size_t chunk, std::size_t choice, const
 }
 
 void Session::Impl::exclude(std::size_t chunk, std::size_t choice) {
-    controller_.take({Kind::kExclude, now(), chunk, 0, choice, 0});
+    controller_.take(Event::exclude(now(), chunk, choice));
 }
 
 void Session::Impl::exclude_all(std::size_t chunk) {
@@ -517,7 +514,7 @@ void Session::Impl::on_decoded(std::size_t chunk, std::vector<std::uint8_t> obje
     options_.memory->give(std::move(object));
     const std::size_t choice = views()[chunk].choice;
     if (status.ok()) {
-        controller_.take({Kind::kReady, now(), chunk, 0, 0, 0});
+        controller_.take(Event::ready(now(), chunk));
         ChunkReport& report = reports_[chunk];
         const ManifestObject& promise = promised(chunk, choice);
         report.level = promise.level;
@@ -530,7 +527,7 @@ void Session::Impl::on_decoded(std::size_t chunk, std::vector<std::uint8_t> obje
     const bool again = status.code() == ErrorCode::kObjectMismatch && hash_failed_[chunk] != choice;
     const bool usable = views()[chunk].levels[choice].usable;
     on_chunk_failed(chunk, choice, status, 0);
-    if (again && usable) controller_.take({Kind::kInclude, now(), chunk, 0, choice, 0});
+    if (again && usable) controller_.take(Event::include(now(), chunk, choice));
     hash_failed_[chunk] = choice;
 }
 
@@ -550,7 +547,7 @@ void Session::Impl::recompute(std::size_t first, std::size_t end) {
 
 void Session::Impl::on_recomputed(std::size_t first, std::size_t end) {
     if (is_over()) return;
-    controller_.take({Kind::kRecomputed, now(), 0, 0, 0, 0});
+    controller_.take(Event::recomputed(now()));
     for (std::size_t i = first; i < end; ++i) reports_[i].ready = now();
     pump();
 }
