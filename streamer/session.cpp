@@ -1,7 +1,5 @@
 #include "streamer/session.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
@@ -11,6 +9,8 @@
 #include <utility>
 
 #include "streamer/calibration_fetch.h"
+#include "streamer/offer.h"
+#include "streamer/reports.h"
 #include "streamer/rules/rules.h"
 #include "streamer/steps.h"
 #include "streamer/store.h"
@@ -97,13 +97,8 @@ class Session::Impl : public Steps, private Controller::Owner, private Calibrati
     void locate();
     void on_located(Result<Located> located);
     void all_text(const Status& why);
-    Status check_memory() const;
     void make_chunks();
-    std::string refusal(const ManifestObject& object) const;
-    void with_tail(std::vector<ChunkView> views, std::size_t end);
-    const ManifestLevel& level_of(unsigned level) const {
-        return *std::ranges::find(located_.manifest.levels, level, &ManifestLevel::level);
-    }
+    void with_text(std::vector<ChunkView> chunks, std::size_t end);
     bool is_calibrated(std::size_t chunk, std::size_t choice) const;
     bool expects_calibrated() const;
 
@@ -118,7 +113,6 @@ class Session::Impl : public Steps, private Controller::Owner, private Calibrati
     void on_calibration(const Status& status) override;
     void rule_out_calibrated(const Status& why);
     void note_failure(std::size_t chunk, std::size_t choice, const Status& status);
-    void add_trouble(std::size_t chunk, unsigned level, const std::string& what);
     void on_chunk_failed(std::size_t chunk, std::size_t choice, const Status& status, int http_status);
     void exclude(std::size_t chunk, std::size_t choice);
     void exclude_all(std::size_t chunk);
@@ -238,7 +232,7 @@ void Session::Impl::on_located(Result<Located> located) {
     summary_.manifest_time = now();
     if (!located.ok()) return all_text(located.status());
     located_ = std::move(located.value());
-    if (const Status s = check_memory(); !s.ok()) return all_text(s);
+    if (const Status s = check_memory(located_, options_); !s.ok()) return all_text(s);
     make_chunks();
     tell([&] { sink_.on_manifest(located_.manifest, located_.chunks); });
     if (const auto& calibration = located_.manifest.calibration) {
@@ -254,90 +248,27 @@ void Session::Impl::all_text(const Status& why) {
     publication_ = why;
     if (wanted_.token_ids.empty()) return finish(why);
     located_.token_ids = wanted_.token_ids;
-    with_tail({}, wanted_.token_ids.size());
+    with_text({}, wanted_.token_ids.size());
     pump();
-}
-
-Status Session::Impl::check_memory() const {
-    const std::uint64_t per_token =
-        located_.manifest.layout.values_per_token() * kernels::dtype_bytes(located_.manifest.layout.dtype);
-    std::uint64_t all = 0;
-    for (const ManifestChunk& c : std::span(located_.manifest.chunks).first(located_.chunks)) {
-        all += c.tokens * per_token;
-        if (c.tokens * per_token > options_.chunk_bytes) {
-            return {ErrorCode::kLimitExceeded,
-                    fmt::format("a chunk of {} tokens decodes to {} bytes, at most {} are allowed", c.tokens,
-                                c.tokens * per_token, options_.chunk_bytes)};
-        }
-    }
-    if (all > options_.kv_bytes) {
-        return {ErrorCode::kLimitExceeded,
-                fmt::format("its KV takes {} bytes, at most {} are allowed", all, options_.kv_bytes)};
-    }
-    return {};
 }
 
 void Session::Impl::make_chunks() {
     const Manifest& m = located_.manifest;
-    std::vector<ChunkView> views;
-    std::size_t first = 0;
-    for (std::size_t i = 0; i < located_.chunks; ++i) {
-        ChunkView view;
-        view.first_token = first;
-        view.tokens = m.chunks[i].tokens;
-        for (const ManifestObject& o : m.chunks[i].objects) {
-            const bool asked_for = !options_.finest_level || o.level >= *options_.finest_level;
-            const bool usable = asked_for && refusal(o).empty();
-            const std::optional<double> kl = level_of(o.level).kl;
-            const bool calibrated = level_of(o.level).profile == Profile::kKlt;
-            view.levels.push_back(
-                {o.level, o.bytes, kl.value_or(o.level), usable, kl.has_value(), calibrated});
-        }
-        first += view.tokens;
-        views.push_back(std::move(view));
-    }
-    with_tail(std::move(views), std::max(first, wanted_.token_ids.size()));
+    with_text(offered_chunks(located_, options_), std::max(located_.tokens, wanted_.token_ids.size()));
     for (std::size_t i = 0; i < located_.chunks; ++i) {
         for (const ManifestObject& o : m.chunks[i].objects) {
-            if (const std::string why = refusal(o); !why.empty()) add_trouble(i, o.level, why);
+            if (const std::string why = refusal(m, o, options_); !why.empty())
+                add_trouble(reports_[i], o.level, why);
         }
     }
 }
 
-// Why a level is not loaded, whatever the network could bring; empty: it may be.
-std::string Session::Impl::refusal(const ManifestObject& object) const {
-    const auto& calibration = located_.manifest.calibration;
-    const bool calibrated = level_of(object.level).profile == Profile::kKlt && calibration;
-    const std::uint64_t most = options_.chunk_bytes;
-    if (object.bytes > most) return fmt::format("{} bytes, at most {} are read", object.bytes, most);
-    if (calibrated && calibration->bytes > most)
-        return fmt::format("a calibration of {} bytes, at most {} are read", calibration->bytes, most);
-    return {};
-}
-
-// What no chunk covers, up to token `end`, is text from the start; with it, everything has its report.
-void Session::Impl::with_tail(std::vector<ChunkView> views, std::size_t end) {
-    const std::size_t first = views.empty() ? 0 : views.back().first_token + views.back().tokens;
-    if (end > first) {
-        ChunkView tail;
-        tail.first_token = first;
-        tail.tokens = end - first;
-        tail.status = ChunkStatus::kText;
-        views.push_back(std::move(tail));
-    }
-    for (const ChunkView& v : views) {
-        ChunkReport report;
-        report.tokens = {v.first_token, v.first_token + v.tokens};
-        report.text = v.status == ChunkStatus::kText;
-        report.kl = -1;
-        if (report.text) report.reason = "not in the store";
-        reports_.push_back(std::move(report));
-    }
-    hash_failed_.assign(views.size(), kNoLevel);
-    const Layout& layout = located_.manifest.layout;
-    const std::uint64_t per_token =
-        publication_.ok() ? layout.values_per_token() * kernels::dtype_bytes(layout.dtype) : 0;
-    controller_.begin(std::move(views), per_token);
+// With the text, up to token `end`, everything has its report.
+void Session::Impl::with_text(std::vector<ChunkView> chunks, std::size_t end) {
+    add_text(chunks, end);
+    reports_ = reports_of(chunks);
+    hash_failed_.assign(chunks.size(), kNoLevel);
+    controller_.begin(std::move(chunks), publication_.ok() ? bytes_per_token(located_.manifest.layout) : 0);
 }
 
 bool Session::Impl::is_calibrated(std::size_t chunk, std::size_t choice) const {
@@ -416,12 +347,7 @@ void Session::Impl::on_transfer(Transfer& ended, Result<std::vector<std::uint8_t
 
 void Session::Impl::note_failure(std::size_t chunk, std::size_t choice, const Status& status) {
     controller_.take(Event::failed(now(), chunk));
-    add_trouble(chunk, views()[chunk].levels[choice].level, status.message());
-}
-
-void Session::Impl::add_trouble(std::size_t chunk, unsigned level, const std::string& what) {
-    std::string& trouble = reports_[chunk].trouble;
-    trouble += fmt::format("{}level {}: {}", trouble.empty() ? "" : "; ", level, what);
+    add_trouble(reports_[chunk], views()[chunk].levels[choice].level, status.message());
 }
 
 void Session::Impl::on_chunk_failed(std::size_t chunk, std::size_t choice, const Status& status,
@@ -519,7 +445,7 @@ void Session::Impl::on_decoded(std::size_t chunk, std::vector<std::uint8_t> obje
         const ManifestObject& promise = promised(chunk, choice);
         report.level = promise.level;
         report.bytes = promise.bytes;
-        report.kl = level_of(promise.level).kl.value_or(-1);
+        report.kl = level_of(located_.manifest, promise.level).kl.value_or(-1);
         report.ready = now();
         return;
     }
@@ -590,17 +516,7 @@ void Session::Impl::summarise(const Status& status) {
     summary_.network = controller_.network().experience(now());
     summary_.network_measured = controller_.network().measured(now());
     summary_.recording = controller_.recording();
-    double kl = 0;
-    bool known = true;
-    for (const ChunkReport& r : reports_) {
-        const std::size_t tokens = r.tokens.end - r.tokens.first;
-        summary_.tokens += tokens;
-        if (r.text) summary_.text_tokens += tokens;
-        if (!r.text) kl += r.kl * static_cast<double>(tokens);
-        known &= r.text || r.kl >= 0;
-    }
-    if (summary_.tokens > summary_.text_tokens)
-        summary_.kl = known ? kl / static_cast<double>(summary_.tokens - summary_.text_tokens) : -1;
+    add_up(reports_, summary_);
     summary_.chunks = reports_;
 }
 
