@@ -40,16 +40,16 @@ void Controller::take(const Event& e) {
             (e.chunk == kNoChunk ? other_begun_ : begun_[e.chunk]).has_first_byte = true;
             return network_.on_first_byte(e.time, e.seconds);
         case Event::Kind::kBytes:
-            network_.on_bytes(e.time, e.bytes);
+            network_.on_bytes(e.time, e.count);
             if (e.chunk != kNoChunk) {
                 ChunkView& v = views_[e.chunk];
-                v.received = std::min(e.total, v.levels[v.choice].bytes);
+                v.received = std::min(e.received, v.levels[v.choice].bytes);
             }
             return;
         case Event::Kind::kEnd:
-            return end_transfer(other_begun_, e.time, e.bytes, e.seconds);
+            return end_transfer(other_begun_, e.time, e.count, e.seconds);
         case Event::Kind::kOther:
-            other_bytes_ = e.total;
+            other_bytes_ = e.left;
             return;
         case Event::Kind::kArrived:
         case Event::Kind::kFailed: {
@@ -69,7 +69,7 @@ void Controller::take(const Event& e) {
             return;
         case Event::Kind::kExclude:
         case Event::Kind::kInclude:
-            views_[e.chunk].levels[e.total].usable = e.kind == Event::Kind::kInclude;
+            views_[e.chunk].levels[e.choice].usable = e.kind == Event::Kind::kInclude;
             return;
         case Event::Kind::kLook:
             return look(e.time);

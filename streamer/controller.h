@@ -24,30 +24,64 @@ struct ControllerOptions {
     std::uint64_t memory_bytes = std::numeric_limits<std::uint64_t>::max();
 };
 
-// Something that happened to a session.
+inline constexpr std::size_t kNoChunk = static_cast<std::size_t>(-1);
+
+// Something that happened to a session. Made by the functions below, which say what each kind has.
 struct Event {
     enum class Kind : std::uint8_t {
         kRequest,     // something other than a chunk is asked for: the manifest, the calibration
         kFirstByte,   // a transfer's first byte, `seconds` after its request
-        kBytes,       // `bytes` came for `chunk` (kNoChunk: for something else), which makes `total` of it
-        kEnd,         // of what is not a chunk: `bytes` in `seconds`
-        kOther,       // `total` bytes are still to come before any chunk counts: the calibration's
+        kBytes,       // `count` came for `chunk` (kNoChunk: for something else), which makes `received` of it
+        kEnd,         // of what is not a chunk: `count` bytes in `seconds`
+        kOther,       // `left` bytes are still to come before any chunk counts: the calibration's
         kArrived,     // the chunk is whole, and waits to be decoded
         kFailed,      // its transfer broke off, or its object is of no use: pending again
         kReady,       // it is with the sink
         kRecomputed,  // what the owner was told to recompute is there
-        kExclude,     // the chunk's level of index `total` is not to be had
+        kExclude,     // the chunk's level of index `choice` is not to be had
         kInclude,     // it is, after all
         kLook,        // the rule is asked
     };
     Kind kind = Kind::kLook;
     Seconds time = 0;  // since the session began; never goes back
-    std::size_t chunk = 0;
-    std::uint64_t bytes = 0;
-    std::uint64_t total = 0;
+    std::size_t chunk = kNoChunk;
+    std::size_t choice = 0;
+    std::uint64_t count = 0;
+    std::uint64_t received = 0;
+    std::uint64_t left = 0;
     Seconds seconds = 0;
+
+    static Event request(Seconds now) { return {.kind = Kind::kRequest, .time = now}; }
+    static Event first_byte(Seconds now, std::size_t chunk, Seconds latency) {
+        return {.kind = Kind::kFirstByte, .time = now, .chunk = chunk, .seconds = latency};
+    }
+    static Event bytes(Seconds now, std::size_t chunk, std::uint64_t count, std::uint64_t received) {
+        return {.kind = Kind::kBytes, .time = now, .chunk = chunk, .count = count, .received = received};
+    }
+    static Event end(Seconds now, std::uint64_t count, Seconds seconds) {
+        return {.kind = Kind::kEnd, .time = now, .count = count, .seconds = seconds};
+    }
+    static Event other(Seconds now, std::uint64_t left) {
+        return {.kind = Kind::kOther, .time = now, .left = left};
+    }
+    static Event arrived(Seconds now, std::size_t chunk) {
+        return {.kind = Kind::kArrived, .time = now, .chunk = chunk};
+    }
+    static Event failed(Seconds now, std::size_t chunk) {
+        return {.kind = Kind::kFailed, .time = now, .chunk = chunk};
+    }
+    static Event ready(Seconds now, std::size_t chunk) {
+        return {.kind = Kind::kReady, .time = now, .chunk = chunk};
+    }
+    static Event recomputed(Seconds now) { return {.kind = Kind::kRecomputed, .time = now}; }
+    static Event exclude(Seconds now, std::size_t chunk, std::size_t choice) {
+        return {.kind = Kind::kExclude, .time = now, .chunk = chunk, .choice = choice};
+    }
+    static Event include(Seconds now, std::size_t chunk, std::size_t choice) {
+        return {.kind = Kind::kInclude, .time = now, .chunk = chunk, .choice = choice};
+    }
+    static Event look(Seconds now) { return {.kind = Kind::kLook, .time = now}; }
 };
-inline constexpr std::size_t kNoChunk = static_cast<std::size_t>(-1);
 
 // One decision as the rule took it, and what it saw of the network.
 struct DecisionRecord {

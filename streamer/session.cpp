@@ -1,7 +1,5 @@
 #include "streamer/session.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
@@ -10,9 +8,11 @@
 #include <random>
 #include <utility>
 
-#include "codec/format/chain.h"
-#include "streamer/lane.h"
+#include "streamer/calibration_fetch.h"
+#include "streamer/offer.h"
+#include "streamer/reports.h"
 #include "streamer/rules/rules.h"
+#include "streamer/steps.h"
 #include "streamer/store.h"
 #include "streamer/verify.h"
 
@@ -20,7 +20,6 @@ namespace kvcast::streamer {
 namespace {
 
 constexpr Duration kTick = std::chrono::milliseconds(20);  // between looks at transfers that are under way
-constexpr std::size_t kCalibration = kNoChunk;
 constexpr double kTextMargin = 1.1;  // a manifest is awaited until recomputing everything takes this much
 constexpr std::size_t kFailuresOfTheStore = 2;  // chunks given up by the network, one after another
 
@@ -37,33 +36,37 @@ std::uint64_t drawn_seed() {
 }  // namespace
 
 // Everything but the lanes' tasks runs on the loop's thread.
-class Session::Impl : public std::enable_shared_from_this<Impl>, private Controller::Owner {
+class Session::Impl : public Steps, private Controller::Owner, private CalibrationFetch::Owner {
   public:
     Impl(EventLoop& loop, Transport& transport, Wanted wanted, SessionOptions options, ChunkCodec& codec,
          Sink& sink)
-        : loop_(loop),
+        : Steps(loop, options.start.value_or(loop.now())),
+          loop_(loop),
           transport_(transport),
           wanted_(std::move(wanted)),
           options_(std::move(options)),
           codec_(codec),
           sink_(sink),
-          start_(options_.start.value_or(loop.now())),
           controller_(options_.rule ? options_.rule : std::shared_ptr<const Rule>(two_pointer_rule()),
                       {options_.deadline, options_.compute, options_.network, options_.transfers,
                        options_.memory_bytes},
                       *this, options_.record),
-          random_(options_.seed != 0 ? options_.seed : drawn_seed()) {
+          random_(options_.seed != 0 ? options_.seed : drawn_seed()),
+          calibration_({*this, *this, loop_, transport_, options_.download, codec_, controller_, random_}) {
         if (!options_.memory) options_.memory = std::make_shared<MemoryPool>();
     }
 
     void begin();
-    void abandon(Status why);
+    void abandon(Status why) override;
     void close();
     Summary wait();
     bool wait_for(Duration patience);
 
+    bool is_cancelled() const override { return cancelled_; }
+    bool is_over() const override { return ended_ || cancelled_; }
+
   private:
-    // A chunk, or the calibration, on its way.
+    // A chunk on its way.
     class Transfer final : public DownloadObserver {
       public:
         Transfer(Impl& owner, std::size_t chunk, std::size_t choice, DownloadRequest request);
@@ -76,9 +79,6 @@ class Session::Impl : public std::enable_shared_from_this<Impl>, private Control
         const std::size_t chunk;
         const std::size_t choice;
         const std::uint64_t bytes;
-        const std::uint64_t begun;  // of them, before this session
-        const Seconds started;
-        std::uint64_t came = 0;  // over the network
         bool busy = false;
         std::unique_ptr<Download> download;
     };
@@ -88,64 +88,31 @@ class Session::Impl : public std::enable_shared_from_this<Impl>, private Control
         std::vector<std::uint8_t> object;
     };
 
-    using Kind = Event::Kind;
-
-    Seconds now() const { return to_seconds(loop_.now() - start_); }
     template <typename Call>
     void tell(const Call& call) {
         const std::scoped_lock lock(sink_mutex_);
         if (!closed_) call();
     }
-    // What happens on the loop's thread. Where it throws, be it that memory is used up or that the sink has
-    // failed, the session ends; where there is no memory even for that, the process does.
-    template <typename Step>
-    void carry_out(Step&& step) noexcept {
-        try {
-            step();
-        } catch (...) {
-            abandon(status_of_exception());
-        }
-    }
-    template <typename Step>
-    void post(Step step) {
-        loop_.post([self = shared_from_this(), step = std::move(step)]() mutable { self->carry_out(step); });
-    }
-    // The same for what happens on a lane.
-    template <typename Task>
-    void run(Lane& lane, Task task) {
-        lane.run([self = shared_from_this(), task = std::move(task)]() mutable { self->carry_out(task); });
-    }
 
     void locate();
     void on_located(Result<Located> located);
     void all_text(const Status& why);
-    Status check_memory() const;
     void make_chunks();
-    std::string refusal(const ManifestObject& object) const;
-    void with_tail(std::vector<ChunkView> views, std::size_t end);
-    const ManifestLevel& level_of(unsigned level) const {
-        return *std::ranges::find(located_.manifest.levels, level, &ManifestLevel::level);
-    }
+    void with_text(std::vector<ChunkView> chunks, std::size_t end);
     bool is_calibrated(std::size_t chunk, std::size_t choice) const;
     bool expects_calibrated() const;
-    void ask_for_calibration();
-    void fetch_calibration(std::vector<std::uint8_t> front);
-    void keep_begun(Transfer& calibration);
 
-    void pump();
+    void pump() override;
     void give_up_late_calibration();
-    void drop_calibration();
     void decided(const DecisionRecord& record) override;
     void start(std::size_t chunk, std::size_t choice) override;
     void stop(std::size_t chunk) override;
     void recompute(std::size_t first, std::size_t end) override;
 
     void on_transfer(Transfer& ended, Result<std::vector<std::uint8_t>> object, int http_status);
-    void on_calibration(Result<std::vector<std::uint8_t>> object, bool resumed);
-    Status add_calibration_on_lane(std::span<const std::uint8_t> file);
-    void calibration_is_there(const Status& status);
+    void on_calibration(const Status& status) override;
+    void rule_out_calibrated(const Status& why);
     void note_failure(std::size_t chunk, std::size_t choice, const Status& status);
-    void add_trouble(std::size_t chunk, unsigned level, const std::string& what);
     void on_chunk_failed(std::size_t chunk, std::size_t choice, const Status& status, int http_status);
     void exclude(std::size_t chunk, std::size_t choice);
     void exclude_all(std::size_t chunk);
@@ -169,7 +136,6 @@ class Session::Impl : public std::enable_shared_from_this<Impl>, private Control
     SessionOptions options_;
     ChunkCodec& codec_;
     Sink& sink_;
-    const Time start_;
     Controller controller_;
     std::mt19937_64 random_;
 
@@ -181,9 +147,6 @@ class Session::Impl : public std::enable_shared_from_this<Impl>, private Control
     std::vector<ChunkReport> reports_;
     std::vector<std::size_t> hash_failed_;  // [chunk]: the choice at which it did last; kNoLevel: none
     std::list<std::unique_ptr<Transfer>> transfers_;
-    // Settled: nobody waits for it, be it that there is none, or that it is out of reach.
-    enum class CalibrationState : std::uint8_t { kUnneeded, kWanted, kAsked, kSettled };
-    CalibrationState calibration_ = CalibrationState::kSettled;
     std::vector<Held> held_;
     std::size_t network_failures_ = 0;
     bool ended_ = false;
@@ -196,38 +159,28 @@ class Session::Impl : public std::enable_shared_from_this<Impl>, private Control
     std::condition_variable done_condition_;
     bool done_ = false;  // guarded by done_mutex_
     Lane decode_lane_;
-    Lane calibration_lane_;
+    CalibrationFetch calibration_;
     Lane compute_lane_;
 };
 
 // ---- transfers ----
 
 Session::Impl::Transfer::Transfer(Impl& o, std::size_t chunk_, std::size_t choice_, DownloadRequest request)
-    : owner(o),
-      chunk(chunk_),
-      choice(choice_),
-      bytes(request.limit),
-      begun(request.front.size()),
-      started(o.now()) {
+    : owner(o), chunk(chunk_), choice(choice_), bytes(request.limit) {
     download = std::make_unique<Download>(owner.loop_, owner.transport_, std::move(request),
                                           owner.options_.download, *this, owner.random_());
 }
 
 void Session::Impl::Transfer::on_first_byte(Duration latency) {
     if (std::exchange(busy, true)) return;
-    owner.carry_out([&] {
-        owner.controller_.take({Kind::kFirstByte, owner.now(), chunk, 0, 0, to_seconds(latency)});
-    });
+    owner.carry_out(
+        [&] { owner.controller_.take(Event::first_byte(owner.now(), chunk, to_seconds(latency))); });
 }
 
 void Session::Impl::Transfer::on_bytes(std::size_t count) {
-    came += count;
     owner.carry_out([&] {
-        const std::uint64_t total = std::min<std::uint64_t>(download->received(), bytes);
-        owner.controller_.take({Kind::kBytes, owner.now(), chunk, count, total, 0});
-        const bool awaited = owner.calibration_ == CalibrationState::kAsked;
-        if (chunk == kCalibration && awaited)
-            owner.controller_.take({Kind::kOther, owner.now(), 0, 0, bytes - total, 0});
+        const std::uint64_t received = std::min<std::uint64_t>(download->received(), bytes);
+        owner.controller_.take(Event::bytes(owner.now(), chunk, count, received));
     });
 }
 
@@ -260,30 +213,32 @@ void Session::Impl::locate() {
                                               random_()};
     const auto heard = [this](Duration latency) {
         carry_out([&] {
-            controller_.take({Kind::kRequest, now(), kNoChunk, 0, 0, 0});
-            controller_.take({Kind::kFirstByte, now(), kNoChunk, 0, 0, to_seconds(latency)});
-            controller_.take({Kind::kEnd, now(), kNoChunk, 0, 0, 0});
+            controller_.take(Event::request(now()));
+            controller_.take(Event::first_byte(now(), kNoChunk, to_seconds(latency)));
+            controller_.take(Event::end(now(), 0, 0));
         });
     };
-    const auto done = [weak = weak_from_this()](Result<Located> located) {
+    const auto done = [this, weak = weak_from_this()](Result<Located> located) {
         const auto self = weak.lock();
-        if (self) self->carry_out([&] { self->on_located(std::move(located)); });
+        if (self) carry_out([&] { on_located(std::move(located)); });
     };
     locator_ = std::make_unique<Locator>(environment, wanted_, heard, done);
 }
 
 void Session::Impl::on_located(Result<Located> located) {
-    if (ended_ || cancelled_) return;
+    if (is_over()) return;
     loop_.cancel(patience_);
     locator_.reset();
     summary_.manifest_time = now();
     if (!located.ok()) return all_text(located.status());
     located_ = std::move(located.value());
-    if (const Status s = check_memory(); !s.ok()) return all_text(s);
+    if (const Status s = check_memory(located_, options_); !s.ok()) return all_text(s);
     make_chunks();
     tell([&] { sink_.on_manifest(located_.manifest, located_.chunks); });
-    if (located_.manifest.calibration)
-        calibration_ = expects_calibrated() ? CalibrationState::kWanted : CalibrationState::kUnneeded;
+    if (const auto& calibration = located_.manifest.calibration) {
+        calibration_.begin(*calibration, join_url(located_.root, calibration_name(calibration->id)));
+        if (expects_calibrated()) calibration_.want();
+    }
     pump();
 }
 
@@ -293,90 +248,27 @@ void Session::Impl::all_text(const Status& why) {
     publication_ = why;
     if (wanted_.token_ids.empty()) return finish(why);
     located_.token_ids = wanted_.token_ids;
-    with_tail({}, wanted_.token_ids.size());
+    with_text({}, wanted_.token_ids.size());
     pump();
-}
-
-Status Session::Impl::check_memory() const {
-    const std::uint64_t per_token =
-        located_.manifest.layout.values_per_token() * kernels::dtype_bytes(located_.manifest.layout.dtype);
-    std::uint64_t all = 0;
-    for (const ManifestChunk& c : std::span(located_.manifest.chunks).first(located_.chunks)) {
-        all += c.tokens * per_token;
-        if (c.tokens * per_token > options_.chunk_bytes) {
-            return {ErrorCode::kLimitExceeded,
-                    fmt::format("a chunk of {} tokens decodes to {} bytes, at most {} are allowed", c.tokens,
-                                c.tokens * per_token, options_.chunk_bytes)};
-        }
-    }
-    if (all > options_.kv_bytes) {
-        return {ErrorCode::kLimitExceeded,
-                fmt::format("its KV takes {} bytes, at most {} are allowed", all, options_.kv_bytes)};
-    }
-    return {};
 }
 
 void Session::Impl::make_chunks() {
     const Manifest& m = located_.manifest;
-    std::vector<ChunkView> views;
-    std::size_t first = 0;
-    for (std::size_t i = 0; i < located_.chunks; ++i) {
-        ChunkView view;
-        view.first_token = first;
-        view.tokens = m.chunks[i].tokens;
-        for (const ManifestObject& o : m.chunks[i].objects) {
-            const bool asked_for = !options_.finest_level || o.level >= *options_.finest_level;
-            const bool usable = asked_for && refusal(o).empty();
-            const std::optional<double> kl = level_of(o.level).kl;
-            const bool calibrated = level_of(o.level).profile == Profile::kKlt;
-            view.levels.push_back(
-                {o.level, o.bytes, kl.value_or(o.level), usable, kl.has_value(), calibrated});
-        }
-        first += view.tokens;
-        views.push_back(std::move(view));
-    }
-    with_tail(std::move(views), std::max(first, wanted_.token_ids.size()));
+    with_text(offered_chunks(located_, options_), std::max(located_.tokens, wanted_.token_ids.size()));
     for (std::size_t i = 0; i < located_.chunks; ++i) {
         for (const ManifestObject& o : m.chunks[i].objects) {
-            if (const std::string why = refusal(o); !why.empty()) add_trouble(i, o.level, why);
+            if (const std::string why = refusal(m, o, options_); !why.empty())
+                add_trouble(reports_[i], o.level, why);
         }
     }
 }
 
-// Why a level is not loaded, whatever the network could bring; empty: it may be.
-std::string Session::Impl::refusal(const ManifestObject& object) const {
-    const auto& calibration = located_.manifest.calibration;
-    const bool calibrated = level_of(object.level).profile == Profile::kKlt && calibration;
-    const std::uint64_t most = options_.chunk_bytes;
-    if (object.bytes > most) return fmt::format("{} bytes, at most {} are read", object.bytes, most);
-    if (calibrated && calibration->bytes > most)
-        return fmt::format("a calibration of {} bytes, at most {} are read", calibration->bytes, most);
-    return {};
-}
-
-// What no chunk covers, up to token `end`, is text from the start; with it, everything has its report.
-void Session::Impl::with_tail(std::vector<ChunkView> views, std::size_t end) {
-    const std::size_t first = views.empty() ? 0 : views.back().first_token + views.back().tokens;
-    if (end > first) {
-        ChunkView tail;
-        tail.first_token = first;
-        tail.tokens = end - first;
-        tail.status = ChunkStatus::kText;
-        views.push_back(std::move(tail));
-    }
-    for (const ChunkView& v : views) {
-        ChunkReport report;
-        report.tokens = {v.first_token, v.first_token + v.tokens};
-        report.text = v.status == ChunkStatus::kText;
-        report.kl = -1;
-        if (report.text) report.reason = "not in the store";
-        reports_.push_back(std::move(report));
-    }
-    hash_failed_.assign(views.size(), kNoLevel);
-    const Layout& layout = located_.manifest.layout;
-    const std::uint64_t per_token =
-        publication_.ok() ? layout.values_per_token() * kernels::dtype_bytes(layout.dtype) : 0;
-    controller_.begin(std::move(views), per_token);
+// With the text, up to token `end`, everything has its report.
+void Session::Impl::with_text(std::vector<ChunkView> chunks, std::size_t end) {
+    add_text(chunks, end);
+    reports_ = reports_of(chunks);
+    hash_failed_.assign(chunks.size(), kNoLevel);
+    controller_.begin(std::move(chunks), publication_.ok() ? bytes_per_token(located_.manifest.layout) : 0);
 }
 
 bool Session::Impl::is_calibrated(std::size_t chunk, std::size_t choice) const {
@@ -392,52 +284,13 @@ bool Session::Impl::expects_calibrated() const {
     return false;
 }
 
-// The codec may have to read it from somewhere, which takes its time. Chunks come meanwhile.
-void Session::Impl::ask_for_calibration() {
-    calibration_ = CalibrationState::kAsked;
-    run(calibration_lane_, [this] {
-        if (cancelled_) return;
-        const Hash& id = located_.manifest.calibration->id;
-        const bool there = codec_.has_calibration(id);
-        auto front = there ? std::vector<std::uint8_t>() : codec_.begun_calibration(id);
-        post([this, there, front = std::move(front)]() mutable {
-            if (ended_ || cancelled_) return;
-            there ? calibration_is_there({}) : fetch_calibration(std::move(front));
-            pump();
-        });
-    });
-}
-
-void Session::Impl::fetch_calibration(std::vector<std::uint8_t> front) {
-    const ManifestCalibration& calibration = *located_.manifest.calibration;
-    if (front.size() == calibration.bytes) return on_calibration(std::move(front), true);
-    if (front.size() > calibration.bytes) front.clear();
-    DownloadRequest request;
-    request.url = join_url(located_.root, calibration_name(calibration.id));
-    request.bytes = request.limit = calibration.bytes;
-    request.front = std::move(front);
-    controller_.take({Kind::kRequest, now(), kNoChunk, 0, 0, 0});
-    controller_.take({Kind::kOther, now(), 0, 0, calibration.bytes - request.front.size(), 0});
-    transfers_.push_back(std::make_unique<Transfer>(*this, kCalibration, 0, std::move(request)));
-}
-
-// It may take its time.
-void Session::Impl::keep_begun(Transfer& calibration) {
-    std::vector<std::uint8_t> front = calibration.download->release();
-    if (front.size() <= calibration.begun) return;
-    run(calibration_lane_,
-        [this, front = std::move(front)] { codec_.keep_begun(located_.manifest.calibration->id, front); });
-}
-
 // ---- decisions ----
 
 void Session::Impl::pump() {
-    if (ended_ || cancelled_) return;
+    if (is_over()) return;
     give_up_late_calibration();
-    controller_.take({Kind::kLook, now(), 0, 0, 0, 0});
-    if (calibration_ == CalibrationState::kWanted) ask_for_calibration();
-    // One that nobody waits for comes as long as nothing else does.
-    if (calibration_ == CalibrationState::kSettled && controller_.loading()) drop_calibration();
+    controller_.take(Event::look(now()));
+    calibration_.go_on();
     loop_.cancel(tick_);
     tick_ = loop_.after(kTick, [this] { carry_out([this] { pump(); }); });
     finish_when_complete();
@@ -448,18 +301,7 @@ void Session::Impl::give_up_late_calibration() {
     std::vector<std::size_t> waiting;
     for (const Held& h : held_) waiting.push_back(h.chunk);
     if (!controller_.waits_in_vain(waiting, now()) && !controller_.is_better_off_uncalibrated(now())) return;
-    controller_.take({Kind::kOther, now(), 0, 0, 0, 0});
-    calibration_is_there({ErrorCode::kTimeout, "would be there too late"});
-}
-
-// What came of it is for the next session.
-void Session::Impl::drop_calibration() {
-    const auto it = std::ranges::find(transfers_, kCalibration, [](const auto& t) { return t->chunk; });
-    if (it == transfers_.end()) return;
-    Transfer& calibration = **it;
-    controller_.take({Kind::kEnd, now(), kNoChunk, calibration.came, 0, now() - calibration.started});
-    keep_begun(calibration);
-    transfers_.erase(it);
+    calibration_.give_up({ErrorCode::kTimeout, "would be there too late"});
 }
 
 void Session::Impl::decided(const DecisionRecord& record) {
@@ -471,8 +313,7 @@ void Session::Impl::decided(const DecisionRecord& record) {
 }
 
 void Session::Impl::start(std::size_t chunk, std::size_t choice) {
-    if (calibration_ == CalibrationState::kUnneeded && is_calibrated(chunk, choice))
-        calibration_ = CalibrationState::kWanted;
+    if (is_calibrated(chunk, choice)) calibration_.want();
     const ManifestObject& object = promised(chunk, choice);
     DownloadRequest request;
     request.url = join_url(located_.root, object_name(located_.manifest.chunks[chunk].chain, object));
@@ -491,18 +332,11 @@ void Session::Impl::on_transfer(Transfer& ended, Result<std::vector<std::uint8_t
     const auto it = std::ranges::find_if(transfers_, [&](const auto& t) { return t.get() == &ended; });
     const std::unique_ptr<Transfer> transfer = std::move(*it);  // lives to the end of this function
     transfers_.erase(it);
-    if (transfer->chunk == kCalibration) {
-        controller_.take(
-            {Kind::kEnd, now(), kNoChunk, object.ok() ? transfer->came : 0, 0, now() - transfer->started});
-        controller_.take({Kind::kOther, now(), 0, 0, 0, 0});
-        if (!object.ok()) keep_begun(*transfer);
-        return on_calibration(std::move(object), transfer->begun > 0);
-    }
     ChunkReport& report = reports_[transfer->chunk];
     report.requests += transfer->download->requests();
     if (object.ok()) {
         network_failures_ = 0;
-        controller_.take({Kind::kArrived, now(), transfer->chunk, 0, 0, 0});
+        controller_.take(Event::arrived(now(), transfer->chunk));
         report.received = now();
         decode(transfer->chunk, std::move(object.value()));
     } else {
@@ -512,13 +346,8 @@ void Session::Impl::on_transfer(Transfer& ended, Result<std::vector<std::uint8_t
 }
 
 void Session::Impl::note_failure(std::size_t chunk, std::size_t choice, const Status& status) {
-    controller_.take({Kind::kFailed, now(), chunk, 0, 0, 0});
-    add_trouble(chunk, views()[chunk].levels[choice].level, status.message());
-}
-
-void Session::Impl::add_trouble(std::size_t chunk, unsigned level, const std::string& what) {
-    std::string& trouble = reports_[chunk].trouble;
-    trouble += fmt::format("{}level {}: {}", trouble.empty() ? "" : "; ", level, what);
+    controller_.take(Event::failed(now(), chunk));
+    add_trouble(reports_[chunk], views()[chunk].levels[choice].level, status.message());
 }
 
 void Session::Impl::on_chunk_failed(std::size_t chunk, std::size_t choice, const Status& status,
@@ -534,7 +363,7 @@ void Session::Impl::on_chunk_failed(std::size_t chunk, std::size_t choice, const
 }
 
 void Session::Impl::exclude(std::size_t chunk, std::size_t choice) {
-    controller_.take({Kind::kExclude, now(), chunk, 0, choice, 0});
+    controller_.take(Event::exclude(now(), chunk, choice));
 }
 
 void Session::Impl::exclude_all(std::size_t chunk) {
@@ -542,73 +371,38 @@ void Session::Impl::exclude_all(std::size_t chunk) {
     for (std::size_t i = 0; i < views()[chunk].levels.size(); ++i) exclude(chunk, i);
 }
 
-void Session::Impl::on_calibration(Result<std::vector<std::uint8_t>> object, bool resumed) {
-    if (!object.ok()) {
-        calibration_is_there(object.status());
-        return pump();
-    }
-    run(calibration_lane_, [this, file = std::move(object.value()), resumed] {
-        const Hash& id = located_.manifest.calibration->id;
-        const bool sound = sha256(file) == id;
-        Status status = {ErrorCode::kObjectMismatch, "the calibration's bytes do not hash to its name"};
-        if (sound) status = add_calibration_on_lane(file);
-        // Whose fault it is, the kept bytes' or the new ones', cannot be told: all of it anew.
-        const bool again = !sound && resumed;
-        if (again) codec_.keep_begun(id, {});
-        post([this, status, again] {
-            if (ended_ || cancelled_) return;
-            if (again && calibration_ == CalibrationState::kAsked) {
-                fetch_calibration({});
-            } else {
-                calibration_is_there(status);
-            }
-            pump();
-        });
-    });
-}
-
-// One that the codec cannot take rules out the levels that need it, like one that does not come.
-Status Session::Impl::add_calibration_on_lane(std::span<const std::uint8_t> file) {
-    try {
-        return codec_.add_calibration(file);
-    } catch (...) {
-        return status_of_exception();
-    }
-}
-
 // Chunks that waited are decoded, or have to come at another level.
-void Session::Impl::calibration_is_there(const Status& status) {
-    if (calibration_ == CalibrationState::kSettled) return;  // it came after all, for the next session
-    calibration_ = CalibrationState::kSettled;
+void Session::Impl::on_calibration(const Status& status) {
     std::vector<Held> held;
     held.swap(held_);
-    if (!status.ok()) {
-        for (std::size_t c = 0; c < views().size(); ++c) {
-            for (std::size_t l = 0; l < views()[c].levels.size(); ++l) {
-                if (is_calibrated(c, l)) exclude(c, l);
-            }
-            if (views()[c].status == ChunkStatus::kLoading && is_calibrated(c, views()[c].choice)) {
-                stop(c);
-                note_failure(c, views()[c].choice, {status.code(), "calibration: " + status.message()});
-            }
-        }
+    if (status.ok()) {
+        for (Held& h : held) decode(h.chunk, std::move(h.object));
+        return;
     }
+    const Status why = {status.code(), "calibration: " + status.message()};
+    rule_out_calibrated(why);
+    // Nothing is wrong with the chunks, or with the store: they come at levels that need no calibration.
     for (Held& h : held) {
-        if (status.ok()) {
-            decode(h.chunk, std::move(h.object));
-        } else {
-            // Nothing is wrong with the chunk, or with the store: it comes at a level that needs no
-            // calibration.
-            options_.memory->give(std::move(h.object));
-            note_failure(h.chunk, views()[h.chunk].choice,
-                         {status.code(), "calibration: " + status.message()});
+        options_.memory->give(std::move(h.object));
+        note_failure(h.chunk, views()[h.chunk].choice, why);
+    }
+}
+
+void Session::Impl::rule_out_calibrated(const Status& why) {
+    for (std::size_t c = 0; c < views().size(); ++c) {
+        for (std::size_t l = 0; l < views()[c].levels.size(); ++l) {
+            if (is_calibrated(c, l)) exclude(c, l);
+        }
+        if (views()[c].status == ChunkStatus::kLoading && is_calibrated(c, views()[c].choice)) {
+            stop(c);
+            note_failure(c, views()[c].choice, why);
         }
     }
 }
 
 void Session::Impl::decode(std::size_t chunk, std::vector<std::uint8_t> object) {
     const ManifestObject& promise = promised(chunk, views()[chunk].choice);
-    if (calibration_ != CalibrationState::kSettled && is_calibrated(chunk, views()[chunk].choice)) {
+    if (!calibration_.is_settled() && is_calibrated(chunk, views()[chunk].choice)) {
         held_.push_back({chunk, std::move(object)});
         return;
     }
@@ -642,16 +436,16 @@ Status Session::Impl::decode_on_lane(std::size_t chunk, const ManifestObject& pr
 }
 
 void Session::Impl::on_decoded(std::size_t chunk, std::vector<std::uint8_t> object, const Status& status) {
-    if (ended_ || cancelled_) return;
+    if (is_over()) return;
     options_.memory->give(std::move(object));
     const std::size_t choice = views()[chunk].choice;
     if (status.ok()) {
-        controller_.take({Kind::kReady, now(), chunk, 0, 0, 0});
+        controller_.take(Event::ready(now(), chunk));
         ChunkReport& report = reports_[chunk];
         const ManifestObject& promise = promised(chunk, choice);
         report.level = promise.level;
         report.bytes = promise.bytes;
-        report.kl = level_of(promise.level).kl.value_or(-1);
+        report.kl = level_of(located_.manifest, promise.level).kl.value_or(-1);
         report.ready = now();
         return;
     }
@@ -659,7 +453,7 @@ void Session::Impl::on_decoded(std::size_t chunk, std::vector<std::uint8_t> obje
     const bool again = status.code() == ErrorCode::kObjectMismatch && hash_failed_[chunk] != choice;
     const bool usable = views()[chunk].levels[choice].usable;
     on_chunk_failed(chunk, choice, status, 0);
-    if (again && usable) controller_.take({Kind::kInclude, now(), chunk, 0, choice, 0});
+    if (again && usable) controller_.take(Event::include(now(), chunk, choice));
     hash_failed_[chunk] = choice;
 }
 
@@ -678,8 +472,8 @@ void Session::Impl::recompute(std::size_t first, std::size_t end) {
 }
 
 void Session::Impl::on_recomputed(std::size_t first, std::size_t end) {
-    if (ended_ || cancelled_) return;
-    controller_.take({Kind::kRecomputed, now(), 0, 0, 0, 0});
+    if (is_over()) return;
+    controller_.take(Event::recomputed(now()));
     for (std::size_t i = first; i < end; ++i) reports_[i].ready = now();
     pump();
 }
@@ -697,12 +491,13 @@ void Session::Impl::finish(const Status& status) {
     loop_.cancel(patience_);
     locator_.reset();
     try {
-        drop_calibration();
+        calibration_.drop();
         transfers_.clear();
         held_.clear();
         summarise(status);
         tell([&] { sink_.on_finish(summary_); });
     } catch (...) {
+        calibration_.clear();
         transfers_.clear();
         summary_.status = status_of_exception();
     }
@@ -721,17 +516,7 @@ void Session::Impl::summarise(const Status& status) {
     summary_.network = controller_.network().experience(now());
     summary_.network_measured = controller_.network().measured(now());
     summary_.recording = controller_.recording();
-    double kl = 0;
-    bool known = true;
-    for (const ChunkReport& r : reports_) {
-        const std::size_t tokens = r.tokens.end - r.tokens.first;
-        summary_.tokens += tokens;
-        if (r.text) summary_.text_tokens += tokens;
-        if (!r.text) kl += r.kl * static_cast<double>(tokens);
-        known &= r.text || r.kl >= 0;
-    }
-    if (summary_.tokens > summary_.text_tokens)
-        summary_.kl = known ? kl / static_cast<double>(summary_.tokens - summary_.text_tokens) : -1;
+    add_up(reports_, summary_);
     summary_.chunks = reports_;
 }
 
@@ -752,7 +537,7 @@ void Session::Impl::abandon(Status why) {
 void Session::Impl::close() {
     cancelled_ = true;
     decode_lane_.stop();
-    calibration_lane_.finish();  // what came of it may have to be kept
+    calibration_.finish();
     compute_lane_.stop();
     {
         const std::scoped_lock lock(sink_mutex_);

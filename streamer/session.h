@@ -105,7 +105,7 @@ struct SessionOptions {
     std::shared_ptr<MemoryPool> memory = nullptr;   // shared by sessions; none: one of the session's own
     std::function<std::int64_t()> wall_clock = {};  // seconds since 1970; default: the system's
     std::uint64_t seed = 0;                         // of the jitter; 0: drawn
-    bool record = false;  // keep every event; some 50 bytes for every piece that comes
+    bool record = false;  // keep every event; some 60 bytes for every piece that comes
 };
 
 // Methods may be called from any thread. The loop, the transport, the codec and the sink outlive the session,

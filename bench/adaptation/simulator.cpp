@@ -15,7 +15,6 @@ using streamer::Controller;
 using streamer::Decision;
 using streamer::Event;
 using streamer::RuleState;
-using Kind = Event::Kind;
 
 constexpr Seconds kTick = 0.02;  // as in a session
 
@@ -79,8 +78,8 @@ class Client final : private Controller::Owner {
             t.left -= got;
             t.received += got;
             if (got > 0) {
-                controller_.take({Kind::kBytes, now_, t.chunk, static_cast<std::uint64_t>(got),
-                                  static_cast<std::uint64_t>(t.received), 0});
+                controller_.take(Event::bytes(now_, t.chunk, static_cast<std::uint64_t>(got),
+                                              static_cast<std::uint64_t>(t.received)));
             }
         }
     }
@@ -92,9 +91,9 @@ class Client final : private Controller::Owner {
         settle_decoder();
         if (computed_at_ && *computed_at_ <= now_) {
             computed_at_.reset();
-            controller_.take({Kind::kRecomputed, now_, 0, 0, 0, 0});
+            controller_.take(Event::recomputed(now_));
         }
-        controller_.take({Kind::kLook, now_, 0, 0, 0, 0});
+        controller_.take(Event::look(now_));
     }
 
     SessionResult result() const {
@@ -130,7 +129,7 @@ class Client final : private Controller::Owner {
         for (Transfer& t : transfers_) {
             if (t.flowing || now_ < t.started + s_.first_byte) continue;
             t.flowing = true;
-            controller_.take({Kind::kFirstByte, now_, t.chunk, 0, 0, now_ - t.started});
+            controller_.take(Event::first_byte(now_, t.chunk, now_ - t.started));
         }
         for (std::size_t i = 0; i < transfers_.size();) {
             const Transfer t = transfers_[i];
@@ -139,7 +138,7 @@ class Client final : private Controller::Owner {
                 continue;
             }
             stop(t.chunk);
-            controller_.take({Kind::kArrived, now_, t.chunk, 0, 0, 0});
+            controller_.take(Event::arrived(now_, t.chunk));
             if (decoding_.empty()) decoded_at_ = now_ + decode_time(t.chunk);
             decoding_.push_back(t.chunk);
         }
@@ -147,7 +146,7 @@ class Client final : private Controller::Owner {
 
     void settle_decoder() {
         while (!decoding_.empty() && decoded_at_ <= now_) {
-            controller_.take({Kind::kReady, now_, decoding_.front(), 0, 0, 0});
+            controller_.take(Event::ready(now_, decoding_.front()));
             decoding_.pop_front();
             if (!decoding_.empty()) decoded_at_ += decode_time(decoding_.front());
         }
