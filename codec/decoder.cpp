@@ -13,6 +13,7 @@
 #include "codec/delta/quantised_head.h"
 #include "codec/klt/klt_decoder.h"
 #include "codec/lossless/exact_head.h"
+#include "codec/once.h"
 #include "codec/rope/rope_table.h"
 #include "codec/staged_rows.h"
 
@@ -450,13 +451,13 @@ Status ChunkDecoder::decode_block_layers(std::size_t first, std::size_t end,
     const std::size_t blocks = header().blocks_per_layer();
     // Who comes first to a layer verifies it.
     struct Verified {
-        std::once_flag once;
+        Once once;
         Status status;
     };
     std::vector<Verified> verified(end - first);
     const auto verify = [&](std::size_t layer) -> const Status& {
         Verified& v = verified[layer - first];
-        std::call_once(v.once, [&] { v.status = verify_layer(layer); });
+        v.once.run([&] { v.status = verify_layer(layer); });
         return v.status;
     };
     // Side by side as many as leave every worker some.

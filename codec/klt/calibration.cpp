@@ -449,7 +449,7 @@ Result<std::shared_ptr<const Calibration>> Calibration::read(std::span<const std
 
 const Calibration::PackedUnit& Calibration::packed(std::size_t unit) const {
     LazyUnit& lazy = packed_[unit];
-    std::call_once(lazy.once, [&] {
+    lazy.once.run([&] {
         const CalibrationUnit& from = data_.units[unit];
         PackedUnit made;
         made.transform = pack(from.transform);

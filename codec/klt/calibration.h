@@ -20,7 +20,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <string>
 #include <vector>
@@ -28,6 +27,7 @@
 #include "codec/executor.h"
 #include "codec/format/error.h"
 #include "codec/format/layout.h"
+#include "codec/once.h"
 #include "kernels/math.h"
 #include "kernels/ops.h"
 
@@ -205,7 +205,7 @@ class Calibration {
 
   private:
     struct LazyUnit {
-        std::once_flag once;
+        Once once;
         PackedUnit packed;
     };
 

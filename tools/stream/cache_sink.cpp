@@ -27,7 +27,7 @@ void CacheSink::expect(KvCache blank) {
 
 // Not when the manifest is there, on the loop's thread: requests would wait for it.
 void CacheSink::make_room() {
-    std::call_once(room_, [this] {
+    room_.run([this] {
         decltype(cache_.planes) planes;  // all, or none
         for (std::size_t p = 0; p < cache_.layout.planes.size(); ++p)
             planes.emplace_back(cache_.layout.layers * cache_.tokens() * cache_.row_bytes(p));

@@ -6,6 +6,7 @@
 #include <mutex>
 #include <vector>
 
+#include "codec/once.h"
 #include "streamer/session.h"
 #include "tools/common/kv_cache.h"
 
@@ -46,7 +47,7 @@ class CacheSink final : public streamer::Sink {
 
     Recompute recompute_;
     KvCache cache_;
-    std::once_flag room_;  // of the cache's planes: made by who first has something to put there
+    Once room_;  // of the cache's planes: made by who first has something to put there
     std::vector<streamer::TokenRange> left_out_;
     std::vector<streamer::DecisionRecord> decisions_;
     double recompute_seconds_ = 0;
