@@ -200,7 +200,8 @@ void Session::Impl::locate() {
     if (const Status s = check_wanted(wanted_); !s.ok()) return finish(s);
     const Seconds all = options_.compute.prefill_time(0, wanted_.token_ids.size()) * kTextMargin;
     if (!wanted_.token_ids.empty() && all < options_.deadline && options_.deadline < 1e9) {
-        patience_ = loop_.after(from_seconds(options_.deadline - all), [this] {
+        const Seconds left = std::max(options_.deadline - all - now(), 0.0);
+        patience_ = loop_.after(from_seconds(left), [this] {
             locator_.reset();
             carry_out([this] { all_text({ErrorCode::kTimeout, "no manifest before recomputing was due"}); });
         });
