@@ -46,6 +46,23 @@ TEST(PositiveNumber, IsFiniteAndAboveZero) {
         EXPECT_EQ(run_with(bad, [] {}), kExitUsage) << bad;
 }
 
+TEST(DeclareCoding, TakesNumbersThatALayoutMayHave) {
+    const auto ends_with = [](std::string option) {
+        std::string steps, name = "tool";
+        std::size_t heads = 0, layers = 1;
+        CLI::App app("a test", "tool");
+        declare_coding(app, steps, heads, layers);
+        char* argv[] = {name.data(), option.data(), nullptr};
+        return run_tool(app, 2, argv, [] {});
+    };
+    for (const char* good :
+         {"--block-heads=0", "--block-heads=1", "--run-layers=4096", "--layer-steps=thirds"})
+        EXPECT_EQ(ends_with(good), kExitOk) << good;
+    for (const char* bad :
+         {"--block-heads=-1", "--block-heads=99999999999", "--run-layers=0", "--run-layers=-1"})
+        EXPECT_EQ(ends_with(bad), kExitUsage) << bad;
+}
+
 TEST(RunTool, TellsDamageFromOtherFailures) {
     EXPECT_EQ(run_with("1", [] { throw DamagedInput("damaged"); }), kExitDamaged);
     EXPECT_EQ(run_with("1", [] { throw Error("missing"); }), kExitFailure);

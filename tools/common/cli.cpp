@@ -8,6 +8,7 @@
 #include <new>
 #include <system_error>
 
+#include "codec/format/layout.h"
 #include "tools/common/file.h"
 
 namespace kvcast::tools {
@@ -80,6 +81,7 @@ void declare_coding(CLI::App& app, std::string& layer_steps, std::size_t& block_
         ->capture_default_str();
     app.add_option("--block-heads", block_heads,
                    "heads per block: 1 lets a GPU decode most side by side; 0 chooses")
+        ->check(CLI::Range(std::size_t{0}, 2 * LayoutLimits::kHeads))
         ->capture_default_str();
     app.add_option("--run-layers", run_layers,
                    "klt: layers that share coder states; 1 suits GPUs, and costs 1 %")
