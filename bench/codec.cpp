@@ -65,16 +65,14 @@ class Cache {
   public:
     explicit Cache(const KvInput& kv) : kv_(kv), layout_(kv.layout()) {
         for (std::size_t i = 0; i < layout_.layers * layout_.planes.size(); ++i) {
-            planes_.emplace_back(plane_row(i) * kv.token_ids().size());
+            planes_.emplace_back(layout_.row_bytes(i) * kv.token_ids().size());
         }
     }
-
-    std::size_t plane_row(std::size_t i) const { return layout_.row_bytes(i); }
 
     std::vector<PlaneBuffer> buffers(std::size_t token) {
         std::vector<PlaneBuffer> out;
         for (std::size_t i = 0; i < planes_.size(); ++i)
-            out.push_back({planes_[i].data() + token * plane_row(i), plane_row(i)});
+            out.push_back({planes_[i].data() + token * layout_.row_bytes(i), layout_.row_bytes(i)});
         return out;
     }
 
@@ -355,8 +353,7 @@ void bench_file(const std::string& path, const std::string& calibration, std::si
                 bool json, const std::string& only, bool few_terms) {
     const KvInput kv(std::make_unique<SafetensorsReader>(path));
     ColdCaches cold(kv);
-    const std::size_t raw_bytes =
-        kv.token_ids().size() * kv.layout().values_per_token() * kernels::dtype_bytes(kv.layout().dtype);
+    const std::size_t raw_bytes = kv.token_ids().size() * kv.layout().token_bytes();
     Row memory;
     memory.name = "memcpy";
     memory.bytes = raw_bytes;

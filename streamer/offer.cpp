@@ -23,12 +23,8 @@ const ManifestLevel& level_of(const Manifest& manifest, unsigned level) {
     return *std::ranges::find(manifest.levels, level, &ManifestLevel::level);
 }
 
-std::uint64_t bytes_per_token(const Layout& layout) {
-    return layout.values_per_token() * kernels::dtype_bytes(layout.dtype);
-}
-
 Status check_memory(const Located& located, const SessionOptions& options) {
-    const std::uint64_t per_token = bytes_per_token(located.manifest.layout);
+    const std::uint64_t per_token = located.manifest.layout.token_bytes();
     std::uint64_t all = 0;
     for (const ManifestChunk& c : std::span(located.manifest.chunks).first(located.chunks)) {
         all += c.tokens * per_token;

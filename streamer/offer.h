@@ -11,9 +11,6 @@ namespace kvcast::streamer {
 // Of the manifest, which has it.
 const ManifestLevel& level_of(const Manifest& manifest, unsigned level);
 
-// Of KV, decoded.
-std::uint64_t bytes_per_token(const Layout& layout);
-
 // kLimitExceeded where its chunks, decoded, take more memory than the session may use.
 Status check_memory(const Located& located, const SessionOptions& options);
 

@@ -20,7 +20,7 @@ namespace kvcast::streamer {
 namespace {
 
 constexpr Duration kTick = std::chrono::milliseconds(20);  // between looks at transfers that are under way
-constexpr double kTextMargin = 1.1;  // a manifest is awaited until recomputing everything takes this much
+constexpr double kManifestMargin = 1.1;  // a manifest is awaited until recomputing everything takes this much
 constexpr std::size_t kFailuresOfTheStore = 2;  // chunks given up by the network, one after another
 
 // Failures that another level of the same store would meet too.
@@ -198,7 +198,7 @@ void Session::Impl::begin() {
 void Session::Impl::locate() {
     if (ended_) return;
     if (const Status s = check_wanted(wanted_); !s.ok()) return finish(s);
-    const Seconds all = options_.compute.prefill_time(0, wanted_.token_ids.size()) * kTextMargin;
+    const Seconds all = options_.compute.prefill_time(0, wanted_.token_ids.size()) * kManifestMargin;
     if (!wanted_.token_ids.empty() && all < options_.deadline && options_.deadline < 1e9) {
         const Seconds left = std::max(options_.deadline - all - now(), 0.0);
         patience_ = loop_.after(from_seconds(left), [this] {
@@ -269,7 +269,7 @@ void Session::Impl::with_text(std::vector<ChunkView> chunks, std::size_t end) {
     add_text(chunks, end);
     reports_ = reports_of(chunks);
     hash_failed_.assign(chunks.size(), kNoLevel);
-    controller_.begin(std::move(chunks), publication_.ok() ? bytes_per_token(located_.manifest.layout) : 0);
+    controller_.begin(std::move(chunks), publication_.ok() ? located_.manifest.layout.token_bytes() : 0);
 }
 
 bool Session::Impl::is_calibrated(std::size_t chunk, std::size_t choice) const {

@@ -134,7 +134,7 @@ void encode(const Arguments& a) {
     const EncodeChunk encode_chunk = encoder_on(a.device, options_of(a, layout), a.jobs);
     OutputFile output(a.output);
     const std::size_t tokens = kv.token_ids().size();
-    const std::uint64_t token_bytes = layout.values_per_token() * kernels::dtype_bytes(layout.dtype);
+    const std::uint64_t token_bytes = layout.token_bytes();
     Progress progress("kvenc", tokens * token_bytes, "B");
     std::vector<std::uint8_t> object;
     Hash chain = {};

@@ -78,8 +78,7 @@ json describe_chunk(const ChunkInFile& c) {
 
 double ratio_of(const ChunkInFile& c) {
     const Layout& l = c.header.layout;
-    return static_cast<double>(c.header.tokens * l.values_per_token() * kernels::dtype_bytes(l.dtype)) /
-           static_cast<double>(c.bytes);
+    return static_cast<double>(c.header.tokens * l.token_bytes()) / static_cast<double>(c.bytes);
 }
 
 // What klt chunks spend their bytes on, added up.

@@ -123,8 +123,7 @@ std::map<unsigned, double> read_quality(const std::string& path, const std::stri
 
 void report(const client::Published& published, const std::string& url) {
     const Manifest& m = published.manifest;
-    const double plain =
-        static_cast<double>(m.tokens() * m.layout.values_per_token() * kernels::dtype_bytes(m.layout.dtype));
+    const double plain = static_cast<double>(m.tokens() * m.layout.token_bytes());
     fmt::print("{:>5} {:>9} {:>12} {:>8} {:>9}\n", "level", "profile", "bytes", "ratio", "KL");
     for (const ManifestLevel& l : m.levels) {
         std::uint64_t bytes = 0;

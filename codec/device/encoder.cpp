@@ -49,20 +49,20 @@ Status DeviceEncoder::State::load_calibration() {
 Status DeviceEncoder::State::upload(const ChunkInput& input) {
     const Layout& layout = *input.layout;
     const std::size_t tokens = input.token_ids.size();
-    const auto row_bytes = [&](std::size_t i) { return layout.row_bytes(i); };
     std::size_t bytes = 0;
     for (std::size_t i = 0; i < input.planes.size(); ++i)
-        bytes += round_up(tokens * row_bytes(i), kAlignment);
+        bytes += round_up(tokens * layout.row_bytes(i), kAlignment);
     if (Status s = rows.reserve(bytes); !s.ok()) return s;
     planes.clear();
     std::byte* to = rows.data();
     for (std::size_t i = 0; i < input.planes.size(); ++i) {
         const PlaneRows& from = input.planes[i];
-        const cudaError_t e = cudaMemcpy2DAsync(to, row_bytes(i), from.rows, from.row_bytes, row_bytes(i),
-                                                tokens, cudaMemcpyHostToDevice, stream.get());
+        const cudaError_t e =
+            cudaMemcpy2DAsync(to, layout.row_bytes(i), from.rows, from.row_bytes, layout.row_bytes(i), tokens,
+                              cudaMemcpyHostToDevice, stream.get());
         if (e != cudaSuccess) return device_status(e, "copying planes");
-        planes.push_back({.rows = to, .row_bytes = row_bytes(i)});
-        to += round_up(tokens * row_bytes(i), kAlignment);
+        planes.push_back({.rows = to, .row_bytes = layout.row_bytes(i)});
+        to += round_up(tokens * layout.row_bytes(i), kAlignment);
     }
     return {};
 }

@@ -60,7 +60,9 @@ struct Layout {
     std::size_t row_bytes(std::size_t plane, Dtype elements) const {
         return planes[plane % planes.size()].width() * kernels::dtype_bytes(elements);
     }
-    std::size_t values_per_token() const;  // of all layers and planes
+    // Of one token, in all layers and planes.
+    std::size_t values_per_token() const;
+    std::size_t token_bytes() const { return values_per_token() * kernels::dtype_bytes(dtype); }
     friend bool operator==(const Layout&, const Layout&) = default;
 };
 

@@ -42,8 +42,9 @@ void KltStates::reset(const Calibration& calibration, const Calibration::Set& se
         data.tokens.unpack(ids[i], token_features_.data() + i * data.tokens.features);
     states_.resize(planes);
     for (std::size_t p = 0; p < planes; ++p) states_[p].resize(tokens * data.layout.planes[p].width());
-    features_.resize((calibration.reach() + 1) * planes);
-    for (std::size_t i = 0; i < (calibration.reach() + 1) * planes; ++i)
+    const std::size_t kept = (calibration.reach() + 1) * planes;
+    features_.resize(kept);
+    for (std::size_t i = 0; i < kept; ++i)
         features_[i].resize(tokens * data.layout.planes[i % planes].width());
     starts_.resize(2 * planes);
     for (std::size_t i = 0; i < 2 * planes; ++i)

@@ -928,7 +928,7 @@ TEST_F(FaultTest, ObjectsAndCalibrationsBeyondTheMemoryAllowedAreNotAskedFor) {
 TEST_F(FaultTest, KvBeyondTheMemoryAllowedIsRefused) {
     serve();
     const Layout& layout = published->manifest.layout;
-    const std::uint64_t all = kTokens * layout.values_per_token() * kernels::dtype_bytes(layout.dtype);
+    const std::uint64_t all = kTokens * layout.token_bytes();
     options.kv_bytes = all;
     EXPECT_EQ(fetch_completely().text_tokens, 0u);
     options.kv_bytes = all - 1;

@@ -235,8 +235,7 @@ Result<streamer::SessionOptions> options_of(const kvcast_client& client, const k
     if (!rule.ok()) return rule.status();
     o.rule = std::move(rule.value());
     if (r.finest_level != 0) o.finest_level = r.finest_level;
-    const Layout& l = *wanted.layout;
-    const std::uint64_t token_bytes = std::uint64_t{l.values_per_token()} * kernels::dtype_bytes(l.dtype);
+    const std::uint64_t token_bytes = wanted.layout->token_bytes();
     if (wanted.token_ids.empty() && r.tokens <= o.kv_bytes / token_bytes) o.kv_bytes = r.tokens * token_bytes;
     o.network = remembered_link(client.cache_folder, url_of(wanted)).value_or(streamer::NetworkPrior{});
     if (Status s = read_keys(r, o.trusted); !s.ok()) return s;

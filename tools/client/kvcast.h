@@ -199,9 +199,8 @@ typedef struct kvcast_publication {
     const char* session;    /* a tag by which it may be collected, UTF-8; or NULL */
     const char* key;        /* an Ed25519 private key (PEM) that signs the manifest; or NULL */
     int32_t without_tokens; /* keeps the token ids out of the manifest */
-    uint32_t
-        block_heads;     /* heads that are coded together; 1 lets a GPU decode most side by side; 0: chosen */
-    uint32_t run_layers; /* klt: layers that are decoded one after another; 1 for GPUs; 0: 6 */
+    uint32_t block_heads;   /* heads that are coded together; 1 for GPUs; 0: chosen */
+    uint32_t run_layers;    /* klt: layers that are decoded one after another; 1 for GPUs; 0: 6 */
     int32_t reserved;
     const double* layer_steps; /* delta: step multipliers [layer][plane]; or NULL: 1 for all */
     /* Told, in the caller's thread, how many tokens a chunk has that was stored; where it returns another

@@ -46,9 +46,10 @@ Status check(const Context& context, const PublishOptions& options, const std::v
     if (std::ranges::adjacent_find(levels, std::greater_equal()) != levels.end() || levels.back() > last)
         return {ErrorCode::kBadArgument, fmt::format("levels that do not ascend from 0 to {}", last)};
     if (options.chunk_tokens == 0) return {ErrorCode::kBadArgument, "chunks of no tokens"};
-    if (options.calibration != nullptr && !options.layer_steps.empty())
-        return {ErrorCode::kBadArgument, "step multipliers are for delta; a calibration has its own metric"};
     if (!options.layer_steps.empty()) {
+        if (options.calibration != nullptr)
+            return {ErrorCode::kBadArgument,
+                    "step multipliers are for delta; a calibration has its own metric"};
         if (Status s = check_layer_steps(options.layer_steps, *context.layout); !s.ok()) return s;
     }
     if (Status s = check_ids(context.token_ids); !s.ok()) return s;
