@@ -21,6 +21,13 @@ Result<std::string> readable_document(const Manifest& m) {
     return Status(ErrorCode::kBadArgument, "no reader would accept the " + back.status().message());
 }
 
+Result<Manifest> read_stored(std::span<const std::uint8_t> document, std::span<const PublicKey> trusted) {
+    const Result<std::string> json =
+        open_manifest({reinterpret_cast<const char*>(document.data()), document.size()}, trusted);
+    if (!json.ok()) return json.status();
+    return read_manifest(json.value());
+}
+
 }  // namespace
 
 Result<Publisher> Publisher::open(Destination& destination, std::int64_t now) {
@@ -41,7 +48,7 @@ Status Publisher::put_once(const std::string& name, std::span<const std::uint8_t
     ++bytes_.objects_reused;
     bytes_.reused += bytes.size();
     // An old object that no living manifest names may be collected before ours is written.
-    if (now_ - stored->modified > kGraceSeconds / 2) return destination_->refresh(name, bytes);
+    if (is_old(*stored)) return destination_->refresh(name, bytes);
     return {};
 }
 
@@ -56,6 +63,51 @@ Result<ManifestCalibration> Publisher::put_calibration(std::span<const std::uint
     const ManifestCalibration entry = {sha256(file), file.size()};
     if (Status s = put_once(calibration_name(entry.id), file); !s.ok()) return s;
     return entry;
+}
+
+// A store that has a chunk's pointer has those of all chunks before it: bisection.
+std::optional<Manifest> Publisher::find_prefix(std::span<const Hash> chains, const PrivateKey* key) {
+    std::string found;
+    for (std::size_t known = 0, unknown = chains.size(); known < unknown;) {
+        const std::size_t probed = (known + unknown) / 2;
+        const auto pointer = destination_->get(pointer_name(chains[probed]));
+        if (!pointer.ok() && pointer.status().code() != ErrorCode::kNotStored) return std::nullopt;
+        auto name = pointer.ok() ? manifest_of_pointer(pointer.value()) : std::nullopt;
+        if (name) {
+            known = probed + 1;
+            found = std::move(*name);
+        } else {
+            unknown = probed;
+        }
+    }
+    if (found.empty()) return std::nullopt;
+    const auto document = destination_->get(found);
+    if (!document.ok()) return std::nullopt;
+    std::vector<PublicKey> trusted;
+    if (key != nullptr) trusted.push_back(key->public_key());
+    Result<Manifest> manifest = read_stored(document.value(), trusted);
+    if (!manifest.ok()) return std::nullopt;
+    const auto& expires = manifest.value().expires;
+    if (expires && *expires <= now_) return std::nullopt;
+    return std::move(manifest.value());
+}
+
+Result<bool> Publisher::keep_chunk(const ManifestChunk& chunk) {
+    std::uint64_t bytes = 0;
+    for (const ManifestObject& o : chunk.objects) {
+        const std::string name = object_name(chunk.chain, o);
+        const Result<std::optional<StoredObject>> found = destination_->find(name);
+        if (!found.ok()) return found.status();
+        if (!found.value() || found.value()->bytes != o.bytes) return false;
+        bytes += o.bytes;
+        if (!is_old(*found.value())) continue;
+        const Result<std::vector<std::uint8_t>> object = destination_->get(name);
+        if (!object.ok() || sha256(object.value()) != o.sha256) return false;
+        if (Status s = destination_->refresh(name, object.value()); !s.ok()) return s;
+    }
+    bytes_.objects_reused += chunk.objects.size();
+    bytes_.reused += bytes;
+    return true;
 }
 
 Status Publisher::check_all_there(const Manifest& manifest) {
@@ -118,12 +170,8 @@ Result<bool> Publisher::lives_longer(const std::string& other_name, const Manife
     const Result<std::vector<std::uint8_t>> document = destination_->get(other_name);
     if (document.status().code() == ErrorCode::kNotStored) return false;
     if (!document.ok()) return document.status();
-    const auto& bytes = document.value();
-    const Result<std::string> json =
-        open_manifest({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, {});
-    if (!json.ok()) return false;  // no reader takes it either
-    const Result<Manifest> other = read_manifest(json.value());
-    if (!other.ok()) return false;
+    const Result<Manifest> other = read_stored(document.value(), {});
+    if (!other.ok()) return false;  // no reader takes it either
     const auto& expires = other.value().expires;
     return !expires || (manifest.expires && *expires > *manifest.expires);
 }

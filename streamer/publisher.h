@@ -36,6 +36,15 @@ class Publisher {
                                       std::span<const std::uint8_t> object);
     Result<ManifestCalibration> put_calibration(std::span<const std::uint8_t> file);
 
+    // The stored publication with the most leading chunks of these identities, which are a context's in
+    // order: one that has not expired, and that `key` has signed where it is given. Nothing where there is
+    // none, or where it cannot be read for whatever reason. What it says of objects is not looked at.
+    std::optional<Manifest> find_prefix(std::span<const Hash> chains, const PrivateKey* key);
+    // For a chunk of a stored publication, instead of put_object(): whether all its objects are there, by
+    // name and size. They are renewed as put_object() does it; those that are for it are read, and one that
+    // does not hash to what it should, or cannot be read, counts as not there.
+    Result<bool> keep_chunk(const ManifestChunk& chunk);
+
     // Checks that readers will accept the manifest (else kBadArgument) and that every object it names is
     // there, writes the manifest (signed where a key is given) and then the chunks' pointers. Returns the
     // manifest's name.
@@ -47,6 +56,8 @@ class Publisher {
     Publisher(Destination& destination, std::int64_t now, std::shared_ptr<void> lock)
         : destination_(&destination), now_(now), lock_(std::move(lock)) {}
 
+    // Whether a collector might take it before our manifest is there.
+    bool is_old(const StoredObject& stored) const { return now_ - stored.modified > kGraceSeconds / 2; }
     Status put_once(const std::string& name, std::span<const std::uint8_t> bytes);
     Status check_all_there(const Manifest& manifest);
     Status put_pointer(const std::string& name, const std::string& manifest_name, const Manifest& manifest);

@@ -114,6 +114,13 @@ Result<PrivateKey> PrivateKey::from_pem(std::string_view pem) {
     return out;
 }
 
+PublicKey PrivateKey::public_key() const {
+    PublicKey out;
+    out.key_ = key_;
+    out.id_ = id_;
+    return out;
+}
+
 std::vector<std::uint8_t> PrivateKey::sign(std::span<const std::uint8_t> message) const {
     const Digest digest(EVP_MD_CTX_new(), EVP_MD_CTX_free);
     std::vector<std::uint8_t> out(kSignatureBytes);

@@ -36,6 +36,7 @@ class PrivateKey {
   public:
     static Result<PrivateKey> from_pem(std::string_view pem);
     const KeyId& id() const { return id_; }
+    PublicKey public_key() const;
     std::vector<std::uint8_t> sign(std::span<const std::uint8_t> message) const;
 
   private:

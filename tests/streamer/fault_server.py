@@ -11,6 +11,7 @@ Prints its port, then reads faults from standard input, one JSON object a line, 
 
 What is PUT lies in the folder from then on. Such a request knows the faults slow-read (with its rate) and never-reads.
 """
+import email.utils
 import gzip
 import json
 import os
@@ -186,6 +187,17 @@ def take(sock, path, headers, front):
     return bytes(body[length:])
 
 
+def tell(sock, path):
+    """A HEAD, which knows the fault status."""
+    fault = choose(path)
+    body = load(path)
+    if fault["fault"] == "status" or body is None:
+        sock.sendall(head(fault.get("status", 404), [("Content-Length", 0)]))
+        return
+    modified = email.utils.formatdate(os.stat(os.path.join(FOLDER, path.lstrip("/"))).st_mtime, usegmt=True)
+    sock.sendall(head(200, [("Content-Length", len(body)), ("Last-Modified", modified)]))
+
+
 def serve_h1(sock):
     buffer = b""
     while True:
@@ -200,6 +212,8 @@ def serve_h1(sock):
         method, path = lines[0].split(" ")[:2]
         if method == "PUT":
             buffer = take(sock, path, headers, buffer)
+        elif method == "HEAD":
+            tell(sock, path)
         else:
             answer(sock, path, headers)
 

@@ -6,6 +6,7 @@
 #include <functional>
 #include <numeric>
 
+#include "codec/format/chain.h"
 #include "streamer/encoding.h"
 
 namespace kvcast::client {
@@ -14,6 +15,7 @@ namespace {
 using streamer::Manifest;
 using streamer::ManifestChunk;
 using streamer::ManifestLevel;
+using streamer::ManifestObject;
 using streamer::Publisher;
 
 ManifestLevel describe(const PublishOptions& options, unsigned level) {
@@ -42,6 +44,7 @@ Status check_ids(std::span<const std::int32_t> ids) {
 
 Status check(const Context& context, const PublishOptions& options, const std::vector<unsigned>& levels) {
     if (context.layout == nullptr) return {ErrorCode::kBadArgument, "no layout given"};
+    if (Status s = check_layout(*context.layout); !s.ok()) return s;
     const unsigned last = last_level(options.calibration.get());
     if (std::ranges::adjacent_find(levels, std::greater_equal()) != levels.end() || levels.back() > last)
         return {ErrorCode::kBadArgument, fmt::format("levels that do not ascend from 0 to {}", last)};
@@ -65,6 +68,15 @@ Status check(const Context& context, const PublishOptions& options, const std::v
         return {ErrorCode::kBadArgument,
                 fmt::format("a life of {} seconds, at most 100 years", *options.ttl)};
     return {};
+}
+
+// Whether a stored publication's objects are what ours would be, but for their values.
+bool are_alike(const Manifest& stored, const Manifest& ours) {
+    if (stored.base_position != ours.base_position) return false;
+    return std::ranges::all_of(ours.levels, [&](const ManifestLevel& level) {
+        if (level.profile == Profile::kKlt && stored.calibration != ours.calibration) return false;
+        return std::ranges::find(stored.levels, level) != stored.levels.end();
+    });
 }
 
 // One publication on its way.
@@ -97,14 +109,16 @@ class Publishing {
         m.session = options_.session;
         for (const unsigned level : levels_) m.levels.push_back(describe(options_, level));
         if (Status s = put_calibration(m); !s.ok()) return s;
-        Hash parent = {};
-        for (std::size_t first = 0; first < context_.token_ids.size(); first += options_.chunk_tokens) {
+        if (options_.extend) {
+            if (Status s = take_over(out); !s.ok()) return s;
+        }
+        Hash parent = m.chunks.empty() ? Hash{} : m.chain();
+        for (std::size_t first = out.tokens_taken_over; first < context_.token_ids.size();
+             first += options_.chunk_tokens) {
             Result<ManifestChunk> chunk = put_chunk(first, parent);
             if (!chunk.ok()) return chunk.status();
             parent = chunk.value().chain;
-            if (options_.on_chunk && !options_.on_chunk(chunk.value().tokens))
-                return Status(ErrorCode::kCancelled, "the publication was cancelled");
-            m.chunks.push_back(std::move(chunk.value()));
+            if (Status s = add(m, std::move(chunk.value())); !s.ok()) return s;
         }
         Result<std::string> name = publisher_.finish(m, options_.key);
         if (!name.ok()) return name.status();
@@ -125,16 +139,76 @@ class Publishing {
         return {};
     }
 
+    std::span<const std::int32_t> ids_of_chunk(std::size_t first) const {
+        const std::size_t left = context_.token_ids.size() - first;
+        return context_.token_ids.subspan(first, std::min(options_.chunk_tokens, left));
+    }
+
+    // Without its identity and objects.
+    ManifestChunk chunk_of(std::span<const std::int32_t> ids) const {
+        ManifestChunk chunk;
+        chunk.tokens = ids.size();
+        if (options_.with_tokens) chunk.token_ids.assign(ids.begin(), ids.end());
+        return chunk;
+    }
+
+    Status add(Manifest& m, ManifestChunk chunk) {
+        m.chunks.push_back(std::move(chunk));
+        if (!options_.on_chunk || options_.on_chunk(m.chunks.back().tokens)) return {};
+        return {ErrorCode::kCancelled, "the publication was cancelled"};
+    }
+
+    std::vector<Hash> chains() const {
+        std::vector<Hash> out;
+        const Hash layout = layout_hash(*context_.layout);
+        Hash parent = {};
+        for (std::size_t first = 0; first < context_.token_ids.size();) {
+            const auto ids = ids_of_chunk(first);
+            parent = chain_hash(parent, context_.salt, layout, context_.model, ids);
+            out.push_back(parent);
+            first += ids.size();
+        }
+        return out;
+    }
+
+    // A stored chunk as one of ours; nothing where it is another one, or lacks a level.
+    std::optional<ManifestChunk> as_ours(const ManifestChunk& stored, const Hash& chain,
+                                         std::size_t first) const {
+        ManifestChunk chunk = chunk_of(ids_of_chunk(first));
+        if (stored.chain != chain || stored.tokens != chunk.tokens) return std::nullopt;
+        chunk.chain = chain;
+        for (const ManifestObject& o : stored.objects) {
+            if (std::ranges::find(levels_, o.level) != levels_.end()) chunk.objects.push_back(o);
+        }
+        if (chunk.objects.size() != levels_.size()) return std::nullopt;
+        return chunk;
+    }
+
+    // Leading chunks of what is stored, up to the first one that does not do.
+    Status take_over(Published& out) {
+        const std::vector<Hash> ours = chains();
+        const std::optional<Manifest> stored = publisher_.find_prefix(ours, options_.key);
+        if (!stored || !are_alike(*stored, out.manifest)) return {};
+        for (std::size_t i = 0; i < std::min(ours.size(), stored->chunks.size()); ++i) {
+            std::optional<ManifestChunk> chunk = as_ours(stored->chunks[i], ours[i], out.tokens_taken_over);
+            if (!chunk) return {};
+            const Result<bool> kept = publisher_.keep_chunk(*chunk);
+            if (!kept.ok()) return kept.status();
+            if (!kept.value()) return {};
+            ++out.chunks_taken_over;
+            out.tokens_taken_over += chunk->tokens;
+            if (Status s = add(out.manifest, std::move(*chunk)); !s.ok()) return s;
+        }
+        return {};
+    }
+
     Result<ManifestChunk> put_chunk(std::size_t first, const Hash& parent) {
-        const std::size_t count = std::min(options_.chunk_tokens, context_.token_ids.size() - first);
-        const auto ids = context_.token_ids.subspan(first, count);
+        const auto ids = ids_of_chunk(first);
         std::vector<PlaneRows> rows(context_.planes.begin(), context_.planes.end());
         for (PlaneRows& r : rows) r.rows = static_cast<const std::uint8_t*>(r.rows) + first * r.row_bytes;
         const ChunkInput input = {context_.layout,        context_.model, context_.salt, ids, first,
                                   context_.base_position, parent,         rows,          0};
-        ManifestChunk chunk;
-        chunk.tokens = count;
-        if (options_.with_tokens) chunk.token_ids.assign(ids.begin(), ids.end());
+        ManifestChunk chunk = chunk_of(ids);
         for (std::size_t i = 0; i < levels_.size(); ++i) {
             if (Status s = encoders_[i].encode(input, executor_, object_, chunk.chain); !s.ok()) return s;
             const auto put = publisher_.put_object(chunk.chain, levels_[i], object_);

@@ -45,14 +45,25 @@ struct PublishOptions {
     std::string session;                        // a tag for collection, UTF-8; may be empty
     bool with_tokens = true;                    // put the token ids into the manifest
     const streamer::PrivateKey* key = nullptr;  // signs the manifest
-    // Told how many tokens a chunk has that was stored; where it returns false, the rest is not (kCancelled).
+    // Told how many tokens a chunk has that was stored, or taken over; where it returns false, the rest is
+    // not (kCancelled).
     std::function<bool(std::size_t tokens)> on_chunk = {};
+    // Leading chunks that the destination has are taken over, not encoded again: no time is spent on them,
+    // and values that were loaded at a lossy level replace no better ones. They are those of the publication
+    // there that has the longest prefix of the context, as far as they are of the same tokens, base position,
+    // levels (with profile and KL) and calibration, and their objects are there; the first one that is not,
+    // and all after it, are encoded. Their rows are not read. Their steps and blocks stay as they were
+    // encoded. With a key, only what a manifest says that it has signed is taken over; without one, whoever
+    // can write to the destination is believed. That nothing can be taken over is no error.
+    bool extend = false;
 };
 
 struct Published {
     std::string name;  // of the manifest, in the store
     streamer::Manifest manifest;
-    streamer::PublishedBytes bytes;
+    streamer::PublishedBytes bytes;     // those taken over were there already
+    std::size_t chunks_taken_over = 0;  // of the manifest's, leading ones
+    std::size_t tokens_taken_over = 0;
 };
 
 // What a level is called for by its number alone: 0 is lossless, others are of klt with a calibration, else
