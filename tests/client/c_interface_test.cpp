@@ -629,6 +629,36 @@ TEST_F(CSession, APublicationCanBeCancelled) {
     EXPECT_EQ(told.tokens, std::vector<std::size_t>({64, 64, 22}));
 }
 
+// The engine has loaded the prefix at a lossy level, so to speak.
+TEST_F(CSession, AnExtensionBringsBackWhatWasStoredFirst) {
+    kvcast_publication p = given.publication();
+    p.tokens = kChunk + 1;
+    publish(p);
+    const Given worse = [this] {
+        Given copy = given;
+        for (std::size_t i = 0; i < copy.rows.size(); ++i) {
+            auto& plane = copy.cache.planes[i];
+            std::fill_n(plane.begin(), kChunk * copy.rows[i].row_bytes, std::uint8_t{0});
+            copy.rows[i].rows = plane.data();
+        }
+        return copy;
+    }();
+    p = worse.publication();
+    p.extend = 1;
+    std::size_t told = 0;
+    p.user = &told;
+    p.on_chunk = [](void* user, std::size_t tokens) {
+        *static_cast<std::size_t*>(user) += tokens;
+        return 0;
+    };
+    const std::string url = publish(p);
+    EXPECT_EQ(told, kTokens);
+    Engine engine(given);
+    ASSERT_EQ(fetch(request(url), engine), KVCAST_OK) << kvcast_message();
+    EXPECT_TRUE(engine.is_exact());
+    EXPECT_EQ(summary.text_tokens, 0u);
+}
+
 TEST_F(CSession, KeepsACalibrationForTheNextSession) {
     const std::vector<std::uint8_t> calibration = given.calibration();
     kvcast_publication p = given.publication();

@@ -204,6 +204,9 @@ def store(folder, stored):
         print(client.publish(*arguments, levels=[0, 5], on_chunk=told.append, block_heads=1,
                              layer_steps=[1.25] * (LAYERS * PLANES)))
         expect(told == [256, 256, 88], "chunks of %s" % told)
+        told.clear()
+        client.publish(*arguments, levels=[0, 5], on_chunk=told.append, extend=True)
+        expect(told == [256, 256, 88], "chunks of %s" % told)
         expect_error("bad-argument", client.publish, *arguments, levels=[5, 0])
 
         # An interrupt, in the middle of it.

@@ -326,6 +326,7 @@ Result<std::string> publish_to(kvcast_client& client, const std::string& target,
     if (p.ttl > 0) options.ttl = p.ttl;
     options.session = text_or_none(p.session);
     options.with_tokens = p.without_tokens == 0;
+    options.extend = p.extend != 0;
     std::optional<streamer::PrivateKey> key;
     if (p.key != nullptr) {
         auto read = streamer::PrivateKey::from_pem(p.key);

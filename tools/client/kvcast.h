@@ -203,10 +203,17 @@ typedef struct kvcast_publication {
     uint32_t run_layers;    /* klt: layers that are decoded one after another; 1 for GPUs; 0: 6 */
     int32_t reserved;
     const double* layer_steps; /* delta: step multipliers [layer][plane]; or NULL: 1 for all */
-    /* Told, in the caller's thread, how many tokens a chunk has that was stored; where it returns another
-     * number than 0, the rest is not (KVCAST_CANCELLED). Or NULL. */
+    /* Told, in the caller's thread, how many tokens a chunk has that was stored, or taken over; where it
+     * returns another number than 0, the rest is not (KVCAST_CANCELLED). Or NULL. */
     int (*on_chunk)(void* user, size_t tokens);
     void* user;
+    /* Not 0: leading chunks that the destination has are taken over from the publication there with the
+     * longest prefix of the context, as far as tokens, base position, levels and calibration are the same,
+     * instead of being encoded again: what was loaded at a lossy level replaces nothing better. Their rows
+     * are not read. With a key, from a publication that it has signed only; without one, whoever can write to
+     * the destination is believed. */
+    int32_t extend;
+    int32_t reserved_end;
 } kvcast_publication;
 
 /* Into a folder, or an http://, https:// or s3:// URL that takes PUT. `url` gets the manifest's, under that

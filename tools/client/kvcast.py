@@ -164,7 +164,7 @@ class _Publication(_Sized):
                 ("calibration", c_char_p), ("calibration_bytes", c_size_t), ("chunk_tokens", c_size_t), ("ttl", c_int64),
                 ("session", c_char_p), ("key", c_char_p), ("without_tokens", c_int32), ("block_heads", c_uint32),
                 ("run_layers", c_uint32), ("reserved", c_int32), ("layer_steps", POINTER(c_double)),
-                ("on_chunk", _OnChunk), ("user", c_void_p)]
+                ("on_chunk", _OnChunk), ("user", c_void_p), ("extend", c_int32), ("reserved_end", c_int32)]
 
 
 _OnLayer = CFUNCTYPE(None, c_void_p, c_size_t, c_size_t, c_uint32, POINTER(Rows))
@@ -419,11 +419,12 @@ class Client(_Handle):
 
     def publish(self, destination, layout, model, token_ids, planes, levels=None, calibration=None, salt=None,
                 base_position=0, chunk_tokens=0, ttl=0, session=None, key=None, without_tokens=False, on_chunk=None,
-                block_heads=0, run_layers=0, layer_steps=None):
+                block_heads=0, run_layers=0, layer_steps=None, extend=False):
         """Stores a context at several levels, and returns where its manifest is: under the destination, which has to
         be served where it is a folder. on_chunk(tokens), from another thread: whether to stop. `key`: the content of a
         PEM file; `ttl` in seconds. For readers that decode on GPUs: block_heads=1, run_layers=1. `layer_steps`: delta's
-        step multipliers, a number for each plane of each layer."""
+        step multipliers, a number for each plane of each layer. `extend`: leading chunks that the destination has are
+        taken over from there, not encoded from `planes` again (kvcast.h says from what, and whom that trusts)."""
         ids, calibration, failed = _ids(token_ids), _content(calibration), []
 
         def told(_, tokens):
@@ -447,7 +448,8 @@ class Client(_Handle):
             level_count=len(levels or ()), calibration=calibration, calibration_bytes=len(calibration or b""),
             chunk_tokens=chunk_tokens, ttl=ttl, session=_text(session), key=_text(key),
             without_tokens=bool(without_tokens), block_heads=_uint32("block_heads", block_heads),
-            run_layers=_uint32("run_layers", run_layers), layer_steps=layer_steps, on_chunk=_OnChunk(told))
+            run_layers=_uint32("run_layers", run_layers), layer_steps=layer_steps, on_chunk=_OnChunk(told),
+            extend=bool(extend))
         handle, target, url, ended = self._open(), _path(destination), ctypes.create_string_buffer(4096), []
 
         def run():
