@@ -41,6 +41,7 @@ struct Arguments {
     std::string salt;
     std::string key;
     bool without_tokens = false;
+    bool extend = false;
     bool gc = false;
     bool dry_run = false;
     std::string grace;
@@ -69,6 +70,9 @@ void declare(CLI::App& app, Arguments& a) {
     app.add_option("--salt", a.salt, "secret that keeps the chunks' identities apart from other tenants'");
     app.add_option("--sign", a.key, "Ed25519 private key (PEM) that signs the manifest");
     app.add_flag("--without-tokens", a.without_tokens, "keep the token ids out of the manifest");
+    app.add_flag(
+        "--extend", a.extend,
+        "take over leading chunks that DEST has at these levels; with --sign: where that key signed");
     app.add_flag("--gc", a.gc, "remove what is expired, or of --session, and objects that no manifest names");
     app.add_flag("--dry-run", a.dry_run, "with --gc: only say what would be removed");
     app.add_option("--grace", a.grace,
@@ -121,7 +125,7 @@ std::map<unsigned, double> read_quality(const std::string& path, const std::stri
     return out;
 }
 
-void report(const client::Published& published, const std::string& url) {
+void report(const client::Published& published, bool extended, const std::string& url) {
     const Manifest& m = published.manifest;
     const double plain = static_cast<double>(m.tokens() * m.layout.token_bytes());
     fmt::print("{:>5} {:>9} {:>12} {:>8} {:>9}\n", "level", "profile", "bytes", "ratio", "KL");
@@ -132,6 +136,9 @@ void report(const client::Published& published, const std::string& url) {
         fmt::print("{:>5} {:>9} {:>12} {:>7.2f}x {:>9}\n", l.level, profile_name(l.profile), bytes,
                    plain / static_cast<double>(bytes), l.kl ? fmt::format("{:.4f}", *l.kl) : "unknown");
     }
+    if (extended)
+        fmt::print("{} tokens in {} chunks were taken over\n", published.tokens_taken_over,
+                   published.chunks_taken_over);
     const PublishedBytes& b = published.bytes;
     fmt::print("{} tokens in {} chunks: {} objects written ({} bytes), {} were there ({} bytes)\n{}\n",
                m.tokens(), m.chunks.size(), b.objects_written, b.written, b.objects_reused, b.reused, url);
@@ -159,6 +166,7 @@ void publish(const Arguments& a) {
     if (!a.ttl.empty()) options.ttl = parse_duration("--ttl", a.ttl);
     options.session = a.session;
     options.with_tokens = !a.without_tokens;
+    options.extend = a.extend;
     std::optional<PrivateKey> key;
     if (!a.key.empty()) options.key = &key.emplace(load_private_key(a.key));
     Progress progress("kvpublish", kv.token_ids().size(), "tokens");
@@ -170,7 +178,7 @@ void publish(const Arguments& a) {
     ThreadPool pool(a.jobs);
     const auto published = client::publish(*destination, context, options, pool);
     if (!published.ok()) throw Error(fmt::format("{}: {}", a.input, published.status().message()));
-    if (!a.quiet) report(published.value(), join_url(destination->root(), published.value().name));
+    if (!a.quiet) report(published.value(), a.extend, join_url(destination->root(), published.value().name));
 }
 
 void collect_garbage(const Arguments& a) {
