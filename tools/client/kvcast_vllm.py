@@ -1,0 +1,713 @@
+"""kvcast in vLLM: a KV connector. Prompts whose beginning is in a store are loaded instead of computed, and what requests
+computed is stored. For vLLM 0.32, with kvcast.py beside this file and libkvcast where the system finds it:
+
+    vllm serve MODEL --kv-transfer-config '{
+        "kv_connector": "KvcastConnector", "kv_connector_module_path": "kvcast_vllm",
+        "kv_role": "kv_both", "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": {"store": "http://host/kv", "destination": "/srv/kv", "levels": [0, 3, 5]}}'
+
+The role says what is done: kv_consumer loads, kv_producer stores, kv_both does both. Settings has what else can be said.
+
+Loads are asynchronous: vLLM schedules other requests meanwhile. What does not come, or not in time, is computed from where
+the loaded prefix ends. When a request has ended its whole chunks are stored, from a copy in host memory; chunks that the
+store has already are taken over as they are.
+
+KV gets into pages by the attention backend's own update, and where that puts a value is found out by putting some: nothing
+here knows how a backend arranges a block. Encoding and decoding are done by the CPU.
+
+Neither loaded nor stored: requests with LoRA or with other inputs than tokens. A request's cache_salt keeps its KV apart.
+With tensor parallelism every rank stores and loads the heads that it has. Refused at the start: pipeline and context
+parallelism, MLA, hybrid and sliding-window caches, caches of 8 bits."""
+
+import collections
+import contextlib
+import ctypes
+import dataclasses
+import json
+import math
+import queue
+import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (KVConnectorBase_V1, KVConnectorMetadata, KVConnectorRole,
+                                                               SupportsHMA)
+from vllm.logger import init_logger
+from vllm.v1.request import RequestStatus
+
+import kvcast
+
+logger = init_logger("vllm.kvcast")
+
+_DTYPES = {torch.bfloat16: kvcast.BF16, torch.float16: kvcast.FP16, torch.float32: kvcast.FP32}
+_PAUSE = 10.0  # seconds without lookups after one that failed
+_FORGET = 600.0  # seconds after which a context is stored again: it may not have come to that, or be gone
+_REMEMBERED = 1 << 16  # chunks
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """kv_connector_extra_config."""
+
+    store: str = ""  # http(s):// or s3:// URL to load from
+    destination: str = ""  # folder, or URL, to store into; default: the store
+    model: str = ""  # whose KV it is; default: the model as vLLM was given it
+    salt: str = ""  # keeps identities apart from other tenants'
+    chunk_tokens: int = 256  # of the store; it shares whole chunks
+    rope: str = "auto"  # how channels of K are paired: half, interleaved or none; auto: known for usual models
+
+    # Loads, as Client.fetch() has them.
+    least_tokens: int = 256  # fewer are computed instead
+    patience: float = 1.0  # seconds that a lookup may take
+    deadline: float = 0.0  # seconds that a load may take; 0: no end
+    prefill_tokens_per_second: float = 0.0  # with a deadline: what vLLM computes with
+    finest_level: int = 0
+    rule: str = "prefix-only"  # others may load what lies behind a gap, which vLLM has no use for
+    trusted_keys: tuple = ()  # files
+    threads: int = 1  # of each load
+    cache_folder: str = ""  # for calibrations
+    ca_file: str = ""
+
+    # What is stored, as Client.publish() has it.
+    levels: tuple = ()  # default: all
+    calibration: str = ""  # file
+    layer_steps: str = ""  # file
+    block_heads: int = 0
+    run_layers: int = 0
+    ttl: int = 0
+    session: str = ""
+    key: str = ""  # file
+    generated: bool = True  # what was generated too, not the prompt alone
+    most_saves: int = 4  # that wait; a further one is dropped
+
+    @classmethod
+    def of(cls, given):
+        known = {f.name: f.default for f in dataclasses.fields(cls)}
+        for name, value in given.items():
+            if name not in known:
+                raise ValueError("kv_connector_extra_config: %r is none of %s" % (name, ", ".join(known)))
+            kinds = {float: (float, int), tuple: (tuple, list)}.get(type(known[name]), (type(known[name]),))
+            if type(value) not in kinds:
+                raise ValueError("kv_connector_extra_config: %s=%r" % (name, value))
+        settings = cls(**given)
+        for name, fits in (("chunk_tokens", settings.chunk_tokens > 0), ("threads", settings.threads > 0),
+                           ("most_saves", settings.most_saves > 0),
+                           ("rope", settings.rope in ("auto", "half", "interleaved", "none"))):
+            if not fits:
+                raise ValueError("kv_connector_extra_config: %s=%r" % (name, getattr(settings, name)))
+        return settings
+
+
+@dataclasses.dataclass
+class Load:
+    """Tokens present to the last one of token_ids, into a request's blocks."""
+
+    request: str
+    token_ids: list
+    present: int
+    blocks: list
+    salt: str
+    manifest: str
+
+
+@dataclasses.dataclass
+class Save:
+    request: str
+    token_ids: list
+    blocks: list
+    salt: str
+
+
+@dataclasses.dataclass
+class Transfers(KVConnectorMetadata):
+    """What the scheduler has workers do in one step."""
+
+    loads: list
+    saves: list
+
+
+# ---- what the model is ----
+
+_PAIRED_BY_HALVES = {"llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "phi3", "gemma", "olmo2",
+                     "granite", "starcoder2", "stablelm"}
+
+
+def _plain(config, name, default=None):
+    value = getattr(config, name, None)
+    return default if value is None else value
+
+
+def _scaled(frequencies, theta, scaling, kind, most_tokens):
+    """RoPE's frequencies for long contexts: the formulas of Hugging Face's transformers, in binary64."""
+    if kind == "linear":
+        return [f / scaling["factor"] for f in frequencies]
+    if kind == "llama3":
+        low, high, old = (scaling[n] for n in ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings"))
+        kept = [min(max((old * f / (2 * math.pi) - low) / (high - low), 0.0), 1.0) for f in frequencies]
+        return [f * (k + (1 - k) / scaling["factor"]) for f, k in zip(frequencies, kept)]
+    if kind == "yarn":
+        old = scaling.get("original_max_position_embeddings") or most_tokens
+        factor, dim = scaling.get("factor") or most_tokens / old, 2 * len(frequencies)
+        first, last = (dim * math.log(old / (turns * 2 * math.pi)) / (2 * math.log(theta))
+                       for turns in (scaling.get("beta_fast") or 32, scaling.get("beta_slow") or 1))
+        if scaling.get("truncate", True):
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, dim - 1)
+        last += 0.001 if first == last else 0
+        ramps = [min(max((i - first) / (last - first), 0.0), 1.0) for i in range(len(frequencies))]
+        return [f * (1 - r + r / factor) for f, r in zip(frequencies, ramps)]
+    return None
+
+
+def rope_of(config, head_dim, pairing="auto"):
+    """Keyword arguments of kvcast.Layout that say how K was rotated, of a Hugging Face configuration; none where that is
+    not known: K is then coded as it is, at a lower ratio."""
+    if pairing == "none" or (pairing == "auto" and _plain(config, "model_type") not in _PAIRED_BY_HALVES):
+        return {}
+    merged = _plain(config, "rope_parameters", {})
+    scaling = merged or _plain(config, "rope_scaling", {})
+    theta = float(merged.get("rope_theta") or _plain(config, "rope_theta", 10000.0))
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    dim = int(head_dim * float(merged.get("partial_rotary_factor") or _plain(config, "partial_rotary_factor", 1.0)))
+    if dim < 2 or dim % 2 != 0 or any(isinstance(v, dict) for v in scaling.values()):
+        return {}
+    rope = {"rope_dim": dim, "rope_pairing": kvcast.INTERLEAVED if pairing == "interleaved" else kvcast.HALF}
+    if kind == "default":
+        return {**rope, "rope_theta": theta}
+    frequencies = _scaled([theta**(-2 * i / dim) for i in range(dim // 2)], theta, scaling, kind,
+                          _plain(config, "max_position_embeddings"))
+    return {**rope, "rope_frequencies": frequencies} if frequencies else {}
+
+
+def _refuse(what):
+    raise ValueError("KvcastConnector: %s" % what)
+
+
+def _attention_spec(kv_cache_config):
+    """Of a cache that is the same in all layers, and holds all tokens."""
+    groups = kv_cache_config.kv_cache_groups
+    if len(groups) != 1:
+        _refuse("hybrid caches are not supported (%d groups of layers)" % len(groups))
+    spec = groups[0].kv_cache_spec
+    if type(spec).__name__ != "FullAttentionSpec" or getattr(spec, "sliding_window", None) is not None:
+        _refuse("a cache of %s, not of full attention" % type(spec).__name__)
+    if spec.dtype not in _DTYPES:
+        _refuse("a cache of %s" % spec.dtype)
+    return spec
+
+
+def layout_of(vllm_config, kv_cache_config, rope="auto"):
+    spec, config = _attention_spec(kv_cache_config), vllm_config.model_config.hf_text_config
+    of_rope = rope_of(config, spec.head_size, rope)
+    if not of_rope:
+        logger.info("kvcast codes K of this model as it is after RoPE (rope=%s)", rope)
+    return kvcast.Layout(layers=len(kv_cache_config.kv_cache_groups[0].layer_names), heads=spec.num_kv_heads,
+                         head_dim=(spec.head_size, getattr(spec, "head_size_v", None) or spec.head_size),
+                         dtype=_DTYPES[spec.dtype], **of_rope)
+
+
+def _model_of(settings, vllm_config, rank):
+    name, ranks = settings.model or vllm_config.model_config.model, vllm_config.parallel_config.tensor_parallel_size
+    return name if ranks == 1 else "%s, rank %d of %d" % (name, rank, ranks)
+
+
+def _open_client(settings):
+    return kvcast.Client(threads=settings.threads, cache_folder=settings.cache_folder or None,
+                         ca_file=settings.ca_file or None)
+
+
+def _read(path):
+    with open(path, "rb") as f:
+        return f.read()
+
+
+# ---- in the scheduler's process ----
+
+
+class _Known:
+    """Of a request that has not ended."""
+
+    def __init__(self, lookup):
+        self.lookup = lookup  # a future of what is stored: kvcast.Stored, or None
+        self.computed = 0  # tokens that vLLM had when it asked
+        self.tried = False  # one load; what that did not bring is computed
+
+    def stored_tokens(self):
+        return self.lookup.result().tokens if self.lookup.done() and self.lookup.result() else 0
+
+
+class Scheduler:
+    """Decides what is loaded and what is stored."""
+
+    def __init__(self, settings, layout, model, loads, saves):
+        self._settings, self._layout, self._model = settings, layout, model
+        self._loads, self._saves = loads, saves  # whether to
+        self._client = _open_client(settings) if loads else None
+        self._keys = [_read(path) for path in settings.trusted_keys]
+        self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="kvcast lookup")
+        self._known = {}
+        self._transfers = Transfers([], [])
+        self._paused_until = 0.0
+        self._stored = collections.OrderedDict()  # when chunks were known to be, by a hash of all to their end
+
+    @staticmethod
+    def _is_text(request):
+        return not (request.lora_request or request.mm_features or request.prompt_embeds is not None or
+                    request.prompt_token_ids is None)
+
+    def _salt(self, request):
+        return "\n".join(s for s in (self._settings.salt, request.cache_salt) if s) or None
+
+    def _look_up(self, token_ids, salt):
+        if time.monotonic() < self._paused_until:
+            return None
+        try:
+            return self._client.look_up(self._layout, self._model, token_ids, store=self._settings.store, salt=salt,
+                                        chunk_tokens=self._settings.chunk_tokens, patience=self._settings.patience,
+                                        trusted_keys=self._keys)
+        except kvcast.Error as e:
+            if e.name != "not-stored":
+                self._paused_until = time.monotonic() + _PAUSE
+                logger.warning("kvcast lookup: %s; none for %.0f s", e, _PAUSE)
+            return None
+
+    def matched(self, request, computed):
+        """How many tokens beyond the computed ones are loaded; None: it is being found out."""
+        if not self._loads or not self._is_text(request) or request.num_tokens - computed < self._settings.least_tokens:
+            return 0
+        known = self._known.get(request.request_id)
+        if known is None:
+            lookup = self._threads.submit(self._look_up, list(request.all_token_ids), self._salt(request))
+            known = self._known[request.request_id] = _Known(lookup)
+        if known.tried:
+            return 0
+        if not known.lookup.done():
+            return None
+        known.computed = computed
+        more = min(known.stored_tokens(), request.num_tokens) - computed
+        return more if more >= self._settings.least_tokens else 0
+
+    def allocated(self, request, blocks, tokens):
+        if tokens == 0:
+            return
+        known = self._known[request.request_id]
+        known.tried = True
+        token_ids, salt = list(request.all_token_ids[:known.computed + tokens]), self._salt(request)
+        self._remember(token_ids, salt)
+        self._transfers.loads.append(
+            Load(request.request_id, token_ids, known.computed, list(blocks), salt, known.lookup.result().manifest_url))
+
+    def ended(self, request, blocks):
+        """Whether the request's blocks are still needed."""
+        known = self._known.pop(request.request_id, None)
+        if not self._saves or not self._is_text(request) or \
+                request.status not in (RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED):
+            return False
+        tokens = min(request.num_computed_tokens, request.num_tokens - 1)  # the last one's KV is not computed
+        if not self._settings.generated:
+            tokens = min(tokens, request.num_prompt_tokens)
+        tokens -= tokens % self._settings.chunk_tokens
+        if tokens <= (known.stored_tokens() if known else 0):
+            return False
+        token_ids, salt = list(request.all_token_ids[:tokens]), self._salt(request)
+        if self._remember(token_ids, salt):
+            return False
+        self._transfers.saves.append(Save(request.request_id, token_ids, list(blocks), salt))
+        return True
+
+    def _remember(self, token_ids, salt):
+        """That the chunks of a context are in the store, or on their way. Whether that was known. To store what is there
+        already does no harm, so that it is enough to know it mostly."""
+        now, chunk, running, prefixes = time.monotonic(), self._settings.chunk_tokens, hash(salt), []
+        for first in range(0, len(token_ids) - chunk + 1, chunk):
+            running = hash((running, tuple(token_ids[first:first + chunk])))
+            prefixes.append(running)
+        known = now - self._stored.get(running, -math.inf) < _FORGET
+        for prefix in prefixes if not known else ():
+            self._stored[prefix] = now
+            self._stored.move_to_end(prefix)
+        while len(self._stored) > _REMEMBERED:
+            self._stored.popitem(last=False)
+        return known
+
+    def take(self):
+        transfers, self._transfers = self._transfers, Transfers([], [])
+        return transfers
+
+    def close(self):
+        self._threads.shutdown()
+        if self._client:
+            self._client.close()
+
+
+# ---- in a worker's process ----
+
+
+class Pages:
+    """The KV cache of one layer: blocks of `block_tokens` tokens.
+
+    A backend's update puts K and V of tokens into slots of the cache, as it likes to have them. Where it puts what is found
+    out once, with a block of its own: every element's index is put there, eight bits at a time, which every type of 16 bits
+    holds exactly."""
+
+    def __init__(self, layer, cache, heads, head_dims):
+        self._layer, self._cache = layer, cache
+        self._heads, self._head_dims = heads, head_dims
+        self.block_tokens = cache.shape[2]  # the cache is [blocks, heads, tokens, K and V of a token]
+        self._places = None  # of K, of V: [tokens, heads, head_dim], where in a block it is
+
+    def arranged_like(self, other):
+        """Whether both arrange blocks in the same way, so that what one has found out is true of the other."""
+        return type(self._layer.impl) is type(other._layer.impl) and self._cache.shape[1:] == other._cache.shape[1:] and \
+            self._cache.stride()[1:] == other._cache.stride()[1:] and self._cache.dtype == other._cache.dtype
+
+    def are_known(self):
+        return self._places is not None
+
+    def arrange_like(self, other):
+        self._places = other._places
+
+    def write(self, slots, k, v):
+        """Rows of tokens [tokens, heads, head_dim] into slots."""
+        self._update(k, v, self._cache, slots)
+
+    def read(self, blocks):
+        """K and V of blocks, [tokens, heads * head_dim], in host memory."""
+        content = self._cache[blocks].reshape(len(blocks), -1)
+        for of_plane, dim in zip(self._places, self._head_dims):
+            yield content[:, of_plane].reshape(-1, self._heads * dim).cpu()
+
+    def _update(self, k, v, cache, slots):
+        self._layer.impl.do_kv_cache_update(self._layer, k, v, cache, slots)
+
+    def find_out(self):
+        rows = [self.block_tokens * self._heads * dim for dim in self._head_dims]
+        index = torch.arange(sum(rows), device=self._cache.device)
+        slots = torch.arange(self.block_tokens, device=self._cache.device)
+        found = torch.zeros(self._cache[0].numel(), dtype=torch.int64, device=self._cache.device)
+        for digit in range(3):
+            block = self._cache[:1].clone()
+            block.fill_(-1)
+            digits = ((index >> 8 * digit) & 255).to(self._cache.dtype).split(rows)
+            k, v = (d.reshape(self.block_tokens, self._heads, dim) for d, dim in zip(digits, self._head_dims))
+            self._update(k, v, block, slots)
+            found += block.reshape(-1).to(torch.int64) << 8 * digit
+        places = torch.full((sum(rows), ), -1, dtype=torch.int64, device=self._cache.device)
+        at = torch.nonzero((found >= 0) & (found < sum(rows))).flatten()
+        places[found[at]] = at
+        if sum(rows) >= 1 << 24 or int(places.min()) < 0 or len(at) != sum(rows):
+            _refuse("%s keeps KV in a form that cannot be read back" % type(self._layer.impl).__name__)
+        self._places = places.split(rows)
+
+
+class _Stream:
+    """Of a GPU, beside the model's; nothing on a CPU."""
+
+    def __init__(self, device):
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def after_what_is_queued(self):
+        if self._stream:
+            self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+
+    @contextlib.contextmanager
+    def __call__(self):
+        """What is done within is done when it is left."""
+        if self._stream is None:
+            yield
+            return
+        with torch.cuda.stream(self._stream):
+            yield
+        self._stream.synchronize()
+
+
+class _Loading:
+    """A load that is on its way. Its callbacks come from threads of the session."""
+
+    def __init__(self, worker, load):
+        self.load, self._worker = load, worker
+        self._slots = worker.slots(load.blocks, len(load.token_ids))
+        self._ranges = []  # that are loaded
+        self.session = None
+
+    def begin(self):
+        load, settings = self.load, self._worker.settings
+        # The scheduler has looked for the first rank's publication; others have theirs.
+        where = {"manifest": load.manifest} if self._worker.rank == 0 else {"store": settings.store}
+        self.session = self._worker.client.fetch(
+            self._worker.layout, self._worker.model, load.token_ids, self._on_layer, lambda *_: None,
+            on_finish=lambda: self._worker.loaded.put(self), salt=load.salt, chunk_tokens=settings.chunk_tokens,
+            deadline=settings.deadline, prefill_tokens_per_second=settings.prefill_tokens_per_second,
+            finest_level=settings.finest_level, rule=settings.rule, trusted_keys=self._worker.trusted_keys,
+            present_tokens=load.present, **where)
+
+    def _on_layer(self, first, end, layer, rows):
+        # Blocks of tokens that vLLM had are shared with other requests.
+        skipped = max(self.load.present - first, 0)
+        with self._worker.load_stream():
+            planes = [self._worker.tensor(plane, r, end - first)[skipped:] for plane, r in enumerate(rows)]
+            self._worker.pages[layer].write(self._slots[first + skipped:end], *planes)
+        if layer == self._worker.layout.layers - 1:
+            self._ranges.append((first, end))
+
+    def loaded_tokens(self):
+        """From the start, without a gap."""
+        tokens = self.load.present
+        for first, end in sorted(self._ranges):
+            if first <= tokens:
+                tokens = max(tokens, end)
+        return min(tokens, len(self.load.token_ids))
+
+
+class Worker:
+    """Carries loads and saves out."""
+
+    def __init__(self, settings, layout, model, rank):
+        self.settings, self.layout, self.model, self.rank = settings, layout, model, rank
+        self.client = _open_client(settings)
+        self.trusted_keys = [_read(path) for path in settings.trusted_keys]
+        self.loaded = queue.SimpleQueue()  # of _Loading, whose sessions have ended
+        self.pages, self._block_tokens, self._device = [], 0, None
+        self.load_stream, self._save_stream = None, None
+        self._loadings = {}
+        self._saves = queue.Queue(settings.most_saves)
+        self._saved = queue.SimpleQueue()  # ids of requests whose blocks have been read
+        self._published = self._publication()
+        self._saver = threading.Thread(target=self._save_all, name="kvcast save", daemon=True)
+        self._saver.start()
+
+    def _publication(self):
+        s, steps = self.settings, None
+        if s.layer_steps:
+            by_plane = json.loads(_read(s.layer_steps))
+            steps = [step for of_layer in zip(by_plane["k"], by_plane["v"]) for step in of_layer]
+        return {"levels": list(s.levels) or None, "calibration": _read(s.calibration) if s.calibration else None,
+                "chunk_tokens": s.chunk_tokens, "ttl": s.ttl, "session": s.session or None,
+                "key": _read(s.key) if s.key else None, "block_heads": s.block_heads, "run_layers": s.run_layers,
+                "layer_steps": steps, "extend": True}
+
+    def register(self, layers, caches, block_tokens):
+        """`layers`: attention layers, `caches` their caches, both in the model's order; the engine's blocks have
+        block_tokens tokens, those of a cache as many or, for some kernels, fewer."""
+        self._block_tokens, self._device = block_tokens, caches[0].device
+        heads, head_dims = self.layout.heads[0], tuple(self.layout.head_dim)
+        self.pages = [Pages(layer, cache, heads, head_dims) for layer, cache in zip(layers, caches)]
+        self.load_stream, self._save_stream = _Stream(self._device), _Stream(self._device)
+
+    def _find_out(self):
+        first = self.pages[0]
+        first.find_out()
+        for pages in self.pages[1:]:
+            if pages.arranged_like(first):
+                pages.arrange_like(first)
+            else:
+                pages.find_out()
+
+    def slots(self, blocks, tokens):
+        starts = torch.tensor(blocks, dtype=torch.int64) * self._block_tokens
+        within = torch.arange(self._block_tokens)
+        return (starts[:, None] + within).flatten()[:tokens].to(self._device)
+
+    def tensor(self, plane, rows, tokens):
+        """Rows in host memory that is the session's, on the device."""
+        row = self.layout.row_bytes(plane)
+        if rows.row_bytes != row:
+            raise ValueError("rows of %d bytes, %d apart" % (row, rows.row_bytes))
+        memory = (ctypes.c_char * (tokens * row)).from_address(rows.rows)
+        dtype = next(d for d, number in _DTYPES.items() if number == self.layout.dtype)
+        shape = tokens, self.layout.heads[plane], self.layout.head_dim[plane]
+        return torch.frombuffer(memory, dtype=dtype).reshape(shape).to(self._device)
+
+    def begin(self, transfers):
+        if transfers.saves and not self.pages[0].are_known():
+            self._find_out()  # not before: some backends are ready with their first step only
+        if transfers.loads:
+            self.load_stream.after_what_is_queued()
+        for load in transfers.loads:
+            loading = self._loadings[load.request] = _Loading(self, load)
+            try:
+                loading.begin()
+            except kvcast.Error as e:
+                logger.warning("kvcast load of %s: %s", load.request, e)
+                self.loaded.put(loading)
+        if transfers.saves:
+            self._save_stream.after_what_is_queued()
+        for save in transfers.saves:
+            try:
+                self._saves.put_nowait(save)
+            except queue.Full:
+                logger.warning("kvcast does not store %s: %d others wait", save.request, self.settings.most_saves)
+                self._saved.put(save.request)
+
+    def abort(self, requests):
+        for request in requests & self._loadings.keys():
+            if self._loadings[request].session:
+                self._loadings[request].session.cancel()
+
+    def ended(self):
+        """Requests whose blocks were read, requests whose loads ended, and blocks that these did not fill."""
+        received, missing = set(), set()
+        while True:
+            try:
+                loading = self.loaded.get_nowait()
+            except queue.Empty:
+                break
+            load = loading.load
+            del self._loadings[load.request]
+            received.add(load.request)
+            tokens = loading.loaded_tokens()
+            missing.update(load.blocks[i] for i in range(tokens // self._block_tokens,
+                                                         -(-len(load.token_ids) // self._block_tokens))
+                           if tokens < len(load.token_ids))
+            self._tell(loading, tokens)
+        sent = set()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                sent.add(self._saved.get_nowait())
+        return sent, received, missing
+
+    def _tell(self, loading, tokens):
+        load = loading.load
+        if loading.session is None:
+            return
+        try:
+            with loading.session as session:
+                summary = session.wait()
+        except Exception as e:  # pylint: disable=broad-except; what was not loaded is computed
+            logger.warning("kvcast load of %s: %s", load.request, e)
+            return
+        logger.info("kvcast loaded tokens %d to %d of %d for %s: %.1f MB in %.0f ms%s", load.present, tokens,
+                    len(load.token_ids), load.request, summary.network_bytes / 1e6, summary.time * 1e3,
+                    "; " + summary.troubles.strip().replace("\n", "; ") if summary.troubles else "")
+
+    def _save_all(self):
+        while True:
+            save = self._saves.get()
+            if save is None:
+                return
+            try:
+                try:
+                    planes = self._copied(save)
+                finally:
+                    self._saved.put(save.request)  # once, whatever happens: its blocks are vLLM's again
+                self._publish(save, planes)
+            except Exception as e:  # pylint: disable=broad-except; what is not stored will be computed
+                logger.warning("kvcast does not store %s: %s", save.request, e)
+
+    def _copied(self, save):
+        """All planes, as publish() has them."""
+        with self._save_stream():
+            planes = [plane for pages in self.pages for plane in pages.read(self._cache_blocks(save, pages))]
+        return [plane[:len(save.token_ids)] for plane in planes]
+
+    def _publish(self, save, planes):
+        began = time.monotonic()
+        url = self.client.publish(self.settings.destination or self.settings.store, self.layout, self.model,
+                                  save.token_ids, planes, salt=save.salt, **self._published)
+        logger.info("kvcast stored %d tokens of %s in %.0f ms: %s", len(save.token_ids), save.request,
+                    (time.monotonic() - began) * 1e3, url)
+
+    def _cache_blocks(self, save, pages):
+        """Blocks of a cache, where those of the engine are made of several."""
+        parts = self._block_tokens // pages.block_tokens
+        used = -(-len(save.token_ids) // self._block_tokens)
+        blocks = [b * parts + i for b in save.blocks[:used] for i in range(parts)]
+        return torch.tensor(blocks, dtype=torch.int64, device=self._device)
+
+    def close(self):
+        """What waits to be stored is stored before."""
+        self._saves.put(None)
+        self._saver.join()
+        self.client.close()
+
+
+# ---- as vLLM calls it ----
+
+
+class KvcastConnector(KVConnectorBase_V1, SupportsHMA):
+
+    def __init__(self, vllm_config, role, kv_cache_config):
+        super().__init__(vllm_config, role, kv_cache_config)
+        transfer, parallel = vllm_config.kv_transfer_config, vllm_config.parallel_config
+        settings = Settings.of(transfer.kv_connector_extra_config)
+        for name in ("pipeline_parallel_size", "decode_context_parallel_size", "prefill_context_parallel_size"):
+            if getattr(parallel, name, 1) != 1:
+                _refuse("%s=%d" % (name, getattr(parallel, name)))
+        loads, saves = transfer.is_kv_consumer, transfer.is_kv_producer
+        if loads and not settings.store:
+            _refuse("to load, kv_connector_extra_config needs a store")
+        if saves and not (settings.destination or settings.store):
+            _refuse("to store, kv_connector_extra_config needs a destination or a store")
+        if loads and transfer.kv_load_failure_policy != "recompute":
+            _refuse('what a network does not bring has to be computed: kv_load_failure_policy must be "recompute"')
+        self._cache_names = list(kv_cache_config.kv_cache_groups[0].layer_names)
+        layout = layout_of(vllm_config, kv_cache_config, settings.rope)
+        self._scheduler, self._worker, self._missing = None, None, set()
+        if role == KVConnectorRole.SCHEDULER:
+            self._scheduler = Scheduler(settings, layout, _model_of(settings, vllm_config, 0), loads, saves)
+        else:
+            rank = parallel.rank % parallel.tensor_parallel_size
+            self._worker = Worker(settings, layout, _model_of(settings, vllm_config, rank), rank)
+
+    @property
+    def requires_kv_delivery(self):
+        return False  # what is not stored will be computed
+
+    def shutdown(self):
+        side = self._scheduler or self._worker
+        self._scheduler = self._worker = None
+        if side:
+            side.close()
+
+    # Of the scheduler.
+
+    def get_num_new_matched_tokens(self, request, num_computed_tokens):
+        tokens = self._scheduler.matched(request, num_computed_tokens)
+        return tokens, bool(tokens)
+
+    def update_state_after_alloc(self, request, blocks, num_external_tokens):
+        self._scheduler.allocated(request, blocks.get_block_ids()[0], num_external_tokens)
+
+    def build_connector_meta(self, scheduler_output):
+        return self._scheduler.take()
+
+    def request_finished(self, request, block_ids):
+        return self._scheduler.ended(request, block_ids), None
+
+    def request_finished_all_groups(self, request, block_ids):
+        return self.request_finished(request, block_ids[0])
+
+    # Of workers.
+
+    def register_kv_caches(self, kv_caches):
+        def depth(name):  # "model.layers.11.self_attn.attn"
+            return [int(n) for n in re.findall(r"\d+", name)]
+
+        names = sorted(self._cache_names, key=depth)
+        layers = self._vllm_config.compilation_config.static_forward_context
+        self._worker.register([layers[n] for n in names], [kv_caches[n] for n in names],
+                              self._kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size)
+
+    def start_load_kv(self, forward_context, **kwargs):
+        self._worker.begin(self._get_connector_metadata())
+
+    def wait_for_layer_load(self, layer_name):
+        """Loads are complete before a request is scheduled."""
+
+    def save_kv_layer(self, layer_name, kv_layer, attn_metadata, **kwargs):
+        """Requests are stored when they have ended."""
+
+    def wait_for_save(self):
+        """Blocks that are to be stored stay what they are until get_finished() says so."""
+
+    def get_finished(self, finished_req_ids):
+        self._worker.abort(finished_req_ids)
+        sent, received, self._missing = self._worker.ended()
+        return sent, received
+
+    def get_block_ids_with_load_errors(self):
+        """Called after get_finished(), in the same step."""
+        missing, self._missing = self._missing, set()
+        return missing
