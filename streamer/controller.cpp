@@ -14,6 +14,11 @@ constexpr double kTextMargin = 0.9;  // of the time left, for text
 constexpr std::size_t kMostTurns = 1024;
 constexpr Seconds kNever = std::numeric_limits<Seconds>::infinity();
 
+bool is_there(const ChunkView& v) {
+    return v.status == ChunkStatus::kReady || v.status == ChunkStatus::kRecomputed ||
+           v.status == ChunkStatus::kPresent;
+}
+
 }  // namespace
 
 Controller::Controller(std::shared_ptr<const Rule> rule, ControllerOptions options, Owner& owner, bool record)
@@ -77,9 +82,7 @@ void Controller::take(const Event& e) {
 }
 
 bool Controller::complete() const {
-    return std::ranges::all_of(views_, [](const ChunkView& v) {
-        return v.status == ChunkStatus::kReady || v.status == ChunkStatus::kRecomputed;
-    });
+    return std::ranges::all_of(views_, is_there);
 }
 
 bool Controller::loading() const {
@@ -92,7 +95,7 @@ bool Controller::waits_in_vain(std::span<const std::size_t> waiting, Seconds now
     Seconds text = text_time(s);
     std::size_t tokens = 0;
     for (const std::size_t i : waiting) {
-        text += options_.compute.prefill_time(views_[i].first_token, views_[i].tokens);
+        text += options_.compute.prefill_time(views_[i]);
         tokens += views_[i].tokens;
     }
     const double rate = std::max(s.network.robust, 1.0);
@@ -212,10 +215,7 @@ void Controller::text_where_nothing_is_left(Seconds now) {
 // The first tokens that are not there yet, if they are to be recomputed: all before them is in place.
 void Controller::recompute(Seconds now) {
     if (computing_end_ != 0) return;
-    const auto there = [](const ChunkView& v) {
-        return v.status == ChunkStatus::kReady || v.status == ChunkStatus::kRecomputed;
-    };
-    const auto first = std::ranges::find_if_not(views_, there);
+    const auto first = std::ranges::find_if_not(views_, is_there);
     const auto end =
         std::find_if(first, views_.end(), [](const ChunkView& v) { return v.status != ChunkStatus::kText; });
     if (first == end) return;
@@ -229,7 +229,7 @@ void Controller::recompute(Seconds now) {
 Seconds Controller::compute_busy(Seconds now) const {
     Seconds busy = 0;
     for (const ChunkView& v : views_) {
-        if (v.status == ChunkStatus::kText) busy += options_.compute.prefill_time(v.first_token, v.tokens);
+        if (v.status == ChunkStatus::kText) busy += options_.compute.prefill_time(v);
     }
     if (computing_end_ != 0) busy -= std::min(busy, now - computing_since_);
     return busy;

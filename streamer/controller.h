@@ -126,14 +126,15 @@ class Controller {
     Controller(std::shared_ptr<const Rule> rule, ControllerOptions options, Owner& owner,
                bool record = false);
 
-    // The chunks there are; before the first event of any of them. `bytes_per_token` of decoded KV.
+    // The chunks there are: pending, text or present. Before the first event of any of them.
+    // `bytes_per_token` of decoded KV.
     void begin(std::vector<ChunkView> chunks, std::uint64_t bytes_per_token);
     void take(const Event& event);
 
     const std::vector<ChunkView>& chunks() const { return views_; }
     const Throughput& network() const { return network_; }
     const ControllerOptions& options() const { return options_; }
-    // Whether every chunk is loaded or recomputed.
+    // Whether every chunk is loaded, recomputed or present.
     bool complete() const;
     // Whether a chunk's bytes are on their way.
     bool loading() const;

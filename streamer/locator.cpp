@@ -24,6 +24,10 @@ std::vector<Hash> chains_of(const Wanted& wanted) {
 }  // namespace
 
 Status check_wanted(const Wanted& wanted) {
+    if (!wanted.token_ids.empty() && wanted.present_tokens > wanted.token_ids.size()) {
+        return {ErrorCode::kBadArgument, fmt::format("{} tokens are present, the context has {}",
+                                                     wanted.present_tokens, wanted.token_ids.size())};
+    }
     const bool by_tokens = !wanted.store_url.empty() && !wanted.token_ids.empty() && wanted.layout;
     if (!wanted.manifest_url.empty() || (by_tokens && wanted.chunk_tokens != 0)) return {};
     return {

@@ -22,9 +22,10 @@ struct Wanted {
     std::optional<Layout> layout;         // the caller's; with a manifest URL, none accepts any
     std::size_t chunk_tokens = 256;       // of the store, for a lookup by tokens
     std::string salt;
+    std::size_t present_tokens = 0;  // leading ones of the context whose KV the caller has
 };
 
-// kBadArgument where it says neither a manifest nor tokens of a store.
+// kBadArgument where it says neither a manifest nor tokens of a store, or has more tokens present than ids.
 Status check_wanted(const Wanted& wanted);
 
 struct Located {

@@ -76,4 +76,14 @@ void add_text(std::vector<ChunkView>& chunks, std::size_t end) {
     chunks.push_back(std::move(tail));
 }
 
+void mark_present(std::vector<ChunkView>& chunks, std::size_t tokens) {
+    for (ChunkView& c : chunks) {
+        if (c.first_token >= tokens) return;
+        c.present = std::min(c.tokens, tokens - c.first_token);
+        if (c.present < c.tokens) return;
+        c.status = ChunkStatus::kPresent;
+        c.levels.clear();
+    }
+}
+
 }  // namespace kvcast::streamer

@@ -23,4 +23,7 @@ std::vector<ChunkView> offered_chunks(const Located& located, const SessionOptio
 // What no chunk covers, up to token `end`, is one more, which is text from the start.
 void add_text(std::vector<ChunkView>& chunks, std::size_t end);
 
+// The caller has the KV of so many leading tokens. Chunks within them have nothing to be loaded.
+void mark_present(std::vector<ChunkView>& chunks, std::size_t tokens);
+
 }  // namespace kvcast::streamer

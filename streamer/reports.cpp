@@ -13,7 +13,9 @@ std::vector<ChunkReport> reports_of(std::span<const ChunkView> chunks) {
         report.tokens = {c.first_token, c.first_token + c.tokens};
         report.text = c.status == ChunkStatus::kText;
         report.kl = -1;
+        report.present = c.present;
         if (report.text) report.reason = "not in the store";
+        if (c.status == ChunkStatus::kPresent) report.reason = "present";
         reports.push_back(std::move(report));
     }
     return reports;
@@ -26,15 +28,17 @@ void add_trouble(ChunkReport& report, unsigned level, const std::string& what) {
 void add_up(const std::vector<ChunkReport>& reports, Summary& summary) {
     double kl = 0;
     bool known = true;
+    std::size_t loaded = 0;
     for (const ChunkReport& r : reports) {
         const std::size_t tokens = r.tokens.end - r.tokens.first;
         summary.tokens += tokens;
-        if (r.text) summary.text_tokens += tokens;
-        if (!r.text) kl += r.kl * static_cast<double>(tokens);
-        known &= r.text || r.kl >= 0;
+        if (r.text) summary.text_tokens += tokens - r.present;
+        if (r.text || r.present == tokens) continue;
+        loaded += tokens;
+        kl += r.kl * static_cast<double>(tokens);
+        known &= r.kl >= 0;
     }
-    if (summary.tokens > summary.text_tokens)
-        summary.kl = known ? kl / static_cast<double>(summary.tokens - summary.text_tokens) : -1;
+    if (loaded > 0) summary.kl = known ? kl / static_cast<double>(loaded) : -1;
 }
 
 }  // namespace kvcast::streamer

@@ -1,5 +1,7 @@
 #include "streamer/session.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
@@ -96,6 +98,8 @@ class Session::Impl : public Steps, private Controller::Owner, private Calibrati
 
     void locate();
     void on_located(Result<Located> located);
+    Status check_present() const;
+    void all_present();
     void all_text(const Status& why);
     void make_chunks();
     void with_text(std::vector<ChunkView> chunks, std::size_t end);
@@ -198,7 +202,9 @@ void Session::Impl::begin() {
 void Session::Impl::locate() {
     if (ended_) return;
     if (const Status s = check_wanted(wanted_); !s.ok()) return finish(s);
-    const Seconds all = options_.compute.prefill_time(0, wanted_.token_ids.size()) * kManifestMargin;
+    const std::size_t present = wanted_.present_tokens, known = wanted_.token_ids.size();
+    if (known != 0 && present == known) return all_present();
+    const Seconds all = options_.compute.prefill_time(present, known - present) * kManifestMargin;
     if (!wanted_.token_ids.empty() && all < options_.deadline && options_.deadline < 1e9) {
         const Seconds left = std::max(options_.deadline - all - now(), 0.0);
         patience_ = loop_.after(from_seconds(left), [this] {
@@ -233,6 +239,7 @@ void Session::Impl::on_located(Result<Located> located) {
     summary_.manifest_time = now();
     if (!located.ok()) return all_text(located.status());
     located_ = std::move(located.value());
+    if (const Status s = check_present(); !s.ok()) return finish(s);
     if (const Status s = check_memory(located_, options_); !s.ok()) return all_text(s);
     make_chunks();
     tell([&] { sink_.on_manifest(located_.manifest, located_.chunks); });
@@ -243,7 +250,20 @@ void Session::Impl::on_located(Result<Located> located) {
     pump();
 }
 
-// There is nothing to load: everything the caller wants is text.
+// What the caller did not know, it learns from the manifest.
+Status Session::Impl::check_present() const {
+    if (!wanted_.token_ids.empty() || wanted_.present_tokens <= located_.tokens) return {};
+    return {ErrorCode::kBadArgument, fmt::format("{} tokens are present, the publication has {}",
+                                                 wanted_.present_tokens, located_.tokens)};
+}
+
+// No manifest says more.
+void Session::Impl::all_present() {
+    with_text({}, wanted_.token_ids.size());
+    pump();
+}
+
+// There is nothing to load: everything the caller wants and does not have is text.
 void Session::Impl::all_text(const Status& why) {
     loop_.cancel(patience_);
     publication_ = why;
@@ -257,6 +277,7 @@ void Session::Impl::make_chunks() {
     const Manifest& m = located_.manifest;
     with_text(offered_chunks(located_, options_), std::max(located_.tokens, wanted_.token_ids.size()));
     for (std::size_t i = 0; i < located_.chunks; ++i) {
+        if (views()[i].status == ChunkStatus::kPresent) continue;
         for (const ManifestObject& o : m.chunks[i].objects) {
             if (const std::string why = refusal(m, o, options_); !why.empty())
                 add_trouble(reports_[i], o.level, why);
@@ -267,6 +288,7 @@ void Session::Impl::make_chunks() {
 // With the text, up to token `end`, everything has its report.
 void Session::Impl::with_text(std::vector<ChunkView> chunks, std::size_t end) {
     add_text(chunks, end);
+    mark_present(chunks, wanted_.present_tokens);
     reports_ = reports_of(chunks);
     hash_failed_.assign(chunks.size(), kNoLevel);
     controller_.begin(std::move(chunks), publication_.ok() ? located_.manifest.layout.token_bytes() : 0);
@@ -461,7 +483,7 @@ void Session::Impl::on_decoded(std::size_t chunk, std::vector<std::uint8_t> obje
 // ---- text ----
 
 void Session::Impl::recompute(std::size_t first, std::size_t end) {
-    const TokenRange tokens = {views()[first].first_token,
+    const TokenRange tokens = {views()[first].first_token + views()[first].present,
                                views()[end - 1].first_token + views()[end - 1].tokens};
     run(compute_lane_, [this, first, end, tokens] {
         const std::span<const std::int32_t> known = located_.token_ids;

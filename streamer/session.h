@@ -44,10 +44,13 @@ struct ChunkReport {
     Seconds ready = 0;     // with the sink, or recomputed
     std::string reason;    // of the choice
     std::string trouble;   // why earlier choices failed; empty: none did
+    // Leading ones of its tokens that the caller had. All of them: the chunk was neither loaded nor
+    // recomputed.
+    std::size_t present = 0;
 };
 
 struct Summary {
-    Status status;       // kOk: every token is loaded or recomputed; kCancelled; else why not
+    Status status;       // kOk: every token is loaded, recomputed or present; kCancelled; else why not
     Status publication;  // why nothing could be loaded, where that is so
     std::vector<ChunkReport> chunks;
     Seconds time = 0;                 // from the session's start to its last callback
@@ -55,10 +58,10 @@ struct Summary {
     std::uint64_t network_bytes = 0;  // bodies received, everything counted
     NetworkPrior network;             // what the next session on this link may begin with
     bool network_measured = false;    // whether this one has seen any of that
-    std::size_t tokens = 0;
-    std::size_t text_tokens = 0;
-    double kl =
-        0;  // mean over loaded tokens of what the manifest expects; negative: it does not say of all of them
+    std::size_t tokens = 0;           // of the context, present ones too
+    std::size_t text_tokens = 0;      // recomputed: no present ones
+    // Mean over the tokens of loaded chunks of what the manifest expects; negative: it does not say of all.
+    double kl = 0;
     std::optional<Recording> recording = std::nullopt;  // if it was asked for
 };
 
@@ -68,15 +71,17 @@ class Sink {
   public:
     virtual ~Sink() = default;
 
-    // Loop's thread; once, before the others, if there is a manifest. `chunks` leading chunks of it are used.
+    // Loop's thread; once, before the others, if there is a manifest: none is fetched where all of token_ids
+    // is present. `chunks` leading chunks of it are used.
     virtual void on_manifest(const Manifest& manifest, std::size_t chunks) { (void)manifest, (void)chunks; }
 
-    // Decode thread. Layers of a chunk come in order, chunks in any order; all layers of a chunk, or none.
+    // Decode thread. Layers of a chunk come in order, chunks in any order; all layers of a chunk, or none. A
+    // chunk comes whole, also where some of its tokens are present.
     virtual void on_layer(std::size_t chunk, TokenRange tokens, std::size_t layer,
                           std::span<const DecodedPlane> planes) = 0;
 
-    // Compute thread. All KV before the range is there (loaded or recomputed); returns when that of the range
-    // is, or is sure to come in time. `token_ids` are the range's; empty where neither side has them.
+    // Compute thread. All KV before the range is there; returns when that of the range is, or is sure to come
+    // in time. No present tokens are in it. `token_ids` are the range's; empty where neither side has them.
     virtual void on_recompute(TokenRange tokens, std::span<const std::int32_t> token_ids) = 0;
 
     // Loop's thread.

@@ -93,6 +93,32 @@ TEST(Simulator, AnOutageMeansTextInTime) {
     EXPECT_GT(r.text_tokens, 0u);
 }
 
+// Three of eight chunks, and half of the fourth.
+void make_present(Scenario& s) {
+    for (std::size_t i = 0; i < 4; ++i) s.chunks[i].present = i < 3 ? 100 : 50;
+    for (std::size_t i = 0; i < 3; ++i) s.chunks[i].status = ChunkStatus::kPresent;
+}
+
+TEST(Simulator, WhatIsPresentTakesNoTime) {
+    const Trace trace = constant(1e6);
+    Scenario s = scenario(trace);
+    s.deadline = 4;
+    make_present(s);
+    const SessionResult loaded = simulate(s, *fixed_level_rule(2));
+    EXPECT_NEAR(loaded.bytes, 2e6, 10);
+    EXPECT_DOUBLE_EQ(loaded.kl, 0.01 * 5 / 8);
+    s.compute.prefill = {{0, 1000}};
+    s.deadline = 0.5;
+    const SessionResult text = simulate(s, *cachegen_rule(), true);
+    EXPECT_EQ(text.text_tokens, 450u);
+    EXPECT_NEAR(text.time, 0.45, 1e-6);
+    EXPECT_FALSE(text.missed);
+    EXPECT_EQ(text.recording->recomputed.front().first, 3u);
+    EXPECT_EQ(text.recording->chunks[2].status, ChunkStatus::kPresent);
+    for (ChunkView& c : s.chunks) c.status = ChunkStatus::kPresent;
+    EXPECT_EQ(simulate(s, *two_pointer_rule()).time, 0);
+}
+
 TEST(OracleTest, SpendsTheBytesThereAreOnTheLeastKl) {
     const Trace trace = constant(1e6);
     Scenario s = scenario(trace);
@@ -195,7 +221,11 @@ TEST(ReplayTest, ASimulatedSessionDecidesTheSameAgain) {
     Scenario s = scenario(trace, 16);
     s.compute.prefill = {{0, 1500}};
     for (const char* name : {"two-pointer", "mpc", "prefix-only", "deadline", "cachegen", "fixed:2"}) {
+        Scenario behind = s;
+        make_present(behind);
         const auto rule = rule_by_name(name);
+        const SessionResult some = simulate(behind, *rule.value(), true);
+        EXPECT_EQ(replay(*some.recording, *rule.value()).decisions.size(), some.recording->decisions.size());
         const SessionResult r = simulate(s, *rule.value(), true);
         ASSERT_TRUE(r.recording);
         const Recording again = replay(*r.recording, *rule.value());

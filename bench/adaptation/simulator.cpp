@@ -106,8 +106,8 @@ class Client final : private Controller::Owner {
             const auto count = static_cast<double>(v.tokens);
             tokens += count;
             const bool text = v.status == ChunkStatus::kText || v.status == ChunkStatus::kRecomputed;
-            if (text) r.text_tokens += v.tokens;
-            if (!text) kl += count * v.levels[v.choice].kl;
+            if (text) r.text_tokens += v.tokens - v.present;
+            if (!text && v.status != ChunkStatus::kPresent) kl += count * v.levels[v.choice].kl;
         }
         r.kl = kl / tokens;
         r.decisions = rule_->decisions;
@@ -166,7 +166,7 @@ class Client final : private Controller::Owner {
     }
 
     void recompute(std::size_t first, std::size_t end) override {
-        const std::size_t token = s_.chunks[first].first_token;
+        const std::size_t token = s_.chunks[first].first_token + s_.chunks[first].present;
         const std::size_t tokens = s_.chunks[end - 1].first_token + s_.chunks[end - 1].tokens - token;
         computed_at_ = now_ + s_.compute.prefill_time(token, tokens);
     }

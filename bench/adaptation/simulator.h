@@ -16,7 +16,7 @@ using streamer::Recording;
 using streamer::Rule;
 
 struct Scenario {
-    std::vector<ChunkView> chunks;  // all pending
+    std::vector<ChunkView> chunks;  // pending, or present
     ComputeModel compute;
     const Trace* trace = nullptr;
     Seconds start = 0;          // in the trace
@@ -29,7 +29,7 @@ struct Scenario {
 struct SessionResult {
     Seconds time = 0;  // to the last chunk
     bool missed = false;
-    double kl = 0;  // mean over tokens; text has none
+    double kl = 0;  // mean over tokens; text and present ones have none
     double bytes = 0;
     std::size_t text_tokens = 0;
     std::size_t decisions = 0;

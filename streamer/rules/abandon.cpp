@@ -42,7 +42,7 @@ std::optional<Decision> abandon(const RuleState& state, const Prospect& prospect
         const ChunkView& c = state.chunks[i];
         if (c.status != ChunkStatus::kLoading) continue;
         const double to_come = bytes_to_come(c);
-        const Seconds text = prospect.text + state.compute->prefill_time(c.first_token, c.tokens);
+        const Seconds text = prospect.text + state.compute->prefill_time(c);
         if (text < left && text < to_come / std::max(state.network.robust, 1.0)) {
             return Decision{Decision::Kind::kText, i, 0,
                             fmt::format("what is in flight takes {:.0f} ms, {}: recomputed by {:.0f}",

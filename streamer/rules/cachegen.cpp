@@ -29,9 +29,9 @@ class CacheGen final : public Rule {
         if (next == state.chunks.end()) return {};
         const auto chunk = static_cast<std::size_t>(next - state.chunks.begin());
         const Seconds left = state.deadline - state.now;
-        const std::size_t tokens =
-            state.chunks.back().first_token + state.chunks.back().tokens - next->first_token;
-        const Seconds recompute = state.compute->prefill_time(next->first_token, tokens) + state.compute_busy;
+        const std::size_t first = next->first_token + next->present;
+        const std::size_t tokens = state.chunks.back().first_token + state.chunks.back().tokens - first;
+        const Seconds recompute = state.compute->prefill_time(first, tokens) + state.compute_busy;
         if (recompute <= left && state.compute->can_recompute() && left < 1e9) {
             return {Decision::Kind::kText, chunk, 0,
                     fmt::format("recomputing the last {} tokens takes {:.0f} ms, {:.0f} are left", tokens,

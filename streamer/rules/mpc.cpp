@@ -81,7 +81,7 @@ class Planner {
         std::size_t p = outlook_.first_pending();
         for (; p < outlook_.last_pending(); ++p) {
             const ChunkView& c = s_.chunks[p];
-            if (c.status == ChunkStatus::kPending) text += s_.compute->prefill_time(c.first_token, c.tokens);
+            if (c.status == ChunkStatus::kPending) text += s_.compute->prefill_time(c);
             if (text > kTextMargin * outlook_.left()) break;
         }
         return p;
@@ -175,8 +175,7 @@ class Mpc final : public Rule {
         }
         const std::size_t first = outlook.first_pending();
         const ChunkView& front = state.chunks[first];
-        const Seconds text =
-            state.compute_busy + state.compute->prefill_time(front.first_token, front.tokens);
+        const Seconds text = state.compute_busy + state.compute->prefill_time(front);
         Decision over = late(state, outlook, rest, state.compute_busy);
         if (over.kind != Decision::Kind::kWait) return over;
         if (state.compute_busy <= kEngineAhead &&

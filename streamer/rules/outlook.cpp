@@ -80,7 +80,7 @@ LevelLoads loads_from(const RuleState& state, std::size_t first) {
 Seconds text_time(const RuleState& state) {
     Seconds time = state.compute_busy;
     for (const ChunkView& c : state.chunks) {
-        if (is_missing(c)) time += state.compute->prefill_time(c.first_token, c.tokens);
+        if (is_missing(c)) time += state.compute->prefill_time(c);
     }
     return time;
 }

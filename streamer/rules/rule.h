@@ -34,6 +34,7 @@ enum class ChunkStatus : std::uint8_t {
     kReady,       // handed to the sink
     kText,        // to be recomputed
     kRecomputed,  // recomputed
+    kPresent,     // with the engine from the start: neither loaded nor recomputed, and of no level
 };
 
 struct ChunkView {
@@ -43,6 +44,7 @@ struct ChunkView {
     ChunkStatus status = ChunkStatus::kPending;
     std::size_t choice = 0;      // index into levels, from kLoading on
     std::uint64_t received = 0;  // of the choice, while kLoading
+    std::size_t present = 0;     // leading tokens that the engine has: as text the chunk is what follows them
 };
 
 // The speed of prefill at a position of the context, tokens per second; linear between points, constant
@@ -60,6 +62,9 @@ struct ComputeModel {
 
     bool can_recompute() const { return !prefill.empty(); }
     Seconds prefill_time(std::size_t first_token, std::size_t tokens) const;
+    Seconds prefill_time(const ChunkView& c) const {
+        return prefill_time(c.first_token + c.present, c.tokens - c.present);
+    }
     Seconds decode_time(std::size_t tokens) const;
 };
 

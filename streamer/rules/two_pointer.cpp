@@ -125,7 +125,7 @@ class Planner {
             if (c.status != ChunkStatus::kPending) continue;
             load.bytes -= bytes_at(c, level, hint);
             load.tokens -= c.tokens;
-            here.text += s_.compute->prefill_time(c.first_token, c.tokens);
+            here.text += s_.compute->prefill_time(c);
         }
     }
 
@@ -135,7 +135,7 @@ class Planner {
         Seconds text = s_.compute_busy;
         for (std::size_t p = 0; p < s_.chunks.size(); ++p) {
             const ChunkView& c = s_.chunks[p];
-            if (c.status == ChunkStatus::kPending) text += s_.compute->prefill_time(c.first_token, c.tokens);
+            if (c.status == ChunkStatus::kPending) text += s_.compute->prefill_time(c);
             if (text > budget) return p;
         }
         return s_.chunks.size();
@@ -220,7 +220,7 @@ class TwoPointer final : public Rule {
             return std::nullopt;
         const auto chunk = static_cast<std::size_t>(c - state.chunks.begin());
         const Seconds load = planner.outlook().load_time({}, state.network.robust);
-        const Seconds text = state.compute_busy + state.compute->prefill_time(c->first_token, c->tokens);
+        const Seconds text = state.compute_busy + state.compute->prefill_time(*c);
         if (text > kTakeOver * load || engine_is_fed(state, chunk)) return std::nullopt;
         return Decision{Decision::Kind::kText, chunk, 0,
                         fmt::format("what is in flight takes {:.0f} ms: recomputed in {:.0f}, {}", load * 1e3,

@@ -350,6 +350,12 @@ class Engine {
         return s;
     }
 
+    // So many tokens before the session begins.
+    void have(std::size_t tokens) {
+        for (std::size_t i = 0; i < 8; ++i)
+            std::memcpy(planes_[i].data(), given_.cache.planes[i].data(), tokens * 256);
+    }
+
     std::size_t computed() const { return computed_; }
     bool is_exact() const { return planes_ == given_.cache.planes; }
     std::atomic<bool> finished = false;
@@ -519,6 +525,48 @@ TEST_F(CSession, SaysHowMuchIsStoredBeforeItFetches) {
     server->fault(R"({"match": "manifest", "fault": "stall-before-headers"})");
     EXPECT_EQ(look_up(r, 0.1), KVCAST_TIMEOUT);
     EXPECT_EQ(kvcast_look_up(client, nullptr, 1, &stored), KVCAST_BAD_ARGUMENT);
+}
+
+TEST_F(CSession, BringsOnlyWhatTheEngineDoesNotHave) {
+    const std::string url = publish(given.publication());
+    kvcast_request r = request(url);
+    std::uint64_t bytes = 0;
+    std::size_t chunks = 0;
+    for (const std::size_t present : {2 * kChunk, 2 * kChunk - 1, kChunk, std::size_t{1}, std::size_t{0}}) {
+        SCOPED_TRACE(present);
+        const std::size_t before = server->count("kvc$"), missing = 3 - present / kChunk;
+        r.present_tokens = present;
+        ASSERT_EQ(look_up(r), KVCAST_OK) << kvcast_message();
+        EXPECT_EQ(stored.tokens, kTokens);
+        EXPECT_EQ(stored.finest_bytes > bytes, missing > chunks) << "chunks come whole";
+        bytes = stored.finest_bytes;
+        chunks = missing;
+        Engine engine(given);
+        engine.have(present);
+        ASSERT_EQ(fetch(r, engine), KVCAST_OK) << kvcast_message();
+        EXPECT_TRUE(engine.is_exact());
+        EXPECT_EQ(engine.computed(), 0u);
+        EXPECT_EQ(summary.tokens, kTokens);
+        EXPECT_GE(summary.network_bytes, bytes);
+        EXPECT_EQ(server->count("kvc$") - before, missing);
+    }
+
+    // Nothing is stored of the model, and nothing is asked for where nothing is missing.
+    r.model = "another model";
+    r.present_tokens = 100;
+    Engine engine(given);
+    engine.have(100);
+    ASSERT_EQ(fetch(r, engine), KVCAST_OK) << kvcast_message();
+    EXPECT_EQ(engine.computed(), kTokens - 100);
+    EXPECT_EQ(summary.text_tokens, kTokens - 100);
+    EXPECT_TRUE(engine.is_exact());
+    const std::size_t requests = server->count(".");
+    r.present_tokens = kTokens;
+    Engine full(given);
+    ASSERT_EQ(fetch(r, full), KVCAST_OK) << kvcast_message();
+    EXPECT_EQ(full.computed(), 0u);
+    EXPECT_EQ(summary.publication, KVCAST_OK);
+    EXPECT_EQ(server->count("."), requests);
 }
 
 TEST_F(CSession, FetchesFromS3WithItsKeys) {
@@ -799,6 +847,7 @@ TEST_F(CSession, NamesWhatIsWrongWithARequest) {
     refused([](R& r, S&) { r.model = nullptr; }, "no model");
     refused([](R& r, S&) { r.layout = nullptr; }, "no layout");
     refused([](R& r, S&) { r.tokens = 0; }, "room");
+    refused([](R& r, S&) { r.present_tokens = kTokens + 1; }, "151 tokens are present, of 150");
     refused([](R& r, S&) { r.deadline = -1; }, "deadline");
     refused([](R& r, S&) { r.deadline = std::nan(""); }, "deadline");
     refused([](R& r, S&) { r.prefill_tokens_per_second = -1; }, "prefill");

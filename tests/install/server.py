@@ -72,6 +72,18 @@ def load(url, stored):
         expect(engine.planes == stored and not engine.computed, "what was loaded is not what was stored")
         print("%d tokens in %.0f ms, by kvcast %s" % (summary.tokens, summary.time * 1e3, kvcast.version()))
 
+        # What the engine has of its own does not come again, but for the chunk in which that ends.
+        engine = Engine()
+        for plane, from_before in zip(engine.planes, stored):
+            plane[:256 * ROW] = from_before[:256 * ROW]
+        with client.fetch(LAYOUT, MODEL, PROMPT, manifest=url, present_tokens=300, **engine.callbacks()) as session:
+            behind = session.wait()
+        expect(engine.planes == stored and behind.network_bytes < summary.network_bytes, "what is present came again")
+        rest = client.look_up(LAYOUT, MODEL, PROMPT, manifest=url, present_tokens=300)
+        expect(0 < rest.finest_bytes < found.finest_bytes, "what is present is to come")
+        expect_error("bad-argument", client.fetch, LAYOUT, MODEL, PROMPT, manifest=url, present_tokens=TOKENS + 1,
+                     **engine.callbacks())
+
         # A model that nobody has stored: the engine computes everything.
         expect_error("not-stored", client.look_up, LAYOUT, "another model", PROMPT, store=store)
         engine = Engine()

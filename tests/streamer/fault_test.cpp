@@ -95,6 +95,15 @@ class SlowCodec final : public ChunkCodec {
     client::CodecAdapter quick_{1, ""};
 };
 
+class SlowEngine final : public CheckingSink {
+  public:
+    using CheckingSink::CheckingSink;
+    void on_recompute(TokenRange tokens, std::span<const std::int32_t> token_ids) override {
+        std::this_thread::sleep_for(milliseconds(500));
+        CheckingSink::on_recompute(tokens, token_ids);
+    }
+};
+
 class FaultTest : public testing::Test {
   protected:
     FaultTest() : store(std::move(folder_destination(folder.path()).value())) {
@@ -146,6 +155,7 @@ class FaultTest : public testing::Test {
     Summary fetch(ChunkCodec& codec) {
         sink.emplace(*published);
         sink->in_layer = in_layer;
+        sink->present = wanted.present_tokens;
         Client client(http);
         Session session(client.loop(), client.transport(), wanted, options, codec, *sink);
         return session.wait();
@@ -434,14 +444,6 @@ TEST_F(FaultTest, ACalibrationComesWhileTheEngineRecomputes) {
             return {Decision::Kind::kText, static_cast<std::size_t>(c - state.chunks.begin()), 0, "always"};
         }
     };
-    class SlowEngine final : public CheckingSink {
-      public:
-        using CheckingSink::CheckingSink;
-        void on_recompute(TokenRange tokens, std::span<const std::int32_t> token_ids) override {
-            std::this_thread::sleep_for(milliseconds(500));
-            CheckingSink::on_recompute(tokens, token_ids);
-        }
-    };
     serve_klt({2, 3});
     options.rule = std::make_shared<AllText>();
     SlowEngine engine(*published);
@@ -627,6 +629,141 @@ TEST_F(FaultTest, AWantedThatMakesNoSenseIsRefused) {
     serve();
     wanted = {};
     EXPECT_EQ(fetch().status.code(), ErrorCode::kBadArgument);
+}
+
+// ---- tokens that the engine has already ----
+
+TEST_F(FaultTest, ChunksThatArePresentAreNotFetched) {
+    serve();
+    be_patient();
+    for (const std::size_t present : {0u, 1u, 63u, 64u, 65u, 100u, 192u, 255u}) {
+        SCOPED_TRACE(present);
+        server->fault(R"({"clear": true})");
+        wanted.present_tokens = present;
+        const Summary s = fetch_completely();
+        EXPECT_EQ(s.text_tokens, 0u);
+        EXPECT_DOUBLE_EQ(s.kl, 0.02);
+        EXPECT_EQ(sink->chunks_loaded(), 4 - present / 64);
+        EXPECT_EQ(server->count("kvc$"), 4 - present / 64);
+        ASSERT_EQ(s.chunks.size(), 4u);
+        for (std::size_t i = 0; i < present / 64; ++i) {
+            EXPECT_EQ(s.chunks[i].requests, 0u);
+            EXPECT_EQ(s.chunks[i].bytes, 0u);
+            EXPECT_EQ(s.chunks[i].reason, "present");
+        }
+    }
+}
+
+TEST_F(FaultTest, NothingIsAskedForWhereAllTokensArePresent) {
+    serve();
+    wanted.present_tokens = kTokens;
+    const Summary s = fetch_completely();
+    EXPECT_EQ(s.text_tokens, 0u);
+    EXPECT_EQ(s.kl, 0);
+    EXPECT_TRUE(s.publication.ok());
+    EXPECT_EQ(server->count("."), 0u);
+    server.reset();
+    fetch_completely();
+}
+
+TEST_F(FaultTest, TokensBehindThePublicationArePresentToo) {
+    serve();
+    wanted.token_ids.resize(300, 5);
+    published->token_ids = wanted.token_ids;
+    for (const std::size_t present : {256u, 280u, 300u}) {
+        wanted.present_tokens = present;
+        EXPECT_EQ(fetch_completely().text_tokens, 300 - present);
+    }
+    EXPECT_EQ(server->count("kvc"), 0u);
+}
+
+TEST_F(FaultTest, PresentChunksNeedNoCalibration) {
+    serve_klt({2, 3});
+    wanted.token_ids.resize(300, 5);
+    published->token_ids = wanted.token_ids;
+    wanted.present_tokens = kTokens;
+    SlowEngine engine(*published);
+    engine.present = kTokens;
+    Client client(http);
+    client::CodecAdapter codec(1, "");
+    Session session(client.loop(), client.transport(), wanted, options, codec, engine);
+    engine.expect_complete(session.wait(), 300);
+    EXPECT_EQ(server->count("kvc"), 0u);
+}
+
+TEST_F(FaultTest, WithoutTokensTheManifestSaysHowManyMayBePresent) {
+    serve();
+    wanted.token_ids.clear();
+    wanted.present_tokens = kTokens;
+    EXPECT_EQ(fetch_completely().kl, 0);
+    wanted.present_tokens = kTokens + 1;
+    const Summary s = fetch();
+    EXPECT_EQ(s.status.code(), ErrorCode::kBadArgument);
+    EXPECT_THAT(s.status.message(), HasSubstr("257 tokens are present, the publication has 256"));
+    EXPECT_EQ(server->count("kvc$"), 0u);
+}
+
+TEST_F(FaultTest, MoreTokensThanThereAreCannotBePresent) {
+    serve();
+    wanted.present_tokens = kTokens + 1;
+    const Summary s = fetch();
+    EXPECT_EQ(s.status.code(), ErrorCode::kBadArgument);
+    EXPECT_TRUE(s.chunks.empty());
+    EXPECT_EQ(server->count("."), 0u);
+}
+
+TEST_F(FaultTest, WithoutAManifestOnlyWhatIsNotPresentIsRecomputed) {
+    serve();
+    server.reset();
+    wanted.present_tokens = 100;
+    const Summary s = fetch_completely();
+    EXPECT_EQ(s.publication.code(), ErrorCode::kNetwork);
+    EXPECT_EQ(s.text_tokens, kTokens - 100);
+    ASSERT_EQ(sink->recomputed().size(), 1u);
+    EXPECT_EQ(sink->recomputed()[0].first, 100u);
+}
+
+// Where all had to be recomputed, that would be due before the manifest comes.
+TEST_F(FaultTest, TheManifestIsAwaitedUntilWhatIsNotPresentIsDue) {
+    serve();
+    options.deadline = 1.5;
+    options.compute.prefill = {{0, 200.0}};
+    options.download.first_byte_timeout = std::chrono::seconds(30);
+    wanted.present_tokens = 224;  // 0.16 s of 1.28, with margin 0.18 of 1.41
+    fault("manifests", R"("fault": "slow-start", "seconds": 0.4)");
+    const Summary s = fetch_completely();
+    EXPECT_TRUE(s.publication.ok()) << s.publication.message();
+    EXPECT_EQ(s.text_tokens, 0u);
+}
+
+TEST_F(FaultTest, TextBeginsBehindWhatIsPresent) {
+    options.download.first_byte_timeout = options.download.stall_timeout = std::chrono::seconds(30);
+    for (const char* rule : {"two-pointer", "mpc", "deadline", "prefix-only", "cachegen"}) {
+        SCOPED_TRACE(rule);
+        serve();
+        options.deadline = 1.5;
+        options.rule = std::move(rule_by_name(rule).value());
+        fault("kvc$", R"("fault": "stall-before-headers")");
+        wanted.present_tokens = 100;
+        EXPECT_EQ(fetch_completely().text_tokens, kTokens - 100);
+        EXPECT_EQ(sink->recomputed().front().first, 100u);
+    }
+}
+
+TEST_F(FaultTest, ACancelledSessionHasNothingToSayOfPresentChunks) {
+    serve();
+    fault("kvc$", R"("fault": "stall-before-headers")");
+    wanted.present_tokens = 128;
+    sink.emplace(*published);
+    Client client(http);
+    client::CodecAdapter codec(1, "");
+    Session session(client.loop(), client.transport(), wanted, options, codec, *sink);
+    EXPECT_FALSE(session.wait_for(milliseconds(50)));
+    session.cancel();
+    const Summary s = session.wait();
+    EXPECT_EQ(s.status.code(), ErrorCode::kCancelled);
+    EXPECT_EQ(sink->chunks_loaded(), 0u);
+    EXPECT_TRUE(sink->recomputed().empty());
 }
 
 // ---- TLS and HTTP/2 ----

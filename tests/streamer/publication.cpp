@@ -122,22 +122,26 @@ void CheckingSink::on_recompute(TokenRange tokens, std::span<const std::int32_t>
     const std::scoped_lock lock(mutex_);
     EXPECT_FALSE(finished_);
     EXPECT_LT(tokens.first, tokens.end);
+    EXPECT_GE(tokens.first, present);
     if (!token_ids.empty()) {
         EXPECT_EQ(token_ids.size(), tokens.end - tokens.first);
         EXPECT_TRUE(std::ranges::equal(
             token_ids, std::span(published_.token_ids).subspan(tokens.first, tokens.end - tokens.first)));
     }
     // Everything before it is in place.
-    std::size_t there = 0;
+    std::vector<bool> there(tokens.first);
+    const auto mark = [&](std::size_t first, std::size_t end) {
+        for (std::size_t t = first; t < std::min(end, tokens.first); ++t) there[t] = true;
+    };
+    mark(0, present);
+    for (const TokenRange& r : recomputed_) mark(r.first, r.end);
     std::size_t first = 0;
-    for (std::size_t i = 0; i < published_.manifest.chunks.size() && first < tokens.first; ++i) {
+    for (std::size_t i = 0; i < published_.manifest.chunks.size(); ++i) {
         const std::size_t end = first + published_.manifest.chunks[i].tokens;
-        const bool text = std::ranges::any_of(
-            recomputed_, [&](const TokenRange& r) { return r.first <= first && r.end >= end; });
-        there += loaded_.contains(i) || text ? end - first : 0;
+        if (loaded_.contains(i)) mark(first, end);
         first = end;
     }
-    EXPECT_EQ(there, std::min(first, tokens.first));
+    EXPECT_EQ(std::ranges::count(there, false), 0);
     recomputed_.push_back(tokens);
 }
 
@@ -167,8 +171,14 @@ void CheckingSink::expect_complete(const Summary& summary, std::size_t tokens) c
     EXPECT_EQ(summary.text_tokens, text);
     for (std::size_t i = 0; i < summary.chunks.size(); ++i) {
         const ChunkReport& r = summary.chunks[i];
-        EXPECT_EQ(loaded_.contains(i), !r.text) << "chunk " << i;
-        if (r.text) continue;
+        const std::size_t size = r.tokens.end - r.tokens.first;
+        EXPECT_EQ(r.present, std::min(std::max(r.tokens.first, present) - r.tokens.first, size));
+        const bool loaded = !r.text && r.present < size;
+        EXPECT_EQ(loaded_.contains(i), loaded) << "chunk " << i;
+        if (!loaded) {
+            for (std::size_t t = 0; t < r.present; ++t) ++covered.at(r.tokens.first + t);
+            continue;
+        }
         for (std::size_t t = r.tokens.first; t < r.tokens.end; ++t) ++covered.at(t);
         const auto expected = published_.expected.find({i, r.level});
         ASSERT_NE(expected, published_.expected.end());

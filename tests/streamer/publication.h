@@ -56,13 +56,16 @@ class CheckingSink : public streamer::Sink {
     void on_decision(const streamer::DecisionRecord& record) override;
     void on_finish(const streamer::Summary& summary) override;
 
-    // After the end: every token is loaded or recomputed, once, and the summary says the same.
+    // After the end: every token is loaded, recomputed or present, once, and the summary says the same. A
+    // chunk that is loaded brings present ones of its tokens again.
     void expect_complete(const streamer::Summary& summary, std::size_t tokens) const;
 
     std::vector<streamer::TokenRange> recomputed() const;
     std::size_t chunks_loaded() const;
     std::vector<streamer::DecisionRecord> decisions() const;
     bool finished() const;
+
+    std::size_t present = 0;  // leading tokens, of the session's Wanted
 
     // Called in the middle of a chunk, for tests that interfere.
     std::function<void(std::size_t chunk, std::size_t layer)> in_layer;

@@ -35,7 +35,7 @@ struct Trouble {
 
 class ReplayTest : public testing::TestWithParam<Trouble> {
   protected:
-    Recording record(const std::string& rule) {
+    Recording record(const std::string& rule, std::size_t present = 0) {
         tools::ScratchDirectory folder;
         const auto store = std::move(folder_destination(folder.path()).value());
         PublicationOptions many;
@@ -46,6 +46,7 @@ class ReplayTest : public testing::TestWithParam<Trouble> {
         Wanted wanted;
         wanted.manifest_url = server.url(published.name);
         wanted.token_ids = published.token_ids;
+        wanted.present_tokens = present;
         SessionOptions options;
         options.record = true;
         options.deadline = 1.5;
@@ -56,6 +57,7 @@ class ReplayTest : public testing::TestWithParam<Trouble> {
         Client client({});
         client::CodecAdapter codec(1, "");
         CheckingSink sink(published);
+        sink.present = present;
         Session session(client.loop(), client.transport(), wanted, options, codec, sink);
         const Summary s = session.wait();
         sink.expect_complete(s, published.token_ids.size());
@@ -75,6 +77,14 @@ TEST_P(ReplayTest, LeadsToTheSameDecisions) {
         std::erase_if(shorter.events, [](const Event& e) { return e.kind == Event::Kind::kLook; });
         EXPECT_TRUE(bench::replay(shorter, *rule.value()).decisions.empty());
     }
+}
+
+TEST_P(ReplayTest, LeadsToTheSameDecisionsBehindWhatWasPresent) {
+    const Recording was = record("two-pointer", 150);
+    EXPECT_EQ(was.chunks[1].status, ChunkStatus::kPresent);
+    EXPECT_EQ(was.chunks[2].present, 22u);
+    EXPECT_GE(was.decisions.size(), 6u);
+    EXPECT_EQ(lines(bench::replay(was, *two_pointer_rule())), lines(was));
 }
 
 INSTANTIATE_TEST_SUITE_P(

@@ -422,6 +422,41 @@ TEST_F(RuleTest, PrefillTimeFollowsThePosition) {
     EXPECT_TRUE(std::isinf(compute.prefill_time(0, 1)));
 }
 
+TEST_F(RuleTest, TextOfAChunkBeginsBehindWhatIsPresent) {
+    compute.prefill = {{0, 1000}, {1000, 500}};
+    ChunkView c;
+    c.first_token = 1000;
+    c.tokens = 100;
+    c.present = 60;
+    EXPECT_DOUBLE_EQ(compute.prefill_time(c), compute.prefill_time(1060, 40));
+}
+
+// The front is where present chunks end: they are neither text, behind which prefix-only would load nothing,
+// nor loaded, so that they make no level even.
+TEST_F(RuleTest, PresentChunksAreThereAndOfNoLevel) {
+    compute.prefill = {{0, 950}};  // 0.105 s a chunk
+    for (std::size_t i = 0; i < 3; ++i) {
+        chunks[i].status = ChunkStatus::kPresent;
+        chunks[i].present = 100;
+        chunks[i].levels.clear();
+    }
+    state.deadline = 0.6;  // as in TwoPointerRecomputesFromTheFrontAndLoadsFromTheBack
+    EXPECT_EQ(decide(*two_pointer_rule()).kind, Kind::kText);
+    EXPECT_EQ(decide(*two_pointer_rule()).chunk, 3u);
+    EXPECT_EQ(decide(*cachegen_rule()).kind, Kind::kText);
+    EXPECT_EQ(decide(*cachegen_rule()).chunk, 3u);
+    compute.prefill.clear();
+    state.deadline = 100;
+    for (const char* name : {"two-pointer", "mpc", "prefix-only", "deadline", "cachegen", "fixed:2"}) {
+        const Decision d = decide(*rule_by_name(name).value());
+        EXPECT_EQ(d.kind, Kind::kLoad) << name;
+        EXPECT_GE(d.chunk, 3u) << name;
+    }
+    chunks[7].status = ChunkStatus::kReady;
+    chunks[7].choice = 2;
+    EXPECT_EQ(decide(*two_pointer_rule()).choice, 1u) << "a fifth of the loaded ones' KL";
+}
+
 TEST_F(RuleTest, ArePure) {
     std::mt19937 random(1);
     for (const char* name : {"two-pointer", "mpc", "prefix-only", "deadline", "cachegen", "fixed:2"}) {
@@ -429,7 +464,8 @@ TEST_F(RuleTest, ArePure) {
         const Rule& rule = *made.value();
         for (int i = 0; i < 300; ++i) {
             for (ChunkView& c : chunks) {
-                c.status = static_cast<ChunkStatus>(random() % 6);
+                c.status = static_cast<ChunkStatus>(random() % 7);
+                c.present = c.status == ChunkStatus::kPresent ? c.tokens : random() % c.tokens;
                 c.choice = random() % 3;
                 c.received = random() % 100'000;
                 for (LevelView& l : c.levels) l.usable = random() % 4 != 0;

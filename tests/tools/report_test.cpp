@@ -28,6 +28,8 @@ class ReportTest : public testing::Test {
             c.first_token = 100 * i;
             c.tokens = 100;
             c.levels = {{0, 1'000'000, 0, true}, {2, 400'000, 0.01, true}, {5, 100'000, 0.05, true}};
+            c.present = std::clamp(present, 100 * i, 100 * (i + 1)) - 100 * i;
+            if (c.present == c.tokens) c.status = ChunkStatus::kPresent;
             scenario.chunks.push_back(c);
         }
         scenario.compute.bytes_per_token = 10'000;
@@ -42,6 +44,7 @@ class ReportTest : public testing::Test {
     }
 
     Scenario scenario;
+    std::size_t present = 0;  // leading tokens
     std::optional<Trace> trace;
 };
 
@@ -75,6 +78,22 @@ TEST_F(ReportTest, ATimelineTellsWhatBecameOfEveryChunk) {
     EXPECT_LT(arrived, t.attempts.size()) << "the link broke down under some";
     EXPECT_DOUBLE_EQ(t.moments.front().time, 0);
     EXPECT_GT(t.moments.back().time, 0.2);
+}
+
+TEST_F(ReportTest, PresentTokensAreNotCalledLoaded) {
+    present = 350;
+    const SessionResult loaded = session(*fixed_level_rule(2), 2e6);
+    const Timeline t = timeline_of(*loaded.recording);
+    EXPECT_TRUE(t.complete);
+    EXPECT_EQ(t.present_tokens, 300u) << "the fourth chunk came whole";
+    EXPECT_NEAR(t.kl, loaded.kl, 1e-9);
+    EXPECT_THAT(page(loaded), HasSubstr("500 of 800 tokens loaded"));
+    EXPECT_THAT(page(loaded), HasSubstr("0 recomputed from text, 300 present before"));
+    EXPECT_EQ(count(page(loaded), "class=\"present\""), 3u + 1) << "and in the legend";
+    scenario = {};
+    scenario.deadline = 0.5;
+    scenario.compute.prefill = {{0, 1000}};
+    EXPECT_THAT(page(session(*cachegen_rule())), HasSubstr("450 recomputed from text, 350 present before"));
 }
 
 TEST_F(ReportTest, ThePageSaysWhetherTheDeadlineHeld) {

@@ -186,6 +186,9 @@ Result<streamer::Wanted> wanted_of(const kvcast_request& r) {
     out.layout = std::move(layout.value());
     if (r.tokens == 0 || r.tokens > ChunkLimits::kPosition)
         return bad_argument(fmt::format("{} tokens, or room for so many", r.tokens));
+    if (r.present_tokens > r.tokens)
+        return bad_argument(fmt::format("{} tokens are present, of {} at most", r.present_tokens, r.tokens));
+    out.present_tokens = r.present_tokens;
     const auto ids = span_of(r.token_ids, r.tokens);
     out.token_ids.assign(ids.begin(), ids.end());
     if (r.chunk_tokens != 0) out.chunk_tokens = r.chunk_tokens;
@@ -268,7 +271,10 @@ Result<kvcast_stored> look_up(kvcast_client& client, const kvcast_request& r, do
                          .finest_bytes = 0,
                          .coarsest_bytes = 0,
                          .manifest_url = ""};
+    std::size_t end = 0;
     for (const streamer::ManifestChunk& chunk : std::span(l.manifest.chunks).first(l.chunks)) {
+        end += chunk.tokens;
+        if (end <= r.present_tokens) continue;
         out.finest_bytes += chunk.objects.front().bytes;
         out.coarsest_bytes += chunk.objects.back().bytes;
     }

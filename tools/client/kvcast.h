@@ -276,12 +276,19 @@ typedef struct kvcast_request {
     const char* const*
         trusted_keys; /* Ed25519 public keys (PEM), one of which has signed the manifest; or NULL */
     size_t trusted_key_count;
+    /* Leading ones of the context whose KV the engine has: chunks within them are neither fetched nor
+     * recomputed, and on_recompute begins behind them. The chunk in which they end comes whole, and on_place
+     * is asked for all of it: where memory of theirs is shared, this is a chunk's end, or on_place names
+     * other memory. All of the token ids: nothing is fetched, no manifest either. More than there are:
+     * refused. */
+    size_t present_tokens;
 } kvcast_request;
 
 typedef struct kvcast_stored {
     size_t struct_bytes;
     size_t tokens;           /* leading ones of the request's that are stored */
-    uint64_t finest_bytes;   /* of their objects, at the finest level that is stored */
+    uint64_t finest_bytes;   /* of their objects, at the finest level that is stored; of chunks within
+                                present_tokens none */
     uint64_t coarsest_bytes; /* and at the coarsest one */
     char manifest_url[4096]; /* for a request of them, which need not be looked for again */
 } kvcast_stored;
@@ -299,7 +306,7 @@ typedef struct kvcast_summary {
     double time;          /* seconds to the last call of the sink */
     double manifest_time; /* seconds until the manifest was checked */
     uint64_t network_bytes;
-    size_t tokens;
+    size_t tokens;       /* of the context, present_tokens too */
     size_t text_tokens;  /* that the engine was asked to compute */
     double kl;           /* nats that the loaded tokens are expected to cost; negative: not known */
     int32_t publication; /* why nothing could be loaded: a code; KVCAST_OK: it could */
@@ -313,8 +320,8 @@ typedef struct kvcast_session kvcast_session;
 KVCAST_API int kvcast_fetch(kvcast_client* client, const kvcast_request* request, const kvcast_sink* sink,
                             kvcast_session** session);
 /* Waits until all is there, for `seconds` at most (KVCAST_PENDING), or as long as it takes where that is
- * negative. KVCAST_OK: every token was loaded or recomputed. `summary` may be NULL. Not from a call of the
- * sink. */
+ * negative. KVCAST_OK: every token was loaded, recomputed or present. `summary` may be NULL. Not from a call
+ * of the sink. */
 KVCAST_API int kvcast_session_wait(kvcast_session* session, double seconds, kvcast_summary* summary);
 /* For a log: why nothing could be loaded, and why chunks came at another level than was chosen first, or as
  * text; a line for each, "" where there was no trouble. NULL while the session runs. Valid until it is

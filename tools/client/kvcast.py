@@ -183,7 +183,7 @@ class _Request(_Sized):
                 ("layout", POINTER(Layout)), ("model", c_char_p), ("salt", c_char_p), ("token_ids", POINTER(c_int32)),
                 ("tokens", c_size_t), ("chunk_tokens", c_size_t), ("deadline", c_double),
                 ("prefill_tokens_per_second", c_double), ("finest_level", c_uint32), ("rule", c_char_p),
-                ("trusted_keys", POINTER(c_char_p)), ("trusted_key_count", c_size_t)]
+                ("trusted_keys", POINTER(c_char_p)), ("trusted_key_count", c_size_t), ("present_tokens", c_size_t)]
 
 
 def _open_library():
@@ -489,7 +489,8 @@ class Client(_Handle):
         planes, or None to refuse the chunk.
 
         `request`: tokens (how many there is room for, where token_ids is None), salt, chunk_tokens, deadline (seconds),
-        prefill_tokens_per_second, finest_level, rule, trusted_keys (contents of PEM files)."""
+        prefill_tokens_per_second, finest_level, rule, trusted_keys (contents of PEM files), present_tokens (leading
+        ones whose KV the engine has: chunks within them do not come)."""
         asked = _request(layout, model, token_ids, store, manifest, **request)
         return Session(self, asked, layout, on_layer, on_recompute, on_finish, on_place)
 
@@ -501,7 +502,7 @@ def _close_all():
 
 
 def _request(layout, model, token_ids, store, manifest, tokens=0, salt=None, chunk_tokens=0, deadline=0.0,
-             prefill_tokens_per_second=0.0, finest_level=0, rule=None, trusted_keys=()):
+             prefill_tokens_per_second=0.0, finest_level=0, rule=None, trusted_keys=(), present_tokens=0):
     if isinstance(trusted_keys, (str, bytes)):
         raise TypeError("trusted_keys is a list of keys")
     ids, keys = _ids(token_ids), [_text(k) for k in trusted_keys]
@@ -509,7 +510,8 @@ def _request(layout, model, token_ids, store, manifest, tokens=0, salt=None, chu
                     model=_text(model), salt=_text(salt), token_ids=ids, tokens=tokens if ids is None else len(ids),
                     chunk_tokens=chunk_tokens, deadline=deadline,
                     prefill_tokens_per_second=prefill_tokens_per_second, finest_level=finest_level, rule=_text(rule),
-                    trusted_keys=(c_char_p * len(keys))(*keys) if keys else None, trusted_key_count=len(keys))
+                    trusted_keys=(c_char_p * len(keys))(*keys) if keys else None, trusted_key_count=len(keys),
+                    present_tokens=present_tokens)
 
 
 def _put(places, count, chosen):

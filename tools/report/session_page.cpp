@@ -41,6 +41,7 @@ text.inside.on-light { fill: #102540; }
 .deadline { stroke: var(--bad); stroke-width: 1.5; stroke-dasharray: 5 4; }
 .given-up { fill: none; stroke: var(--bad); stroke-width: 1.2; }
 .text { fill: var(--text); } .decode { fill: var(--decode); } .waiting { fill: var(--text); opacity: .35; }
+.present { fill: var(--grid); }
 rect:hover { filter: brightness(1.15); }
 )";
 
@@ -130,9 +131,11 @@ class Page {
         }
         return fmt::format(
             "<h1>{}</h1>\n<p>rule {}</p>\n<p class=\"verdict {}\">{}</p>\n"
-            "<p>{} of {} tokens loaded ({}{}), {} recomputed from text; expected KL {}{}</p>\n",
+            "<p>{} of {} tokens loaded ({}{}), {} recomputed from text{}; expected KL {}{}</p>\n",
             html_escaped(page_.title), html_escaped(page_.rule), late ? "late" : "in-time", verdict,
-            t_.tokens - t_.text_tokens, t_.tokens, bytes_text(bytes), level_range(), t_.text_tokens,
+            t_.tokens - t_.text_tokens - t_.present_tokens, t_.tokens, bytes_text(bytes), level_range(),
+            t_.text_tokens,
+            t_.present_tokens == 0 ? "" : fmt::format(", {} present before", t_.present_tokens),
             t_.kl < 0 ? "unknown" : fmt::format("{:.4f}", t_.kl),
             given_up == 0 ? "" : fmt::format("; {} transfers given up", given_up));
     }
@@ -271,6 +274,9 @@ class Page {
             svg.text({kLeft - 6, row(top, i) + row_ / 2 + 4}, fmt::format("{}", c.first_token), "", "end");
         }
         svg.text({kLeft - 6, top - 9}, "token", "", "end");
+        for (std::size_t i = 0; i < r_.chunks.size(); ++i) {
+            if (r_.chunks[i].status == ChunkStatus::kPresent) present_chunk(svg, top, i);
+        }
         for (const Attempt& a : t_.attempts) attempt(svg, top, a);
         for (const TextChunk& c : t_.text) text_chunk(svg, top, c);
     }
@@ -295,6 +301,11 @@ class Page {
         if (!a.arrived || row_ < 12 || width < 22) return;
         svg.text({corner.x + 4, corner.y + bar() / 2 + 4}, fmt::format("{}", a.level),
                  shades_.lightness(a.level) > 58 ? "inside on-light" : "inside");
+    }
+
+    void present_chunk(Svg& svg, double top, std::size_t chunk) const {
+        svg.rectangle({axis_.x(0), row(top, chunk)}, axis_.x(t_.end) - axis_.x(0), bar(), "present",
+                      tokens_of(chunk, chunk + 1) + ", present before");
     }
 
     // Light while it waits for the engine, full while it is recomputed.
@@ -322,6 +333,7 @@ class Page {
         };
         if (std::ranges::any_of(t_.attempts, [](const Attempt& a) { return !a.arrived; }))
             entry("given up", "given-up", "");
+        if (t_.present_tokens > 0) entry("present", "present", "");
         if (!t_.text.empty()) entry("text", "text", "");
         const std::vector<unsigned>& levels = shades_.levels();
         const std::size_t step = levels.size() / 6 + 1;

@@ -105,8 +105,10 @@ class Historian final : private Controller::Owner {
         for (const ChunkView& v : controller_.chunks()) {
             t_.tokens += v.tokens;
             const bool text = v.status == ChunkStatus::kText || v.status == ChunkStatus::kRecomputed;
-            if (text) t_.text_tokens += v.tokens;
-            if (text || v.levels.empty()) continue;
+            const bool present = v.status == ChunkStatus::kPresent;
+            if (text) t_.text_tokens += v.tokens - v.present;
+            if (text || present) t_.present_tokens += v.present;
+            if (text || present || v.levels.empty()) continue;
             kl += v.levels[v.choice].kl * static_cast<double>(v.tokens);
             known &= v.levels[v.choice].kl_known;
         }

@@ -53,7 +53,9 @@ struct Timeline {
     bool complete = false;
     std::size_t tokens = 0;
     std::size_t text_tokens = 0;
-    double kl = 0;  // mean over all tokens; text has none; negative: unknown of a level that was loaded
+    std::size_t present_tokens = 0;  // neither loaded nor recomputed
+    double kl = 0;  // mean over all tokens; text and present ones have none; negative: unknown of a level
+                    // that was loaded
 };
 
 // Plays the recorded events again, with the recorded decisions.
