@@ -1,6 +1,7 @@
 """The vLLM connector, driven as vLLM's scheduler and workers drive it, by an engine whose KV is a function of the tokens
 before: what is in its pages can be told. The store is a folder behind an HTTP server of this process."""
 
+import contextlib
 import functools
 import glob
 import hashlib
@@ -11,6 +12,7 @@ import os
 import pickle
 import random
 import shutil
+import socket
 import sys
 import tempfile
 import threading
@@ -87,12 +89,11 @@ class Rounded(SideBySide):
 def kv_of(token_ids):
     """K and V of every layer, [layers, 2, tokens, heads, head_dim]: those of a token depend on it and all before it."""
     rows, state = [], b""
-    for first in range(0, len(token_ids), BLOCK):
-        piece = token_ids[first:first + BLOCK]
-        state = hashlib.sha256(state + repr(piece).encode()).digest()
-        random_numbers = torch.Generator().manual_seed(int.from_bytes(state[:6], "big"))
-        rows.append(torch.randn(LAYERS, 2, BLOCK, HEADS, HEAD_DIM, generator=random_numbers)[:, :, :len(piece)])
-    return torch.cat(rows, 2).to(DTYPE)
+    for token in token_ids:
+        state = hashlib.sha256(state + b"%d" % token).digest()
+        numbers = torch.Generator().manual_seed(int.from_bytes(state[:6], "big"))
+        rows.append(torch.randn(LAYERS, 2, HEADS, HEAD_DIM, generator=numbers))
+    return torch.stack(rows, 2).to(DTYPE)
 
 
 class Request:
@@ -100,7 +101,7 @@ class Request:
     def __init__(self, name, token_ids, **other):
         self.request_id, self.prompt_token_ids, self.all_token_ids = name, list(token_ids), list(token_ids)
         self.lora_request, self.mm_features, self.prompt_embeds, self.cache_salt = None, [], None, None
-        self.num_computed_tokens, self.status = 0, RequestStatus.WAITING
+        self.num_computed_tokens, self.num_in_flight_tokens, self.status = 0, 0, RequestStatus.WAITING
         self.__dict__.update(other)
 
     num_tokens = property(lambda self: len(self.all_token_ids))
@@ -138,11 +139,13 @@ class Engine:
         self.worker = kvcast_vllm.KvcastConnector(config, KVConnectorRole.WORKER, caches)
         # As a dictionary comes: not in the model's order.
         self.worker.register_kv_caches(dict(reversed(self.pages.items())))
-        self.free, self.received, self.sent, self.invalid, self.local = list(range(BLOCKS)), set(), set(), set(), {}
+        self.free, self.received, self.sent, self.invalid, self.known = list(range(BLOCKS)), set(), set(), set(), set()
+        self.saved = []
         random.Random(7).shuffle(self.free)
 
     def step(self, finished=()):
         metadata = pickle.loads(pickle.dumps(self.scheduler.build_connector_meta(None)))
+        self.saved += metadata.saves
         self.worker.bind_connector_metadata(metadata)
         self.worker.start_load_kv(None)
         self.worker.wait_for_save()
@@ -150,8 +153,10 @@ class Engine:
         assert not (sent & self.sent or received & self.received), "told twice"
         self.sent |= sent
         self.received |= received
-        self.invalid |= self.worker.get_block_ids_with_load_errors()
+        invalid = self.worker.get_block_ids_with_load_errors()
+        self.invalid |= invalid
         self.worker.clear_connector_metadata()
+        self.scheduler.update_connector_output(types.SimpleNamespace(finished_recving=received, invalid_block_ids=invalid))
         return metadata
 
     def until(self, condition, seconds=60):
@@ -178,6 +183,9 @@ class Engine:
 
     def matched(self, request, computed=0):
         found = []
+        if request not in self.known:
+            self.known.add(request)
+            self.scheduler.on_new_request(request)
 
         def is_known():
             found.append(self.scheduler.get_num_new_matched_tokens(request, computed))
@@ -237,7 +245,7 @@ class ConnectorTest(unittest.TestCase):
     def setUp(self):
         self.folder = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, self.folder)
-        self.asked = []
+        self.asked, self.bytes_at_once = [], None
         test = self
 
         class Handler(http.server.SimpleHTTPRequestHandler):
@@ -246,14 +254,22 @@ class ConnectorTest(unittest.TestCase):
             def log_message(self, *_):
                 test.asked.append(self.path)
 
+            def copyfile(self, source, outputfile):
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # readers may have seen enough
+                    while test.bytes_at_once and self.path.endswith(".kvc") and (piece := source.read(test.bytes_at_once)):
+                        outputfile.write(piece)
+                        time.sleep(0.1)
+                    super().copyfile(source, outputfile)
+
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=self.folder))
         self.server.daemon_threads = True
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.addCleanup(self.server.server_close)
         self.addCleanup(self.server.shutdown)
-        self.extra = {"store": "http://127.0.0.1:%d" % self.server.server_port, "destination": self.folder,
+        self.extra = {"deadline": 60.0, "store": "http://127.0.0.1:%d" % self.server.server_port, "destination": self.folder,
                       "chunk_tokens": 64, "least_tokens": 64, "levels": [0], "patience": 20.0}
-        self.prompt = [random.Random(1).randrange(1000) for _ in range(300)]
+        numbers = random.Random(1)
+        self.prompt = [numbers.randrange(1000) for _ in range(300)]
         logging.disable(logging.WARNING)
 
     def engine(self, backend=SideBySide, role="kv_both", model="a model", **extra):
@@ -399,21 +415,39 @@ class ConnectorTest(unittest.TestCase):
         self.assertTrue(engine.end(salted, blocks))
         engine.close()
         self.assertEqual(self.engine().matched(Request("s", self.prompt, cache_salt="x")), 256)
+        # The publisher's own salt is another one than a request's.
+        tenant = self.engine(salt="x")
+        self.assertEqual(tenant.matched(Request("t", self.prompt)), 0)
+        self.assertEqual(tenant.matched(Request("u", self.prompt, cache_salt="x")), 0)
+        self.assertEqual(self.engine().matched(Request("v", self.prompt, cache_salt="a\0b\ud800")), 0)
 
     def test_aborted_requests(self):
         engine = self.engine()
+        # A stop that the front end finds is an abort to the scheduler: what was computed is stored.
         request = Request("a", self.prompt)
         _, blocks = engine.run(request)
-        request.status = RequestStatus.FINISHED_ABORTED
-        self.assertFalse(engine.end(request, blocks))
-        self.store(self.prompt)
+        request.status, request.num_in_flight_tokens = RequestStatus.FINISHED_ABORTED, 60
+        self.assertTrue(engine.end(request, blocks))
+        self.assertEqual(len(engine.saved[0].token_ids), 192)
+        failed = Request("f", self.prompt[5:])
+        _, blocks = engine.run(failed)
+        failed.status = RequestStatus.FINISHED_ERROR
+        self.assertFalse(engine.end(failed, blocks))
+        engine.close()
+        # During a load: vLLM frees its blocks when it has ended.
+        engine = self.engine()
         loading = Request("b", self.prompt)
         tokens, blocks = engine.matched(loading), engine.allocate(loading)
         engine.begin_load(loading, tokens, blocks)
-        loading.status = RequestStatus.FINISHED_ABORTED
+        loading.status, loading.num_computed_tokens = RequestStatus.FINISHED_ABORTED, tokens
         self.assertEqual(engine.scheduler.request_finished_all_groups(loading, (blocks, )), (False, None))
         engine.step(["b"])
-        engine.until(lambda: "b" in engine.received)  # vLLM frees its blocks then
+        engine.until(lambda: "b" in engine.received)
+        # Before its lookup has ended.
+        early = Request("c", self.prompt)
+        engine.scheduler.on_new_request(early)
+        self.assertEqual(engine.scheduler.request_finished_all_groups(early, ([], )), (False, None))
+        self.assertEqual(engine.scheduler._scheduler._known, {})
 
     def test_a_save_that_fails_gives_its_blocks_back(self):
         not_a_folder = os.path.join(self.folder, "file")
@@ -423,6 +457,95 @@ class ConnectorTest(unittest.TestCase):
         request = Request("a", self.prompt)
         _, blocks = engine.run(request)
         self.assertTrue(engine.end(request, blocks))
+        engine.until(lambda: engine.worker._worker._saves_paused_until > 0)
+        self.assertEqual(engine.worker._worker._room, engine.worker._worker.settings.save_bytes)
+        other = Request("b", self.prompt[1:])
+        _, blocks = engine.run(other)
+        self.assertTrue(engine.end(other, blocks))
+
+    def test_a_destination_that_hangs_keeps_no_blocks(self):
+        silent = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(silent.close)
+        room = 3 * 256 * LAYERS * 2 * HEADS * HEAD_DIM * 2
+        engine = self.engine(destination="http://127.0.0.1:%d" % silent.getsockname()[1], save_bytes=room)
+        began = time.monotonic()
+        for i in range(5):
+            request = Request("a%d" % i, self.prompt[i:])
+            _, blocks = engine.run(request)
+            self.assertTrue(engine.end(request, blocks))
+        self.assertLess(time.monotonic() - began, 10)
+        self.assertEqual(engine.worker._worker._room, 0)  # two had none
+
+    def test_a_store_that_drips_is_cut_off(self):
+        self.store(self.prompt)
+        self.bytes_at_once = 40
+        engine = self.engine(deadline=1.0)
+        request = Request("second", self.prompt)
+        began = time.monotonic()
+        loaded, blocks = engine.run(request)
+        self.assertLess(time.monotonic() - began, 20)
+        self.assertEqual(loaded, 0)
+        self.expect_kv(engine, request, blocks)
+
+    def test_a_lookup_that_takes_long_is_not_waited_for(self):
+        silent = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(silent.close)
+        engine = self.engine(store="http://127.0.0.1:%d" % silent.getsockname()[1], patience=0.5)
+        requests = [Request("a%d" % i, self.prompt) for i in range(40)]
+        for request in requests:
+            engine.known.add(request)
+            engine.scheduler.on_new_request(request)
+        began = time.monotonic()
+        for request in requests:
+            self.assertEqual(engine.matched(request), 0)
+        self.assertLess(time.monotonic() - began, 3)
+
+    def test_a_manifest_that_makes_no_sense_is_of_no_harm_to_others(self):
+        self.store(self.prompt)
+        self.store(self.prompt[7:], "other")
+        with kvcast.Client() as client:
+            layout = kvcast_vllm.layout_of(*configuration(self.extra))
+            url = client.look_up(layout, "a model", self.prompt[7:], store=self.extra["store"], chunk_tokens=64).manifest_url
+        with open(self.folder + "/manifests/" + os.path.basename(url), "w", encoding="utf-8") as f:
+            f.write("{}")
+        engine = self.engine()
+        self.assertEqual(engine.matched(Request("a", self.prompt[7:])), 0)
+        self.assertEqual(engine.matched(Request("b", self.prompt)), 256)
+
+    def test_what_one_rank_has_not_stored_is_stored_again(self):
+        self.store(self.prompt, model="a model, rank 0 of 2")
+        engine = Engine(extra=self.extra, tensor_parallel_size=2, rank=1)
+        self.addCleanup(engine.close)
+        request = Request("a", self.prompt)
+        loaded, blocks = engine.run(request)
+        self.assertEqual(loaded, 0)  # of this rank
+        self.assertTrue(engine.end(request, blocks))
+        engine.close()
+        engine = Engine(extra=self.extra, tensor_parallel_size=2, rank=1)
+        self.addCleanup(engine.close)
+        loaded, _ = engine.run(Request("b", self.prompt))
+        self.assertEqual(loaded, 256)
+
+    def test_a_last_chunk_that_is_not_whole(self):
+        with kvcast.Client() as client:
+            planes = kv_of(self.prompt).reshape(2 * LAYERS, len(self.prompt), -1)
+            client.publish(self.folder, kvcast_vllm.layout_of(*configuration(self.extra)), "a model", self.prompt,
+                           list(planes), levels=[0], chunk_tokens=64)
+        for more in ([], [1, 2, 3]):
+            engine = self.engine()
+            request = Request("a", self.prompt + more)
+            loaded, blocks = engine.run(request)
+            self.assertEqual(loaded, len(self.prompt))
+            self.expect_kv(engine, request, blocks)
+
+    def test_preempted_requests_load_again(self):
+        self.store(self.prompt)
+        engine = self.engine()
+        request = Request("a", self.prompt)
+        engine.run(request)
+        engine.received.clear()
+        request.num_computed_tokens = 0
+        self.assertEqual(engine.matched(request), 256)
 
     def test_roles(self):
         producer = self.engine(role="kv_producer", store="")
@@ -471,7 +594,12 @@ class ConnectorTest(unittest.TestCase):
         for what, said in {
                 "levls": {"extra": {**extra, "levls": [0]}}, "levels='0'": {"extra": {**extra, "levels": "0"}},
                 "threads=True": {"extra": {**extra, "threads": True}}, "threads=0": {"extra": {**extra, "threads": 0}},
-                "rope='x'": {"extra": {**extra, "rope": "x"}}, "needs a store": {"extra": {}},
+                "rope='x'": {"extra": {**extra, "rope": "x"}}, "rule='x'": {"extra": {**extra, "rule": "x"}},
+                "levels=['0']": {"extra": {**extra, "levels": ["0"]}}, "levels=[3, 0]": {"extra": {**extra, "levels": [3, 0]}},
+                "finest_level=-1": {"extra": {**extra, "finest_level": -1}}, "ttl=-5": {"extra": {**extra, "ttl": -5}},
+                "trusted_keys=[1]": {"extra": {**extra, "trusted_keys": [1]}},
+                "not causal": {"extra": extra, "spec": FullAttentionSpec(non_causal=True)},
+                "no KV cache": {"extra": extra, "groups": 0}, "needs a store": {"extra": {}},
                 "needs a destination": {"extra": {}, "role": "kv_producer"}, "recompute": {"extra": extra, "policy": "fail"},
                 "hybrid": {"extra": extra, "groups": 2}, "SlidingWindowSpec": {"extra": extra, "spec": SlidingWindowSpec()},
                 "int8": {"extra": extra, "spec": FullAttentionSpec(dtype=torch.int8)},
@@ -480,11 +608,27 @@ class ConnectorTest(unittest.TestCase):
                 config, caches = configuration(**said)
                 kvcast_vllm.KvcastConnector(config, KVConnectorRole.SCHEDULER, caches)
             self.assertIn(what, str(caught.exception))
+        with self.assertRaisesRegex(ValueError, "cache of another kind"):
+            Engine(type("Own", (), {"order": (0, 1, 2, 3)}), extra=extra)
+
+    def test_what_cannot_be_read_is_not_stored(self):
         engine = self.engine(Rounded)
-        request = Request("a", self.prompt)
-        _, blocks = engine.run(request)
-        with self.assertRaises(ValueError):
-            engine.end(request, blocks)
+        logging.disable(logging.NOTSET)
+        for i in range(2):
+            request = Request("a%d" % i, self.prompt[i:])
+            _, blocks = engine.run(request)
+            with self.assertLogs("vllm.kvcast", "ERROR") if i == 0 else self.assertNoLogs("vllm.kvcast"):
+                self.assertTrue(engine.end(request, blocks))
+        self.assertEqual(os.listdir(self.folder), [])
+
+    def test_identities(self):
+        config, _ = configuration(self.extra)
+        settings = kvcast_vllm.Settings()
+        self.assertEqual(kvcast_vllm._model_of(settings, config, 0), "a model")
+        config.model_config.revision, config.model_config.quantization = "r1", "awq"
+        self.assertEqual(kvcast_vllm._model_of(settings, config, 0), "a model, r1, awq")
+        self.assertEqual(kvcast_vllm._model_of(kvcast_vllm.Settings(model="x"), config, 0), "x")
+        self.assertFalse(self.engine().scheduler.reset_cache())
 
     def test_rope(self):
         def rope(head_dim=8, pairing="auto", **config):

@@ -257,6 +257,12 @@ def _content(value):
 def _ids(token_ids):
     if token_ids is None:
         return None
+    try:
+        view = memoryview(token_ids)
+        if view.format == "i" and view.ndim == 1 and view.c_contiguous:
+            return (c_int32 * len(view)).from_buffer_copy(view)  # of array.array or numpy: a hundred times as fast
+    except TypeError:
+        pass
     ids = [operator.index(i) for i in token_ids]
     if ids and not -2**31 <= min(ids) <= max(ids) < 2**31:
         raise OverflowError("a token id of more than 32 bits")

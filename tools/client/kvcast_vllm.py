@@ -7,23 +7,30 @@ computed is stored. For vLLM 0.32, with kvcast.py beside this file and libkvcast
         "kv_connector_extra_config": {"store": "http://host/kv", "destination": "/srv/kv", "levels": [0, 3, 5]}}'
 
 The role says what is done: kv_consumer loads, kv_producer stores, kv_both does both. Settings has what else can be said.
+Within a MultiConnector it is that one's failure policy that counts.
 
-Loads are asynchronous: vLLM schedules other requests meanwhile. What does not come, or not in time, is computed from where
-the loaded prefix ends. When a request has ended its whole chunks are stored, from a copy in host memory; chunks that the
-store has already are taken over as they are.
+Loads are asynchronous: vLLM schedules other requests meanwhile. What does not come within the deadline is computed, from the
+block on in which the loaded prefix ends. When a request ends, its whole chunks are copied to host memory, if there is room
+for that, and stored from there; chunks that the store has already are taken over as they are. To store is best effort: what
+a destination does not take, or what waits when vLLM ends, is lost.
 
-KV gets into pages by the attention backend's own update, and where that puts a value is found out by putting some: nothing
-here knows how a backend arranges a block. Encoding and decoding are done by the CPU.
+KV gets into pages by the attention backend's own update, and where that puts a value is found out by putting some: all that
+is assumed here is vLLM's view of a cache, [blocks, heads, tokens, values]. Encoding and decoding are done by the CPU.
 
-Neither loaded nor stored: requests with LoRA or with other inputs than tokens. A request's cache_salt keeps its KV apart.
-With tensor parallelism every rank stores and loads the heads that it has. Refused at the start: pipeline and context
-parallelism, MLA, hybrid and sliding-window caches, caches of 8 bits."""
+What KV belongs to is the model's name (with revision and quantisation), its layout and the tokens: after new weights, give
+it a new name; vLLM's reset of connectors is refused. Neither loaded nor stored: requests with LoRA or with other inputs than
+tokens. A request's cache_salt keeps its KV apart. With tensor parallelism every rank stores and loads the heads that it has.
+Layers of a draft model count as the model's. Refused at the start: pipeline and context parallelism, models whose attention
+is not causal, MLA, hybrid and sliding-window caches, caches of 8 bits."""
 
+import array
 import collections
 import contextlib
 import ctypes
 import dataclasses
+import hashlib
 import json
+import logging
 import math
 import queue
 import re
@@ -42,9 +49,13 @@ import kvcast
 logger = init_logger("vllm.kvcast")
 
 _DTYPES = {torch.bfloat16: kvcast.BF16, torch.float16: kvcast.FP16, torch.float32: kvcast.FP32}
-_PAUSE = 10.0  # seconds without lookups after one that failed
+_PAUSE = 10.0  # seconds without lookups, or without saves, after a server that failed
+_UNREACHABLE = {"network", "tls", "http-status", "protocol", "timeout"}
 _FORGET = 600.0  # seconds after which a context is stored again: it may not have come to that, or be gone
 _REMEMBERED = 1 << 16  # chunks
+_DRAIN = 4.0  # seconds for what waits to be stored when vLLM ends; it kills workers after 5
+_PIECE = 64 << 20  # bytes of a layer that are gathered at once
+_RULES = re.compile(r"two-pointer|mpc|prefix-only|deadline|cachegen|fixed:\d+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +71,12 @@ class Settings:
 
     # Loads, as Client.fetch() has them.
     least_tokens: int = 256  # fewer are computed instead
-    patience: float = 1.0  # seconds that a lookup may take
-    deadline: float = 0.0  # seconds that a load may take; 0: no end
-    prefill_tokens_per_second: float = 0.0  # with a deadline: what vLLM computes with
+    patience: float = 1.0  # seconds that a request waits for its lookup
+    deadline: float = 30.0  # seconds that a load may take: it is cut off then. 0: no end
+    prefill_tokens_per_second: float = 0.0  # that vLLM computes with: a load that will be late is given up early
     finest_level: int = 0
     rule: str = "prefix-only"  # others may load what lies behind a gap, which vLLM has no use for
     trusted_keys: tuple = ()  # files
-    threads: int = 1  # of each load
     cache_folder: str = ""  # for calibrations
     ca_file: str = ""
 
@@ -80,7 +90,9 @@ class Settings:
     session: str = ""
     key: str = ""  # file
     generated: bool = True  # what was generated too, not the prompt alone
-    most_saves: int = 4  # that wait; a further one is dropped
+    save_bytes: int = 4 << 30  # of host memory, for what waits; what has no room is not stored
+
+    threads: int = 1  # of each load, and of what is stored
 
     @classmethod
     def of(cls, given):
@@ -88,24 +100,30 @@ class Settings:
         for name, value in given.items():
             if name not in known:
                 raise ValueError("kv_connector_extra_config: %r is none of %s" % (name, ", ".join(known)))
-            kinds = {float: (float, int), tuple: (tuple, list)}.get(type(known[name]), (type(known[name]),))
-            if type(value) not in kinds:
+            kinds = {float: (float, int), tuple: (tuple, list)}.get(type(known[name]), (type(known[name]), ))
+            if type(value) not in kinds or not cls._fits(name, value):
                 raise ValueError("kv_connector_extra_config: %s=%r" % (name, value))
-        settings = cls(**given)
-        for name, fits in (("chunk_tokens", settings.chunk_tokens > 0), ("threads", settings.threads > 0),
-                           ("most_saves", settings.most_saves > 0),
-                           ("rope", settings.rope in ("auto", "half", "interleaved", "none"))):
-            if not fits:
-                raise ValueError("kv_connector_extra_config: %s=%r" % (name, getattr(settings, name)))
-        return settings
+        return cls(**given)
+
+    @staticmethod
+    def _fits(name, value):
+        if name == "levels":
+            return all(type(v) is int and 0 <= v < 256 for v in value) and list(value) == sorted(set(value))
+        if name == "trusted_keys":
+            return all(isinstance(v, str) for v in value)
+        if name == "rope":
+            return value in ("auto", "half", "interleaved", "none")
+        if name == "rule":
+            return _RULES.fullmatch(value)
+        return not isinstance(value, (int, float)) or value >= (name in ("chunk_tokens", "threads"))
 
 
 @dataclasses.dataclass
 class Load:
-    """Tokens present to the last one of token_ids, into a request's blocks."""
+    """Tokens `present` to the last one of token_ids, into a request's blocks."""
 
     request: str
-    token_ids: list
+    token_ids: array.array
     present: int
     blocks: list
     salt: str
@@ -115,7 +133,7 @@ class Load:
 @dataclasses.dataclass
 class Save:
     request: str
-    token_ids: list
+    token_ids: array.array
     blocks: list
     salt: str
 
@@ -188,11 +206,15 @@ def _refuse(what):
 def _attention_spec(kv_cache_config):
     """Of a cache that is the same in all layers, and holds all tokens."""
     groups = kv_cache_config.kv_cache_groups
+    if not groups:
+        _refuse("there is no KV cache")
     if len(groups) != 1:
         _refuse("hybrid caches are not supported (%d groups of layers)" % len(groups))
     spec = groups[0].kv_cache_spec
     if type(spec).__name__ != "FullAttentionSpec" or getattr(spec, "sliding_window", None) is not None:
         _refuse("a cache of %s, not of full attention" % type(spec).__name__)
+    if getattr(spec, "non_causal", False):
+        _refuse("attention that is not causal: KV depends on what comes after it")
     if spec.dtype not in _DTYPES:
         _refuse("a cache of %s" % spec.dtype)
     return spec
@@ -209,7 +231,10 @@ def layout_of(vllm_config, kv_cache_config, rope="auto"):
 
 
 def _model_of(settings, vllm_config, rank):
-    name, ranks = settings.model or vllm_config.model_config.model, vllm_config.parallel_config.tensor_parallel_size
+    """The name of what KV belongs to."""
+    model, ranks = vllm_config.model_config, vllm_config.parallel_config.tensor_parallel_size
+    name = settings.model or ", ".join(
+        part for part in (model.model, getattr(model, "revision", None), getattr(model, "quantization", None)) if part)
     return name if ranks == 1 else "%s, rank %d of %d" % (name, rank, ranks)
 
 
@@ -230,23 +255,27 @@ class _Known:
     """Of a request that has not ended."""
 
     def __init__(self, lookup):
-        self.lookup = lookup  # a future of what is stored: kvcast.Stored, or None
-        self.computed = 0  # tokens that vLLM had when it asked
-        self.tried = False  # one load; what that did not bring is computed
+        self.lookup, self.since = lookup, time.monotonic()  # a future of kvcast.Stored, or of None
+        self.computed = 0  # tokens that vLLM had when it last asked, which it does before it allocates
+        self.loading = None  # a set of blocks
+        self.lost = False  # a load has not brought all: what is missing is computed, and stored
+
+    def stored(self):
+        return self.lookup.result() if self.lookup.done() and not self.lookup.cancelled() else None
 
     def stored_tokens(self):
-        return self.lookup.result().tokens if self.lookup.done() and self.lookup.result() else 0
+        return self.stored().tokens if self.stored() else 0
 
 
 class Scheduler:
     """Decides what is loaded and what is stored."""
 
-    def __init__(self, settings, layout, model, loads, saves):
+    def __init__(self, settings, layout, model, may_load, may_save):
         self._settings, self._layout, self._model = settings, layout, model
-        self._loads, self._saves = loads, saves  # whether to
-        self._client = _open_client(settings) if loads else None
+        self._may_load, self._may_save = may_load, may_save
+        self._client = _open_client(settings) if may_load else None
         self._keys = [_read(path) for path in settings.trusted_keys]
-        self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="kvcast lookup")
+        self._threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="kvcast lookup")
         self._known = {}
         self._transfers = Transfers([], [])
         self._paused_until = 0.0
@@ -258,7 +287,10 @@ class Scheduler:
                     request.prompt_token_ids is None)
 
     def _salt(self, request):
-        return "\n".join(s for s in (self._settings.salt, request.cache_salt) if s) or None
+        if not request.cache_salt:
+            return self._settings.salt or None
+        both = json.dumps([self._settings.salt, request.cache_salt])
+        return hashlib.sha256(both.encode()).hexdigest()
 
     def _look_up(self, token_ids, salt):
         if time.monotonic() < self._paused_until:
@@ -267,24 +299,31 @@ class Scheduler:
             return self._client.look_up(self._layout, self._model, token_ids, store=self._settings.store, salt=salt,
                                         chunk_tokens=self._settings.chunk_tokens, patience=self._settings.patience,
                                         trusted_keys=self._keys)
-        except kvcast.Error as e:
-            if e.name != "not-stored":
+        except Exception as e:  # pylint: disable=broad-except; what cannot be looked up is computed
+            name = getattr(e, "name", "")
+            if name in _UNREACHABLE:
                 self._paused_until = time.monotonic() + _PAUSE
                 logger.warning("kvcast lookup: %s; none for %.0f s", e, _PAUSE)
+            elif name != "not-stored":
+                logger.warning("kvcast lookup: %s", e)
             return None
 
+    def began(self, request):
+        """Looks for what the store has of a request that is new."""
+        if not self._may_load or not self._is_text(request) or request.num_tokens < self._settings.least_tokens or \
+                getattr(request, "skip_reading_prefix_cache", False):
+            return
+        lookup = self._threads.submit(self._look_up, array.array("i", request.all_token_ids), self._salt(request))
+        self._known[request.request_id] = _Known(lookup)
+
     def matched(self, request, computed):
-        """How many tokens beyond the computed ones are loaded; None: it is being found out."""
-        if not self._loads or not self._is_text(request) or request.num_tokens - computed < self._settings.least_tokens:
-            return 0
+        """How many tokens beyond the computed ones can be loaded; None: it is being found out."""
         known = self._known.get(request.request_id)
-        if known is None:
-            lookup = self._threads.submit(self._look_up, list(request.all_token_ids), self._salt(request))
-            known = self._known[request.request_id] = _Known(lookup)
-        if known.tried:
+        if known is None or known.lost or request.num_tokens - computed < self._settings.least_tokens:
             return 0
-        if not known.lookup.done():
+        if not known.lookup.done() and time.monotonic() < known.since + self._settings.patience:
             return None
+        known.lookup.cancel()
         known.computed = computed
         more = min(known.stored_tokens(), request.num_tokens) - computed
         return more if more >= self._settings.least_tokens else 0
@@ -293,26 +332,35 @@ class Scheduler:
         if tokens == 0:
             return
         known = self._known[request.request_id]
-        known.tried = True
-        token_ids, salt = list(request.all_token_ids[:known.computed + tokens]), self._salt(request)
-        self._remember(token_ids, salt)
-        self._transfers.loads.append(
-            Load(request.request_id, token_ids, known.computed, list(blocks), salt, known.lookup.result().manifest_url))
+        token_ids = array.array("i", request.all_token_ids[:known.computed + tokens])
+        known.loading = set(blocks)
+        self._transfers.loads.append(Load(request.request_id, token_ids, known.computed, list(blocks),
+                                          self._salt(request), known.stored().manifest_url))
+
+    def received(self, requests, missing):
+        """Loads have ended, and blocks were not filled."""
+        for known in self._known.values() if missing else ():
+            known.lost |= bool(known.loading and known.loading & missing)
+        for request in requests:
+            if request in self._known:
+                self._known[request].loading = None
 
     def ended(self, request, blocks):
         """Whether the request's blocks are still needed."""
         known = self._known.pop(request.request_id, None)
-        if not self._saves or not self._is_text(request) or \
-                request.status not in (RequestStatus.FINISHED_STOPPED, RequestStatus.FINISHED_LENGTH_CAPPED):
+        if known:
+            known.lookup.cancel()
+        if not self._may_save or not self._is_text(request) or (known and known.loading) or \
+                request.status == RequestStatus.FINISHED_ERROR:
             return False
-        tokens = min(request.num_computed_tokens, request.num_tokens - 1)  # the last one's KV is not computed
+        # What is on its way may not come to be, and the last token's KV is not computed.
+        tokens = min(request.num_computed_tokens - request.num_in_flight_tokens, request.num_tokens - 1)
         if not self._settings.generated:
             tokens = min(tokens, request.num_prompt_tokens)
         tokens -= tokens % self._settings.chunk_tokens
-        if tokens <= (known.stored_tokens() if known else 0):
-            return False
-        token_ids, salt = list(request.all_token_ids[:tokens]), self._salt(request)
-        if self._remember(token_ids, salt):
+        token_ids, salt = array.array("i", request.all_token_ids[:max(tokens, 0)]), self._salt(request)
+        is_stored = known and not known.lost and tokens <= known.stored_tokens()
+        if not token_ids or self._remember(token_ids, salt) or is_stored:
             return False
         self._transfers.saves.append(Save(request.request_id, token_ids, list(blocks), salt))
         return True
@@ -322,7 +370,7 @@ class Scheduler:
         already does no harm, so that it is enough to know it mostly."""
         now, chunk, running, prefixes = time.monotonic(), self._settings.chunk_tokens, hash(salt), []
         for first in range(0, len(token_ids) - chunk + 1, chunk):
-            running = hash((running, tuple(token_ids[first:first + chunk])))
+            running = hash((running, token_ids[first:first + chunk].tobytes()))
             prefixes.append(running)
         known = now - self._stored.get(running, -math.inf) < _FORGET
         for prefix in prefixes if not known else ():
@@ -337,7 +385,7 @@ class Scheduler:
         return transfers
 
     def close(self):
-        self._threads.shutdown()
+        self._threads.shutdown(cancel_futures=True)
         if self._client:
             self._client.close()
 
@@ -353,6 +401,8 @@ class Pages:
     holds exactly."""
 
     def __init__(self, layer, cache, heads, head_dims):
+        if not hasattr(layer.impl, "do_kv_cache_update") or cache.dim() != 4:
+            _refuse("%s has a cache of another kind" % type(layer.impl).__name__)
         self._layer, self._cache = layer, cache
         self._heads, self._head_dims = heads, head_dims
         self.block_tokens = cache.shape[2]  # the cache is [blocks, heads, tokens, K and V of a token]
@@ -375,9 +425,16 @@ class Pages:
 
     def read(self, blocks):
         """K and V of blocks, [tokens, heads * head_dim], in host memory."""
-        content = self._cache[blocks].reshape(len(blocks), -1)
-        for of_plane, dim in zip(self._places, self._head_dims):
-            yield content[:, of_plane].reshape(-1, self._heads * dim).cpu()
+        rows = [torch.empty(len(blocks) * self.block_tokens, self._heads * dim, dtype=self._cache.dtype)
+                for dim in self._head_dims]
+        at = 0
+        for piece in blocks.split(max(_PIECE // (self._cache[0].numel() * self._cache.element_size()), 1)):
+            content = self._cache[piece].reshape(len(piece), -1)
+            end = at + len(piece) * self.block_tokens
+            for of_plane, places in zip(rows, self._places):
+                of_plane[at:end] = content[:, places].reshape(end - at, -1)
+            at = end
+        return rows
 
     def _update(self, k, v, cache, slots):
         self._layer.impl.do_kv_cache_update(self._layer, k, v, cache, slots)
@@ -428,12 +485,12 @@ class _Loading:
 
     def __init__(self, worker, load):
         self.load, self._worker = load, worker
-        self._slots = worker.slots(load.blocks, len(load.token_ids))
         self._ranges = []  # that are loaded
-        self.session = None
+        self.session, self.since, self._slots = None, time.monotonic(), None
 
     def begin(self):
         load, settings = self.load, self._worker.settings
+        self._slots = self._worker.slots(load.blocks, len(load.token_ids))
         # The scheduler has looked for the first rank's publication; others have theirs.
         where = {"manifest": load.manifest} if self._worker.rank == 0 else {"store": settings.store}
         self.session = self._worker.client.fetch(
@@ -449,8 +506,12 @@ class _Loading:
         with self._worker.load_stream():
             planes = [self._worker.tensor(plane, r, end - first)[skipped:] for plane, r in enumerate(rows)]
             self._worker.pages[layer].write(self._slots[first + skipped:end], *planes)
-        if layer == self._worker.layout.layers - 1:
+        if layer == self._worker.layout.layers - 1:  # layers come in order
             self._ranges.append((first, end))
+
+    def cut_off(self, now):
+        if self.session and 0 < self._worker.settings.deadline < now - self.since:
+            self.session.cancel()
 
     def loaded_tokens(self):
         """From the start, without a gap."""
@@ -472,11 +533,17 @@ class Worker:
         self.pages, self._block_tokens, self._device = [], 0, None
         self.load_stream, self._save_stream = None, None
         self._loadings = {}
-        self._saves = queue.Queue(settings.most_saves)
-        self._saved = queue.SimpleQueue()  # ids of requests whose blocks have been read
         self._published = self._publication()
-        self._saver = threading.Thread(target=self._save_all, name="kvcast save", daemon=True)
-        self._saver.start()
+        self._cannot_read = False
+        self._saves_paused_until, self._closing = 0.0, False
+        self._room, self._room_lock = settings.save_bytes, threading.Lock()
+        self._copies, self._publications = queue.SimpleQueue(), queue.SimpleQueue()
+        self._copied = queue.SimpleQueue()  # ids of requests whose blocks are vLLM's again, each once
+        # Two, so that blocks are kept for no destination.
+        self._savers = [threading.Thread(target=run, name="kvcast " + run.__name__.strip("_"), daemon=True)
+                        for run in (self._copy_all, self._publish_all)]
+        for thread in self._savers:
+            thread.start()
 
     def _publication(self):
         s, steps = self.settings, None
@@ -505,6 +572,16 @@ class Worker:
             else:
                 pages.find_out()
 
+    def _can_read(self):
+        """Found out with the first save: some backends are not ready before their first step."""
+        if not self._cannot_read and not self.pages[-1].are_known():
+            try:
+                self._find_out()
+            except Exception as e:  # pylint: disable=broad-except; vLLM goes on
+                logger.error("kvcast stores nothing: %s", e)
+                self._cannot_read = True
+        return not self._cannot_read
+
     def slots(self, blocks, tokens):
         starts = torch.tensor(blocks, dtype=torch.int64) * self._block_tokens
         within = torch.arange(self._block_tokens)
@@ -521,54 +598,45 @@ class Worker:
         return torch.frombuffer(memory, dtype=dtype).reshape(shape).to(self._device)
 
     def begin(self, transfers):
-        if transfers.saves and not self.pages[0].are_known():
-            self._find_out()  # not before: some backends are ready with their first step only
         if transfers.loads:
             self.load_stream.after_what_is_queued()
         for load in transfers.loads:
             loading = self._loadings[load.request] = _Loading(self, load)
             try:
                 loading.begin()
-            except kvcast.Error as e:
+            except Exception as e:  # pylint: disable=broad-except; what is not loaded is computed
                 logger.warning("kvcast load of %s: %s", load.request, e)
                 self.loaded.put(loading)
-        if transfers.saves:
-            self._save_stream.after_what_is_queued()
         for save in transfers.saves:
-            try:
-                self._saves.put_nowait(save)
-            except queue.Full:
-                logger.warning("kvcast does not store %s: %d others wait", save.request, self.settings.most_saves)
-                self._saved.put(save.request)
+            if self._reserve(save):
+                self._save_stream.after_what_is_queued()
+                self._copies.put(save)
+            else:
+                self._copied.put(save.request)
 
     def abort(self, requests):
         for request in requests & self._loadings.keys():
             if self._loadings[request].session:
                 self._loadings[request].session.cancel()
 
-    def ended(self):
-        """Requests whose blocks were read, requests whose loads ended, and blocks that these did not fill."""
+    def poll(self):
+        """Requests whose blocks were copied, requests whose loads ended, and blocks that these did not fill."""
+        now = time.monotonic()
+        for loading in self._loadings.values():
+            loading.cut_off(now)
         received, missing = set(), set()
-        while True:
-            try:
-                loading = self.loaded.get_nowait()
-            except queue.Empty:
-                break
-            load = loading.load
+        for loading in _drained(self.loaded):
+            load, tokens = loading.load, loading.loaded_tokens()
             del self._loadings[load.request]
             received.add(load.request)
-            tokens = loading.loaded_tokens()
-            missing.update(load.blocks[i] for i in range(tokens // self._block_tokens,
-                                                         -(-len(load.token_ids) // self._block_tokens))
-                           if tokens < len(load.token_ids))
+            if tokens < len(load.token_ids):
+                last = -(-len(load.token_ids) // self._block_tokens)
+                missing.update(load.blocks[tokens // self._block_tokens:last])
             self._tell(loading, tokens)
-        sent = set()
-        with contextlib.suppress(queue.Empty):
-            while True:
-                sent.add(self._saved.get_nowait())
-        return sent, received, missing
+        return set(_drained(self._copied)), received, missing
 
-    def _tell(self, loading, tokens):
+    @staticmethod
+    def _tell(loading, tokens):
         load = loading.load
         if loading.session is None:
             return
@@ -576,38 +644,52 @@ class Worker:
             with loading.session as session:
                 summary = session.wait()
         except Exception as e:  # pylint: disable=broad-except; what was not loaded is computed
-            logger.warning("kvcast load of %s: %s", load.request, e)
+            level = logging.DEBUG if getattr(e, "name", "") == "cancelled" else logging.WARNING
+            logger.log(level, "kvcast loaded tokens %d to %d of %d for %s: %s", load.present, tokens, len(load.token_ids),
+                       load.request, e)
             return
         logger.info("kvcast loaded tokens %d to %d of %d for %s: %.1f MB in %.0f ms%s", load.present, tokens,
                     len(load.token_ids), load.request, summary.network_bytes / 1e6, summary.time * 1e3,
                     "; " + summary.troubles.strip().replace("\n", "; ") if summary.troubles else "")
 
-    def _save_all(self):
-        while True:
-            save = self._saves.get()
-            if save is None:
-                return
+    # Saves: copied by one thread, published by another one.
+
+    def _bytes(self, save):
+        # Of whole blocks, which are read.
+        tokens = -(-len(save.token_ids) // self._block_tokens) * self._block_tokens
+        return tokens * self.layout.layers * sum(self.layout.row_bytes(plane) for plane in range(2))
+
+    def _reserve(self, save):
+        """Whether there is room for a copy, and a destination."""
+        if time.monotonic() < self._saves_paused_until or not self._can_read():
+            return False
+        with self._room_lock:
+            fits = self._bytes(save) <= self._room
+            if fits:
+                self._room -= self._bytes(save)
+        if not fits:
+            logger.info("kvcast does not store %s: save_bytes has no room for it", save.request)
+        return fits
+
+    def _release(self, save):
+        with self._room_lock:
+            self._room += self._bytes(save)
+
+    def _copy_all(self):
+        for save in iter(self._copies.get, None):
             try:
-                try:
-                    planes = self._copied(save)
-                finally:
-                    self._saved.put(save.request)  # once, whatever happens: its blocks are vLLM's again
-                self._publish(save, planes)
+                self._publications.put((save, self._copy(save)))
             except Exception as e:  # pylint: disable=broad-except; what is not stored will be computed
                 logger.warning("kvcast does not store %s: %s", save.request, e)
+                self._release(save)
+            self._copied.put(save.request)
+        self._publications.put(None)
 
-    def _copied(self, save):
+    def _copy(self, save):
         """All planes, as publish() has them."""
         with self._save_stream():
             planes = [plane for pages in self.pages for plane in pages.read(self._cache_blocks(save, pages))]
         return [plane[:len(save.token_ids)] for plane in planes]
-
-    def _publish(self, save, planes):
-        began = time.monotonic()
-        url = self.client.publish(self.settings.destination or self.settings.store, self.layout, self.model,
-                                  save.token_ids, planes, salt=save.salt, **self._published)
-        logger.info("kvcast stored %d tokens of %s in %.0f ms: %s", len(save.token_ids), save.request,
-                    (time.monotonic() - began) * 1e3, url)
 
     def _cache_blocks(self, save, pages):
         """Blocks of a cache, where those of the engine are made of several."""
@@ -616,11 +698,45 @@ class Worker:
         blocks = [b * parts + i for b in save.blocks[:used] for i in range(parts)]
         return torch.tensor(blocks, dtype=torch.int64, device=self._device)
 
+    def _publish_all(self):
+        for save, planes in iter(self._publications.get, None):
+            if not self._closing and time.monotonic() >= self._saves_paused_until:
+                self._publish(save, planes)
+            del planes
+            self._release(save)
+
+    def _publish(self, save, planes):
+        began = time.monotonic()
+        try:
+            url = self.client.publish(self.settings.destination or self.settings.store, self.layout, self.model,
+                                      save.token_ids, planes, salt=save.salt, on_chunk=lambda _: self._closing,
+                                      **self._published)
+        except Exception as e:  # pylint: disable=broad-except; what is not stored will be computed
+            self._saves_paused_until = time.monotonic() + _PAUSE
+            logger.warning("kvcast does not store %s: %s; nothing for %.0f s", save.request, e, _PAUSE)
+            return
+        logger.info("kvcast stored %d tokens of %s in %.0f ms: %s", len(save.token_ids), save.request,
+                    (time.monotonic() - began) * 1e3, url)
+
     def close(self):
-        """What waits to be stored is stored before."""
-        self._saves.put(None)
-        self._saver.join()
-        self.client.close()
+        """What waits to be stored has some seconds for that."""
+        self._copies.put(None)
+        end = time.monotonic() + _DRAIN
+        for thread in self._savers:
+            thread.join(max(end - time.monotonic(), 0.0))
+        self._closing = True  # after the chunk at hand
+        self._savers[-1].join(0.5)
+        if any(thread.is_alive() for thread in self._savers):
+            logger.warning("kvcast does not store what waits: there is no time left")
+        else:
+            self.client.close()
+
+
+def _drained(waiting):
+    """What is in a queue."""
+    with contextlib.suppress(queue.Empty):
+        while True:
+            yield waiting.get_nowait()
 
 
 # ---- as vLLM calls it ----
@@ -635,18 +751,17 @@ class KvcastConnector(KVConnectorBase_V1, SupportsHMA):
         for name in ("pipeline_parallel_size", "decode_context_parallel_size", "prefill_context_parallel_size"):
             if getattr(parallel, name, 1) != 1:
                 _refuse("%s=%d" % (name, getattr(parallel, name)))
-        loads, saves = transfer.is_kv_consumer, transfer.is_kv_producer
-        if loads and not settings.store:
+        may_load, may_save = transfer.is_kv_consumer, transfer.is_kv_producer
+        if may_load and not settings.store:
             _refuse("to load, kv_connector_extra_config needs a store")
-        if saves and not (settings.destination or settings.store):
+        if may_save and not (settings.destination or settings.store):
             _refuse("to store, kv_connector_extra_config needs a destination or a store")
-        if loads and transfer.kv_load_failure_policy != "recompute":
+        if may_load and transfer.kv_load_failure_policy != "recompute":
             _refuse('what a network does not bring has to be computed: kv_load_failure_policy must be "recompute"')
-        self._cache_names = list(kv_cache_config.kv_cache_groups[0].layer_names)
         layout = layout_of(vllm_config, kv_cache_config, settings.rope)
         self._scheduler, self._worker, self._missing = None, None, set()
         if role == KVConnectorRole.SCHEDULER:
-            self._scheduler = Scheduler(settings, layout, _model_of(settings, vllm_config, 0), loads, saves)
+            self._scheduler = Scheduler(settings, layout, _model_of(settings, vllm_config, 0), may_load, may_save)
         else:
             rank = parallel.rank % parallel.tensor_parallel_size
             self._worker = Worker(settings, layout, _model_of(settings, vllm_config, rank), rank)
@@ -663,6 +778,9 @@ class KvcastConnector(KVConnectorBase_V1, SupportsHMA):
 
     # Of the scheduler.
 
+    def on_new_request(self, request):
+        self._scheduler.began(request)
+
     def get_num_new_matched_tokens(self, request, num_computed_tokens):
         tokens = self._scheduler.matched(request, num_computed_tokens)
         return tokens, bool(tokens)
@@ -673,11 +791,18 @@ class KvcastConnector(KVConnectorBase_V1, SupportsHMA):
     def build_connector_meta(self, scheduler_output):
         return self._scheduler.take()
 
+    def update_connector_output(self, connector_output):
+        self._scheduler.received(connector_output.finished_recving or (), connector_output.invalid_block_ids or set())
+
     def request_finished(self, request, block_ids):
         return self._scheduler.ended(request, block_ids), None
 
     def request_finished_all_groups(self, request, block_ids):
         return self.request_finished(request, block_ids[0])
+
+    def reset_cache(self):
+        logger.warning("kvcast keeps what is stored: new weights need a new name of the model")
+        return False
 
     # Of workers.
 
@@ -685,10 +810,10 @@ class KvcastConnector(KVConnectorBase_V1, SupportsHMA):
         def depth(name):  # "model.layers.11.self_attn.attn"
             return [int(n) for n in re.findall(r"\d+", name)]
 
-        names = sorted(self._cache_names, key=depth)
+        group = self._kv_cache_config.kv_cache_groups[0]
+        names = sorted(group.layer_names, key=depth)
         layers = self._vllm_config.compilation_config.static_forward_context
-        self._worker.register([layers[n] for n in names], [kv_caches[n] for n in names],
-                              self._kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size)
+        self._worker.register([layers[n] for n in names], [kv_caches[n] for n in names], group.kv_cache_spec.block_size)
 
     def start_load_kv(self, forward_context, **kwargs):
         self._worker.begin(self._get_connector_metadata())
@@ -704,8 +829,8 @@ class KvcastConnector(KVConnectorBase_V1, SupportsHMA):
 
     def get_finished(self, finished_req_ids):
         self._worker.abort(finished_req_ids)
-        sent, received, self._missing = self._worker.ended()
-        return sent, received
+        copied, received, self._missing = self._worker.poll()
+        return copied, received
 
     def get_block_ids_with_load_errors(self):
         """Called after get_finished(), in the same step."""
