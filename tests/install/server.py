@@ -2,6 +2,7 @@
     server.py store FOLDER    prints the manifest's place
     server.py load URL        of the manifest; fails unless every element is as it was stored, and every misuse is named"""
 
+import array
 import os
 import signal
 import sys
@@ -145,6 +146,9 @@ def misuse(stored):
             return codec.encode(other.pop("layout", LAYOUT), other.pop("model", MODEL), ids, planes, **other)[0]
 
         expect(encode() == encode(list(layered[:, :64])) == encode([bytes(p) for p in stored]), "memory makes a difference")
+        expect(encode() == encode(ids=array.array("i", range(64))) == encode(ids=numpy.arange(64, dtype=numpy.int32)) ==
+               encode(ids=numpy.arange(64)) == encode(ids=numpy.arange(128, dtype=numpy.int32)[:64]), "ids make a difference")
+        expect(encode(ids=numpy.arange(0, 128, 2, dtype=numpy.int32)) == encode(ids=range(0, 128, 2)), "ids lie apart")
         refused = [
             (ValueError, {"planes": good}), (ValueError, {"planes": [given[0][:63]] + good}),
             (ValueError, {"planes": [given[0][::-1]] + good}), (ValueError, {"planes": [given[0][:, ::2]] + good}),
