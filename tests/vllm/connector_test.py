@@ -2,6 +2,8 @@
 before: what is in its pages can be told. The store is a folder behind an HTTP server of this process."""
 
 import contextlib
+import ctypes
+import dataclasses
 import functools
 import glob
 import hashlib
@@ -238,6 +240,20 @@ class Engine:
         """Twice is once. What is to be stored is stored then."""
         self.scheduler.shutdown()
         self.worker.shutdown()
+
+
+def put(place, rows):
+    """Rows of a plane [tokens, heads, head_dim] where a kvcast_place has them, as kvcast.h says it."""
+    size = rows.element_size()
+    for t, row in enumerate(rows):
+        at = place.rows + t * place.row_bytes
+        if place.pages:
+            page, within = divmod(place.slot + t, place.page_tokens)
+            page = ctypes.cast(place.pages, ctypes.POINTER(ctypes.c_int32))[page]
+            at = place.rows + page * place.page_bytes + within * place.row_bytes
+        for h, head in enumerate(row):
+            to = at + h * (place.head_bytes or HEAD_DIM * size)
+            ctypes.memmove(to, head.contiguous().data_ptr(), HEAD_DIM * size)
 
 
 class ConnectorTest(unittest.TestCase):
@@ -538,6 +554,35 @@ class ConnectorTest(unittest.TestCase):
             self.assertEqual(loaded, len(self.prompt))
             self.expect_kv(engine, request, blocks)
 
+    def test_places_of_a_gpu(self):
+        """The CPU does what a session on a GPU does: it writes where on_place says."""
+        kv = kv_of(self.prompt[:256])
+        for backend in (SideBySide, ByToken, Transposed, HalfBlocks):
+            with self.subTest(backend=backend.__name__):
+                engine = self.engine(backend, device="cpu")
+                worker = engine.worker._worker
+                request = Request("a", self.prompt)
+                blocks, present = engine.allocate(request), 96
+                shared = torch.randn(kv[:, :, :present].shape).to(DTYPE)
+                engine.write(blocks, 0, shared)
+                loading = kvcast_vllm._Loading(worker, kvcast_vllm.Load("a", self.prompt[:256], present, blocks, None, ""))
+                loading._slots, loading._table = worker.slots(blocks, 256), worker.cache_blocks(blocks).to(torch.int32)
+                worker.settings = dataclasses.replace(worker.settings, device="cuda")
+                for first in (64, 128, 192):
+                    places = loading._on_place(first, first + 64)
+                    self.assertEqual(all(p.pages for p in places), first > 64 and backend is not Transposed)
+                    for place, plane in zip(places, kv.reshape(2 * LAYERS, 256, HEADS, HEAD_DIM)):
+                        put(place, plane[first:first + 64])
+                    for layer in range(LAYERS):
+                        loading._on_layer(first, first + 64, layer, [])
+                self.assertEqual(loading.loaded_tokens(), 256)
+                self.assertFalse(loading._beside)
+                if backend is not HalfBlocks:  # which are read in another way here
+                    found = engine.read(blocks, 256)
+                    self.assertTrue(torch.equal(found[:, :, :present], shared))
+                    self.assertTrue(torch.equal(found[:, :, present:], kv[:, :, present:]))
+                worker.settings = dataclasses.replace(worker.settings, device="cpu")
+
     def test_preempted_requests_load_again(self):
         self.store(self.prompt)
         engine = self.engine()
@@ -598,7 +643,7 @@ class ConnectorTest(unittest.TestCase):
                 "levels=['0']": {"extra": {**extra, "levels": ["0"]}}, "levels=[3, 0]": {"extra": {**extra, "levels": [3, 0]}},
                 "finest_level=-1": {"extra": {**extra, "finest_level": -1}}, "ttl=-5": {"extra": {**extra, "ttl": -5}},
                 "trusted_keys=[1]": {"extra": {**extra, "trusted_keys": [1]}},
-                "not causal": {"extra": extra, "spec": FullAttentionSpec(non_causal=True)},
+                "device='tpu'": {"extra": {**extra, "device": "tpu"}}, "not causal": {"extra": extra, "spec": FullAttentionSpec(non_causal=True)},
                 "no KV cache": {"extra": extra, "groups": 0}, "needs a store": {"extra": {}},
                 "needs a destination": {"extra": {}, "role": "kv_producer"}, "recompute": {"extra": extra, "policy": "fail"},
                 "hybrid": {"extra": extra, "groups": 2}, "SlidingWindowSpec": {"extra": extra, "spec": SlidingWindowSpec()},

@@ -15,7 +15,8 @@ for that, and stored from there; chunks that the store has already are taken ove
 a destination does not take, or what waits when vLLM ends, is lost.
 
 KV gets into pages by the attention backend's own update, and where that puts a value is found out by putting some: all that
-is assumed here is vLLM's view of a cache, [blocks, heads, tokens, values]. Encoding and decoding are done by the CPU.
+is assumed here is vLLM's view of a cache, [blocks, heads, tokens, values]. The CPU encodes and decodes; or, with the device
+"cuda", kvcast's kernels decode straight into pages (that has not been run on a GPU).
 
 What KV belongs to is the model's name (with revision and quantisation), its layout and the tokens: after new weights, give
 it a new name; vLLM's reset of connectors is refused. Neither loaded nor stored: requests with LoRA or with other inputs than
@@ -93,6 +94,7 @@ class Settings:
     save_bytes: int = 4 << 30  # of host memory, for what waits; what has no room is not stored
 
     threads: int = 1  # of each load, and of what is stored
+    device: str = "cpu"  # that decodes, or cuda
 
     @classmethod
     def of(cls, given):
@@ -113,6 +115,8 @@ class Settings:
             return all(isinstance(v, str) for v in value)
         if name == "rope":
             return value in ("auto", "half", "interleaved", "none")
+        if name == "device":
+            return value in ("cpu", "cuda")
         if name == "rule":
             return _RULES.fullmatch(value)
         return not isinstance(value, (int, float)) or value >= (name in ("chunk_tokens", "threads"))
@@ -238,9 +242,9 @@ def _model_of(settings, vllm_config, rank):
     return name if ranks == 1 else "%s, rank %d of %d" % (name, rank, ranks)
 
 
-def _open_client(settings):
+def _open_client(settings, device="cpu"):
     return kvcast.Client(threads=settings.threads, cache_folder=settings.cache_folder or None,
-                         ca_file=settings.ca_file or None)
+                         ca_file=settings.ca_file or None, device=device)
 
 
 def _read(path):
@@ -436,6 +440,20 @@ class Pages:
             at = end
         return rows
 
+    def strided(self, plane):
+        """How the kernels of kvcast address K (0) or V (1): where the first row is, and how many bytes lie from row to row,
+        head to head and block to block. None where that does not say it."""
+        _, heads, tokens, values = self._cache.shape
+        to_block, to_head, to_token, to_value = (n * self._cache.element_size() for n in self._cache.stride())
+        at = self._places[plane].reshape(tokens, self._heads, self._head_dims[plane])
+        at = at // (tokens * values) % heads * to_head + at // values % tokens * to_token + at % values * to_value
+        first = int(at[0, 0, 0])
+        steps = [int(at.select(d, 1).flatten()[0]) - first if at.shape[d] > 1 else 0 for d in range(3)]
+        t, h, v = (torch.arange(n, device=at.device) * step for n, step in zip(at.shape, steps))
+        if steps[2] != self._cache.element_size() or not torch.equal(at, first + t[:, None, None] + h[:, None] + v):
+            return None
+        return self._cache.data_ptr() + first, steps[0], steps[1], to_block
+
     def _update(self, k, v, cache, slots):
         self._layer.impl.do_kv_cache_update(self._layer, k, v, cache, slots)
 
@@ -486,28 +504,45 @@ class _Loading:
     def __init__(self, worker, load):
         self.load, self._worker = load, worker
         self._ranges = []  # that are loaded
-        self.session, self.since, self._slots = None, time.monotonic(), None
+        self._beside = {}  # chunks that were not decoded into pages, by their first token
+        self.session, self.since, self._slots, self._table = None, time.monotonic(), None, None
 
     def begin(self):
         load, settings = self.load, self._worker.settings
         self._slots = self._worker.slots(load.blocks, len(load.token_ids))
+        self._table = self._worker.cache_blocks(load.blocks).to(torch.int32)
         # The scheduler has looked for the first rank's publication; others have theirs.
         where = {"manifest": load.manifest} if self._worker.rank == 0 else {"store": settings.store}
         self.session = self._worker.client.fetch(
             self._worker.layout, self._worker.model, load.token_ids, self._on_layer, lambda *_: None,
-            on_finish=lambda: self._worker.loaded.put(self), salt=load.salt, chunk_tokens=settings.chunk_tokens,
+            on_finish=lambda: self._worker.loaded.put(self),
+            on_place=self._on_place if settings.device == "cuda" else None, salt=load.salt, chunk_tokens=settings.chunk_tokens,
             deadline=settings.deadline, prefill_tokens_per_second=settings.prefill_tokens_per_second,
             finest_level=settings.finest_level, rule=settings.rule, trusted_keys=self._worker.trusted_keys,
             present_tokens=load.present, **where)
 
+    def _on_place(self, first, end):
+        """For clients that decode on the GPU: into pages, if nothing there is another's, or beside them."""
+        worker = self._worker
+        with worker.load_stream():
+            strided = worker.strided() if first >= self.load.present else None
+            if strided:
+                return [kvcast.Place(rows, row, head, self._table.data_ptr(), pages.block_tokens, block, first)
+                        for pages, planes in zip(worker.pages, strided) for rows, row, head, block in planes]
+            self._beside[first] = [worker.empty(plane, end - first) for _ in worker.pages for plane in range(2)]
+        return [kvcast.Place(rows.data_ptr(), rows.stride(0) * rows.element_size()) for rows in self._beside[first]]
+
     def _on_layer(self, first, end, layer, rows):
         # Blocks of tokens that vLLM had are shared with other requests.
         skipped = max(self.load.present - first, 0)
-        with self._worker.load_stream():
-            planes = [self._worker.tensor(plane, r, end - first)[skipped:] for plane, r in enumerate(rows)]
-            self._worker.pages[layer].write(self._slots[first + skipped:end], *planes)
+        if self._worker.settings.device == "cpu" or first in self._beside:
+            with self._worker.load_stream():
+                planes = self._beside[first][2 * layer:2 * layer + 2] if first in self._beside else \
+                    [self._worker.tensor(plane, r, end - first) for plane, r in enumerate(rows)]
+                self._worker.pages[layer].write(self._slots[first + skipped:end], *(p[skipped:] for p in planes))
         if layer == self._worker.layout.layers - 1:  # layers come in order
             self._ranges.append((first, end))
+            self._beside.pop(first, None)
 
     def cut_off(self, now):
         if self.session and 0 < self._worker.settings.deadline < now - self.since:
@@ -527,14 +562,14 @@ class Worker:
 
     def __init__(self, settings, layout, model, rank):
         self.settings, self.layout, self.model, self.rank = settings, layout, model, rank
-        self.client = _open_client(settings)
+        self.client = _open_client(settings, settings.device)
         self.trusted_keys = [_read(path) for path in settings.trusted_keys]
         self.loaded = queue.SimpleQueue()  # of _Loading, whose sessions have ended
         self.pages, self._block_tokens, self._device = [], 0, None
         self.load_stream, self._save_stream = None, None
         self._loadings = {}
         self._published = self._publication()
-        self._cannot_read = False
+        self._cannot_read, self._strided = False, None
         self._saves_paused_until, self._closing = 0.0, False
         self._room, self._room_lock = settings.save_bytes, threading.Lock()
         self._copies, self._publications = queue.SimpleQueue(), queue.SimpleQueue()
@@ -587,15 +622,33 @@ class Worker:
         within = torch.arange(self._block_tokens)
         return (starts[:, None] + within).flatten()[:tokens].to(self._device)
 
+    def cache_blocks(self, blocks):
+        """Of blocks of the engine, each of which may be made of several of a cache."""
+        parts = self._block_tokens // self.pages[0].block_tokens
+        return torch.tensor([b * parts + i for b in blocks for i in range(parts)], dtype=torch.int64, device=self._device)
+
+    def empty(self, plane, tokens):
+        shape = tokens, self.layout.heads[plane], self.layout.head_dim[plane]
+        return torch.empty(shape, dtype=self._dtype(), device=self._device)
+
     def tensor(self, plane, rows, tokens):
         """Rows in host memory that is the session's, on the device."""
         row = self.layout.row_bytes(plane)
         if rows.row_bytes != row:
             raise ValueError("rows of %d bytes, %d apart" % (row, rows.row_bytes))
         memory = (ctypes.c_char * (tokens * row)).from_address(rows.rows)
-        dtype = next(d for d, number in _DTYPES.items() if number == self.layout.dtype)
         shape = tokens, self.layout.heads[plane], self.layout.head_dim[plane]
-        return torch.frombuffer(memory, dtype=dtype).reshape(shape).to(self._device)
+        return torch.frombuffer(memory, dtype=self._dtype()).reshape(shape).to(self._device)
+
+    def _dtype(self):
+        return next(d for d, number in _DTYPES.items() if number == self.layout.dtype)
+
+    def strided(self):
+        """For each layer K's and V's, as Pages has it; None where one of them is not."""
+        if self._strided is None and self._can_read():
+            planes = [[pages.strided(plane) for plane in range(2)] for pages in self.pages]
+            self._strided = planes if all(all(p) for p in planes) else []
+        return self._strided or None
 
     def begin(self, transfers):
         if transfers.loads:
@@ -687,16 +740,10 @@ class Worker:
 
     def _copy(self, save):
         """All planes, as publish() has them."""
+        blocks = self.cache_blocks(save.blocks[:-(-len(save.token_ids) // self._block_tokens)])
         with self._save_stream():
-            planes = [plane for pages in self.pages for plane in pages.read(self._cache_blocks(save, pages))]
+            planes = [plane for pages in self.pages for plane in pages.read(blocks)]
         return [plane[:len(save.token_ids)] for plane in planes]
-
-    def _cache_blocks(self, save, pages):
-        """Blocks of a cache, where those of the engine are made of several."""
-        parts = self._block_tokens // pages.block_tokens
-        used = -(-len(save.token_ids) // self._block_tokens)
-        blocks = [b * parts + i for b in save.blocks[:used] for i in range(parts)]
-        return torch.tensor(blocks, dtype=torch.int64, device=self._device)
 
     def _publish_all(self):
         for save, planes in iter(self._publications.get, None):
