@@ -485,8 +485,9 @@ TEST_F(FaultTest, RequestsThatWaitForAConnectionDoNotTimeOut) {
     http.connections_per_host = 1;
     options.deadline = 30;
     options.compute.prefill.clear();
+    options.download.first_byte_timeout = options.download.stall_timeout = milliseconds(1500);
     const std::uint64_t bytes = published->manifest.chunks[0].objects[1].bytes;
-    fault("kvc$", fmt::format(R"("fault": "pace", "rate": {})", static_cast<double>(bytes) / 0.4));
+    fault("kvc$", fmt::format(R"("fault": "pace", "rate": {})", static_cast<double>(bytes) / 1.2));
     const Summary s = fetch_completely();
     EXPECT_GT(s.time, to_seconds(options.download.first_byte_timeout));
     for (const ChunkReport& c : s.chunks) EXPECT_EQ(c.requests, 1u) << c.trouble;

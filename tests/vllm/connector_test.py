@@ -158,7 +158,9 @@ class Engine:
         invalid = self.worker.get_block_ids_with_load_errors()
         self.invalid |= invalid
         self.worker.clear_connector_metadata()
-        self.scheduler.update_connector_output(types.SimpleNamespace(finished_recving=received, invalid_block_ids=invalid))
+        told = pickle.loads(pickle.dumps(self.worker.build_connector_worker_meta()))
+        self.scheduler.update_connector_output(types.SimpleNamespace(
+            finished_recving=received, invalid_block_ids=invalid, kv_connector_worker_meta=told))
         return metadata
 
     def until(self, condition, seconds=60):
@@ -607,7 +609,7 @@ class ConnectorTest(unittest.TestCase):
 
     def test_lossy_levels_are_not_stored_again(self):
         self.store(self.prompt, levels=[0, 5])
-        engine = self.engine(levels=[0, 5], finest_level=5)
+        engine = self.engine(levels=[0, 5], finest_level=5, behind_lossy=True)
         request = Request("second", self.prompt * 2)
         loaded, blocks = engine.run(request)
         self.assertEqual(loaded, 256)
@@ -621,6 +623,25 @@ class ConnectorTest(unittest.TestCase):
         loaded, blocks = reader.run(again)
         self.assertEqual(loaded, 576)
         self.expect_kv(reader, again, blocks)
+
+    def test_what_lies_behind_a_lossy_prefix_is_not_stored(self):
+        self.store(self.prompt, levels=[0, 5])
+        engine = self.engine(finest_level=5)
+        request = Request("second", self.prompt * 2)
+        loaded, blocks = engine.run(request)
+        self.assertEqual(loaded, 256)
+        self.assertFalse(engine.end(request, blocks))
+        # Neither by a request that finds it in vLLM's own cache.
+        longer = Request("third", self.prompt[:256] + self.prompt)
+        _, blocks = engine.run(longer, local_tokens=256, local_blocks=blocks)
+        self.assertFalse(engine.end(longer, blocks))
+        # Lossless prefixes, and what has none, are stored.
+        engine = self.engine()
+        for name, tokens in (("fourth", self.prompt * 2), ("fifth", self.prompt[::-1])):
+            request = Request(name, tokens)
+            _, blocks = engine.run(request)
+            self.assertTrue(engine.end(request, blocks))
+        self.assertEqual(kvcast_vllm.Received({"a"}).aggregate(kvcast_vllm.Received({"b"})).lossy, {"a", "b"})
 
     def test_ranks_have_their_own(self):
         config, caches = configuration(self.extra, tensor_parallel_size=2, rank=1)
@@ -642,6 +663,9 @@ class ConnectorTest(unittest.TestCase):
                 "rope='x'": {"extra": {**extra, "rope": "x"}}, "rule='x'": {"extra": {**extra, "rule": "x"}},
                 "levels=['0']": {"extra": {**extra, "levels": ["0"]}}, "levels=[3, 0]": {"extra": {**extra, "levels": [3, 0]}},
                 "finest_level=-1": {"extra": {**extra, "finest_level": -1}}, "ttl=-5": {"extra": {**extra, "ttl": -5}},
+                "save_bytes='4G' is not a number": {"extra": {**extra, "save_bytes": "4G"}},
+                "not an http://": {"extra": {**extra, "store": "/srv/kv"}},
+                "trusted_keys: ": {"extra": {**extra, "trusted_keys": ["/none"]}},
                 "trusted_keys=[1]": {"extra": {**extra, "trusted_keys": [1]}},
                 "device='tpu'": {"extra": {**extra, "device": "tpu"}}, "not causal": {"extra": extra, "spec": FullAttentionSpec(non_causal=True)},
                 "no KV cache": {"extra": extra, "groups": 0}, "needs a store": {"extra": {}},
@@ -701,6 +725,16 @@ class ConnectorTest(unittest.TestCase):
                     rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768})
         self.assertEqual(yarn["rope_frequencies"][0], 1.0)
         self.assertAlmostEqual(yarn["rope_frequencies"][31], 1e6**(-62 / 64) / 4)
+
+    def test_files_are_looked_at_first(self):
+        path = os.path.join(self.folder, "file")
+        for said, content in (("layer_steps", '{"k": [1, 2]}'), ("layer_steps", '{"k": [1, 2], "v": [3, 4]}'),
+                              ("layer_steps", "k"), ("calibration", "k"), ("key", None)):
+            if content:
+                with open(path, "w", encoding="utf-8") as f:
+                    f.write(content)
+            with self.assertRaisesRegex((ValueError, kvcast.Error), said):
+                Engine(extra={**self.extra, said: path if content else "/none"})
 
     def test_steps_come_from_a_file(self):
         path = os.path.join(self.folder, "steps.json")

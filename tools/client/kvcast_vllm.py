@@ -1,5 +1,6 @@
 """kvcast in vLLM: a KV connector. Prompts whose beginning is in a store are loaded instead of computed, and what requests
-computed is stored. For vLLM 0.32, with kvcast.py beside this file and libkvcast where the system finds it:
+computed is stored. For vLLM 0.32, with kvcast.py beside this file, and libkvcast where the system finds it, in
+LD_LIBRARY_PATH or named by KVCAST_LIBRARY:
 
     vllm serve MODEL --kv-transfer-config '{
         "kv_connector": "KvcastConnector", "kv_connector_module_path": "kvcast_vllm",
@@ -18,6 +19,9 @@ KV gets into pages by the attention backend's own update, and where that puts a 
 is assumed here is vLLM's view of a cache, [blocks, heads, tokens, values]. The CPU encodes and decodes; or, with the device
 "cuda", kvcast's kernels decode straight into pages (that has not been run on a GPU).
 
+What lies behind a prefix that came at a lossy level is not stored, if not asked for (behind_lossy). A server that is to
+store what waits when it ends needs some seconds for that (--shutdown-timeout).
+
 What KV belongs to is the model's name (with revision and quantisation), its layout and the tokens: after new weights, give
 it a new name; vLLM's reset of connectors is refused. Neither loaded nor stored: requests with LoRA or with other inputs than
 tokens. A request's cache_salt keeps its KV apart. With tensor parallelism every rank stores and loads the heads that it has.
@@ -33,6 +37,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import queue
 import re
 import threading
@@ -41,7 +46,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (KVConnectorBase_V1, KVConnectorMetadata, KVConnectorRole,
-                                                               SupportsHMA)
+                                                               KVConnectorWorkerMetadata, SupportsHMA)
 from vllm.logger import init_logger
 from vllm.v1.request import RequestStatus
 
@@ -54,7 +59,7 @@ _PAUSE = 10.0  # seconds without lookups, or without saves, after a server that 
 _UNREACHABLE = {"network", "tls", "http-status", "protocol", "timeout"}
 _FORGET = 600.0  # seconds after which a context is stored again: it may not have come to that, or be gone
 _REMEMBERED = 1 << 16  # chunks
-_DRAIN = 4.0  # seconds for what waits to be stored when vLLM ends; it kills workers after 5
+_DRAIN = 4.0  # seconds for what waits to be stored when vLLM ends, where that gives workers so many
 _PIECE = 64 << 20  # bytes of a layer that are gathered at once
 _RULES = re.compile(r"two-pointer|mpc|prefix-only|deadline|cachegen|fixed:\d+")
 
@@ -91,6 +96,9 @@ class Settings:
     session: str = ""
     key: str = ""  # file
     generated: bool = True  # what was generated too, not the prompt alone
+    # What was computed behind a prefix that came at a lossy level, too: its level 0 is then what the engine had, not what
+    # the model computes. Levels should then be the store's own, so that the prefix's chunks are taken over.
+    behind_lossy: bool = False
     save_bytes: int = 4 << 30  # of host memory, for what waits; what has no room is not stored
 
     threads: int = 1  # of each load, and of what is stored
@@ -104,7 +112,12 @@ class Settings:
                 raise ValueError("kv_connector_extra_config: %r is none of %s" % (name, ", ".join(known)))
             kinds = {float: (float, int), tuple: (tuple, list)}.get(type(known[name]), (type(known[name]), ))
             if type(value) not in kinds or not cls._fits(name, value):
-                raise ValueError("kv_connector_extra_config: %s=%r" % (name, value))
+                expected = {"levels": "ascending levels", "trusted_keys": "a list of files", "device": "cpu or cuda",
+                            "rope": "auto, half, interleaved or none", "rule": _RULES.pattern,
+                            "store": "an http://, https:// or s3:// URL"}
+                number = "a number from %d on" % (name in ("chunk_tokens", "threads"))
+                kind = {str: "a text", bool: "true or false"}.get(type(known[name]), number)
+                raise ValueError("kv_connector_extra_config: %s=%r is not %s" % (name, value, expected.get(name, kind)))
         return cls(**given)
 
     @staticmethod
@@ -115,6 +128,8 @@ class Settings:
             return all(isinstance(v, str) for v in value)
         if name == "rope":
             return value in ("auto", "half", "interleaved", "none")
+        if name == "store":
+            return re.match("(https?|s3)://|$", value)
         if name == "device":
             return value in ("cpu", "cuda")
         if name == "rule":
@@ -140,6 +155,16 @@ class Save:
     token_ids: array.array
     blocks: list
     salt: str
+
+
+@dataclasses.dataclass
+class Received(KVConnectorWorkerMetadata):
+    """What workers tell the scheduler of one step: requests for which something came at a lossy level."""
+
+    lossy: set
+
+    def aggregate(self, other):
+        return Received(self.lossy | other.lossy)
 
 
 @dataclasses.dataclass
@@ -247,9 +272,25 @@ def _open_client(settings, device="cpu"):
                          ca_file=settings.ca_file or None, device=device)
 
 
-def _read(path):
-    with open(path, "rb") as f:
-        return f.read()
+def _read(path, setting):
+    try:
+        with open(path, "rb") as f:
+            return f.read()
+    except OSError as e:
+        raise ValueError("kv_connector_extra_config: %s: %s" % (setting, e)) from None
+
+
+def _steps(path, layers):
+    """Of a file {"k": [a number for each layer], "v": ...}, as publish() has them."""
+    try:
+        steps = json.loads(_read(path, "layer_steps"))
+        k, v = ([float(step) for step in steps[plane]] for plane in "kv")
+    except (KeyError, TypeError, ValueError) as e:
+        raise ValueError("kv_connector_extra_config: layer_steps: %s: %r" % (path, e)) from None
+    if len(k) != layers or len(v) != layers:
+        raise ValueError("kv_connector_extra_config: layer_steps: %s has %d and %d steps, the model %d layers" %
+                         (path, len(k), len(v), layers))
+    return [step for of_layer in zip(k, v) for step in of_layer]
 
 
 # ---- in the scheduler's process ----
@@ -262,6 +303,7 @@ class _Known:
         self.lookup, self.since = lookup, time.monotonic()  # a future of kvcast.Stored, or of None
         self.computed = 0  # tokens that vLLM had when it last asked, which it does before it allocates
         self.loading = None  # a set of blocks
+        self.loaded = None  # tokens and salt of the last load
         self.lost = False  # a load has not brought all: what is missing is computed, and stored
 
     def stored(self):
@@ -278,12 +320,13 @@ class Scheduler:
         self._settings, self._layout, self._model = settings, layout, model
         self._may_load, self._may_save = may_load, may_save
         self._client = _open_client(settings) if may_load else None
-        self._keys = [_read(path) for path in settings.trusted_keys]
+        self._keys = [_read(path, "trusted_keys") for path in settings.trusted_keys]
         self._threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="kvcast lookup")
         self._known = {}
         self._transfers = Transfers([], [])
         self._paused_until = 0.0
-        self._stored = collections.OrderedDict()  # when chunks were known to be, by a hash of all to their end
+        # By a hash of all tokens to a chunk's end: when it was known to be stored, and what vLLM may have from a lossy level.
+        self._stored, self._lossy = collections.OrderedDict(), collections.OrderedDict()
 
     @staticmethod
     def _is_text(request):
@@ -308,8 +351,8 @@ class Scheduler:
             if name in _UNREACHABLE:
                 self._paused_until = time.monotonic() + _PAUSE
                 logger.warning("kvcast lookup: %s; none for %.0f s", e, _PAUSE)
-            elif name != "not-stored":
-                logger.warning("kvcast lookup: %s", e)
+            else:
+                logger.log(logging.DEBUG if name == "not-stored" else logging.WARNING, "kvcast lookup: %s", e)
             return None
 
     def began(self, request):
@@ -337,12 +380,15 @@ class Scheduler:
             return
         known = self._known[request.request_id]
         token_ids = array.array("i", request.all_token_ids[:known.computed + tokens])
-        known.loading = set(blocks)
+        known.loading, known.loaded = set(blocks), (token_ids, self._salt(request))
         self._transfers.loads.append(Load(request.request_id, token_ids, known.computed, list(blocks),
                                           self._salt(request), known.stored().manifest_url))
 
-    def received(self, requests, missing):
-        """Loads have ended, and blocks were not filled."""
+    def received(self, requests, missing, lossy):
+        """Loads have ended, blocks were not filled, and some requests' KV came at a lossy level."""
+        for request in lossy & self._known.keys():
+            for prefix in self._prefixes(*self._known[request].loaded):
+                _note(self._lossy, prefix)
         for known in self._known.values() if missing else ():
             known.lost |= bool(known.loading and known.loading & missing)
         for request in requests:
@@ -363,26 +409,26 @@ class Scheduler:
             tokens = min(tokens, request.num_prompt_tokens)
         tokens -= tokens % self._settings.chunk_tokens
         token_ids, salt = array.array("i", request.all_token_ids[:max(tokens, 0)]), self._salt(request)
-        is_stored = known and not known.lost and tokens <= known.stored_tokens()
-        if not token_ids or self._remember(token_ids, salt) or is_stored:
+        prefixes = self._prefixes(token_ids, salt)
+        if not prefixes or (not self._settings.behind_lossy and any(p in self._lossy for p in prefixes)):
+            return False
+        # Stores take what they have already, so that it is enough to know it mostly.
+        if time.monotonic() - self._stored.get(prefixes[-1], -math.inf) < _FORGET:
+            return False
+        for prefix in prefixes:
+            _note(self._stored, prefix)
+        if known and not known.lost and tokens <= known.stored_tokens():
             return False
         self._transfers.saves.append(Save(request.request_id, token_ids, list(blocks), salt))
         return True
 
-    def _remember(self, token_ids, salt):
-        """That the chunks of a context are in the store, or on their way. Whether that was known. To store what is there
-        already does no harm, so that it is enough to know it mostly."""
-        now, chunk, running, prefixes = time.monotonic(), self._settings.chunk_tokens, hash(salt), []
+    def _prefixes(self, token_ids, salt):
+        """A hash for each whole chunk, of all to its end."""
+        chunk, running, out = self._settings.chunk_tokens, hash(salt), []
         for first in range(0, len(token_ids) - chunk + 1, chunk):
             running = hash((running, token_ids[first:first + chunk].tobytes()))
-            prefixes.append(running)
-        known = now - self._stored.get(running, -math.inf) < _FORGET
-        for prefix in prefixes if not known else ():
-            self._stored[prefix] = now
-            self._stored.move_to_end(prefix)
-        while len(self._stored) > _REMEMBERED:
-            self._stored.popitem(last=False)
-        return known
+            out.append(running)
+        return out
 
     def take(self):
         transfers, self._transfers = self._transfers, Transfers([], [])
@@ -392,6 +438,14 @@ class Scheduler:
         self._threads.shutdown(cancel_futures=True)
         if self._client:
             self._client.close()
+
+
+def _note(times, key):
+    """In a dictionary that keeps the last ones."""
+    times[key] = time.monotonic()
+    times.move_to_end(key)
+    if len(times) > _REMEMBERED:
+        times.popitem(last=False)
 
 
 # ---- in a worker's process ----
@@ -505,7 +559,8 @@ class _Loading:
         self.load, self._worker = load, worker
         self._ranges = []  # that are loaded
         self._beside = {}  # chunks that were not decoded into pages, by their first token
-        self.session, self.since, self._slots, self._table = None, time.monotonic(), None, None
+        self.session, self.since, self.was_cut_off = None, time.monotonic(), False
+        self._slots, self._table = None, None
 
     def begin(self):
         load, settings = self.load, self._worker.settings
@@ -545,7 +600,8 @@ class _Loading:
             self._beside.pop(first, None)
 
     def cut_off(self, now):
-        if self.session and 0 < self._worker.settings.deadline < now - self.since:
+        if self.session and not self.was_cut_off and 0 < self._worker.settings.deadline < now - self.since:
+            self.was_cut_off = True
             self.session.cancel()
 
     def loaded_tokens(self):
@@ -563,11 +619,11 @@ class Worker:
     def __init__(self, settings, layout, model, rank):
         self.settings, self.layout, self.model, self.rank = settings, layout, model, rank
         self.client = _open_client(settings, settings.device)
-        self.trusted_keys = [_read(path) for path in settings.trusted_keys]
+        self.trusted_keys = [_read(path, "trusted_keys") for path in settings.trusted_keys]
         self.loaded = queue.SimpleQueue()  # of _Loading, whose sessions have ended
         self.pages, self._block_tokens, self._device = [], 0, None
         self.load_stream, self._save_stream = None, None
-        self._loadings = {}
+        self._loadings, self._lossy = {}, set()
         self._published = self._publication()
         self._cannot_read, self._strided = False, None
         self._saves_paused_until, self._closing = 0.0, False
@@ -581,14 +637,13 @@ class Worker:
             thread.start()
 
     def _publication(self):
-        s, steps = self.settings, None
-        if s.layer_steps:
-            by_plane = json.loads(_read(s.layer_steps))
-            steps = [step for of_layer in zip(by_plane["k"], by_plane["v"]) for step in of_layer]
-        return {"levels": list(s.levels) or None, "calibration": _read(s.calibration) if s.calibration else None,
-                "chunk_tokens": s.chunk_tokens, "ttl": s.ttl, "session": s.session or None,
-                "key": _read(s.key) if s.key else None, "block_heads": s.block_heads, "run_layers": s.run_layers,
-                "layer_steps": steps, "extend": True}
+        s = self.settings
+        calibration = _read(s.calibration, "calibration") if s.calibration else None
+        kvcast.Codec(1, calibration).close()  # says what is wrong with it
+        return {"levels": list(s.levels) or None, "calibration": calibration, "chunk_tokens": s.chunk_tokens, "ttl": s.ttl,
+                "session": s.session or None, "key": _read(s.key, "key") if s.key else None, "block_heads": s.block_heads,
+                "run_layers": s.run_layers, "layer_steps": _steps(s.layer_steps, self.layout.layers) if s.layer_steps else None,
+                "extend": True}
 
     def register(self, layers, caches, block_tokens):
         """`layers`: attention layers, `caches` their caches, both in the model's order; the engine's blocks have
@@ -688,22 +743,29 @@ class Worker:
             self._tell(loading, tokens)
         return set(_drained(self._copied)), received, missing
 
-    @staticmethod
-    def _tell(loading, tokens):
+    def _tell(self, loading, tokens):
         load = loading.load
-        if loading.session is None:
-            return
+        what = "kvcast loaded tokens %d to %d of %d for %s" % (load.present, tokens, len(load.token_ids), load.request)
+        summary = None
         try:
-            with loading.session as session:
-                summary = session.wait()
+            if loading.session:
+                with loading.session as session:
+                    summary = session.wait()
         except Exception as e:  # pylint: disable=broad-except; what was not loaded is computed
-            level = logging.DEBUG if getattr(e, "name", "") == "cancelled" else logging.WARNING
-            logger.log(level, "kvcast loaded tokens %d to %d of %d for %s: %s", load.present, tokens, len(load.token_ids),
-                       load.request, e)
-            return
-        logger.info("kvcast loaded tokens %d to %d of %d for %s: %.1f MB in %.0f ms%s", load.present, tokens,
-                    len(load.token_ids), load.request, summary.network_bytes / 1e6, summary.time * 1e3,
-                    "; " + summary.troubles.strip().replace("\n", "; ") if summary.troubles else "")
+            if loading.was_cut_off:
+                logger.warning("%s: cut off by the deadline of %g s", what, self.settings.deadline)
+            else:
+                logger.log(logging.DEBUG if getattr(e, "name", "") == "cancelled" else logging.WARNING, "%s: %s", what, e)
+        if tokens > load.present and (summary is None or summary.kl != 0):
+            self._lossy.add(load.request)  # or it is not known
+        if summary:
+            logger.info("%s: %.1f MB in %.0f ms, expected KL %s%s", what, summary.network_bytes / 1e6, summary.time * 1e3,
+                        "%.4f" % summary.kl if summary.kl >= 0 else "unknown",
+                        "; " + summary.troubles.strip().replace("\n", "; ") if summary.troubles else "")
+
+    def take_lossy(self):
+        lossy, self._lossy = self._lossy, set()
+        return lossy
 
     # Saves: copied by one thread, published by another one.
 
@@ -714,7 +776,10 @@ class Worker:
 
     def _reserve(self, save):
         """Whether there is room for a copy, and a destination."""
-        if time.monotonic() < self._saves_paused_until or not self._can_read():
+        if time.monotonic() < self._saves_paused_until:
+            logger.info("kvcast does not store %s: the destination failed just now", save.request)
+            return False
+        if not self._can_read():
             return False
         with self._room_lock:
             fits = self._bytes(save) <= self._room
@@ -760,6 +825,8 @@ class Worker:
                                       **self._published)
         except Exception as e:  # pylint: disable=broad-except; what is not stored will be computed
             self._saves_paused_until = time.monotonic() + _PAUSE
+            if self._closing:
+                return
             logger.warning("kvcast does not store %s: %s; nothing for %.0f s", save.request, e, _PAUSE)
             return
         logger.info("kvcast stored %d tokens of %s in %.0f ms: %s", len(save.token_ids), save.request,
@@ -808,7 +875,13 @@ class KvcastConnector(KVConnectorBase_V1, SupportsHMA):
         layout = layout_of(vllm_config, kv_cache_config, settings.rope)
         self._scheduler, self._worker, self._missing = None, None, set()
         if role == KVConnectorRole.SCHEDULER:
-            self._scheduler = Scheduler(settings, layout, _model_of(settings, vllm_config, 0), may_load, may_save)
+            name = _model_of(settings, vllm_config, 0)
+            self._scheduler = Scheduler(settings, layout, name, may_load, may_save)
+            logger.info("kvcast %s: KV of %r, %s, chunks of %d tokens; loads from %s, stores into %s", kvcast.version(), name,
+                        layout, settings.chunk_tokens, settings.store if may_load else "nowhere",
+                        (settings.destination or settings.store) if may_save else "nothing")
+            if not settings.model and os.path.exists(vllm_config.model_config.model):
+                logger.warning("kvcast knows this model by its path only: say what it is by the setting `model`")
         else:
             rank = parallel.rank % parallel.tensor_parallel_size
             self._worker = Worker(settings, layout, _model_of(settings, vllm_config, rank), rank)
@@ -839,7 +912,9 @@ class KvcastConnector(KVConnectorBase_V1, SupportsHMA):
         return self._scheduler.take()
 
     def update_connector_output(self, connector_output):
-        self._scheduler.received(connector_output.finished_recving or (), connector_output.invalid_block_ids or set())
+        told = connector_output.kv_connector_worker_meta
+        self._scheduler.received(connector_output.finished_recving or (), connector_output.invalid_block_ids or set(),
+                                 told.lossy if told else set())
 
     def request_finished(self, request, block_ids):
         return self._scheduler.ended(request, block_ids), None
@@ -878,6 +953,10 @@ class KvcastConnector(KVConnectorBase_V1, SupportsHMA):
         self._worker.abort(finished_req_ids)
         copied, received, self._missing = self._worker.poll()
         return copied, received
+
+    def build_connector_worker_meta(self):
+        lossy = self._worker.take_lossy()
+        return Received(lossy) if lossy else None
 
     def get_block_ids_with_load_errors(self):
         """Called after get_finished(), in the same step."""

@@ -46,8 +46,11 @@ Status check(const Context& context, const PublishOptions& options, const std::v
     if (context.layout == nullptr) return {ErrorCode::kBadArgument, "no layout given"};
     if (Status s = check_layout(*context.layout); !s.ok()) return s;
     const unsigned last = last_level(options.calibration.get());
-    if (std::ranges::adjacent_find(levels, std::greater_equal()) != levels.end() || levels.back() > last)
-        return {ErrorCode::kBadArgument, fmt::format("levels that do not ascend from 0 to {}", last)};
+    if (std::ranges::adjacent_find(levels, std::greater_equal()) != levels.end())
+        return {ErrorCode::kBadArgument, "levels that do not ascend"};
+    if (levels.back() > last)
+        return {ErrorCode::kBadArgument,
+                fmt::format("level {}: there are levels 0 to {}", levels.back(), last)};
     if (options.chunk_tokens == 0) return {ErrorCode::kBadArgument, "chunks of no tokens"};
     if (!options.layer_steps.empty()) {
         if (options.calibration != nullptr)

@@ -10,6 +10,10 @@ class KVConnectorMetadata:
     pass
 
 
+class KVConnectorWorkerMetadata:
+    pass
+
+
 class SupportsHMA:
     pass
 
