@@ -117,6 +117,17 @@ class FaultTest : public testing::Test {
         options.wall_clock = [] { return 1'800'000'100; };
     }
 
+    // How a session ends that is cancelled while it runs.
+    Status cancelled() {
+        sink.emplace(*published);
+        Client client(http);
+        client::CodecAdapter codec(1, "");
+        Session session(client.loop(), client.transport(), wanted, options, codec, *sink);
+        EXPECT_FALSE(session.wait_for(milliseconds(50)));
+        session.cancel();
+        return session.wait().status;
+    }
+
     // For faults that take the server time, on a busy machine, but are not about waiting.
     void be_patient() {
         options.deadline = 20;
@@ -755,14 +766,7 @@ TEST_F(FaultTest, ACancelledSessionHasNothingToSayOfPresentChunks) {
     serve();
     fault("kvc$", R"("fault": "stall-before-headers")");
     wanted.present_tokens = 128;
-    sink.emplace(*published);
-    Client client(http);
-    client::CodecAdapter codec(1, "");
-    Session session(client.loop(), client.transport(), wanted, options, codec, *sink);
-    EXPECT_FALSE(session.wait_for(milliseconds(50)));
-    session.cancel();
-    const Summary s = session.wait();
-    EXPECT_EQ(s.status.code(), ErrorCode::kCancelled);
+    EXPECT_EQ(cancelled().code(), ErrorCode::kCancelled);
     EXPECT_EQ(sink->chunks_loaded(), 0u);
     EXPECT_TRUE(sink->recomputed().empty());
 }
@@ -1120,13 +1124,7 @@ TEST_F(FaultTest, ASessionCanBeDroppedAtAnyTime) {
 TEST_F(FaultTest, CancelWhileNothingAnswers) {
     serve();
     fault(".", R"("fault": "stall-before-headers")");
-    sink.emplace(*published);
-    Client client(http);
-    client::CodecAdapter codec(1, "");
-    Session session(client.loop(), client.transport(), wanted, options, codec, *sink);
-    EXPECT_FALSE(session.wait_for(milliseconds(50)));
-    session.cancel();
-    EXPECT_EQ(session.wait().status.code(), ErrorCode::kCancelled);
+    EXPECT_EQ(cancelled().code(), ErrorCode::kCancelled);
 }
 
 }  // namespace

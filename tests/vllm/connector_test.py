@@ -308,6 +308,13 @@ class ConnectorTest(unittest.TestCase):
         tokens = tokens or request.num_computed_tokens
         self.assertTrue(torch.equal(engine.read(blocks, tokens), kv_of(request.all_token_ids[:tokens])))
 
+    def expect_stored(self, token_ids, tokens):
+        """Another engine loads so many, and has the KV that was computed."""
+        reader, request = self.engine(), Request("reader's", token_ids)
+        loaded, blocks = reader.run(request)
+        self.assertEqual(loaded, tokens)
+        self.expect_kv(reader, request, blocks)
+
     def test_what_one_engine_computed_another_one_loads(self):
         self.store(self.prompt)
         for backend in (SideBySide, ByToken, Transposed, HalfBlocks):
@@ -324,11 +331,7 @@ class ConnectorTest(unittest.TestCase):
                 self.assertEqual(loaded, 256)
                 self.assertTrue(engine.end(longer, blocks))
                 engine.close()
-                reader = self.engine()
-                again = Request("fourth", self.prompt * 2)
-                loaded, blocks = reader.run(again)
-                self.assertEqual(loaded, 576)
-                self.expect_kv(reader, again, blocks)
+                self.expect_stored(self.prompt * 2, 576)
                 shutil.rmtree(self.folder)
                 os.mkdir(self.folder)
                 self.store(self.prompt)
@@ -618,11 +621,7 @@ class ConnectorTest(unittest.TestCase):
         self.assertLess(float((lossy - true).abs().mean()), 0.3)
         self.assertTrue(engine.end(request, blocks))
         engine.close()
-        reader = self.engine()
-        again = Request("third", self.prompt * 2)
-        loaded, blocks = reader.run(again)
-        self.assertEqual(loaded, 576)
-        self.expect_kv(reader, again, blocks)
+        self.expect_stored(self.prompt * 2, 576)
 
     def test_what_lies_behind_a_lossy_prefix_is_not_stored(self):
         self.store(self.prompt, levels=[0, 5])

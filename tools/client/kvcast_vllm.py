@@ -111,30 +111,26 @@ class Settings:
             if name not in known:
                 raise ValueError("kv_connector_extra_config: %r is none of %s" % (name, ", ".join(known)))
             kinds = {float: (float, int), tuple: (tuple, list)}.get(type(known[name]), (type(known[name]), ))
-            if type(value) not in kinds or not cls._fits(name, value):
-                expected = {"levels": "ascending levels", "trusted_keys": "a list of files", "device": "cpu or cuda",
-                            "rope": "auto, half, interleaved or none", "rule": _RULES.pattern,
-                            "store": "an http://, https:// or s3:// URL"}
-                number = "a number from %d on" % (name in ("chunk_tokens", "threads"))
-                kind = {str: "a text", bool: "true or false"}.get(type(known[name]), number)
-                raise ValueError("kv_connector_extra_config: %s=%r is not %s" % (name, value, expected.get(name, kind)))
+            expected, fits = cls._expected(name, type(known[name]))
+            if type(value) not in kinds or not fits(value):
+                raise ValueError("kv_connector_extra_config: %s=%r is not %s" % (name, value, expected))
         return cls(**given)
 
     @staticmethod
-    def _fits(name, value):
-        if name == "levels":
-            return all(type(v) is int and 0 <= v < 256 for v in value) and list(value) == sorted(set(value))
-        if name == "trusted_keys":
-            return all(isinstance(v, str) for v in value)
-        if name == "rope":
-            return value in ("auto", "half", "interleaved", "none")
-        if name == "store":
-            return re.match("(https?|s3)://|$", value)
-        if name == "device":
-            return value in ("cpu", "cuda")
-        if name == "rule":
-            return _RULES.fullmatch(value)
-        return not isinstance(value, (int, float)) or value >= (name in ("chunk_tokens", "threads"))
+    def _expected(name, kind):
+        """What a setting's values are, and whether one of the right type is."""
+        least = int(name in ("chunk_tokens", "threads"))
+        number = ("a number from %d on" % least, lambda v: v >= least)
+        of_kind = {str: ("a text", lambda v: True), bool: ("true or false", lambda v: True)}
+        return {
+            "device": ("cpu or cuda", lambda v: v in ("cpu", "cuda")),
+            "levels": ("ascending levels", lambda levels: all(type(v) is int and 0 <= v < 256 for v in levels) and
+                       list(levels) == sorted(set(levels))),
+            "rope": ("auto, half, interleaved or none", lambda v: v in ("auto", "half", "interleaved", "none")),
+            "rule": (_RULES.pattern, _RULES.fullmatch),
+            "store": ("an http://, https:// or s3:// URL", lambda v: re.match("(https?|s3)://|$", v)),
+            "trusted_keys": ("a list of files", lambda files: all(isinstance(v, str) for v in files)),
+        }.get(name) or of_kind.get(kind, number)
 
 
 @dataclasses.dataclass
@@ -565,7 +561,8 @@ class _Loading:
     def begin(self):
         load, settings = self.load, self._worker.settings
         self._slots = self._worker.slots(load.blocks, len(load.token_ids))
-        self._table = self._worker.cache_blocks(load.blocks).to(torch.int32)
+        if settings.device == "cuda":
+            self._table = self._worker.cache_blocks(load.blocks).to(torch.int32)
         # The scheduler has looked for the first rank's publication; others have theirs.
         where = {"manifest": load.manifest} if self._worker.rank == 0 else {"store": settings.store}
         self.session = self._worker.client.fetch(
